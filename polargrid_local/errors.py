@@ -1,0 +1,173 @@
+"""Every error this package raises.
+
+    PolarGridError
+    |- ValidationError             400  a bad argument or request field; the message names it and its limits
+    |  |- ContextLengthError       400  prompt longer than the context; both counts in `details`
+    |  |- InvalidModelError        400  a model file refused; key or tensor, value and limits in `details`
+    |  |- TemplateError            400  a broken or hostile chat template
+    |  |- GrammarError             400  a broken or hostile grammar
+    |  `- SchemaError              400  an unsupported JSON schema
+    |- AuthenticationError         401  missing or wrong API key (403: foreign Host or Origin)
+    |- BillingError                402  never raised here; exists so that remote code catches it unchanged
+    |- NotFoundError               404  unknown model, or one not on this disk
+    |- RateLimitError              429  queue full
+    |- NetworkError                 -   a download failed
+    |- TimeoutError                504  a deadline passed
+    |- EngineClosed                503  used after close(), or closed while streaming
+    |- ForkedEngineError           503  an engine inherited through fork()
+    `- ServerError                 500  not the caller's fault
+       |- MemoryEstimateError      503  does not fit; `details` has need, have and max_n_ctx
+       |- EngineCrashed            503  an isolated engine process died; retryable
+       |- ModelFileChanged         503  the file changed under a loaded model
+       `- NumericError             500  NaN or infinity where probabilities should be
+
+The names are those of the official SDK where it has one, so `except` clauses port unchanged.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class PolarGridError(Exception):
+    """Base of all: `message`, `request_id`, `code` (stable, machine-readable), `status` (HTTP), `details`, `retryable`."""
+
+    code = "internal_error"
+    type = "server_error"
+    status = 500
+    retryable = False
+
+    def __init__(
+        self,
+        message: str,
+        request_id: str | None = None,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.request_id = request_id
+        self.param = param
+        self.details = details
+        if code is not None:
+            self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.message} (request_id: {self.request_id})" if self.request_id else self.message
+
+
+class ValidationError(PolarGridError):
+    code, type, status = "invalid_request", "invalid_request_error", 400
+
+
+class ContextLengthError(ValidationError):
+    code = "context_length_exceeded"
+
+
+class InvalidModelError(ValidationError):
+    code = "invalid_model"
+
+
+class TemplateError(ValidationError):
+    code = "invalid_template"
+
+
+class GrammarError(ValidationError):
+    code = "invalid_grammar"
+
+
+class SchemaError(ValidationError):
+    code = "invalid_schema"
+
+
+class AuthenticationError(PolarGridError):
+    code, type, status = "invalid_api_key", "authentication_error", 401
+
+
+class BillingError(PolarGridError):
+    code, type, status = "billing_error", "billing_error", 402
+
+
+class NotFoundError(PolarGridError):
+    code, type, status = "not_found", "not_found_error", 404
+
+
+class RateLimitError(PolarGridError):
+    """`retry_after` is in seconds."""
+
+    code, type, status, retryable = "queue_full", "rate_limit_error", 429, True
+
+    def __init__(self, message: str, request_id: str | None = None, *, retry_after: float | None = None, **kwargs: Any) -> None:
+        super().__init__(message, request_id, **kwargs)
+        self.retry_after = retry_after
+
+
+class NetworkError(PolarGridError):
+    """`cause` is the transport's own exception."""
+
+    code, status, retryable = "network_error", 503, True
+
+    def __init__(self, message: str, request_id: str | None = None, *, cause: BaseException | None = None, **kwargs: Any) -> None:
+        super().__init__(message, request_id, **kwargs)
+        self.cause = cause
+
+
+class TimeoutError(PolarGridError):  # noqa: A001 - the SDK's name
+    code, status, retryable = "timeout", 504, True
+
+
+class EngineClosed(PolarGridError):
+    code, status = "engine_closed", 503
+
+
+class ForkedEngineError(PolarGridError):
+    code, status = "forked_engine", 503
+
+
+class ServerError(PolarGridError):
+    """`status_code` as on the SDK's class."""
+
+    def __init__(self, message: str, request_id: str | None = None, *, status_code: int | None = None, **kwargs: Any) -> None:
+        super().__init__(message, request_id, **kwargs)
+        self.status = self.status_code = status_code or self.status
+
+
+class MemoryEstimateError(ServerError):
+    code, status = "out_of_memory", 503
+
+
+class EngineCrashed(ServerError):
+    code, status, retryable = "engine_crashed", 503, True
+
+
+class ModelFileChanged(ServerError):
+    code, status = "model_file_changed", 503
+
+
+class NumericError(ServerError):
+    code = "numeric_error"
+
+
+def is_polargrid_error(error: object) -> bool:
+    """True for every error of this package, and for the official SDK's own when that is installed."""
+    return isinstance(error, PolarGridError) or any(
+        cls.__module__.startswith("polargrid.") and cls.__name__ == "PolarGridError" for cls in type(error).__mro__
+    )
+
+
+_BY_CODE: dict[str, type[PolarGridError]] = {
+    cls.code: cls
+    for cls in (
+        ValidationError, ContextLengthError, InvalidModelError, TemplateError, GrammarError, SchemaError, NotFoundError,
+        RateLimitError, TimeoutError, EngineClosed, ForkedEngineError, MemoryEstimateError, EngineCrashed,
+        ModelFileChanged, NumericError,
+    )
+}
+
+
+def from_code(code: str, message: str, details: dict[str, Any] | None = None) -> PolarGridError:
+    """The error that the native engine or a server means by `code`; ServerError for a code without a class."""
+    cls = _BY_CODE.get(code, ServerError)
+    return cls(message, code=code, details=details or None)
