@@ -1,0 +1,50 @@
+// GGUF check: semantic validation of a model file before llama.cpp sees it, with its own bounded parser. Pure.
+#pragma once
+
+#include "request.h"
+
+#include <cstdint>
+#include <map>
+#include <string>
+
+namespace pgl {
+
+// What a file says about itself, after every rule has passed. Sizes are of the whole model, all splits together.
+// Counts that the file does not state are 0; per-layer values are the largest of any layer.
+struct GgufSummary {
+    uint32_t version = 0;
+    uint64_t n_kv = 0, n_tensors = 0;
+    uint64_t file_bytes = 0, tensor_bytes = 0, n_params = 0;
+    int32_t  n_splits = 1;
+    bool     vocab_only = false;             // no tensors: a tokenizer, not a model that can run
+
+    std::string type;                        // general.type: "model" (also if absent) or "adapter"
+    std::string architecture, name;
+    std::string quantization;                // of general.file_type, or of the type that holds most bytes: "Q4_K - Medium"
+    std::string tokenizer;                   // tokenizer.ggml.model: "gpt2", "llama", ...
+    std::string chat_template;
+    bool        has_chat_template = false;
+
+    int32_t n_layer = 0, n_embd = 0, n_head = 0, n_head_kv = 0, n_ctx_train = 0, n_vocab = 0;
+    int32_t head_dim_k = 0, head_dim_v = 0;
+    int32_t n_expert = 0;
+
+    // KV cache bytes per token: an upper bound where layers do not cache (recurrent layers are not counted when the
+    // file marks them with 0 KV heads), without the padding of sliding windows or latent attention's savings.
+    uint64_t cache_bytes_f16 = 0, cache_bytes_q8_0 = 0;
+
+    std::map<std::string, std::string> metadata;   // scalar keys; strings cut at 256 bytes, on a character
+};
+
+enum class GgufRole : uint8_t {
+    model,     // weights or a vocabulary: container, shape, vocabulary, tensor types, splits
+    adapter,   // a LoRA file: container, tensor types, general.type
+};
+
+// Reads the header only (the file is mapped, never read whole). Errors, as pgl::Error:
+//   not_found      the path cannot be opened or is no regular file
+//   invalid_model  a rule is broken; the message names key or tensor, value and what is allowed, and so do details
+//                  ("key" or "tensor", "value", "allowed"). Never the path.
+GgufSummary check_gguf(const std::string & path, GgufRole role = GgufRole::model);
+
+}  // namespace pgl
