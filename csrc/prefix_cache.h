@@ -35,7 +35,7 @@ public:
 
     // Slots. Any index >= 0 exists; one never put is empty.
     EntryId put_slot(int32_t slot, std::vector<Token> tokens);   // replaces what the slot held: a new, unpinned entry
-    void extend_slot(int32_t slot, Token token);                 // the slot must hold an entry; amortised O(1); a use
+    void extend_slot(int32_t slot, Token token);                 // begins an entry if empty; amortised O(1); a use
     void trim_slot(int32_t slot, int32_t n_tokens);              // keeps the first n_tokens
     void clear_slot(int32_t slot);
     const std::vector<Token> & slot_tokens(int32_t slot) const;

@@ -49,7 +49,6 @@ private:
 
     void decode(unsigned char byte);
     void append(const char * bytes, size_t n);
-    void count_done(uint64_t position, Out & out);
     Out  take();
 
     std::unique_ptr<const Patterns> patterns_;      // null = none
