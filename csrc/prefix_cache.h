@@ -10,8 +10,8 @@
 
 namespace pgl {
 
-// A book of what is where; it holds no KV state itself. A slot is one sequence of the KV cache and holds the tokens last
-// evaluated in it; a host entry is a snapshot copied to host memory, whose blob the owner keeps by EntryId.
+// A book of what is where; it holds no KV state itself. A slot is one sequence of the KV cache and holds the tokens
+// last evaluated in it; a host entry is a snapshot copied to host memory, whose blob the owner keeps by EntryId.
 //
 // Pins count, and only protect from being chosen (lru_slot, put_host's evictions): what the owner says outright
 // (put_slot, clear_slot, drop_host) happens to a pinned entry too, and its pins go with it. An unknown EntryId, 0
