@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+import random
 import shutil
 import subprocess
 from functools import lru_cache
@@ -18,10 +20,12 @@ PURE = [name for name in TESTS if not name.startswith(("test_kernels", "test_att
 pytestmark = pytest.mark.skipif(shutil.which("cmake") is None, reason="needs CMake and a C++17 compiler")
 
 
-def run(command: list[str]) -> str:
+def run(command: list[str], stdin: str = "") -> str:
     """Output of a command that must succeed; its failure shows both streams."""
     env = {**os.environ, "UBSAN_OPTIONS": "print_stacktrace=1", "ASAN_OPTIONS": "detect_leaks=1"}
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=env)
+    done = subprocess.run(
+        command, input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=env
+    )
     assert done.returncode == 0, f"{' '.join(command)} returned {done.returncode}:\n{done.stdout[-8000:]}"
     return done.stdout
 
@@ -40,19 +44,30 @@ def build_dir(sanitize: bool) -> Path:
     return path
 
 
-def build_and_run(name: str, sanitize: bool) -> None:
+def build(name: str, sanitize: bool) -> str:
+    """The path of one built test."""
     path = build_dir(sanitize)
     run(["cmake", "--build", str(path), "--target", name, "--parallel", str(os.cpu_count() or 1)])
-    program = next(p for p in path.rglob(f"{name}*") if p.is_file() and p.stem == name and os.access(p, os.X_OK))
-    assert " 0 failed" in run([str(program)])
+    return str(next(p for p in path.rglob(f"{name}*") if p.is_file() and p.stem == name and os.access(p, os.X_OK)))
 
 
 @pytest.mark.parametrize("name", TESTS)
 def test_native(name: str) -> None:
-    build_and_run(name, sanitize=False)
+    assert " 0 failed" in run([build(name, sanitize=False)])
 
 
 @pytest.mark.parametrize("name", PURE)
 @pytest.mark.skipif(os.name == "nt", reason="sanitizers as configured are GCC's and Clang's")
 def test_native_sanitized(name: str) -> None:
-    build_and_run(name, sanitize=True)
+    assert " 0 failed" in run([build(name, sanitize=True)])
+
+
+def test_text_decodes_as_python_does() -> None:
+    """Any bytes, one per token, against the incremental decoder of the standard library."""
+    rng = random.Random(1)
+    edges = [0x41, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC1, 0xC2, 0xE0, 0xE1, 0xED, 0xEF, 0xF0, 0xF4, 0xF5, 0xFF]
+    cases = [bytes(rng.choices(edges, k=rng.randrange(12))) for _ in range(20_000)]
+    cases += [rng.randbytes(rng.randrange(12)) for _ in range(20_000)]
+    answers = run([build("test_text", sanitize=False), "--decode"], "".join(f"{case.hex()}\n" for case in cases))
+    wanted = [codecs.getincrementaldecoder("utf-8")("replace").decode(case) for case in cases]
+    assert answers.split("\n")[:-1] == [text.encode().hex() for text in wanted]
