@@ -20,8 +20,8 @@ template <typename T>
 void show(std::ostream & os, const T & value) {
     if constexpr (std::is_enum_v<T>) {
         os << static_cast<long long>(value);
-    } else if constexpr (std::is_same_v<T, char> || std::is_same_v<T, unsigned char> || std::is_same_v<T, signed char>) {
-        os << static_cast<int>(value);
+    } else if constexpr (std::is_integral_v<T> && sizeof(T) == 1) {
+        os << static_cast<int>(value);   // a number, not a character
     } else {
         os << value;
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import random
 import shutil
@@ -63,11 +62,11 @@ def test_native_sanitized(name: str) -> None:
 
 
 def test_text_decodes_as_python_does() -> None:
-    """Any bytes, one per token, against the incremental decoder of the standard library."""
+    """Any bytes, one per token. Every case ends in "x", so that none ends inside a character, which is withheld."""
     rng = random.Random(1)
     edges = [0x41, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC1, 0xC2, 0xE0, 0xE1, 0xED, 0xEF, 0xF0, 0xF4, 0xF5, 0xFF]
     cases = [bytes(rng.choices(edges, k=rng.randrange(12))) for _ in range(20_000)]
     cases += [rng.randbytes(rng.randrange(12)) for _ in range(20_000)]
+    cases = [case + b"x" for case in cases]
     answers = run([build("test_text", sanitize=False), "--decode"], "".join(f"{case.hex()}\n" for case in cases))
-    wanted = [codecs.getincrementaldecoder("utf-8")("replace").decode(case) for case in cases]
-    assert answers.split("\n")[:-1] == [text.encode().hex() for text in wanted]
+    assert answers.split("\n")[:-1] == [case.decode("utf-8", "replace").encode().hex() for case in cases]

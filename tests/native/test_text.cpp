@@ -16,6 +16,7 @@ namespace {
 
 constexpr auto npos = string::npos;
 const string replacement = "\xEF\xBF\xBD";
+const string nine_replacements = "\uFFFD\uFFFD\uFFFD\uFFFD\uFFFD\uFFFD\uFFFD\uFFFD\uFFFD";
 
 // Whether the bytes could begin (or be) the encoding of a Unicode scalar value: complete them with the smallest and the
 // largest continuation bytes and see whether that range of code points holds one of the right length.
@@ -163,9 +164,9 @@ string compare(const Strings & tokens, const Strings & stop, const Strings & fil
         reason = out.reason;
         int32_t want_done = static_cast<int32_t>(i + 1);
         if (want.reason == FinishReason::none) {
-            const std::vector<size_t> ends = token_ends({tokens.begin(), tokens.begin() + static_cast<ptrdiff_t>(i) + 1});
-            want_done = static_cast<int32_t>(std::count_if(ends.begin(), ends.end(),
-                                                           [&](size_t end) { return end <= want.deliver; }));
+            const auto ends = token_ends({tokens.begin(), tokens.begin() + static_cast<ptrdiff_t>(i) + 1});
+            want_done = static_cast<int32_t>(
+                std::count_if(ends.begin(), ends.end(), [&](size_t end) { return end <= want.deliver; }));
         }
         CHECK_EQ(n_done, want_done);
     }
@@ -202,9 +203,9 @@ void decided_cases() {
         {"across tokens", {"a<", "|e", "nd|", ">b"}, {"<|end|>"}, {}, "a", stop},
         {"at the very start", {"STOP", "x"}, {"STOP"}, {}, "", stop},
         {"false start, then the stop", {"aaab"}, {"aab"}, {}, "a", stop},
-        {"a short one inside an open longer one: the longer completes", {"x ab", "cd"}, {"bc", "abcd"}, {}, "x ", stop},
-        {"a short one inside an open longer one: the longer fails", {"x ab", "ce"}, {"bc", "abcd"}, {}, "x a", stop},
-        {"a short one inside a longer one still open at the end", {"x ab", "c"}, {"bc", "abcd"}, {}, "x a", stop},
+        {"inside an open longer one that completes", {"x ab", "cd"}, {"bc", "abcd"}, {}, "x ", stop},
+        {"inside an open longer one that fails", {"x ab", "ce"}, {"bc", "abcd"}, {}, "x a", stop},
+        {"inside a longer one still open at the end", {"x ab", "c"}, {"bc", "abcd"}, {}, "x a", stop},
         {"filter inside an open stop", {"abc", "d"}, {"abcd"}, {"bc"}, "", stop},
         {"filter inside a stop that fails", {"abc", "x"}, {"abcd"}, {"bc"}, "a", filter},
         {"same start: the first to complete", {"abc"}, {"abc"}, {"ab"}, "", filter},
@@ -215,8 +216,7 @@ void decided_cases() {
         {"its lead byte is not the stop", {"a\xE2\x82"}, {"€"}, {}, "a", none},
         {"invalid bytes become U+FFFD and can be matched", {"a\xFF", "b"}, {replacement + "b"}, {}, "a", stop},
         {"overlong, surrogate, too large", {"\xC0\x80\xED\xA0\x80\xF4\x90\x80\x80"}, {}, {},
-         replacement + replacement + replacement + replacement + replacement + replacement + replacement + replacement
-             + replacement, none},
+         nine_replacements, none},
         {"a maximal part is one U+FFFD", {"\xF0\x9F\x91", "x"}, {}, {}, replacement + "x", none},
         {"NUL is text", {string("a\0b", 3)}, {}, {}, string("a\0b", 3), none},
         {"control tokens without bytes", {"", "a", "", "b", ""}, {"b"}, {}, "a", stop},
@@ -248,7 +248,8 @@ void latency() {
 
 // Every sequence of four bytes drawn from those where the rules change.
 void decoder() {
-    const string edges = "\x41\x7F\x80\x8F\x90\x9F\xA0\xBF\xC1\xC2\xDF\xE0\xE1\xEC\xED\xEF\xF0\xF1\xF3\xF4\xF5\xFF";
+    const string edges =
+        "\x41\x7F\x80\x8F\x90\x9F\xA0\xBF\xC1\xC2\xDF\xE0\xE1\xEC\xED\xEF\xF0\xF1\xF3\xF4\xF5\xFF";
     for (size_t n = 0; n < edges.size() * edges.size() * edges.size() * edges.size(); ++n) {
         string bytes;
         for (size_t rest = n, i = 0; i < 4; ++i, rest /= edges.size()) {
