@@ -42,7 +42,6 @@ struct SamplingParams {
     uint64_t seed = 0;
     int32_t  n_logprobs = -1;            // -1 = none; else the chosen token plus this many alternatives
     std::vector<std::pair<Token, float>> logit_bias;
-    std::string grammar;                 // GBNF, root rule "root"; empty = unconstrained
 };
 
 enum class Task : uint8_t { generate, embed };

@@ -1,0 +1,384 @@
+// The Python module _core: converts, releases the GIL, maps exceptions. No decisions.
+#include "bare_loop.h"
+#include "devices.h"
+#include "engine.h"
+#include "gguf_check.h"
+#include "kernels/kernels.h"
+#include "log.h"
+#include "machine.h"
+#include "request.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+namespace py = pybind11;
+
+namespace pgl {
+namespace {
+
+const char * name_of(EventKind kind) {
+    switch (kind) {
+        case EventKind::progress: return "progress";
+        case EventKind::loaded: return "loaded";
+        case EventKind::text: return "text";
+        case EventKind::finished: return "finished";
+        case EventKind::embedding: return "embedding";
+        case EventKind::error: return "error";
+    }
+    return "";
+}
+
+const char * name_of(FinishReason reason) {
+    switch (reason) {
+        case FinishReason::none: return "";
+        case FinishReason::stop: return "stop";
+        case FinishReason::length: return "length";
+        case FinishReason::content_filter: return "content_filter";
+    }
+    return "";
+}
+
+[[noreturn]] void refuse_field(const std::string & field, const std::string & why) {
+    throw Error("invalid_request", field + ": " + why, {{"field", field}});
+}
+
+// Reads known keys of a dict into a struct's members; an unknown key or a wrong type is an error naming it.
+class Fields {
+  public:
+    Fields(const py::dict & dict, std::string where) : dict_(dict), where_(std::move(where)) {}
+
+    template <typename T> Fields & read(const char * name, T & out) {
+        if (!dict_.contains(name)) {
+            return *this;
+        }
+        ++n_read_;
+        try {
+            out = py::cast<T>(dict_[name]);
+        } catch (const py::cast_error &) {
+            refuse_field(where_ + name, "wrong type or out of range: " + std::string(py::repr(dict_[name])));
+        }
+        return *this;
+    }
+
+    template <typename T> Fields & read(const char * name, T & out, const std::map<std::string, T> & words) {
+        std::string word;
+        read(name, word);
+        if (dict_.contains(name)) {
+            const auto found = words.find(word);
+            if (found == words.end()) {
+                std::string allowed;
+                for (const auto & [key, value] : words) {
+                    allowed += (allowed.empty() ? "" : ", ") + key;
+                }
+                refuse_field(where_ + name, "must be one of " + allowed + ", got " + word);
+            }
+            out = found->second;
+        }
+        return *this;
+    }
+
+    void done(std::initializer_list<const char *> elsewhere = {}) const {
+        size_t n = n_read_;
+        for (const char * name : elsewhere) {
+            n += dict_.contains(name) ? 1 : 0;
+        }
+        if (n != dict_.size()) {
+            refuse_field(where_, "unknown key among " + std::string(py::repr(py::list(dict_))));
+        }
+    }
+
+  private:
+    const py::dict & dict_;
+    std::string where_;
+    size_t n_read_ = 0;
+};
+
+EngineOptions options_from(const py::dict & dict) {
+    EngineOptions o;
+    Fields(dict, "")
+        .read("device", o.device, {{"auto", Device::automatic}, {"cpu", Device::cpu}, {"gpu", Device::gpu}})
+        .read("n_gpu_layers", o.n_gpu_layers)
+        .read("n_ctx", o.n_ctx)
+        .read("max_streams", o.max_streams)
+        .read("max_queue", o.max_queue)
+        .read("n_threads", o.n_threads)
+        .read("n_batch", o.n_batch)
+        .read("cache_type", o.cache_type, {{"f16", CacheType::f16}, {"q8_0", CacheType::q8_0}})
+        .read("flash_attention", o.flash_attention)
+        .read("mmap", o.mmap)
+        .read("kernels", o.kernels)
+        .read("prefix_cache_bytes", o.prefix_cache_bytes)
+        .read("check_tensors", o.check_tensors)
+        .read("embeddings", o.embeddings)
+        .read("lora", o.lora)
+        .done();
+    return o;
+}
+
+Request request_from(const py::dict & dict) {
+    Request r;
+    std::vector<std::pair<std::string, bool>> spans;
+    py::dict sampling;
+    Fields(dict, "")
+        .read("task", r.task, {{"generate", Task::generate}, {"embed", Task::embed}})
+        .read("prompt", spans)
+        .read("tokens", r.tokens)
+        .read("max_tokens", r.max_tokens)
+        .read("stop", r.stop)
+        .read("filter", r.filter)
+        .read("ignore_eos", r.ignore_eos)
+        .read("sampling", sampling)
+        .done();
+    for (auto & [text, trusted] : spans) {
+        r.prompt.push_back({std::move(text), trusted});
+    }
+    SamplingParams & s = r.sampling;
+    Fields(sampling, "sampling.")
+        .read("temperature", s.temperature)
+        .read("top_p", s.top_p)
+        .read("top_k", s.top_k)
+        .read("min_p", s.min_p)
+        .read("typical_p", s.typical_p)
+        .read("repetition_penalty", s.repetition_penalty)
+        .read("frequency_penalty", s.frequency_penalty)
+        .read("presence_penalty", s.presence_penalty)
+        .read("seed", s.seed)
+        .read("n_logprobs", s.n_logprobs)
+        .read("logit_bias", s.logit_bias)
+        .done();
+    return r;
+}
+
+py::dict to_dict(const TokenLogprob & entry) {
+    py::dict dict;
+    dict["token"] = entry.token;
+    dict["logprob"] = entry.logprob;
+    dict["bytes"] = py::bytes(entry.bytes);
+    py::list top;
+    for (const TokenLogprob & alternative : entry.top) {
+        top.append(to_dict(alternative));
+    }
+    dict["top"] = std::move(top);
+    return dict;
+}
+
+py::dict to_dict(const DeviceInfo & device) {
+    py::dict dict;
+    dict["name"] = device.name;
+    dict["description"] = device.description;
+    dict["gpu"] = device.gpu;
+    dict["memory_bytes"] = device.memory_bytes;
+    dict["free_bytes"] = device.free_bytes;
+    return dict;
+}
+
+py::list to_list(const std::vector<DeviceInfo> & devices) {
+    py::list list;
+    for (const DeviceInfo & device : devices) {
+        list.append(to_dict(device));
+    }
+    return list;
+}
+
+// Metadata of a stranger's file may hold any bytes.
+py::str to_text(const std::string & bytes) {
+    return py::reinterpret_steal<py::str>(
+        PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), "replace"));
+}
+
+py::dict to_dict(const std::map<std::string, std::string> & map) {
+    py::dict dict;
+    for (const auto & [key, value] : map) {
+        dict[to_text(key)] = to_text(value);
+    }
+    return dict;
+}
+
+py::dict to_dict(const ModelInfo & info) {
+    py::dict dict;
+    dict["path"] = info.path;
+    dict["architecture"] = to_text(info.architecture);
+    dict["description"] = to_text(info.description);
+    dict["quantization"] = to_text(info.quantization);
+    dict["chat_template"] = to_text(info.chat_template);
+    dict["bos_text"] = to_text(info.bos_text);
+    dict["eos_text"] = to_text(info.eos_text);
+    dict["n_params"] = info.n_params;
+    dict["file_bytes"] = info.file_bytes;
+    dict["weights_bytes"] = info.weights_bytes;
+    dict["cache_bytes"] = info.cache_bytes;
+    dict["n_ctx"] = info.n_ctx;
+    dict["n_ctx_train"] = info.n_ctx_train;
+    dict["n_vocab"] = info.n_vocab;
+    dict["n_embd"] = info.n_embd;
+    dict["n_layer"] = info.n_layer;
+    dict["max_streams"] = info.max_streams;
+    dict["n_threads"] = info.n_threads;
+    dict["n_gpu_layers"] = info.n_gpu_layers;
+    dict["n_batch"] = info.n_batch;
+    dict["add_bos"] = info.add_bos;
+    dict["flash_attention"] = info.flash_attention;
+    dict["can_embed"] = info.can_embed;
+    dict["cache_type"] = info.cache_type;
+    dict["kernels"] = info.kernels;
+    dict["build"] = info.build;
+    dict["load_ms"] = info.load_ms;
+    dict["devices"] = to_list(info.devices);
+    dict["metadata"] = to_dict(info.metadata);
+    return dict;
+}
+
+py::dict to_dict(const Stats & stats) {
+    py::dict dict;
+    dict["n_running"] = stats.n_running;
+    dict["n_waiting"] = stats.n_waiting;
+    dict["n_requests"] = stats.n_requests;
+    dict["n_finished"] = stats.n_finished;
+    dict["n_cancelled"] = stats.n_cancelled;
+    dict["n_failed"] = stats.n_failed;
+    dict["n_prompt_tokens"] = stats.n_prompt_tokens;
+    dict["n_cached_tokens"] = stats.n_cached_tokens;
+    dict["n_generated_tokens"] = stats.n_generated_tokens;
+    dict["n_steps"] = stats.n_steps;
+    dict["n_cells"] = stats.n_cells;
+    dict["n_cells_used"] = stats.n_cells_used;
+    dict["prefix_cache_bytes"] = stats.prefix_cache_bytes;
+    return dict;
+}
+
+py::dict to_dict(const GgufSummary & s) {
+    py::dict dict;
+    dict["file_bytes"] = s.file_bytes;
+    dict["tensor_bytes"] = s.tensor_bytes;
+    dict["n_params"] = s.n_params;
+    dict["n_splits"] = s.n_splits;
+    dict["vocab_only"] = s.vocab_only;
+    dict["architecture"] = to_text(s.architecture);
+    dict["name"] = to_text(s.name);
+    dict["quantization"] = to_text(s.quantization);
+    dict["chat_template"] = to_text(s.chat_template);
+    dict["n_layer"] = s.n_layer;
+    dict["n_embd"] = s.n_embd;
+    dict["n_head"] = s.n_head;
+    dict["n_head_kv"] = s.n_head_kv;
+    dict["n_ctx_train"] = s.n_ctx_train;
+    dict["n_vocab"] = s.n_vocab;
+    dict["cache_bytes_f16"] = s.cache_bytes_f16;
+    dict["cache_bytes_q8_0"] = s.cache_bytes_q8_0;
+    dict["metadata"] = to_dict(s.metadata);
+    return dict;
+}
+
+// Every entry converts with the GIL, then works without it.
+template <typename Work> auto without_gil(const Work & work) {
+    const py::gil_scoped_release release;
+    return work();
+}
+
+}  // namespace
+}  // namespace pgl
+
+PYBIND11_MODULE(_core, m) {
+    using namespace pgl;
+    m.doc() = "The native border: eight verbs (Engine(), submit, cancel, wait_events, tokenize, info, stats, close).";
+
+    static py::handle error = py::exception<Error>(m, "Error").release();
+    error.attr("__doc__") = "A refusal or failure by name: args = (code, message, details).";
+    py::register_exception_translator([](std::exception_ptr pointer) {
+        try {
+            std::rethrow_exception(pointer);
+        } catch (const Error & e) {
+            const py::tuple args = py::make_tuple(e.code, to_text(e.what()), to_dict(e.details));
+            PyErr_SetObject(error.ptr(), args.ptr());
+        }
+    });
+
+    py::class_<Event>(m, "Event")
+        .def_readonly("id", &Event::id)
+        .def_property_readonly("kind", [](const Event & e) { return name_of(e.kind); })
+        .def_readonly("text", &Event::text)
+        .def_readonly("code", &Event::code)
+        .def_property_readonly("details", [](const Event & e) { return to_dict(e.details); })
+        .def_property_readonly("reason", [](const Event & e) { return name_of(e.reason); })
+        .def_readonly("progress", &Event::progress)
+        .def_property_readonly("n_prompt", [](const Event & e) { return e.usage.n_prompt; })
+        .def_property_readonly("n_cached", [](const Event & e) { return e.usage.n_cached; })
+        .def_property_readonly("n_generated", [](const Event & e) { return e.usage.n_generated; })
+        .def_property_readonly("queue_ms", [](const Event & e) { return e.timings.queue_ms; })
+        .def_property_readonly("prefill_ms", [](const Event & e) { return e.timings.prefill_ms; })
+        .def_property_readonly("first_token_ms", [](const Event & e) { return e.timings.first_token_ms; })
+        .def_property_readonly("total_ms", [](const Event & e) { return e.timings.total_ms; })
+        .def_property_readonly("logprobs",
+                               [](const Event & e) {
+                                   py::list list;
+                                   for (const TokenLogprob & entry : e.logprobs) {
+                                       list.append(to_dict(entry));
+                                   }
+                                   return list;
+                               })
+        .def_property_readonly("embedding", [](const Event & e) -> py::object {
+            if (e.kind != EventKind::embedding) {
+                return py::none();
+            }
+            return py::array_t<float>(static_cast<py::ssize_t>(e.embedding.size()), e.embedding.data());
+        });
+
+    py::class_<Engine>(m, "Engine")
+        .def(py::init([](const std::string & path, const py::dict & options) {
+                 return std::make_unique<Engine>(path, options_from(options));
+             }),
+             py::arg("path"), py::arg("options"))
+        .def(
+            "submit",
+            [](Engine & engine, const py::dict & request) {
+                Request native = request_from(request);
+                return without_gil([&] { return engine.submit(std::move(native)); });
+            },
+            py::arg("request"))
+        .def("cancel", &Engine::cancel, py::arg("id"), py::call_guard<py::gil_scoped_release>())
+        .def("wait_events", &Engine::wait_events, py::arg("timeout_ms"), py::call_guard<py::gil_scoped_release>())
+        .def(
+            "tokenize",
+            [](const Engine & engine, const std::vector<std::pair<std::string, bool>> & spans, bool add_bos) {
+                std::vector<Span> native;
+                for (const auto & [text, trusted] : spans) {
+                    native.push_back({text, trusted});
+                }
+                return without_gil([&] { return engine.tokenize(native, add_bos); });
+            },
+            py::arg("spans"), py::arg("add_bos") = true)
+        .def("info", [](const Engine & engine) { return to_dict(without_gil([&] { return engine.info(); })); })
+        .def("stats", [](const Engine & engine) { return to_dict(without_gil([&] { return engine.stats(); })); })
+        .def("close", &Engine::close, py::call_guard<py::gil_scoped_release>());
+
+    m.def(
+        "inspect", [](const std::string & path) { return to_dict(without_gil([&] { return check_gguf(path); })); },
+        py::arg("path"), "What a GGUF file says about itself, validated, without loading it.");
+    m.def(
+        "system",
+        [] {
+            py::dict dict;
+            dict["devices"] = to_list(without_gil([] { return list_devices(); }));
+            dict["cpu_features"] = cpu_features();
+            dict["n_threads"] = machine::usable_threads();
+            dict["available_bytes"] = machine::available_bytes();
+            dict["kernels"] = kernels::isa();
+            dict["build"] = build_id();
+            return dict;
+        },
+        "Devices, CPU features, usable threads and memory of this machine, as this process may use them.");
+    m.def("drain_log", &log::drain, "llama.cpp's log lines since the last call: (level as in logging, text).");
+    m.def(
+        "bare_loop",
+        [](const std::string & path, int32_t n_prompt, int32_t n_tokens, int32_t n_ctx, int32_t n_threads, bool kernels) {
+            const BareLoop loop =
+                without_gil([&] { return bare_loop(path, n_prompt, n_tokens, n_ctx, n_threads, kernels); });
+            py::dict dict;
+            dict["prefill_ms"] = loop.prefill_ms;
+            dict["token_ms"] = loop.token_ms;
+            return dict;
+        },
+        py::arg("path"), py::arg("n_prompt"), py::arg("n_tokens"), py::arg("n_ctx") = 2048, py::arg("n_threads") = 0,
+        py::arg("kernels") = true, "llama.cpp's own greedy loop on this build, for benchmarks: times in milliseconds.");
+}

@@ -1,0 +1,47 @@
+// Scheduler: running sequences -> a Plan, who feeds which tokens in this step. Decides; runs nothing. Pure.
+#pragma once
+
+#include "request.h"
+
+#include <cstdint>
+#include <vector>
+
+namespace pgl {
+
+// One running sequence as the scheduler sees it.
+struct Running {
+    int32_t slot = 0;
+    int32_t n_remaining = 0;   // prompt tokens not yet in the cache; 0 = decoding
+};
+
+// A step: one token for each decoding sequence, then a chunk of one prompt. They are two passes over the weights: the
+// non-unified cache runs sequences of unequal length apart anyway, and between them the decoded tokens leave.
+struct Plan {
+    std::vector<int32_t> decode;    // slots, ascending
+    std::vector<int32_t> fillers;   // slots between them that must ride along: one pass wants consecutive slots
+    int32_t prefill = -1;           // slot, -1 = none
+    int32_t n_prefill = 0;          // tokens of it
+};
+
+class Scheduler {
+  public:
+    Scheduler(int32_t n_batch, double stall_ms = 200) : n_batch_(n_batch), stall_ms_(stall_ms) {}
+
+    // Prompts take turns, a chunk each, so a long one never holds back a short one. While others decode, a chunk is no
+    // longer than they may be kept waiting (stall_ms); alone it is a whole batch.
+    Plan plan(const std::vector<Running> & running);
+
+    // What a prefill of n tokens really took: the next chunk is sized by it.
+    void observe_prefill(int32_t n_tokens, double elapsed_ms);
+
+    // The free slot that keeps the running ones closest together (fewest fillers); the first of equals. -1: none.
+    static int32_t choose_slot(const std::vector<int32_t> & free, const std::vector<int32_t> & running);
+
+  private:
+    int32_t n_batch_;
+    double stall_ms_;
+    double ms_per_token_ = 0;   // 0 = not measured yet
+    int32_t last_prefill_ = -1;
+};
+
+}  // namespace pgl
