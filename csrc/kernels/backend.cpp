@@ -1,0 +1,210 @@
+// Our buffer type and its registration with ggml's CPU backend: weights are repacked on load, operations dispatched.
+#include "kernels.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "ggml-backend-impl.h"
+#include "ggml-cpu.h"
+#include "traits.h"
+
+#include "dispatch.h"
+#include "layout.h"
+#include "matmul.h"
+#include "pages.h"
+#if __has_include("attention.h")
+#include "attention.h"
+#define PGL_ATTENTION 1
+#endif
+
+namespace pgl::kernels {
+namespace {
+
+std::atomic<bool> enabled{true};
+std::atomic<bool> registered{false};
+
+struct MatmulTraits : ggml::cpu::tensor_traits {
+    bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
+        size = matmul_work_size(n_threads, op);
+        return true;
+    }
+    bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
+        matmul_compute(params, op);
+        return true;  // always: ggml would read repacked bytes as plain blocks
+    }
+} matmul_traits;
+
+#ifdef PGL_ATTENTION
+struct AttentionTraits : ggml::cpu::tensor_traits {
+    bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
+        size = attention_work_size(n_threads, op);
+        return true;
+    }
+    bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
+        attention_compute(params, op);
+        return true;
+    }
+} attention_traits;
+#endif
+
+ggml_backend_buffer_type_t buffer_type();
+
+bool holds(const ggml_tensor * tensor) {
+    return tensor && tensor->buffer && tensor->buffer->buft == buffer_type();
+}
+
+struct Extra : ggml::cpu::extra_buffer_type {
+    // Asked at load with a zero-size buffer and no data: type, shape and buffer type are all there is to look at.
+    bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) override {
+        if (!enabled.load() || op->op != GGML_OP_MUL_MAT || !holds(op->src[0]) || !matmul_supports(op)) {
+            return false;
+        }
+        const ggml_tensor * rows = op->src[1];
+        return !rows->buffer || ggml_backend_buft_is_host(rows->buffer->buft);
+    }
+    ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
+        if (op->op == GGML_OP_MUL_MAT) {
+            return holds(op->src[0]) ? &matmul_traits : nullptr;
+        }
+#ifdef PGL_ATTENTION
+        if (op->op == GGML_OP_FLASH_ATTN_EXT && attention_supports(op)) {
+            return &attention_traits;
+        }
+#endif
+        return nullptr;
+    }
+};
+
+Type type_of(const ggml_tensor * tensor) {
+    switch (tensor->type) {
+        case GGML_TYPE_Q4_0: return q4_0;
+        case GGML_TYPE_Q4_1: return q4_1;
+        case GGML_TYPE_Q8_0: return q8_0;
+        case GGML_TYPE_Q4_K: return q4_k;
+        case GGML_TYPE_Q5_K: return q5_k;
+        case GGML_TYPE_Q6_K: return q6_k;
+        default: GGML_ABORT("pgl: tensor %s of type %s in our buffer", tensor->name, ggml_type_name(tensor->type));
+    }
+}
+
+// Repacking is memory-bound; a tensor below this size is not worth a thread.
+constexpr int64_t bytes_per_thread = 1 << 20;
+
+template <typename Work>  // Work(first_group, last_group)
+void over_groups(const ggml_tensor * tensor, Work work) {
+    const int64_t n_groups = tensor->ne[1] / group_rows;
+    const int64_t useful = 1 + static_cast<int64_t>(ggml_nbytes(tensor)) / bytes_per_thread;
+    const int64_t n_threads = std::min<int64_t>({useful, n_groups, usable_cpus()});
+    std::vector<std::thread> threads;
+    for (int64_t i = 1; i < n_threads; ++i) {
+        threads.emplace_back([=] { work(n_groups * i / n_threads, n_groups * (i + 1) / n_threads); });
+    }
+    work(0, n_groups / n_threads);
+    for (auto & thread : threads) {
+        thread.join();
+    }
+}
+
+void free_buffer(ggml_backend_buffer_t buffer) {
+    free_pages(buffer->context, buffer->size);
+}
+
+void * get_base(ggml_backend_buffer_t buffer) {
+    return buffer->context;
+}
+
+ggml_status init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
+    // Non-null, or ggml's tiled path would take the repacked bytes for plain blocks.
+    tensor->extra = &matmul_traits;
+    return GGML_STATUS_SUCCESS;
+}
+
+void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+    GGML_ASSERT(offset == 0 && size == ggml_nbytes(tensor) && "pgl: weights are set whole");
+    const Type type = type_of(tensor);
+    over_groups(tensor, [=](int64_t first, int64_t last) {
+        pack(type, tensor->ne[1], tensor->ne[0], data, tensor->data, first, last);
+    });
+}
+
+void get_tensor(ggml_backend_buffer_t, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
+    const Type type = type_of(tensor);
+    const auto unpack_into = [=](void * rows) {
+        over_groups(tensor, [=](int64_t first, int64_t last) {
+            unpack(type, tensor->ne[1], tensor->ne[0], tensor->data, rows, first, last);
+        });
+    };
+    if (offset == 0 && size == ggml_nbytes(tensor)) {
+        unpack_into(data);
+        return;
+    }
+    std::vector<uint8_t> whole(ggml_nbytes(tensor));
+    unpack_into(whole.data());
+    std::memcpy(data, whole.data() + offset, size);
+}
+
+void clear(ggml_backend_buffer_t buffer, uint8_t value) {
+    std::memset(buffer->context, value, buffer->size);
+}
+
+ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size) {
+    void * pages = allocate_pages(size);
+    if (!pages) {
+        return nullptr;
+    }
+    ggml_backend_buffer_i iface{};
+    iface.free_buffer = free_buffer;
+    iface.get_base = get_base;
+    iface.init_tensor = init_tensor;
+    iface.set_tensor = set_tensor;
+    iface.get_tensor = get_tensor;
+    iface.clear = clear;
+    return ggml_backend_buffer_init(buft, iface, pages, size);
+}
+
+ggml_backend_buffer_type_t buffer_type() {
+    static Extra extra;
+    static ggml_backend_buffer_type type = [] {
+        ggml_backend_buffer_type value{};
+        value.iface.get_name = [](ggml_backend_buffer_type_t) { return "CPU_POLARGRID"; };
+        value.iface.alloc_buffer = alloc_buffer;
+        value.iface.get_alignment = [](ggml_backend_buffer_type_t) -> size_t { return 64; };
+        // is_host stays null: a host buffer would be filled behind set_tensor's back when mmap is off.
+        value.device = ggml_backend_reg_dev_get(ggml_backend_cpu_reg(), 0);
+        value.context = static_cast<ggml::cpu::extra_buffer_type *>(&extra);
+        return value;
+    }();
+    return &type;
+}
+
+}  // namespace
+
+void register_backend() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        choose_isa(std::getenv("PGL_KERNELS"));
+        if (!active_isa()) {
+            return;
+        }
+        auto & types = ggml_backend_cpu_get_extra_buffer_types();
+        if (std::find(types.begin(), types.end(), buffer_type()) == types.end()) {
+            types.insert(types.begin(), buffer_type());
+        }
+        registered = true;
+    });
+}
+
+void set_enabled(bool value) {
+    enabled = value;
+}
+
+const char * isa() {
+    return active_isa() ? active_isa()->name : "off";
+}
+
+}  // namespace pgl::kernels

@@ -1,0 +1,74 @@
+// Run-time choice of the instruction set.
+#include "dispatch.h"
+
+#include <atomic>
+#include <cstring>
+#include <initializer_list>
+
+namespace pgl::kernels {
+namespace {
+
+std::atomic<const Isa *> active{nullptr};
+
+bool has_avx2() {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+#else
+    return false;
+#endif
+}
+
+bool has_avxvnni() {
+#if defined(__x86_64__)
+    return has_avx2() && __builtin_cpu_supports("avxvnni");
+#else
+    return false;
+#endif
+}
+
+bool has_avx512() {
+#if defined(__x86_64__)
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
+#else
+    return false;
+#endif
+}
+
+}  // namespace
+
+const Isa * find_isa(const char * name) {
+#if defined(__x86_64__)
+    if (std::strcmp(name, "avx512") == 0) {
+        return has_avx512() ? &avx512 : nullptr;
+    }
+    if (std::strcmp(name, "avxvnni") == 0) {
+        return has_avxvnni() ? &avxvnni : nullptr;
+    }
+    if (std::strcmp(name, "avx2") == 0) {
+        return has_avx2() ? &avx2 : nullptr;
+    }
+#endif
+    return std::strcmp(name, "scalar") == 0 ? &scalar : nullptr;
+}
+
+void choose_isa(const char * wish) {
+    const Isa * choice = wish ? find_isa(wish) : nullptr;
+    const bool off = wish && std::strcmp(wish, "off") == 0;
+    for (const char * name : {"avx512", "avxvnni", "avx2"}) {
+        choice = choice || off ? choice : find_isa(name);
+    }
+    // No SIMD: ggml's own paths beat our scalar reference, which is there for tests.
+    active = off ? nullptr : choice;
+}
+
+void disable_isa() {
+    active = &scalar;
+}
+
+const Isa * active_isa() {
+    return active.load();
+}
+
+}  // namespace pgl::kernels

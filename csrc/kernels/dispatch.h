@@ -1,0 +1,17 @@
+// Which instruction set this process uses: chosen once from CPUID and PGL_KERNELS.
+#pragma once
+
+#include "isa.h"
+
+namespace pgl::kernels {
+
+/// `wish` is PGL_KERNELS or null. Unknown or unsupported wishes give the best this CPU has.
+void choose_isa(const char * wish);
+/// Null when off.
+const Isa * active_isa();
+/// After a failed self-test: the reference takes over, for weights that are already repacked.
+void disable_isa();
+/// The instruction set of that name if this CPU runs it, else null. For tests and benchmarks.
+const Isa * find_isa(const char * name);
+
+}  // namespace pgl::kernels

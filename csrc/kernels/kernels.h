@@ -1,0 +1,23 @@
+// Our CPU compute kernels as the engine sees them: register, switch per load, name, self-test.
+#pragma once
+
+#include <string>
+
+namespace pgl::kernels {
+
+/// Puts our buffer type first in ggml's CPU list. Idempotent and thread-safe. Must run before the first model or
+/// adapter load of the process: llama.cpp copies that list once. Reads PGL_KERNELS (off|scalar|avx2|avxvnni|avx512)
+/// once; a value this CPU cannot honour falls back to the best it can.
+void register_backend();
+
+/// The switch the next model load sees: off leaves every weight to ggml. Weights already loaded are not touched.
+void set_enabled(bool enabled);
+
+/// The instruction set in use: "avx512-vnni", "avx-vnni", "avx2", "scalar" or "off".
+const char * isa();
+
+/// Multiplies small matrices of every type with the chosen instruction set and with the scalar reference. Returns an
+/// empty string, or what differed; then the kernels are off for every later load.
+std::string self_test();
+
+}  // namespace pgl::kernels

@@ -1,0 +1,280 @@
+// Packing of GGUF blocks into the planes of layout.h, and back.
+#include "layout.h"
+
+#include <cstring>
+
+namespace pgl::kernels {
+namespace {
+
+constexpr int vector_bytes = group_rows * 4;
+
+uint32_t load32(const uint8_t * bytes) {
+    uint32_t word;
+    std::memcpy(&word, bytes, 4);
+    return word;
+}
+
+void store32(uint8_t * bytes, uint32_t word) {
+    std::memcpy(bytes, &word, 4);
+}
+
+// GGUF block -> one byte per weight, in k order; and back.
+
+void nibbles_32(const uint8_t * qs, uint8_t * codes) {
+    for (int l = 0; l < 16; ++l) {
+        codes[l] = qs[l] & 15;
+        codes[l + 16] = qs[l] >> 4;
+    }
+}
+
+void join_nibbles_32(const uint8_t * codes, uint8_t * qs) {
+    for (int l = 0; l < 16; ++l) {
+        qs[l] = static_cast<uint8_t>(codes[l] | codes[l + 16] << 4);
+    }
+}
+
+void nibbles_256(const uint8_t * qs, uint8_t * codes) {
+    for (int part = 0; part < 4; ++part) {
+        for (int l = 0; l < 32; ++l) {
+            codes[64 * part + l] = qs[32 * part + l] & 15;
+            codes[64 * part + 32 + l] = qs[32 * part + l] >> 4;
+        }
+    }
+}
+
+void join_nibbles_256(const uint8_t * codes, uint8_t * qs) {
+    for (int part = 0; part < 4; ++part) {
+        for (int l = 0; l < 32; ++l) {
+            qs[32 * part + l] =
+                static_cast<uint8_t>((codes[64 * part + l] & 15) | (codes[64 * part + 32 + l] & 15) << 4);
+        }
+    }
+}
+
+constexpr int k_scales = 4, k_high = 16, q4_k_codes = 16, q5_k_codes = 48;  // offsets inside Q4_K and Q5_K blocks
+constexpr int q6_k_high = 128, q6_k_scales = 192, q6_k_d = 208;
+
+void split(Type type, const uint8_t * block, uint8_t * codes) {
+    switch (type) {
+        case q4_0: nibbles_32(block + 2, codes); break;
+        case q4_1: nibbles_32(block + 4, codes); break;
+        case q8_0:
+            for (int l = 0; l < 32; ++l) {
+                codes[l] = block[2 + l] ^ 0x80;
+            }
+            break;
+        case q4_k: nibbles_256(block + q4_k_codes, codes); break;
+        case q5_k:
+            nibbles_256(block + q5_k_codes, codes);
+            for (int s = 0; s < 8; ++s) {
+                for (int l = 0; l < 32; ++l) {
+                    codes[32 * s + l] |= static_cast<uint8_t>((block[k_high + l] >> s & 1) << 4);
+                }
+            }
+            break;
+        case q6_k:
+            for (int half = 0; half < 2; ++half) {
+                const uint8_t * low = block + 64 * half;
+                const uint8_t * high = block + q6_k_high + 32 * half;
+                uint8_t * out = codes + 128 * half;
+                for (int l = 0; l < 32; ++l) {
+                    out[l] = static_cast<uint8_t>((low[l] & 15) | (high[l] & 3) << 4);
+                    out[l + 32] = static_cast<uint8_t>((low[l + 32] & 15) | (high[l] >> 2 & 3) << 4);
+                    out[l + 64] = static_cast<uint8_t>(low[l] >> 4 | (high[l] >> 4 & 3) << 4);
+                    out[l + 96] = static_cast<uint8_t>(low[l + 32] >> 4 | (high[l] >> 6) << 4);
+                }
+            }
+            break;
+        case n_types: break;
+    }
+}
+
+void join(Type type, const uint8_t * codes, uint8_t * block) {
+    switch (type) {
+        case q4_0: join_nibbles_32(codes, block + 2); break;
+        case q4_1: join_nibbles_32(codes, block + 4); break;
+        case q8_0:
+            for (int l = 0; l < 32; ++l) {
+                block[2 + l] = codes[l] ^ 0x80;
+            }
+            break;
+        case q4_k: join_nibbles_256(codes, block + q4_k_codes); break;
+        case q5_k:
+            join_nibbles_256(codes, block + q5_k_codes);
+            for (int l = 0; l < 32; ++l) {
+                int bits = 0;
+                for (int s = 0; s < 8; ++s) {
+                    bits |= (codes[32 * s + l] >> 4 & 1) << s;
+                }
+                block[k_high + l] = static_cast<uint8_t>(bits);
+            }
+            break;
+        case q6_k:
+            for (int half = 0; half < 2; ++half) {
+                const uint8_t * in = codes + 128 * half;
+                for (int l = 0; l < 32; ++l) {
+                    block[64 * half + l] = static_cast<uint8_t>((in[l] & 15) | (in[l + 64] & 15) << 4);
+                    block[64 * half + 32 + l] = static_cast<uint8_t>((in[l + 32] & 15) | (in[l + 96] & 15) << 4);
+                    block[q6_k_high + 32 * half + l] = static_cast<uint8_t>(
+                        in[l] >> 4 | in[l + 32] >> 4 << 2 | in[l + 64] >> 4 << 4 | in[l + 96] >> 4 << 6);
+                }
+            }
+            break;
+        case n_types: break;
+    }
+}
+
+// Codes of one row <-> its 4-byte column in the vectors of a group. `plane` points at row r of the first vector.
+
+/// Vectors of one sub-block: `nibble_vectors` of them (two operands of 4 k each), then one of high bits if any.
+struct CodePlane {
+    int operands;    // of 4 k, per sub-block
+    int high_bits;   // per code
+};
+
+CodePlane code_plane(Type type) {
+    return type == q5_k ? CodePlane{8, 1} : type == q6_k ? CodePlane{4, 2} : CodePlane{8, 0};
+}
+
+void put_codes(Type type, const uint8_t * codes, uint8_t * plane) {
+    const int n = shapes[type].block / 4;
+    if (type == q8_0) {
+        for (int o = 0; o < n; ++o) {
+            store32(plane + o * vector_bytes, load32(codes + 4 * o));
+        }
+        return;
+    }
+    const auto [operands, high_bits] = code_plane(type);
+    const uint32_t mask = high_bits == 2 ? 0x03030303u : 0x01010101u;
+    for (int o = 0; o < n; o += operands) {
+        uint32_t high = 0;
+        for (int i = 0; i < operands; i += 2) {
+            const uint32_t a = load32(codes + 4 * (o + i)), b = load32(codes + 4 * (o + i + 1));
+            store32(plane, (a & 0x0f0f0f0fu) | (b & 0x0f0f0f0fu) << 4);
+            plane += vector_bytes;
+            high |= (a >> 4 & mask) << (high_bits * i) | (b >> 4 & mask) << (high_bits * (i + 1));
+        }
+        if (high_bits) {
+            store32(plane, high);
+            plane += vector_bytes;
+        }
+    }
+}
+
+void get_codes(Type type, const uint8_t * plane, uint8_t * codes) {
+    const int n = shapes[type].block / 4;
+    if (type == q8_0) {
+        for (int o = 0; o < n; ++o) {
+            store32(codes + 4 * o, load32(plane + o * vector_bytes));
+        }
+        return;
+    }
+    const auto [operands, high_bits] = code_plane(type);
+    const uint32_t mask = high_bits == 2 ? 0x03030303u : high_bits == 1 ? 0x01010101u : 0;
+    for (int o = 0; o < n; o += operands) {
+        const uint32_t high = high_bits ? load32(plane + operands / 2 * vector_bytes) : 0;
+        for (int i = 0; i < operands; ++i) {
+            const uint32_t low = load32(plane + i / 2 * vector_bytes) >> (i % 2 * 4) & 0x0f0f0f0fu;
+            store32(codes + 4 * (o + i), low | (high >> (high_bits * i) & mask) << 4);
+        }
+        plane += (operands / 2 + (high_bits ? 1 : 0)) * vector_bytes;
+    }
+}
+
+// Scales. Within a block of 16 rows: f16 d[16], then what the type adds.
+
+constexpr int k_low = 64, k_high_pairs = 192;  // Q4_K, Q5_K: 8 x 16 bytes sc | m << 4, then 4 x 16 bytes of high bits
+
+void put_scales(Type type, const uint8_t * block, uint8_t * plane, int row) {
+    if (type == q6_k) {
+        std::memcpy(plane + 2 * row, block + q6_k_d, 2);
+        for (int s = 0; s < 16; ++s) {
+            plane[32 + 16 * s + row] = block[q6_k_scales + s];
+        }
+        return;
+    }
+    std::memcpy(plane + 2 * row, block, 2);
+    if (type == q4_0 || type == q8_0) {
+        return;
+    }
+    std::memcpy(plane + 32 + 2 * row, block + 2, 2);
+    if (type == q4_1) {
+        return;
+    }
+    const uint8_t * q = block + k_scales;
+    for (int s = 0; s < 4; ++s) {
+        // GGUF keeps the 6 bits of 0..3 whole and spreads those of 4..7: nibbles in q[8..11], high pairs in q[0..7].
+        plane[k_low + 16 * s + row] = static_cast<uint8_t>((q[s] & 15) | (q[s + 4] & 15) << 4);
+        plane[k_low + 16 * (s + 4) + row] = q[s + 8];
+        plane[k_high_pairs + 16 * s + row] =
+            static_cast<uint8_t>((q[s] >> 4 & 3) | (q[s + 4] >> 4 & 3) << 2 | (q[s] >> 6) << 4 | (q[s + 4] >> 6) << 6);
+    }
+}
+
+void get_scales(Type type, const uint8_t * plane, uint8_t * block, int row) {
+    if (type == q6_k) {
+        std::memcpy(block + q6_k_d, plane + 2 * row, 2);
+        for (int s = 0; s < 16; ++s) {
+            block[q6_k_scales + s] = plane[32 + 16 * s + row];
+        }
+        return;
+    }
+    std::memcpy(block, plane + 2 * row, 2);
+    if (type == q4_0 || type == q8_0) {
+        return;
+    }
+    std::memcpy(block + 2, plane + 32 + 2 * row, 2);
+    if (type == q4_1) {
+        return;
+    }
+    uint8_t * q = block + k_scales;
+    for (int s = 0; s < 4; ++s) {
+        const int low = plane[k_low + 16 * s + row], high = plane[k_high_pairs + 16 * s + row];
+        q[s] = static_cast<uint8_t>((low & 15) | (high & 3) << 4 | (high >> 4 & 3) << 6);
+        q[s + 4] = static_cast<uint8_t>(low >> 4 | (high >> 2 & 3) << 4 | (high >> 6) << 6);
+        q[s + 8] = plane[k_low + 16 * (s + 4) + row];
+    }
+}
+
+template <typename Visit>  // Visit(row_block_offset, code_offset, scale_offset, row_in_group)
+void each_block(Type type, int64_t row_length, int64_t first, int64_t last, Visit visit) {
+    const Shape & shape = shapes[type];
+    const int64_t n_blocks = row_length / shape.block;
+    for (int64_t group = first; group < last; ++group) {
+        for (int64_t block = 0; block < n_blocks; ++block) {
+            const int64_t unit = group * n_blocks + block;
+            for (int row = 0; row < group_rows; ++row) {
+                visit(((group * group_rows + row) * n_blocks + block) * shape.block_bytes,
+                      unit * shape.code_bytes + 4 * row, unit * shape.scale_bytes, row);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+void pack(Type type, int64_t n_rows, int64_t row_length, const void * source, void * packed, int64_t first, int64_t last) {
+    const Planes planes = Planes::of(type, n_rows, row_length, packed);
+    auto * codes = const_cast<uint8_t *>(planes.codes);
+    auto * scales = const_cast<uint8_t *>(planes.scales);
+    const auto * rows = static_cast<const uint8_t *>(source);
+    each_block(type, row_length, first, last, [&](int64_t from, int64_t code, int64_t scale, int row) {
+        uint8_t bytes[256];
+        split(type, rows + from, bytes);
+        put_codes(type, bytes, codes + code);
+        put_scales(type, rows + from, scales + scale, row);
+    });
+}
+
+void unpack(Type type, int64_t n_rows, int64_t row_length, const void * packed, void * rows, int64_t first, int64_t last) {
+    const Planes planes = Planes::of(type, n_rows, row_length, packed);
+    each_block(type, row_length, first, last, [&](int64_t to, int64_t code, int64_t scale, int row) {
+        uint8_t bytes[256] = {};
+        uint8_t * block = static_cast<uint8_t *>(rows) + to;
+        get_codes(type, planes.codes + code, bytes);
+        join(type, bytes, block);
+        get_scales(type, planes.scales + scale, block, row);
+    });
+}
+
+}  // namespace pgl::kernels

@@ -1,0 +1,153 @@
+// The threaded driver of MUL_MAT: quantise the activations into panels, then share the weight rows.
+#include "matmul.h"
+
+#include <algorithm>
+
+#include "ggml-cpu-impl.h"
+
+#include "dispatch.h"
+#include "layout.h"
+
+namespace pgl::kernels {
+namespace {
+
+Type type_of(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_Q4_0: return q4_0;
+        case GGML_TYPE_Q4_1: return q4_1;
+        case GGML_TYPE_Q8_0: return q8_0;
+        case GGML_TYPE_Q4_K: return q4_k;
+        case GGML_TYPE_Q5_K: return q5_k;
+        case GGML_TYPE_Q6_K: return q6_k;
+        default: return n_types;
+    }
+}
+
+/// M tokens in panels of nearly equal width; a function of M alone.
+struct Panels {
+    int64_t n_tokens;
+    int64_t n_panels;
+    int64_t words;  // of one token over all blocks
+
+    int64_t first_token(int64_t panel) const { return n_tokens * panel / n_panels; }
+    int width(int64_t panel) const { return static_cast<int>(first_token(panel + 1) - first_token(panel)); }
+    int64_t panel_of(int64_t token) const { return ((token + 1) * n_panels - 1) / n_tokens; }
+    uint32_t * at(void * base, int64_t panel) const {
+        return static_cast<uint32_t *>(base) + first_token(panel) * words;
+    }
+};
+
+Panels panels_of(const Isa & isa, int64_t n_tokens, int block, int64_t n_blocks) {
+    return {n_tokens, (n_tokens + isa.max_tokens - 1) / isa.max_tokens, n_blocks * (block == 32 ? words_32 : words_256)};
+}
+
+/// Below this many activations every thread quantises them for itself: cheaper than a barrier.
+constexpr int64_t private_limit = 8192;
+/// A block of weight rows that stays in the second-level cache while all tokens pass over it.
+constexpr int64_t cached_bytes = 384 << 10;
+constexpr int64_t alignment = 64;
+
+int64_t rows_of(const ggml_tensor * tensor) {
+    return tensor->ne[1] * tensor->ne[2] * tensor->ne[3];
+}
+
+int64_t scratch_bytes(const Panels & panels) {
+    return (panels.n_tokens * panels.words * 4 + alignment - 1) / alignment * alignment;
+}
+
+bool is_private(const ggml_tensor * activations) {
+    return activations->ne[0] * rows_of(activations) <= private_limit;
+}
+
+const float * row_of(const ggml_tensor * tensor, int64_t row) {
+    const int64_t i1 = row % tensor->ne[1];
+    const int64_t i2 = row / tensor->ne[1] % tensor->ne[2];
+    const int64_t i3 = row / tensor->ne[1] / tensor->ne[2];
+    const auto * base = static_cast<const char *>(tensor->data);
+    return reinterpret_cast<const float *>(base + i1 * tensor->nb[1] + i2 * tensor->nb[2] + i3 * tensor->nb[3]);
+}
+
+/// Quantises share `part` of `n_parts` of all (token, block) pairs.
+void quantize(const Isa & isa, const Panels & panels, int block, int64_t n_blocks, const ggml_tensor * activations,
+              void * scratch, int64_t part, int64_t n_parts) {
+    const auto run = block == 32 ? isa.quantize_32 : isa.quantize_256;
+    const int64_t n_units = panels.n_tokens * n_blocks;
+    const int64_t last = n_units * (part + 1) / n_parts;
+    for (int64_t unit = n_units * part / n_parts; unit < last;) {
+        const int64_t token = unit / n_blocks;
+        const int64_t end = std::min(last, (token + 1) * n_blocks);
+        const int64_t panel = panels.panel_of(token);
+        run(row_of(activations, token), unit - token * n_blocks, end - token * n_blocks, panels.at(scratch, panel),
+            panels.width(panel), static_cast<int>(token - panels.first_token(panel)));
+        unit = end;
+    }
+}
+
+}  // namespace
+
+bool matmul_supports(const ggml_tensor * op) {
+    const ggml_tensor * weights = op->src[0];
+    const ggml_tensor * activations = op->src[1];
+    const Type type = type_of(weights->type);
+    return type != n_types && weights->ne[2] == 1 && weights->ne[3] == 1 && weights->ne[1] % group_rows == 0 &&
+           weights->ne[0] % shapes[type].block == 0 && ggml_is_contiguous(weights) && ggml_is_contiguous(op) &&
+           activations->type == GGML_TYPE_F32 && activations->nb[0] == sizeof(float) && op->type == GGML_TYPE_F32;
+}
+
+size_t matmul_work_size(int n_threads, const ggml_tensor * op) {
+    const Shape & shape = shapes[type_of(op->src[0]->type)];
+    const Panels panels = panels_of(*active_isa(), rows_of(op->src[1]), shape.block, op->src[0]->ne[0] / shape.block);
+    return alignment + scratch_bytes(panels) * (is_private(op->src[1]) ? n_threads : 1);
+}
+
+void matmul_compute(const ggml_compute_params * params, ggml_tensor * op) {
+    const ggml_tensor * weights = op->src[0];
+    const ggml_tensor * activations = op->src[1];
+    const Isa & isa = params->use_ref ? scalar : *active_isa();
+    const Planes planes = Planes::of(type_of(weights->type), weights->ne[1], weights->ne[0], weights->data);
+    const Shape & shape = shapes[planes.type];
+    const int64_t n_groups = weights->ne[1] / group_rows;
+    const Panels panels = panels_of(isa, rows_of(activations), shape.block, planes.n_blocks);
+    if (panels.n_tokens == 0) {
+        return;
+    }
+    const auto wdata = (reinterpret_cast<uintptr_t>(params->wdata) + alignment - 1) / alignment * alignment;
+    char * scratch = reinterpret_cast<char *>(wdata);
+    auto * out = static_cast<float *>(op->data);
+    // All tokens pass over a stretch of rows while its weights are cached; even, so that kernels can pair row groups.
+    const int64_t group_bytes = planes.n_blocks * (shape.code_bytes + shape.scale_bytes);
+    int64_t stretch = std::max<int64_t>(2, cached_bytes / group_bytes / 2 * 2);
+    const auto multiply = [&](int64_t first, int64_t last) {
+        for (int64_t panel = 0; panel < panels.n_panels; ++panel) {
+            isa.multiply[planes.type]({planes.codes + first * planes.n_blocks * shape.code_bytes,
+                                       planes.scales + first * planes.n_blocks * shape.scale_bytes, last - first,
+                                       planes.n_blocks, panels.at(scratch, panel), panels.width(panel),
+                                       out + panels.first_token(panel) * weights->ne[1] + first * group_rows,
+                                       weights->ne[1], 2 * planes.n_blocks * shape.code_bytes});
+        }
+    };
+
+    if (is_private(activations)) {
+        scratch += params->ith * scratch_bytes(panels);
+        quantize(isa, panels, shape.block, planes.n_blocks, activations, scratch, 0, 1);
+        // One linear stream of weights per thread; a shared counter would need the barrier back.
+        const int64_t n_pairs = (n_groups + 1) / 2;
+        const int64_t end = std::min(n_groups, n_pairs * (params->ith + 1) / params->nth * 2);
+        for (int64_t first = n_pairs * params->ith / params->nth * 2; first < end; first += stretch) {
+            multiply(first, std::min(end, first + stretch));
+        }
+        return;
+    }
+    if (params->ith == 0) {
+        ggml_threadpool_chunk_set(params->threadpool, params->nth);
+    }
+    quantize(isa, panels, shape.block, planes.n_blocks, activations, scratch, params->ith, params->nth);
+    ggml_barrier(params->threadpool);
+    stretch = std::min(stretch, std::max<int64_t>(2, n_groups / (params->nth * 4) / 2 * 2));  // enough to balance
+    for (int64_t next = params->ith; next * stretch < n_groups;
+         next = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+        multiply(next * stretch, std::min(n_groups, (next + 1) * stretch));
+    }
+}
+
+}  // namespace pgl::kernels

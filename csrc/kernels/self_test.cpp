@@ -1,0 +1,94 @@
+// The start-up self-test: the chosen instruction set against the scalar reference, every type, a few shapes.
+#include <atomic>
+#include <cstring>
+#include <vector>
+
+#include "dispatch.h"
+#include "kernels.h"
+#include "layout.h"
+
+namespace pgl::kernels {
+namespace {
+
+constexpr const char * type_names[n_types] = {"q4_0", "q4_1", "q8_0", "q4_k", "q5_k", "q6_k"};
+
+/// Small deterministic noise; the test must not depend on the library's generators.
+struct Noise {
+    uint32_t state = 1;
+    uint32_t next() { return state = state * 1664525u + 1013904223u, state >> 8; }
+};
+
+/// Random GGUF rows with finite scales.
+std::vector<uint8_t> random_rows(Type type, int64_t n_rows, int64_t row_length, Noise & noise) {
+    const Shape & shape = shapes[type];
+    std::vector<uint8_t> rows(static_cast<size_t>(n_rows * (row_length / shape.block) * shape.block_bytes));
+    for (auto & byte : rows) {
+        byte = static_cast<uint8_t>(noise.next());
+    }
+    for (size_t block = 0; block < rows.size(); block += shape.block_bytes) {
+        // The high byte of each f16 scale: exponents near one.
+        uint8_t * d = rows.data() + block + (type == q6_k ? 208 : 0);
+        d[1] = static_cast<uint8_t>(0x20 | (d[1] & 0x8f));
+        if (type == q4_1 || type == q4_k || type == q5_k) {
+            d[3] = static_cast<uint8_t>(0x20 | (d[3] & 0x8f));
+        }
+    }
+    return rows;
+}
+
+std::string test(const Isa & isa, Type type, int64_t n_rows, int64_t row_length, int n_tokens) {
+    Noise noise;
+    const Shape & shape = shapes[type];
+    const auto rows = random_rows(type, n_rows, row_length, noise);
+    std::vector<uint8_t> packed(rows.size()), back(rows.size());
+    pack(type, n_rows, row_length, rows.data(), packed.data(), 0, n_rows / group_rows);
+    unpack(type, n_rows, row_length, packed.data(), back.data(), 0, n_rows / group_rows);
+    const std::string name = std::string(isa.name) + " " + type_names[type];
+    if (rows != back) {
+        return name + ": packing is not lossless";
+    }
+    const Planes planes = Planes::of(type, n_rows, row_length, packed.data());
+    std::vector<float> x(static_cast<size_t>(row_length));
+    const size_t words = static_cast<size_t>(planes.n_blocks * n_tokens * (shape.block == 32 ? words_32 : words_256));
+    std::vector<uint32_t> panel(words), expected_panel(words);
+    for (int token = 0; token < n_tokens; ++token) {
+        for (auto & value : x) {
+            value = static_cast<float>(static_cast<int>(noise.next() & 0xffff) - 0x8000) / 4096.0f;
+        }
+        const auto quantize = shape.block == 32 ? &Isa::quantize_32 : &Isa::quantize_256;
+        (isa.*quantize)(x.data(), 0, planes.n_blocks, panel.data(), n_tokens, token);
+        (scalar.*quantize)(x.data(), 0, planes.n_blocks, expected_panel.data(), n_tokens, token);
+    }
+    if (panel != expected_panel) {
+        return name + ": activations quantise differently";
+    }
+    std::vector<float> out(static_cast<size_t>(n_rows * n_tokens)), expected(out.size());
+    Multiply task = {planes.codes, planes.scales, n_rows / group_rows, planes.n_blocks, panel.data(), n_tokens,
+                     out.data(), n_rows, 0};
+    isa.multiply[type](task);
+    task.out = expected.data();
+    scalar.multiply[type](task);
+    return std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)) ? name + ": products differ" : "";
+}
+
+}  // namespace
+
+std::string self_test() {
+    const Isa * isa = active_isa();
+    if (!isa) {
+        return "";
+    }
+    for (int type = 0; type < n_types; ++type) {
+        for (int n_tokens = 1; n_tokens <= isa->max_tokens; n_tokens += isa->max_tokens - 1) {
+            const auto difference = test(*isa, static_cast<Type>(type), 48, 512, n_tokens);
+            if (!difference.empty()) {
+                set_enabled(false);
+                disable_isa();
+                return difference;
+            }
+        }
+    }
+    return "";
+}
+
+}  // namespace pgl::kernels
