@@ -1,0 +1,36 @@
+"""The remote on localhost: an HTTP server of the PolarGrid and OpenAI text APIs (extra [server])."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from polargrid_local.errors import ValidationError
+from polargrid_local.server.config import ServeConfig
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+__all__ = ["ServeConfig", "create_app", "run"]
+
+
+def create_app(engine: Any, config: ServeConfig | None = None) -> FastAPI:
+    """The ASGI application over an AsyncEngine. It loads `config.model` when it starts and closes the engine when it ends."""
+    _need_extra()
+    from polargrid_local.server.app import create_app
+
+    return create_app(engine, config or ServeConfig())
+
+
+def run(config: ServeConfig) -> None:
+    """Serve until SIGINT or SIGTERM; then running requests get `drain_s` to end. Raises what keeps it from starting."""
+    _need_extra()
+    from polargrid_local.server.process import run
+
+    run(config)
+
+
+def _need_extra() -> None:
+    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
+    if missing:
+        raise ValidationError(f"the server needs {', '.join(missing)}: pip install 'polargrid-local[server]'")

@@ -1,0 +1,101 @@
+"""create_app: the endpoints, the pages and the gate in front of them, as one ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, Response
+
+from polargrid_local import __version__
+from polargrid_local.errors import PolarGridError
+from polargrid_local.server import docs, openapi
+from polargrid_local.server.body import ClientGone
+from polargrid_local.server.config import ServeConfig
+from polargrid_local.server.gate import Gate
+from polargrid_local.server.metrics import Metrics
+from polargrid_local.server.replies import JsonReply, error_reply, internal_error, unknown_path
+from polargrid_local.server.routes import api
+from polargrid_local.server.service import Service
+from polargrid_local.server.static import read_pages
+
+log = logging.getLogger(__name__)
+
+
+def create_app(engine: Any, config: ServeConfig) -> FastAPI:
+    service = Service(engine, config)
+    metrics = Metrics(service.stats)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(_load_first(service, lambda: app.state.stop()))
+        yield
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+        await service.close()
+
+    app = FastAPI(title="polargrid-local", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app.state.service = service
+    app.state.stop = lambda: None
+    app.state.fail_streams = lambda error: [stream.fail(error) for stream in list(metrics.streams)]
+    app.include_router(api(service, metrics))
+    document = _openapi(app)
+    page = HTMLResponse(docs.render(document), headers=docs.HEADERS)
+    pages = read_pages()
+    _add_page(app, "/openapi.json", lambda request: JsonReply(document))
+    _add_page(app, "/docs", lambda request: page)
+    for path, item in pages.items():
+        _add_page(app, path, item.reply)
+
+    @app.exception_handler(PolarGridError)
+    async def refused(request: Request, error: PolarGridError) -> Response:
+        return error_reply(error)
+
+    @app.exception_handler(ClientGone)
+    async def gone(request: Request, error: ClientGone) -> Response:
+        return Response(status_code=499)  # nobody reads it; the log does
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404:
+            return error_reply(unknown_path())
+        refusal = PolarGridError(f"{request.method} is not allowed here", code="method_not_allowed")
+        refusal.status, refusal.type = error.status_code, "invalid_request_error"
+        reply = error_reply(refusal)
+        reply.headers.update(error.headers or {})
+        return reply
+
+    @app.exception_handler(Exception)
+    async def crashed(request: Request, error: Exception) -> Response:
+        return error_reply(internal_error())
+
+    app.add_middleware(Gate, config=config, metrics=metrics, public=frozenset(pages))
+    return app
+
+
+async def _load_first(service: Service, stop: Callable[[], None]) -> None:
+    try:
+        await service.start()
+    except PolarGridError as error:
+        log.error("%s", error.message)
+        stop()
+
+
+def _add_page(app: FastAPI, path: str, reply: Callable[[Request], Response]) -> None:
+    async def page(request: Request) -> Response:
+        return reply(request)
+
+    app.add_api_route(path, page, methods=["GET", "HEAD"], include_in_schema=False)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    document = get_openapi(title=app.title, version=__version__, description=openapi.DESCRIPTION, routes=app.routes)
+    document.setdefault("components", {})["schemas"] = openapi.schemas()
+    return document
+

@@ -1,0 +1,148 @@
+"""ServeConfig: every setting of the server, from flags, POLARGRID_LOCAL_* variables and a TOML file."""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from polargrid_local.errors import ValidationError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ENV_PREFIX = "POLARGRID_LOCAL_"
+ENV_NAMES = {"models_dir": "MODELS"}  # as the store has it
+
+
+def _words(value: Any) -> Any:
+    """`a,b` as ("a", "b"): what a variable can hold of a list."""
+    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+
+def _pairs(value: Any) -> Any:
+    """`a=b,c=d`, or a list of `a=b`, as {"a": "b", "c": "d"}."""
+    value = _words(value)
+    if isinstance(value, (list, tuple)):
+        if any("=" not in item for item in value):
+            raise ValueError("each alias must read NAME=MODEL")
+        return dict(item.split("=", 1) for item in value)
+    return value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+Pairs = Annotated[dict[str, str], BeforeValidator(_pairs)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class EngineConfig(BaseModel):
+    """The options of every engine the server loads; names and meaning are those of `polargrid_local.Engine`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    n_gpu_layers: int = Field(-1, ge=-1)
+    n_ctx: int = Field(0, ge=0)
+    max_streams: int = Field(4, ge=1, le=256)
+    max_queue: int = Field(32, ge=0)
+    n_threads: int = Field(0, ge=0)
+    n_batch: int = Field(512, ge=1)
+    cache_type: Literal["f16", "q8_0"] = "f16"
+    flash_attention: bool = True
+    mmap: bool = True
+    kernels: bool = True
+    prefix_cache_bytes: int = Field(-1, ge=-1)
+    check_tensors: bool = False
+    embeddings: bool = True
+
+
+class ServeConfig(EngineConfig):
+    """Settings of `polargrid-local serve`; a flag wins over a variable, a variable over the file. Seconds and bytes."""
+
+    model: Words = Field((), description="models loaded at the start; the first answers requests that name none")
+    aliases: Pairs = Field({}, description="other names for models: NAME=MODEL")
+    models_dir: Path | None = Field(None, description="where model files lie")
+    on_demand: bool = Field(True, description="load any model of this disk when a request names it")
+    keep_alive_s: float = Field(1800, description="unload a model idle for this long; negative: never")
+    memory_budget_bytes: int = Field(0, ge=0, description="for all loaded models; 0: 80 % of this machine's memory")
+
+    host: str = Field("127.0.0.1", description="127.0.0.1, ::1 or localhost: both loopback addresses, nothing else")
+    port: int = Field(8484, ge=0, le=65535)
+    api_key: str | None = Field(None, min_length=1, repr=False, description="required of every client when set")
+    no_api_key: bool = Field(False, description="allow an address beyond loopback without a key")
+    allow_hosts: Words = Field((), description="further values of the Host header: NAME or NAME:PORT")
+    allow_origins: Words = Field((), description="further origins of web pages, `null` for files, `*` for any")
+
+    max_body_bytes: int = Field(4 << 20, ge=1024)
+    max_json_depth: int = Field(64, ge=8, le=512)
+    header_timeout_s: Seconds = 10
+    body_timeout_s: Seconds = 30
+    write_timeout_s: Seconds = Field(60, description="a reader that takes nothing for this long is let go")
+    request_timeout_s: Seconds = Field(3600, description="the longest one request may take")
+    heartbeat_s: Seconds = Field(15, description="a silent event stream gets a comment this often")
+    drain_s: float = Field(30, ge=0, description="at the end, running requests may take this much longer")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _no_open_door(self) -> ServeConfig:
+        if not self.loopback and not self.api_key and not self.no_api_key:
+            raise ValueError(
+                f"host {self.host!r} is reachable from other machines and no api_key is set: set one, or say no_api_key"
+            )
+        return self
+
+    @property
+    def loopback(self) -> bool:
+        return is_loopback(self.host)
+
+    def engine_options(self) -> dict[str, Any]:
+        """Keyword arguments of AsyncEngine."""
+        options = self.model_dump(include=set(EngineConfig.model_fields))
+        return {**options, "models_dir": self.models_dir}
+
+    @classmethod
+    def load(
+        cls,
+        flags: Mapping[str, Any] | None = None,
+        env: Mapping[str, str] | None = None,
+        file: str | Path | None = None,
+    ) -> ServeConfig:
+        """The settings of `flags` (None = not given), over `env`, over the TOML `file`; ValidationError names what is wrong."""
+        env = env or {}
+        values: dict[str, Any] = _read_toml(file or env.get(f"{ENV_PREFIX}CONFIG"))
+        for name in cls.model_fields:
+            if (text := env.get(ENV_PREFIX + ENV_NAMES.get(name, name.upper()))) not in (None, ""):
+                values[name] = text
+        values.update({name: value for name, value in (flags or {}).items() if value not in (None, (), [])})
+        try:
+            return cls(**values)
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValidationError(f"{where}: {first['msg']}" if where else first["msg"], param=where or None) from None
+
+
+def is_loopback(host: str) -> bool:
+    """True for localhost and the loopback addresses, brackets allowed."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _read_toml(path: str | Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValidationError(f"config file {path}: {error}", param="config") from None

@@ -1,0 +1,140 @@
+"""Gate: the ASGI layer that every request passes first: path, request id, Host, Origin, API key, then the answer's headers."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Collection
+from urllib.parse import unquote, urlsplit
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from polargrid_local.errors import AuthenticationError, PolarGridError
+from polargrid_local.server.config import ServeConfig, is_loopback
+from polargrid_local.server.metrics import Metrics
+from polargrid_local.server.replies import error_reply, forbidden
+from polargrid_local.server.sse import log_crash
+
+log = logging.getLogger(__name__)
+
+_REPEATED_SLASHES = re.compile(rb"/{2,}")
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_HEADER_NAMES = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{0,1024}")
+_IP_LITERAL = re.compile(r"\[[0-9a-fA-F:.]+\]|[0-9]+(\.[0-9]+){3}")
+
+
+class Gate:
+    """Refuses foreign hosts, foreign pages and missing keys before a byte of the body is read. Counts and logs every answer."""
+
+    def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics, public: Collection[str] = ()) -> None:
+        self.app = app
+        self.config = config
+        self.metrics = metrics
+        self.public = {"/health", *public}  # served without a key: they hold nothing of the user's
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        _tidy_path(scope)
+        headers = dict(scope["headers"])
+        request_id = headers.get(b"x-request-id", b"")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = f"req_{uuid.uuid4().hex}".encode()
+        extra = [(b"x-request-id", request_id), (b"x-content-type-options", b"nosniff"), (b"vary", b"origin")]
+        start, status = time.monotonic(), 499
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *extra]
+            await send(message)
+
+        try:
+            await self._pass(scope, headers, extra)(scope, receive, send_with_headers)
+        except Exception as error:
+            log_crash(error)  # the application has answered 500 already
+        route = getattr(scope.get("route"), "path", "none")
+        self.metrics.requests[route, status] += 1
+        seconds = time.monotonic() - start
+        log.info("%s %s %d %.3f s %s", scope["method"], route, status, seconds, request_id.decode())
+
+    def _pass(self, scope: Scope, headers: dict[bytes, bytes], extra: list[tuple[bytes, bytes]]) -> ASGIApp:
+        """Who answers: the application, or a refusal. `extra` gets the headers that go with it."""
+        try:
+            self._check_host(scope, headers)
+            origin = headers.get(b"origin")
+            if origin is not None:
+                self._check_origin(origin, headers)
+                extra += [
+                    (b"access-control-allow-origin", origin),
+                    (b"access-control-expose-headers", b"x-request-id, retry-after"),
+                ]
+                if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
+                    extra += _preflight(headers)
+                    return Response(status_code=204)
+            self._check_key(scope, headers)
+        except PolarGridError as error:
+            extra.append((b"connection", b"close"))  # the body stays unread
+            return error_reply(error)
+        return self.app
+
+    def _check_host(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        host = hosts[0].decode("latin-1").lower() if len(hosts) == 1 else ""
+        name, _, port = host.rpartition(":") if re.search(r":\d+$", host) else (host, "", "80")
+        if name in self.config.allow_hosts or host in self.config.allow_hosts:
+            return
+        right_port = scope["server"] is None or port == str(scope["server"][1])
+        # A rebound DNS name is what this check is for; a bare address cannot be rebound.
+        known = is_loopback(name) or (not self.config.loopback and _IP_LITERAL.fullmatch(name) is not None)
+        if not (known and right_port):
+            raise forbidden("this Host is not served here: add it to allow_hosts")
+
+    def _check_origin(self, origin: bytes, headers: dict[bytes, bytes]) -> None:
+        text = origin.decode("latin-1")
+        if text in self.config.allow_origins or "*" in self.config.allow_origins:
+            return
+        try:
+            parts = urlsplit(text)
+            host = parts.hostname or ""
+        except ValueError:
+            host = ""
+        if host and parts.scheme in ("http", "https"):
+            if is_loopback(host) or parts.netloc.lower().encode("latin-1") == headers.get(b"host", b"").lower():
+                return
+        raise forbidden("pages of this Origin may not use this server: add it to allow_origins")
+
+    def _check_key(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        if not self.config.api_key or scope["path"] in self.public:
+            return
+        kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+        right = hmac.compare_digest(given.strip(), self.config.api_key.encode())
+        if not right or kind.lower() != b"bearer":
+            raise AuthenticationError("missing or wrong API key: send Authorization: Bearer KEY")
+
+
+def _tidy_path(scope: Scope) -> None:
+    """One slash where several stand and one /v1 where a base URL added a second; %2F stays part of a name until after."""
+    raw = _REPEATED_SLASHES.sub(b"/", scope.get("raw_path") or scope["path"].encode())
+    while raw.startswith(b"/v1/v1/"):
+        raw = raw[3:]
+    if len(raw) > 1:
+        raw = raw.removesuffix(b"/")
+    scope["raw_path"] = raw
+    scope["path"] = unquote(raw.decode("latin-1"))
+
+
+def _preflight(headers: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+    allowed = [(b"access-control-allow-methods", b"GET, POST, OPTIONS"), (b"access-control-max-age", b"600")]
+    wanted = headers.get(b"access-control-request-headers", b"")
+    if wanted and _HEADER_NAMES.fullmatch(wanted):
+        allowed.append((b"access-control-allow-headers", wanted))
+    if headers.get(b"access-control-request-private-network") == b"true":
+        allowed.append((b"access-control-allow-private-network", b"true"))
+    return allowed

@@ -1,0 +1,127 @@
+"""The server process: sockets, signals, and an end that lets running requests finish."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from polargrid_local.errors import EngineClosed, PolarGridError, ValidationError
+from polargrid_local.server.app import create_app
+from polargrid_local.server.config import ServeConfig
+
+log = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """Ends in three steps: no new connections, `drain_s` for what runs, an error event for what still does."""
+
+    def __init__(self, config: uvicorn.Config, drain_s: float, fail_streams: Callable[[PolarGridError], None]) -> None:
+        super().__init__(config)
+        self.drain_s = drain_s
+        self.fail_streams = fail_streams
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        error = EngineClosed("the server is shutting down")
+        timer = asyncio.get_running_loop().call_later(self.drain_s, self.fail_streams, error)
+        await super().shutdown(sockets)
+        timer.cancel()
+
+
+def protocol(header_timeout_s: float) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP protocol with a time limit for the head of a request, and `state["abort"]` to drop a connection."""
+
+    class BoundedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self.app_state = {**self.app_state, "abort": transport.abort}
+            self._head_timer: asyncio.TimerHandle | None = None
+            self._watch_head()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self._stop_timer()
+
+        def _watch_head(self) -> None:
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._stop_timer()
+            elif self._head_timer is None:
+                loop = asyncio.get_running_loop()
+                self._head_timer = loop.call_later(header_timeout_s, self.transport.abort)
+
+        def _stop_timer(self) -> None:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+    return BoundedProtocol
+
+
+def bind(config: ServeConfig) -> list[socket.socket]:
+    """Listening sockets: both loopback addresses where the machine has both, or the one address asked for."""
+    hosts = ["127.0.0.1", "::1"] if config.loopback and config.host in ("localhost", "127.0.0.1", "::1") else [config.host]
+    sockets: list[socket.socket] = []
+    port = config.port
+    for host in hosts:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError:
+            continue
+        try:
+            if sys.platform != "win32":
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind((host, port))
+        except OSError as error:
+            sock.close()
+            if host == "::1" and sockets:
+                continue  # this machine has no IPv6 loopback
+            for other in sockets:
+                other.close()
+            raise ValidationError(f"cannot listen on {host} port {port}: {error.strerror or error}", param="port") from None
+        sock.listen(2048)
+        sockets.append(sock)
+        port = sock.getsockname()[1]
+    return sockets
+
+
+def run(config: ServeConfig, engine: Any = None) -> None:
+    """Serve `config`; `engine` is for tests."""
+    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if engine is None:
+        from polargrid_local import AsyncEngine
+
+        engine = AsyncEngine(**config.engine_options())
+    app = create_app(engine, config)
+    sockets = bind(config)
+    settings = uvicorn.Config(
+        app,
+        http=protocol(config.header_timeout_s),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=int(config.drain_s) + 5,
+    )
+    server = Server(settings, config.drain_s, app.state.fail_streams)
+    app.state.stop = lambda: setattr(server, "should_exit", True)
+    shown = f"[{config.host}]" if ":" in config.host else config.host
+    log.info("listening on http://%s:%d", shown, sockets[0].getsockname()[1])
+    server.run(sockets=sockets)
+    if app.state.service.startup_error is not None:
+        raise app.state.service.startup_error

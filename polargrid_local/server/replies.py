@@ -1,0 +1,56 @@
+"""The bytes of JSON answers and of errors."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from starlette.responses import Response
+
+from polargrid_local.errors import AuthenticationError, NotFoundError, PolarGridError, RateLimitError, ServerError
+
+dump = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode  # ASCII-escaped: no line separator gets through
+
+
+class JsonReply(Response):
+    """A JSON body, compact and pure ASCII."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return dump(content).encode("ascii")
+
+
+def error_body(error: PolarGridError) -> dict[str, Any]:
+    """What a client of either family reads: `detail` for one, `error` for the other."""
+    inner = {"message": error.message, "type": error.type, "code": error.code, "param": error.param}
+    return {"detail": error.message, "error": inner}
+
+
+def error_reply(error: PolarGridError) -> JsonReply:
+    headers = {}
+    if isinstance(error, RateLimitError):
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after or 1)))
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JsonReply(error_body(error), status_code=error.status, headers=headers)
+
+
+def forbidden(message: str) -> AuthenticationError:
+    error = AuthenticationError(message, code="forbidden_origin")
+    error.status = 403
+    return error
+
+
+def unknown_path() -> NotFoundError:
+    return NotFoundError("no such path on this server: see /docs", code="not_found")
+
+
+def not_supported(what: str) -> ServerError:
+    return ServerError(f"{what} is not supported by a local text engine", status_code=501, code="not_supported")
+
+
+def internal_error() -> ServerError:
+    """For a caller to see: an unexpected exception's own text may hold paths or prompts."""
+    return ServerError("internal error: see the server's log", code="internal_error")

@@ -1,0 +1,176 @@
+"""EventStream: a generation written as Server-Sent Events, and the watch over clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from polargrid_local.errors import PolarGridError, TimeoutError
+from polargrid_local.server.body import ClientGone
+from polargrid_local.server.config import ServeConfig
+from polargrid_local.server.metrics import Metrics
+from polargrid_local.server.replies import dump, error_body, internal_error
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+DONE = b"data: [DONE]\n\n"
+COMMENT = b": keep-alive\n\n"
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class Chunks(Protocol):
+    """A started generation."""
+
+    def __aiter__(self) -> AsyncIterator[dict[str, Any]]: ...
+    async def aclose(self) -> None: ...
+
+
+class EventStream(Response):
+    """One event per chunk, flushed as it comes.
+
+    A comment when nothing else was written for `heartbeat_s`. Ends with [DONE], or with an error event and no [DONE]. The
+    generation is cancelled when the client leaves, takes nothing for `write_timeout_s`, or the request exceeds its time.
+    `started`: when the request came, monotonic. `on_end` is called once, whatever happened.
+    """
+
+    def __init__(
+        self, chunks: Chunks, started: float, config: ServeConfig, metrics: Metrics, on_end: Callable[[], None]
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.chunks = chunks
+        self.config = config
+        self.metrics = metrics
+        self.on_end = on_end
+        self.started = started
+        self._written = time.monotonic()
+        self._writing = False
+        self._failure: asyncio.Future[PolarGridError] = asyncio.get_running_loop().create_future()
+
+    def fail(self, error: PolarGridError) -> None:
+        """End the stream with an error event."""
+        if not self._failure.done():
+            self._failure.set_result(error)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.metrics.streams.add(self)
+        pump = asyncio.create_task(self._pump(send))
+        gone = asyncio.create_task(disconnected(receive))
+        try:
+            await self._watch(pump, gone, send)
+            if self._stalled():
+                # Closing would first wait for the reader to take what is buffered.
+                scope.get("state", {}).get("abort", lambda: None)()
+                await gone
+        finally:
+            pump.cancel()
+            gone.cancel()
+            await asyncio.gather(pump, gone, return_exceptions=True)
+            self.metrics.streams.discard(self)
+            try:
+                await self.chunks.aclose()
+            finally:
+                self.on_end()
+
+    async def _watch(self, pump: asyncio.Task[None], gone: asyncio.Task[None], send: Send) -> None:
+        """Until the pump is done, the client gone, the reader stalled, or the stream failed and said so."""
+        config = self.config
+        tick = min(config.heartbeat_s, config.write_timeout_s) / 4
+        while not pump.done():
+            await asyncio.wait({pump, gone, self._failure}, timeout=tick, return_when=asyncio.FIRST_COMPLETED)
+            if pump.done() or gone.done() or self._stalled():
+                return
+            now = time.monotonic()
+            if now - self.started > config.request_timeout_s:
+                self.fail(TimeoutError(f"the request took longer than {config.request_timeout_s:g} s"))
+            if self._failure.done():
+                pump.cancel()
+                await asyncio.wait({pump})
+                last = asyncio.create_task(self._write(send, _event(error_body(self._failure.result())), more=False))
+                await asyncio.wait({last, gone}, timeout=config.write_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+                last.cancel()
+                return
+            if not self._writing and now - self._written >= config.heartbeat_s:
+                await self._write(send, COMMENT)
+
+    async def _pump(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        try:
+            before = 0.0
+            async for chunk in self.chunks:
+                await self._write(send, _event(chunk))
+                if _carries_text(chunk):
+                    now = time.monotonic()
+                    if before:
+                        self.metrics.between_tokens.observe(now - before)
+                    else:
+                        self.metrics.first_token.observe(now - self.started)
+                    before = now
+            last = DONE
+        except PolarGridError as error:
+            log.warning("stream ended by %s", error.code)
+            last = _event(error_body(error))
+        except Exception as error:  # the client is told that something broke; only the log says where
+            log_crash(error)
+            last = _event(error_body(internal_error()))
+        await self._write(send, last, more=False)
+
+    async def _write(self, send: Send, data: bytes, more: bool = True) -> None:
+        self._writing = True
+        self._written = time.monotonic()
+        await send({"type": "http.response.body", "body": data, "more_body": more})
+        self._writing = False
+
+    def _stalled(self) -> bool:
+        return self._writing and time.monotonic() - self._written > self.config.write_timeout_s
+
+
+def _event(value: Any) -> bytes:
+    return b"data: " + dump(value).encode("ascii") + b"\n\n"
+
+
+def _carries_text(chunk: dict[str, Any]) -> bool:
+    choices = chunk["choices"]
+    return bool(choices) and bool(choices[0].get("text") or choices[0].get("delta", {}).get("content"))
+
+
+async def disconnected(receive: Receive) -> None:
+    """Returns when the client has closed the connection."""
+    message: Message = {"type": "http.request"}
+    while message["type"] != "http.disconnect":
+        message = await receive()
+
+
+async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
+    """The result of `work`; ClientGone, with `work` cancelled, when the client leaves first."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.create_task(disconnected(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return await task
+    finally:
+        gone.cancel()
+        task.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+def log_crash(error: BaseException) -> None:
+    """Where an unexpected exception came from, without its text: that may quote a prompt."""
+    frames, trace = [], error.__traceback__
+    while trace is not None:
+        frames.append(f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    log.error("%s at %s", type(error).__name__, " < ".join(reversed(frames)))
