@@ -1,0 +1,121 @@
+// The models: which there are, which is chosen, and loading it with progress shown.
+
+import { announce, byId, el, icon } from './dom.js';
+
+const POLL_MS = 300;
+
+export class Models {
+  #client;
+  #settings;
+  #onError;
+  #list = [];
+  #states = {};
+  #menu = byId('model-menu');
+  #loads = new Map(); // id -> promise of the load under way
+
+  /** `client` is a function: the client changes with the API key. `onError(error)` shows what went wrong. */
+  constructor(client, settings, onError) {
+    this.#client = client;
+    this.#settings = settings;
+    this.#onError = onError;
+    this.#menu.addEventListener('toggle', (event) => {
+      if (event.newState === 'open') this.refresh().catch(onError);
+    });
+    this.#menu.addEventListener('keydown', (event) => this.#onKey(event));
+  }
+
+  /** The chosen model's id, or "". */
+  get current() {
+    return (this.#list.find(({ id }) => id === this.#settings.model) ?? this.#list.find(({ id }) => this.#states[id] === 'loaded') ?? this.#list[0])?.id ?? '';
+  }
+
+  async refresh() {
+    const [list, status] = await Promise.all([this.#client().listModels(), this.#client().getModelStatus()]);
+    this.#list = list.data;
+    this.#states = status.loadingStatus ?? {};
+    for (const id of status.loaded ?? []) this.#states[id] = 'loaded';
+    this.#show();
+  }
+
+  /** Returns when `id` can answer; `onProgress(0..1 or undefined)` is called while it loads. Stopping to wait does not stop the load. */
+  async load(id, { signal, onProgress = () => {} } = {}) {
+    if (this.#states[id] === 'loaded') return;
+    if (!this.#loads.has(id)) {
+      this.#states[id] = 'loading';
+      this.#loads.set(id, this.#client().loadModel(id, { timeout: 0 }).finally(() => this.#loads.delete(id)));
+    }
+    const load = this.#loads.get(id);
+    load.catch(() => {}); // reported below, to whoever still waits
+    const stopped = new Promise((_, reject) => signal?.addEventListener('abort', () => reject(signal.reason), { once: true }));
+    for (let waiting = true; waiting;) {
+      try {
+        waiting = await Promise.race([load.then(() => false), stopped, new Promise((resolve) => setTimeout(resolve, POLL_MS, true))]);
+        if (!waiting) break;
+        const progress = (await this.#client().getModelStatus({ signal })).progress?.[id];
+        onProgress(progress);
+        this.#show(id, progress);
+      } catch (error) {
+        if (!signal?.aborted) this.#states[id] = 'failed';
+        this.#show();
+        throw error;
+      }
+    }
+    this.#states[id] = 'loaded';
+    this.#show();
+    announce(`${id} is loaded`);
+  }
+
+  /** Forgets that `id` is loaded: the server has said otherwise. */
+  forget(id) {
+    this.#states[id] = 'unloaded';
+  }
+
+  async #choose(id) {
+    this.#settings.model = id;
+    this.#menu.hidePopover();
+    this.#show();
+    try { await this.load(id); } catch (error) { this.#onError(error); }
+  }
+
+  async #unload(id) {
+    try {
+      await this.#client().unloadModel(id);
+      await this.refresh();
+    } catch (error) {
+      this.#onError(error);
+    }
+  }
+
+  #show(loading = [...this.#loads.keys()][0], progress = undefined) {
+    const { current } = this;
+    byId('model-name').textContent = current || 'No model';
+    byId('model-dot').dataset.state = this.#states[current] ?? 'unloaded';
+    byId('model-button').setAttribute('aria-label', current ? `Model: ${current}, ${words(this.#states[current])}` : 'No model');
+    const bar = byId('model-progress');
+    bar.hidden = !loading;
+    if (progress === undefined) bar.removeAttribute('value');
+    else bar.value = progress;
+    this.#menu.replaceChildren(this.#list.length ? el('ul', {}, ...this.#list.map((model) => this.#row(model, model.id === current))) : el('p', {},
+      'There is no model on this machine yet. Fetch one with ', el('code', {}, 'polargrid-local pull'), '.'));
+  }
+
+  #row({ id, pgMaxTokens }, chosen) {
+    const state = this.#states[id];
+    const facts = [words(state), pgMaxTokens && `${pgMaxTokens.toLocaleString()} tokens of context`].filter(Boolean).join(' · ');
+    return el('li', {},
+      el('button', { type: 'button', class: 'model', 'aria-pressed': String(chosen), onclick: () => this.#choose(id) },
+        el('span', { class: 'dot', 'data-state': state ?? 'unloaded', 'aria-hidden': 'true' }), el('span', {}, el('b', {}, id), el('small', {}, facts))),
+      state === 'loaded' && el('button', { type: 'button', class: 'quiet', title: 'Unload', 'aria-label': `Unload ${id}`, onclick: () => this.#unload(id) }, icon('eject')));
+  }
+
+  #onKey(event) {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const buttons = [...this.#menu.querySelectorAll('button.model')];
+    const at = buttons.indexOf(document.activeElement);
+    buttons[(at + step + buttons.length) % buttons.length]?.focus();
+  }
+}
+
+const words = (state) => ({ loaded: 'loaded', loading: 'loading…', failed: 'could not be loaded' })[state] ?? 'not loaded';
