@@ -4,23 +4,25 @@
     said = write_scripted(path, [script, ...])     a model that answers script i, whatever the temperature
     engine.completion_stream(prompt=said.prompt(i)) or chat with {"role": "user", "content": said.message(i)}
 
-A script is a list of pieces: bytes or str. Each piece becomes one token, so the caller decides how a text is cut: `b"\\xf0\\x9f"`
-then `b"\\x98\\x80"` is an emoji in two tokens. Pieces may repeat in any order. `EOS` in a script is the end-of-turn token, and
-every script ends with it unless `endless=True` (then the last piece repeats). A piece `Control("<|im_start|>")` is a control token.
+A script is a list of pieces: bytes or str. Each piece becomes one token, so the caller decides how a text is cut:
+`b"\\xf0\\x9f"` then `b"\\x98\\x80"` is an emoji in two tokens. Pieces may repeat in any order. `EOS` in a script is
+the end-of-turn token, and every script ends with it unless `endless=True` (then the last piece repeats). A piece
+`Control("<|im_start|>")` is a control token.
 
-How a script is forced: one private-use character, the marker, stands in the prompt. Attention heads read how far back it lies (rotary
-phases of four frequencies, measured against the BOS token), another head reads which marker it is, and one feed-forward unit
-per (marker, distance) writes the next token. So the answer depends on nothing but the marker and the distance, also among other
-streams, after a cached prefix, and in any chunking of the prompt. One marker per prompt, BOS at its start, and in a chat the
-marker ends the last user message. A prompt without a marker, or with a second BOS, gets an arbitrary answer.
+How a script is forced: one private-use character, the marker, stands in the prompt. Attention heads read how far back
+it lies (rotary phases of four frequencies, measured against the BOS token), another head reads which marker it is,
+and one feed-forward unit per (marker, distance) writes the next token. So the answer depends on nothing but the
+marker and the distance, also among other streams, after a cached prefix, and in any chunking of the prompt. One
+marker per prompt, BOS at its start, and in a chat the marker ends the last user message. A prompt without a marker,
+or with a second BOS, gets an arbitrary answer.
 
 Options of both (keyword only):
-    vocab        "bpe" (byte-level, GPT-2 pre-tokenizer) or "spm" (pieces that are not whole characters must be single bytes)
+    vocab        "bpe" (byte-level, GPT-2 pre-tokenizer) or "spm" (a piece is whole characters or one byte)
     weights      "f32", "f16" or "q8_0" for the matrices
     n_ctx_train  positions the file claims, eps of the norms, chat_template (ChatML; None leaves the key out)
     metadata     extra or replaced GGUF keys; a value of None removes the key
     words        more vocabulary that the tokenizer can produce
-Special tokens: <|bos|> (added by the tokenizer), <|endoftext|>, <|im_start|>, <|im_end|> (ends a turn), all control tokens.
+Control tokens: <|bos|> (added by the tokenizer), <|endoftext|>, <|im_start|>, <|im_end|> (ends a turn).
 """
 from __future__ import annotations
 
@@ -35,14 +37,16 @@ import numpy as np
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import gguf_file  # noqa: E402
 
-CHATML = ("{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+CHATML = ("{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n'"
+          " + message['content'] + '<|im_end|>' + '\n' }}"
           "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 SPECIALS = ["<|bos|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 BOS, EOT, IM_START, IM_END = range(4)
-WORDS = ("user assistant system tool the of and to in is you that it for was on are with as his they at be this from have or one had by"
-         " word but not what all were we when your can said there use an each which she do how their if will up other about out many"
-         " then them these so some her would make like him into time has look two more write go see number no way could people my"
-         " than first water been call who oil its now find long down day did get come made may part").split()
+WORDS = ("user assistant system tool the of and to in is you that it for was on are with as his they at be this "
+         "from have or one had by word but not what all were we when your can said there use an each which she do "
+         "how their if will up other about out many then them these so some her would make like him into time has "
+         "look two more write go see number no way could people my than first water been call who oil its now find "
+         "long down day did get come made may part").split()
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 _CHAT_TAIL = 5  # tokens after the marker in a chat: <|im_end|> \n <|im_start|> assistant \n
 
@@ -73,12 +77,13 @@ class Scripted:
 
 
 def write_random(path: str | Path, *, seed: int = 0, vocab: str = "bpe", weights: str = "f32", n_ctx_train: int = 512,
-                 eps: float = 1e-5, n_layer: int = 2, n_embd: int = 128, n_head: int = 4, n_head_kv: int = 2, n_ff: int = 256,
-                 chat_template: str | None = CHATML, metadata: Mapping[str, Any] | None = None,
+                 eps: float = 1e-5, n_layer: int = 2, n_embd: int = 128, n_head: int = 4, n_head_kv: int = 2,
+                 n_ff: int = 256, chat_template: str | None = CHATML, metadata: Mapping[str, Any] | None = None,
                  words: Iterable[str] = ()) -> Path:
     """Write a model of seeded random weights. 
 
-    Its logits spread over several units, so greedy choices are clear-cut; it hardly ever says a control token, so it does not stop.
+    Its logits spread over several units, so greedy choices are clear-cut; it hardly ever says a control token,
+    so it does not stop.
     """
     rng = np.random.default_rng(seed)
     table = _Vocab(vocab, [*WORDS, *words])
@@ -103,7 +108,7 @@ def write_scripted(path: str | Path, scripts: Sequence[Sequence[Piece]], *, endl
                    metadata: Mapping[str, Any] | None = None, words: Iterable[str] = ()) -> Scripted:
     """Write a model that says `scripts[i]` after `prompt(i)` or `message(i)`.
 
-    A script may have up to 400 pieces. Raises ValueError for an empty or too long script or a piece the vocabulary cannot hold.
+    Raises ValueError for a script of no or more than 400 pieces and for a piece the vocabulary cannot hold.
     """
     if any(not script or len(script) > 400 for script in scripts):
         raise ValueError("a script needs 1 to 400 pieces")
@@ -112,10 +117,14 @@ def write_scripted(path: str | Path, scripts: Sequence[Sequence[Piece]], *, endl
     table = _Vocab(vocab, [*WORDS, *words, *markers], pieces)
     said = [[table.id_of(piece) for piece in script] for script in scripts]
     said = [ids if endless or ids[-1] == IM_END else [*ids, IM_END] for ids in said]
-    steps = [(2 * i + chat, distance + (_CHAT_TAIL if chat else 0), token) for i, ids in enumerate(said)
-             for chat in (False, True) for distance, token in enumerate(ids + ids[-1:] * (440 - len(ids) - _CHAT_TAIL if endless else 8))]
+    steps = []  # (marker, distance, next token)
+    for i, ids in enumerate(said):
+        padded = ids + ids[-1:] * (440 - len(ids) if endless else 8)
+        for marker, tail in ((2 * i, 0), (2 * i + 1, _CHAT_TAIL)):
+            steps += [(marker, tail + distance, token) for distance, token in enumerate(padded)]
     embedding, layers, output = _script_weights(table, markers, steps)
-    _write(path, _Shape(n_ctx_train, _N_HEAD, 2, _D_HEAD, _ROPE_BASE, eps), table, embedding, layers, output, weights, chat_template, metadata)
+    shape = _Shape(n_ctx_train, _N_HEAD, 2, _D_HEAD, _ROPE_BASE, eps)
+    _write(path, shape, table, embedding, layers, output, weights, chat_template, metadata)
     return Scripted(Path(path), tuple(map(tuple, said)))
 
 
@@ -127,8 +136,8 @@ def split(text: str | bytes, cuts: Iterable[int]) -> list[bytes]:
 
 
 # The residual stream of a scripted model, 256 wide:
-#   0 one | 1 marker? 2 BOS? | 32.. filler that keeps every norm equal | 64..95 marker code | 96..103 distance | 128..159 code read
-#   by attention | 160..255 code of the next token
+#   0 one | 1 marker? 2 BOS? | 32.. filler that keeps every norm equal | 64..95 marker code | 96..103 distance |
+#   128..159 code read by attention | 160..255 code of the next token
 _N_EMBD, _ONE, _MARKER, _BOS, _FILLER, _CODE, _DISTANCE, _READ, _NEXT = 256, 0, 1, 2, 32, 64, 96, 128, 160
 _D_HEAD, _PAIRS, _BOS_DIMS, _REST_DIMS, _PHASE = 32, (0, 1, 2, 4), slice(24, 26), slice(26, 32), 2.0
 _N_HEAD, _ROPE_BASE, _REACH = 12, 1e5, 448  # _REACH: distances that can be told apart
@@ -150,8 +159,9 @@ def _script_weights(table: _Vocab, markers: list[str], steps: list[tuple[int, in
     embedding[BOS, _FILLER], embedding[BOS, _BOS] = np.sqrt(d_code), 1
     gain = np.sqrt(_N_EMBD / (d_code + 2))  # what the norm multiplies every embedding by
 
-    # One key for all heads: the marker turns with its position in the pairs that measure; the last dimensions hardly turn and push
-    # down all but marker and BOS, or BOS too. No entry is much above the others, so that a q8_0 cache keeps the phases.
+    # One key for all heads: the marker turns with its position in the pairs that measure; the last dimensions hardly
+    # turn and push down all but marker and BOS, or BOS too. No entry is far above the others, so that a q8_0 cache
+    # keeps the phases.
     # Values: +1 and the code for the marker, -1 for BOS.
     key, value = np.zeros((2, _D_HEAD, _N_EMBD))
     for pair in _PAIRS:
@@ -165,7 +175,7 @@ def _script_weights(table: _Vocab, markers: list[str], steps: list[tuple[int, in
     for head in range(2 * len(_PAIRS) + 1):
         row = head * _D_HEAD
         query[row:row + _D_HEAD, _ONE][_REST_DIMS] = 2.4 * root
-        if head < 2 * len(_PAIRS):  # the marker scores _PHASE * cos or sin of its distance and BOS 0: the value is the tanh of half of that
+        if head < 2 * len(_PAIRS):  # scores: marker _PHASE * cos or sin of its distance, BOS 0; value: tanh of half
             query[row + 2 * _PAIRS[head // 2] + head % 2, _ONE] = (-_PHASE if head % 2 else _PHASE) * root
             out[_DISTANCE + head, row] = 1
         else:  # the marker alone
@@ -176,8 +186,8 @@ def _script_weights(table: _Vocab, markers: list[str], steps: list[tuple[int, in
     angle = np.arange(_REACH)[:, None] * theta
     phase = np.stack([np.cos(angle), np.sin(angle)], axis=2).reshape(_REACH, -1)
     which, distance, token = np.array(steps).T
-    # A unit fires when its distance and its code both match: their product with the state passes half way between the true
-    # distance (0.29 more than any other) and the nearest one.
+    # A unit fires when its distance and its code both match: their product with the state passes half way between
+    # the true distance (0.29 more than any other) and the nearest one.
     match = phase @ np.tanh(_PHASE * phase / 2).T
     code_weight = 8.0 / d_code
     threshold = np.diag(match)[distance] - 0.14 + code_weight * d_code
@@ -295,14 +305,20 @@ def _write(path: str | Path, shape: _Shape, table: _Vocab, embedding: np.ndarray
         return gguf_file.Tensor(name + ".weight", data.shape, kind, lambda: [np.ascontiguousarray(stored())])
 
     norm = np.ones(n_embd)
-    tensors = [tensor("token_embd", embedding, weights), tensor("output_norm", norm, "f32"), tensor("output", output, weights)]
+    tensors = [tensor("token_embd", embedding, weights), tensor("output_norm", norm, "f32"),
+               tensor("output", output, weights)]
     for i, layer in enumerate(layers):
         tensors += [tensor(f"blk.{i}.{name}", matrix, weights) for name, matrix in layer.items()]
         tensors += [tensor(f"blk.{i}.{name}", norm, "f32") for name in ("attn_norm", "ffn_norm")]
-    keys = {"general.architecture": "llama", "general.name": "tiny", "general.file_type": {"f32": 0, "f16": 1, "q8_0": 7}[weights],
-            "llama.context_length": shape.n_ctx_train, "llama.embedding_length": n_embd, "llama.block_count": len(layers),
+    keys = {"general.architecture": "llama", "general.name": "tiny",
+            "general.file_type": {"f32": 0, "f16": 1, "q8_0": 7}[weights],
+            "llama.context_length": shape.n_ctx_train, "llama.embedding_length": n_embd,
+            "llama.block_count": len(layers),
             "llama.feed_forward_length": layers[0]["ffn_up"].shape[0], "llama.attention.head_count": shape.n_head,
-            "llama.attention.head_count_kv": shape.n_head_kv, "llama.attention.key_length": shape.d_head, "llama.attention.value_length": shape.d_head, "llama.rope.dimension_count": shape.d_head,
+            "llama.attention.head_count_kv": shape.n_head_kv,
+            "llama.attention.key_length": shape.d_head, "llama.attention.value_length": shape.d_head,
+            "llama.rope.dimension_count": shape.d_head,
             "llama.rope.freq_base": shape.rope_base, "llama.attention.layer_norm_rms_epsilon": shape.eps,
-            "llama.vocab_size": n_vocab, **table.metadata(), "tokenizer.chat_template": chat_template, **(metadata or {})}
+            "llama.vocab_size": n_vocab, **table.metadata(),
+            "tokenizer.chat_template": chat_template, **(metadata or {})}
     gguf_file.write(path, {key: value for key, value in keys.items() if value is not None}, tensors)
