@@ -114,20 +114,25 @@ class _SameOriginToken(urllib.request.HTTPRedirectHandler):
 
 
 def _open(remote: _Remote, offset: int) -> http.client.HTTPResponse:
-    context = ssl.create_default_context()
-    if not os.environ.get("SSL_CERT_FILE"):
-        with contextlib.suppress(ImportError):  # a Python without the system's certificates is common on desktops
-            import certifi
-
-            context.load_verify_locations(certifi.where())
-    opener = urllib.request.build_opener(_SameOriginToken, urllib.request.HTTPSHandler(context=context))
+    handlers: list[urllib.request.BaseHandler] = [_SameOriginToken()]
+    if remote.url.startswith("https:"):
+        handlers.append(urllib.request.HTTPSHandler(context=_tls_context()))
     headers = {**remote.headers, "Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
-    response: http.client.HTTPResponse = opener.open(
-        urllib.request.Request(remote.url, headers=headers), timeout=TIMEOUT_S
-    )
+    request = urllib.request.Request(remote.url, headers=headers)
+    response: http.client.HTTPResponse = urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT_S)
     return response
+
+
+def _tls_context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if not os.environ.get("SSL_CERT_FILE"):
+        with contextlib.suppress(ImportError):  # a Python that does not find the system's certificates is common
+            import certifi
+
+            context.load_verify_locations(certifi.where())
+    return context
 
 
 def _receive(remote: _Remote, part: Partial, n_bytes: int | None, progress: Progress) -> int | None:

@@ -34,7 +34,9 @@ def test_shipped_catalogue_is_complete_enough_to_pull_and_verify(store):
     assert (store.preferred, store.embedded) == ("llama-3.1-8b", "smollm2-135m")
 
 
-@pytest.mark.parametrize("name", ["llama-3.1-8b", "LLAMA-3.1-8B", "Meta-Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"])
+@pytest.mark.parametrize(
+    "name", ["llama-3.1-8b", "LLAMA-3.1-8B", "Meta-Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"]
+)
 def test_every_alias_finds_the_same_file(store, name):
     path = put(store, store.entries["llama-3.1-8b"].file)
     found = store.resolve(name)
@@ -67,7 +69,7 @@ def test_missing_catalogue_model_says_the_command_and_the_file(store):
     assert (caught.value.code, caught.value.param, caught.value.status) == ("model_not_found", "model", 404)
     message = str(caught.value)
     assert "polargrid-local pull llama-3.1-8b" in message
-    assert f"Meta-Llama-3.1-8B-Instruct-Q4_K_M.gguf" in message and str(store.models_dir) in message
+    assert "Meta-Llama-3.1-8B-Instruct-Q4_K_M.gguf" in message and str(store.models_dir) in message
 
 
 def test_unknown_name_suggests_the_nearest(store):
@@ -96,7 +98,9 @@ def test_names_never_lead_out_of_the_directory(tmp_path, name):
     assert caught.value.code == "model_not_found"
 
 
-@pytest.mark.parametrize("name", ["/no/such/file.gguf", "no/such.gguf", "file:///no/such.gguf", Path("nothing.gguf"), ""])
+@pytest.mark.parametrize(
+    "name", ["/no/such/file.gguf", "no/such.gguf", "file:///no/such.gguf", Path("nothing.gguf"), ""]
+)
 def test_paths_that_are_not_files(store, name):
     with pytest.raises(NotFoundError):
         store.resolve(name)
@@ -180,5 +184,7 @@ def test_looking_up_names_imports_no_network_code():
         "print([m for m in ('socket', 'ssl', 'http.client', 'huggingface_hub', 'subprocess') if m in sys.modules])"
     )
     env = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run([sys.executable, "-c", script, str(root)], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(root)], env=env, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
