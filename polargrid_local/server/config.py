@@ -67,7 +67,7 @@ class ServeConfig(EngineConfig):
     """Settings of `polargrid-local serve`; a flag wins over a variable, a variable over the file. Seconds and bytes."""
 
     model: Words = Field((), description="models loaded at the start; the first answers requests that name none")
-    aliases: Pairs = Field({}, description="other names for models: NAME=MODEL")
+    aliases: Pairs = Field({}, description="other names for models: NAME=MODEL; *=MODEL answers for any unknown name")
     models_dir: Path | None = Field(None, description="where model files lie")
     on_demand: bool = Field(True, description="load any model of this disk when a request names it")
     keep_alive_s: float = Field(1800, description="unload a model idle for this long; negative: never")

@@ -99,11 +99,11 @@ def api(service: Service, metrics: Metrics) -> APIRouter:
 
     @router.get("/v1/gpu/status", **describe("gpu_status"))
     async def gpu_status(request: Request) -> Response:
-        return JsonReply(await service.engine.get_gpu_status())
+        return JsonReply(await service.gpu_status())
 
     @router.get("/v1/gpu/memory", **describe("gpu_memory"))
     async def gpu_memory(request: Request) -> Response:
-        return JsonReply(await service.engine.get_gpu_memory())
+        return JsonReply(await service.gpu_memory())
 
     @router.post("/v1/gpu/purge", **describe("gpu_purge"))
     async def gpu_purge(request: Request) -> Response:
@@ -123,7 +123,7 @@ def api(service: Service, metrics: Metrics) -> APIRouter:
     @router.get("/v1/usage", **describe("usage"))
     async def usage(request: Request) -> Response:
         query = request.query_params
-        return JsonReply(service.usage_report(query.get("start_date"), query.get("end_date")))
+        return JsonReply(await service.usage_report(query.get("start_date"), query.get("end_date")))
 
     @router.get("/metrics", **describe("metrics"))
     async def prometheus(request: Request) -> Response:

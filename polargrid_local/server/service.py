@@ -80,18 +80,23 @@ class Service:
         """The id behind a requested name, never a path; NotFoundError, code model_not_loaded, for an unknown one."""
         if name is None:
             name = next(iter(self._own), None) or self.store.default()
-        wanted = self.config.aliases.get(name, name)
-        if wanted in self._own:
-            return wanted
+        aliases = self.config.aliases
+        model = self._known(aliases.get(name, name)) or self._known(aliases.get("*"))
+        if model is None:
+            hint = f"; polargrid-local pull {name} would fetch it" if self.store.entry(name) else ""
+            raise NotFoundError(
+                f"Model not loaded: '{name[:200]}' is not on this machine{hint}", code="model_not_loaded", param="model"
+            )
+        return model
+
+    def _known(self, name: str | None) -> str | None:
+        if name is None or name in self._own:
+            return name
         try:
-            model = self.store.resolve(wanted, paths=False).id
+            model = self.store.resolve(name, paths=False).id
         except PolarGridError:
-            model = ""
-        if model in self._own or (model and self.config.on_demand):
-            return model
-        raise NotFoundError(
-            f"Model not loaded: '{name[:200]}' is not a model of this server", code="model_not_loaded", param="model"
-        )
+            return None
+        return model if self.config.on_demand or model in self._own else None
 
     async def lease(self, name: str | None) -> Lease:
         """Loads the model first where needed."""
@@ -246,7 +251,15 @@ class Service:
         overall = "healthy" if self.ready else "degraded"
         return {"status": overall, "regions": [{"region": "local", "status": overall, "models": models}]}
 
-    def usage_report(self, start_date: str | None, end_date: str | None) -> dict[str, Any]:
+    async def gpu_status(self) -> dict[str, Any]:
+        reply: dict[str, Any] = await self.engine.get_gpu_status()
+        return reply
+
+    async def gpu_memory(self) -> dict[str, Any]:
+        reply: dict[str, Any] = await self.engine.get_gpu_memory()
+        return reply
+
+    async def usage_report(self, start_date: str | None, end_date: str | None) -> dict[str, Any]:
         return self.counter.report(datetime.date.today(), start_date, end_date)
 
     def stats(self) -> dict[str, dict[str, Any]]:
