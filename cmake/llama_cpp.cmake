@@ -59,8 +59,8 @@ set(LLAMA_OPENSSL OFF CACHE INTERNAL "")
 set(LLAMA_ALL_WARNINGS OFF CACHE INTERNAL "")
 set(GGML_CCACHE OFF CACHE INTERNAL "")   # the launcher above covers every target
 set(GGML_RPC OFF CACHE INTERNAL "")
-# The engine attaches ggml's own thread pool: no libgomp beside another copy of it, nothing that hangs after fork.
-set(GGML_OPENMP OFF CACHE INTERNAL "")
+# ggml compiles in the commit of whatever repository it finds around it, and so rebuilds after every commit: show it none.
+set(GIT_EXE "${CMAKE_COMMAND}" CACHE INTERNAL "")
 if(PGL_PORTABLE)
   set(GGML_NATIVE OFF CACHE BOOL "" FORCE)
 else()
