@@ -1,6 +1,6 @@
 // The PolarGrid client for browsers and Node 18+: one ES module without dependencies, camelCase in and out.
 
-const DEFAULT_BASE_URL = 'http://127.0.0.1:8080';
+const DEFAULT_BASE_URL = 'http://127.0.0.1:8484';
 const REGION = { id: 'local', name: 'Local' };
 
 /** Base of every error thrown here. `code`, `type` and `param` are the server's own words, where it gave any. */
@@ -158,7 +158,7 @@ export class PolarGrid {
 
   /**
    * @param options.apiKey     a server without a configured key accepts any or none (Node: POLARGRID_API_KEY)
-   * @param options.baseUrl    default: the origin this module was loaded from; in Node POLARGRID_BASE_URL or http://127.0.0.1:8080
+   * @param options.baseUrl    default: the origin this module was loaded from; in Node POLARGRID_BASE_URL or http://127.0.0.1:8484
    * @param options.timeout    milliseconds: of a whole plain call, or between two reads of a stream; 0 = none
    * @param options.maxRetries of plain calls after a connection failure, and of GETs after a timeout; pauses of 1, 2, 4 s
    * @param options.region     accepted for compatibility; the region served here is always "local"
