@@ -20,7 +20,7 @@ struct GgufSummary {
 
     std::string type;                        // general.type: "model" (also if absent) or "adapter"
     std::string architecture, name;
-    std::string quantization;                // of general.file_type, or of the type that holds most bytes: "Q4_K - Medium"
+    std::string quantization;                // "Q4_K_M": general.file_type's, else the type that holds most bytes
     std::string tokenizer;                   // tokenizer.ggml.model: "gpt2", "llama", ...
     std::string chat_template;
     bool        has_chat_template = false;
