@@ -1,0 +1,454 @@
+"""From a request to native requests, and from native events to the chunks and responses of the remote API.
+
+Pure: no thread, no clock, no file. Sync and async streams, the server and the plain (unstreamed) calls all feed the same
+Assembler, so a joined stream is the plain answer by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+
+from .errors import ContextLengthError, ValidationError, from_code
+from .template import ChatTemplate
+from .types import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, Event, GenerateRequest, Message
+
+# No vocabulary has a longer piece; a prompt of more than n_ctx such pieces need not be tokenized to be refused.
+LONGEST_PIECE_BYTES = 512
+
+Predicate = Callable[[str], Any]
+
+
+class Target(NamedTuple):
+    """What `prepare` must know of a loaded model: the name replies carry when a request names none, `_core`'s info()."""
+
+    name: str
+    info: dict[str, Any]
+    template: ChatTemplate
+    content_filter: Any = None
+
+
+class Job(NamedTuple):
+    """One native request per choice (list prompts) or per input (embeddings), and the assembler of their events."""
+
+    requests: list[dict[str, Any]]
+    assembler: Assembler
+
+
+def prepare(request: Any, target: Target, *, now: datetime, id: str, seed: int) -> Job:  # noqa: A002
+    """`id` is 24 hex digits, `seed` the one to use when the request has none, `now` the time of the request.
+
+    Raises ValidationError, TemplateError or ContextLengthError; whatever is wrong with a request short of its token
+    count is said here."""
+    if isinstance(request, GenerateRequest):
+        request = chat_of(request)
+    name, created = request.model or target.name, int(now.timestamp())
+    if isinstance(request, EmbeddingRequest):
+        if not target.info.get("can_embed", True):
+            raise ValidationError(f"model '{name}' was loaded without embeddings", param="model")
+        spans = [[(text, False)] for text in request.inputs]
+        _check_size(spans, target.info, "input")
+        requests = [{"task": "embed", "prompt": prompt} for prompt in spans]
+        return Job(requests, EmbeddingAssembler(name, id, created, seed, len(requests)))
+
+    seed = seed if request.seed is None else request.seed % 2**64
+    if isinstance(request, ChatCompletionRequest):
+        options = {} if request.enable_thinking is None else {"enable_thinking": request.enable_thinking}
+        spans = [target.template.render(messages_of(request.messages), now=now, **options)]
+        cls: type[Assembler] = ChatAssembler
+    else:
+        # The text of a completion is the user's: like message content it never becomes control tokens.
+        spans = [[(text, False)] for text in request.prompts]
+        cls = TextAssembler
+    _check_size(spans, target.info, "messages" if cls is ChatAssembler else "prompt")
+    phrases, predicates = split_filters(target.content_filter, request.content_filter)
+    common = {
+        "task": "generate",
+        "max_tokens": min(request.max_tokens, 2**31 - 1),
+        "stop": list(request.stop),
+        "filter": phrases,
+        "sampling": _sampling(request, target.info, seed),
+        "ignore_eos": request.ignore_eos,
+    }
+    assembler = cls(
+        name, id, created, seed, len(spans),
+        include_usage=request.include_usage, logprobs=request.n_logprobs >= 0, predicates=predicates,
+    )
+    return Job([{**common, "prompt": prompt} for prompt in spans], assembler)
+
+
+def chat_of(request: GenerateRequest) -> ChatCompletionRequest:
+    """generate() is one user message."""
+    fields = request.model_dump(exclude={"prompt"}, exclude_unset=True)
+    return ChatCompletionRequest(messages=[Message(role="user", content=request.prompt)], **fields)
+
+
+def messages_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as chat templates expect them: text only, `developer` is `system`, tool arguments parsed."""
+    import json
+
+    plain = []
+    for message in messages:
+        content = message.content
+        if isinstance(content, list):
+            content = "\n".join(part.text for part in content)
+        entry: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": content or ""}
+        if message.name is not None:
+            entry["name"] = message.name
+        if message.tool_call_id is not None:
+            entry["tool_call_id"] = message.tool_call_id
+        if message.tool_calls:
+            calls = []
+            for call in message.tool_calls:
+                try:
+                    arguments = json.loads(call.function.arguments)
+                except (ValueError, RecursionError):
+                    arguments = call.function.arguments
+                calls.append({"id": call.id, "type": "function",
+                              "function": {"name": call.function.name, "arguments": arguments}})
+            entry["tool_calls"] = calls
+        plain.append(entry)
+    return plain
+
+
+def split_filters(*filters: Any) -> tuple[list[str], list[Predicate]]:
+    """Phrases for the native matcher (exact, so with their simple case variants) and predicates for the assembler."""
+    phrases: dict[str, None] = {}
+    predicates: list[Predicate] = []
+    for item in filters:
+        if callable(item):
+            predicates.append(item)
+            continue
+        for phrase in item or ():
+            for variant in (phrase, phrase.lower(), phrase.upper(), phrase.capitalize(), phrase.title()):
+                phrases[variant] = None
+    return list(phrases), predicates
+
+
+def _sampling(request: ChatCompletionRequest | CompletionRequest, info: dict[str, Any], seed: int) -> dict[str, Any]:
+    n_vocab = info.get("n_vocab", 2**31)
+    for token in request.logit_bias:
+        if token >= n_vocab:
+            raise ValidationError(
+                f"logit_bias: token id {token} is not below the vocabulary's size, {n_vocab}",
+                param="logit_bias", details={"field": "logit_bias", "n_vocab": n_vocab},
+            )
+    return {
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": max(request.top_k, 0),
+        "min_p": request.min_p,
+        "typical_p": request.typical_p,
+        "repetition_penalty": request.repetition_penalty,
+        "frequency_penalty": request.frequency_penalty,
+        "presence_penalty": request.presence_penalty,
+        "seed": seed,
+        "n_logprobs": request.n_logprobs,
+        "logit_bias": list(request.logit_bias.items()),
+    }
+
+
+def _check_size(prompts: list[list[tuple[str, bool]]], info: dict[str, Any], field: str) -> None:
+    n_ctx = info.get("n_ctx") or 2**31
+    for spans in prompts:
+        size = sum(len(text) for text, _ in spans)
+        if size > n_ctx * LONGEST_PIECE_BYTES:
+            raise ContextLengthError(
+                f"{field}: {size} characters are more than {n_ctx} tokens, the context, can hold",
+                param=field, details={"field": field, "n_ctx": n_ctx, "n_prompt": f"> {n_ctx}"},
+            )
+
+
+# --- events to chunks -------------------------------------------------------------------------------------------------
+
+
+class _Choice:
+    """One answer while it grows."""
+
+    __slots__ = ("cached", "generated", "logprobs", "parts", "prompt", "reason", "result", "times")
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+        self.logprobs: list[dict[str, Any]] = []
+        self.reason: str | None = None
+        self.prompt = self.cached = self.generated = 0
+        self.times = (-1.0, -1.0, -1.0, -1.0)
+        self.result: Any = None
+
+
+class Assembler:
+    """Events in, chunk dicts out; `response()` is the same answer in one piece. Not thread-safe: one reader at a time."""
+
+    prefix = ""
+
+    def __init__(self, model: str, id: str, created: int, seed: int, n: int, *, include_usage: bool = False,  # noqa: A002
+                 logprobs: bool = False, predicates: Sequence[Predicate] = ()) -> None:
+        self.id = self.prefix + id
+        self.created = created
+        self.model = model
+        self.seed = seed
+        self.choices = [_Choice() for _ in range(n)]
+        self.to_cancel: list[int] = []  # choices ended here (content filter) that the engine still works on
+        self._open = n
+        self._include_usage = include_usage
+        self._logprobs = logprobs
+        self._predicates = predicates
+
+    # what a stream shows
+
+    @property
+    def done(self) -> bool:
+        return self._open == 0
+
+    @property
+    def watches(self) -> bool:
+        """Whether events must be fed as they come, because a filter may cut the answer short."""
+        return bool(self._predicates)
+
+    @property
+    def text(self) -> str:
+        """The text delivered so far (of the first choice)."""
+        return "".join(self.choices[0].parts)
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self.choices[0].reason
+
+    @property
+    def usage(self) -> dict[str, int]:
+        prompt = sum(choice.prompt for choice in self.choices)
+        generated = sum(choice.generated for choice in self.choices)
+        return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
+
+    @property
+    def timings(self) -> dict[str, Any]:
+        """Milliseconds since submit (None = not reached), the decode rate, and prompt tokens taken from the cache."""
+        queue, prefill, first, total = (max(times) for times in zip(*(choice.times for choice in self.choices)))
+        n = sum(choice.generated for choice in self.choices)
+        seconds = (total - first) / 1e3
+        return {
+            "queue_ms": queue if queue >= 0 else None,
+            "prefill_ms": prefill if prefill >= 0 else None,
+            "first_token_ms": first if first >= 0 else None,
+            "total_ms": total if total >= 0 else None,
+            "tokens_per_second": (n - len(self.choices)) / seconds if n > len(self.choices) and first >= 0 < seconds else None,
+            "cached_tokens": sum(choice.cached for choice in self.choices),
+        }
+
+    @property
+    def pg_metadata(self) -> dict[str, Any]:
+        queue, _, _, total = (max(0.0, *times) for times in zip(*(choice.times for choice in self.choices)))
+        return {
+            "region": "local",
+            "latency_ms": round(total),
+            "model_load_time_ms": None,
+            "queue_time_ms": round(queue),
+            "inference_time_ms": round(total - queue),
+            "seed": self.seed,
+            "cached_tokens": sum(choice.cached for choice in self.choices),
+        }
+
+    # the flow
+
+    def start(self) -> list[dict[str, Any]]:
+        """The chunks that need no event."""
+        return []
+
+    def feed(self, event: Event, index: int = 0) -> list[dict[str, Any]]:
+        """The chunks that `event`, about choice `index`, completes. Raises what an error event says."""
+        choice = self.choices[index]
+        if choice.reason is not None:
+            return []  # a tail after our own end
+        kind = event.kind
+        if kind == "text":
+            return self._deliver(choice, index, event)
+        if kind == "finished":
+            chunks = self._deliver(choice, index, event)
+            if choice.reason is None:
+                choice.reason = event.reason
+                chunks += self._end(choice, index, event)
+            return chunks
+        if kind == "embedding":
+            choice.result = event.embedding
+            choice.reason = "stop"
+            return self._end(choice, index, event)
+        if kind == "error":
+            raise from_code(event.code, event.text, dict(event.details))
+        return []
+
+    def _deliver(self, choice: _Choice, index: int, event: Event) -> list[dict[str, Any]]:
+        text = event.text
+        logprobs = event.logprobs if self._logprobs else None
+        if not text and not logprobs:
+            return []
+        if self._predicates:
+            so_far = "".join(choice.parts) + text
+            if any(hit(so_far) for hit in self._predicates):
+                choice.reason = "content_filter"
+                if event.kind == "text":
+                    self.to_cancel.append(index)
+                return self._end(choice, index, event)
+        choice.parts.append(text)
+        chunk = self._chunk(index, text, self._format_logprobs(choice, logprobs, text) if logprobs is not None else None, None)
+        return [chunk]
+
+    def _end(self, choice: _Choice, index: int, event: Event) -> list[dict[str, Any]]:
+        choice.prompt, choice.cached, choice.generated = event.n_prompt, event.n_cached, event.n_generated
+        choice.times = (event.queue_ms, event.prefill_ms, event.first_token_ms, event.total_ms)
+        self._open -= 1
+        chunks = [self._chunk(index, None, None, choice.reason)]
+        if self._include_usage and self._open == 0:
+            chunks.append({**self._head(), "choices": [], "usage": self.usage})
+        return chunks
+
+    def _head(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _chunk(self, index: int, text: str | None, logprobs: Any, reason: str | None) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _format_logprobs(self, choice: _Choice, logprobs: list[dict[str, Any]], text: str) -> Any:
+        raise NotImplementedError
+
+    def response(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+def _token_text(entry: dict[str, Any]) -> str:
+    return entry["bytes"].decode("utf-8", "replace")
+
+
+class ChatAssembler(Assembler):
+    prefix = "chatcmpl-"
+
+    def _head(self) -> dict[str, Any]:
+        return {"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model}
+
+    def start(self) -> list[dict[str, Any]]:
+        delta = {"role": "assistant"}
+        return [{**self._head(), "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}]
+
+    def _chunk(self, index: int, text: str | None, logprobs: Any, reason: str | None) -> dict[str, Any]:
+        delta = {} if text is None else {"content": text}
+        choice = {"index": index, "delta": delta, "finish_reason": reason}
+        if logprobs is not None:
+            choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.model,
+            "choices": [choice],
+        }
+
+    def _format_logprobs(self, choice: _Choice, logprobs: list[dict[str, Any]], text: str) -> Any:
+        content = [{**_chat_logprob(entry), "top_logprobs": [_chat_logprob(top) for top in entry["top"]]} for entry in logprobs]
+        choice.logprobs += content
+        return {"content": content}
+
+    def response(self) -> dict[str, Any]:
+        choices = []
+        for index, choice in enumerate(self.choices):
+            entry: dict[str, Any] = {"index": index, "message": {"role": "assistant", "content": "".join(choice.parts)}}
+            if self._logprobs:
+                entry["logprobs"] = {"content": choice.logprobs}
+            entry["finish_reason"] = choice.reason
+            choices.append(entry)
+        return {
+            "id": self.id,
+            "object": "chat.completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+            "usage": self.usage,
+            "pg_metadata": self.pg_metadata,
+        }
+
+    def generate_response(self) -> dict[str, Any]:
+        """The reply of generate(): `created_at` is local time without a zone, as the SDK makes it."""
+        created = datetime.fromtimestamp(self.created, timezone.utc).astimezone().replace(tzinfo=None)
+        return {
+            "id": self.id,
+            "model": self.model,
+            "content": self.text,
+            "usage": self.usage,
+            "created_at": created.isoformat(),
+            "processing_time_ms": self.pg_metadata["latency_ms"],
+        }
+
+
+def _chat_logprob(entry: dict[str, Any]) -> dict[str, Any]:
+    return {"token": _token_text(entry), "logprob": entry["logprob"], "bytes": list(entry["bytes"])}
+
+
+class TextAssembler(Assembler):
+    prefix = "cmpl-"
+
+    def _head(self) -> dict[str, Any]:
+        return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
+
+    def _chunk(self, index: int, text: str | None, logprobs: Any, reason: str | None) -> dict[str, Any]:
+        choice = {"text": text or "", "index": index, "finish_reason": reason}
+        if logprobs is not None:
+            choice = {"text": text or "", "index": index, "logprobs": logprobs, "finish_reason": reason}
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": [choice],
+        }
+
+    def _format_logprobs(self, choice: _Choice, logprobs: list[dict[str, Any]], text: str) -> Any:
+        # Offsets are into the answer's text; the tokens of one event share the place where its text begins.
+        offset = sum(map(len, choice.parts)) - len(text)
+        choice.logprobs += [{**entry, "offset": offset} for entry in logprobs]
+        return _text_logprobs([{**entry, "offset": offset} for entry in logprobs])
+
+    def response(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": [
+                {
+                    "text": "".join(choice.parts),
+                    "index": index,
+                    "logprobs": _text_logprobs(choice.logprobs) if self._logprobs else None,
+                    "finish_reason": choice.reason,
+                }
+                for index, choice in enumerate(self.choices)
+            ],
+            "usage": self.usage,
+            "pg_metadata": self.pg_metadata,
+        }
+
+
+def _text_logprobs(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "tokens": [_token_text(entry) for entry in entries],
+        "token_logprobs": [entry["logprob"] for entry in entries],
+        "top_logprobs": [{_token_text(top): top["logprob"] for top in entry["top"]} for entry in entries],
+        "text_offset": [entry["offset"] for entry in entries],
+    }
+
+
+class EmbeddingAssembler(Assembler):
+    """`result` of each choice is the vector; there is nothing to stream."""
+
+    def _chunk(self, index: int, text: str | None, logprobs: Any, reason: str | None) -> dict[str, Any]:
+        return {}
+
+    def response(self) -> dict[str, Any]:
+        prompt = self.usage["prompt_tokens"]
+        return {
+            "object": "list",
+            "data": [
+                {"object": "embedding", "index": index, "embedding": [float(x) for x in choice.result]}
+                for index, choice in enumerate(self.choices)
+            ],
+            "model": self.model,
+            "usage": {"prompt_tokens": prompt, "total_tokens": prompt},
+        }

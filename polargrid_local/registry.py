@@ -1,0 +1,292 @@
+"""The models of one engine by name: loading, finding, and the answers about models, health and GPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import EngineClosed, NotFoundError, PolarGridError, ValidationError
+from .pipeline import Job, Target, messages_of, prepare
+from .runtime import LoadedModel, system
+from .store import Store
+from .template import ChatTemplate
+from .types import parse_request
+
+Progress = Callable[[float], Any]
+
+
+class Entry(NamedTuple):
+    model: LoadedModel
+    target: Target
+    created: int
+
+
+class Models:
+    """Safe from any thread. `load` may take long and holds no lock meanwhile."""
+
+    def __init__(self, models_dir: Any, options: dict[str, Any], content_filter: Any, chat_template: str | None,
+                 factory: Any) -> None:
+        self._store = Store(models_dir)
+        self._options, self._content_filter, self._chat_template = options, content_filter, chat_template
+        self._factory = factory
+        self._lock = threading.Lock()
+        self._entries: dict[str, Entry] = {}
+        self._loading: dict[str, LoadedModel | None] = {}
+        self._status: dict[str, str] = {}
+        self.closed = False
+
+    # loading
+
+    def load(self, name: str | Path, force: bool = False, on_progress: Progress | None = None) -> dict[str, Any]:
+        self._check()
+        found = self._store.resolve(name)
+        with self._lock:
+            if found.id in self._loading:
+                return _load_reply("loading", name, force, f"Model {name} is already loading")
+            if found.id in self._entries and not force:
+                return _load_reply("success", name, force, f"Model {name} loaded successfully")
+            old = self._entries.pop(found.id, None)
+            self._loading[found.id] = None
+            self._status[found.id] = "loading"
+        status = "failed"
+        try:
+            if old is not None:
+                old.model.close()
+            model = LoadedModel(found.path, self._options, self._factory)
+            self._loading[found.id] = model
+            model.load(on_progress)
+            entry = Entry(model, self._target(found.id, model.info), int(time.time()))
+            with self._lock:
+                if not self.closed:
+                    self._entries[found.id] = entry
+            if self.closed:
+                model.close()
+                raise EngineClosed("the engine was closed while a model was loading")
+            status = "loaded"
+        finally:
+            with self._lock:
+                self._loading.pop(found.id, None)
+                self._status[found.id] = status
+        return _load_reply("success", name, force, f"Model {name} loaded successfully")
+
+    def _target(self, name: str, info: dict[str, Any]) -> Target:
+        source = self._chat_template or info.get("chat_template") or None
+        template = ChatTemplate(source, bos=info.get("bos_text", ""), eos=info.get("eos_text", ""))
+        return Target(name, info, template, self._content_filter)
+
+    def abort(self, name: str | Path) -> None:
+        """The load of this model, if one is running, ends with an error soon."""
+        with contextlib.suppress(PolarGridError):
+            model = self._loading.get(self._store.resolve(name).id)
+            if model is not None:
+                model.abort()
+
+    def abort_loads(self) -> None:
+        """Whatever is loading now ends with an error soon."""
+        for model in list(self._loading.values()):
+            if model is not None:
+                model.abort()
+
+    def unload(self, name: str) -> dict[str, Any]:
+        entry = self.find(name)
+        with self._lock:
+            self._entries.pop(entry.target.name, None)
+            self._status[entry.target.name] = "unloaded"
+        entry.model.close()
+        return {"status": "success", "model": name, "message": f"Model {name} unloaded successfully"}
+
+    def unload_all(self) -> dict[str, Any]:
+        self._check()
+        unloaded, errors = [], []
+        for name in list(self._entries):
+            try:
+                self.unload(name)
+                unloaded.append(name)
+            except PolarGridError as error:
+                errors.append(f"{name}: {error.message}")
+        status = "success" if not errors else "partial" if unloaded else "failed"
+        return {"status": status, "unloaded_models": unloaded, "errors": errors, "total_unloaded": len(unloaded)}
+
+    def close(self) -> None:
+        with self._lock:
+            self.closed = True
+            entries = list(self._entries.values())
+            self._entries.clear()
+        self.abort_loads()
+        for entry in entries:
+            entry.model.close()
+
+    # finding
+
+    def _check(self) -> None:
+        if self.closed:
+            raise EngineClosed("the engine is closed")
+
+    def find(self, name: str | None) -> Entry:
+        """A loaded model by id, alias, path or file name; the first one for None."""
+        self._check()
+        with self._lock:
+            entries = dict(self._entries)
+        if name is None:
+            if entries:
+                return next(iter(entries.values()))
+            raise NotFoundError("Model not loaded: this engine has no model yet", code="model_not_loaded", param="model")
+        if name in entries:
+            return entries[name]
+        with contextlib.suppress(NotFoundError, ValidationError):
+            found = self._store.resolve(name)
+            for entry in entries.values():
+                if found.id == entry.target.name or found.path == entry.model.path:
+                    return entry
+        raise NotFoundError(
+            f"Model not loaded: '{name[:200]}'. Loaded: {', '.join(entries) or 'none'}",
+            code="model_not_loaded", param="model",
+        )
+
+    # answering
+
+    def begin(self, kind: str, request: Any, kwargs: Mapping[str, Any]) -> tuple[LoadedModel, Job]:
+        """Every check of a request short of its token count."""
+        request = parse_request(kind, request, kwargs)
+        entry = self.find(request.model)
+        entry.model.check()
+        job = prepare(request, entry.target, now=datetime.now().astimezone(), id=secrets.token_hex(12),
+                      seed=secrets.randbits(32))
+        return entry.model, job
+
+    def tokens(self, text: str | None, messages: Any, model: str | None) -> list[int]:
+        entry = self.find(model)
+        if (text is None) == (messages is None):
+            raise ValidationError("tokenize: give either text or messages", param="text")
+        if messages is None:
+            return entry.model.tokenize([(text, False)])
+        request = parse_request("chat", None, {"messages": messages})
+        return entry.model.tokenize(entry.target.template.render(messages_of(request.messages), now=datetime.now().astimezone()))
+
+    def models(self) -> dict[str, Any]:
+        """Loaded models first, then what else is on disk."""
+        self._check()
+        names = dict.fromkeys([*self._entries, *self._store.list()])
+        return {"object": "list", "data": [self._model(name) for name in names]}
+
+    def get(self, name: str) -> dict[str, Any]:
+        """Raises NotFoundError for a model that is neither loaded nor on disk."""
+        self._check()
+        if name in self._entries:
+            return self._model(name)
+        return self._model(self._store.resolve(name).id)
+
+    def _model(self, id: str) -> dict[str, Any]:  # noqa: A002
+        entry = self._entries.get(id)
+        created = entry.created if entry else int(self._store.resolve(id).path.stat().st_mtime)
+        return {
+            "id": id, "object": "model", "created": created, "owned_by": "local", "permission": [], "root": id, "parent": None,
+        }
+
+    def status(self) -> dict[str, Any]:
+        self._check()
+        with self._lock:
+            return {
+                "loaded": list(self._entries),
+                "loading_status": dict(self._status),
+                "repository": str(self._store.models_dir),
+            }
+
+    def stats(self) -> dict[str, Any]:
+        self._check()
+        return {name: entry.model.stats() for name, entry in list(self._entries.items())}
+
+    def info(self, name: str | None) -> dict[str, Any]:
+        return dict(self.find(name).model.info)
+
+    def health(self) -> dict[str, Any]:
+        from . import __version__
+
+        healthy = not self.closed and all(not entry.model.closed for entry in list(self._entries.values()))
+        return {
+            "status": "healthy" if healthy else "unhealthy",
+            "node": "local",
+            "runtime": "polargrid-local",
+            "timestamp": datetime.now().isoformat(),
+            "features": {"dynamic_loading": True, "huggingface_support": True},
+            "backend": {
+                "healthy": healthy,
+                "info": {"name": "llama.cpp", "version": __version__, "extensions": []},
+            },
+        }
+
+    # GPUs
+
+    def _gpus(self) -> list[dict[str, Any]]:
+        devices = next((entry.model.info.get("devices") for entry in list(self._entries.values())), None)
+        if devices is None or self._factory is None:
+            devices = system().get("devices", [])
+        return [device for device in devices if device.get("gpu")]
+
+    def gpu_status(self) -> dict[str, Any]:
+        gpus = []
+        for index, device in enumerate(self._gpus()):
+            total, free = device["memory_bytes"], device["free_bytes"]
+            used = total - free
+            percent = round(100 * used / total, 2) if total else 0.0
+            gpus.append({
+                "index": index,
+                "name": device["description"] or device["name"],
+                "memory": {
+                    "total_mb": total >> 20, "used_mb": used >> 20, "free_mb": free >> 20,
+                    "total_gb": round(total / 2**30, 2), "used_gb": round(used / 2**30, 2),
+                    "free_gb": round(free / 2**30, 2), "percent_used": percent,
+                },
+                # The backends report memory only; the wire wants integers here.
+                "utilization": {"gpu_percent": 0, "memory_percent": round(percent)},
+                "temperature_c": 0,
+            })
+        return {"status": "success", "timestamp": datetime.now().isoformat(), "gpus": gpus, "processes": [], "total_gpus": len(gpus)}
+
+    def gpu_memory(self) -> dict[str, Any]:
+        status = self.gpu_status()
+        memory = [
+            {key: gpu["memory"][key] for key in ("total_gb", "used_gb", "free_gb", "percent_used")}
+            | {"percent_free": round(100 - gpu["memory"]["percent_used"], 2)}
+            for gpu in status["gpus"]
+        ]
+        return {"status": "success", "timestamp": status["timestamp"], "memory": memory}
+
+    def purge(self, force: bool) -> dict[str, Any]:
+        """Unloads every model when forced, else those without a running request."""
+        def state() -> dict[str, float]:
+            memory = self.gpu_memory()["memory"]
+            used, total = sum(gpu["used_gb"] for gpu in memory), sum(gpu["total_gb"] for gpu in memory)
+            return {"used_gb": round(used, 2), "total_gb": round(total, 2),
+                    "percent_used": round(100 * used / total, 2) if total else 0.0}
+
+        before, unloaded, errors = state(), [], []
+        for name, entry in list(self._entries.items()):
+            stats = entry.model.stats()
+            if force or not stats.get("n_running", 0) + stats.get("n_waiting", 0):
+                self.unload(name)
+                unloaded.append(name)
+            else:
+                errors.append(f"{name} is answering requests; purge with force to unload it")
+        after = state()
+        return {
+            "status": "success" if not errors else "partial" if unloaded else "failed",
+            "timestamp": datetime.now().isoformat(),
+            "actions": [f"unloaded {name}" for name in unloaded],
+            "memory_before": before,
+            "memory_after": after,
+            "memory_freed_gb": round(before["used_gb"] - after["used_gb"], 2),
+            "models_unloaded": unloaded,
+            "errors": errors,
+            "recommendation": "Use force to unload busy models" if errors else "None",
+        }
+
+
+def _load_reply(status: str, name: str | Path, force: bool, message: str) -> dict[str, Any]:
+    return {"status": status, "model": str(name), "force_reload": force, "message": message}

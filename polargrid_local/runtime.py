@@ -1,0 +1,441 @@
+"""Loaded models: one native engine each, one pump thread each, and the mailboxes that carry events to their readers.
+
+The only importer of `_core`. The pump crosses into native code once per step for all requests, files the events into
+mailboxes and wakes each asyncio loop once. Readers never touch native state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import EngineClosed, ForkedEngineError, ModelFileChanged, NotFoundError, PolarGridError, from_code
+from .types import Event
+
+SLICE_S = 0.05  # a blocked reader looks up this often, so that Ctrl-C is delivered on every platform
+BUSY_WAIT_MS, IDLE_WAIT_MS = 100, 500
+MAX_PENDING = 256  # events per mailbox; beyond them the text of one request is gathered into one
+TERMINAL = frozenset(("finished", "embedding", "error"))
+LOG_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}  # as ggml numbers them
+
+log = logging.getLogger("polargrid_local.llama")
+_MISSING: Any = object()
+_NEWS: Any = object()  # no event: a reader that finds it looks at its own state again
+
+
+def core() -> Any:
+    """The native module, imported when first needed."""
+    # ggml would otherwise run gdb on this process when it aborts.
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+    from . import _core
+
+    return _core
+
+
+def system() -> dict[str, Any]:
+    """Devices, CPU features and build of the native module."""
+    return core().system()
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """What a GGUF file says about itself, without loading it. Raises InvalidModelError, NotFoundError."""
+    if not Path(path).is_file():
+        raise NotFoundError(f"no model file at {path}", param="path")
+    try:
+        return core().inspect(str(path))
+    except Exception as error:
+        raise _translate(error) from None
+
+
+def _translate(error: Exception) -> Exception:
+    """Native errors are (code, message, details); anything else is passed on."""
+    if len(error.args) == 3 and isinstance(error.args[0], str) and not isinstance(error, PolarGridError):
+        code, message, details = error.args
+        return from_code(code, message, dict(details or {}))
+    return error
+
+
+# --- mailboxes --------------------------------------------------------------------------------------------------------
+
+
+class Ended:
+    """An event of our own making: the request failed on this side of the border."""
+
+    kind, reason, progress = "error", "", 0.0
+    n_prompt = n_cached = n_generated = 0
+    queue_ms = prefill_ms = first_token_ms = total_ms = -1.0
+    embedding = None
+
+    def __init__(self, code: str, text: str, id: int = 0) -> None:  # noqa: A002
+        self.id, self.code, self.text = id, code, text
+        self.details: dict[str, str] = {}
+        self.logprobs: list[dict[str, Any]] = []
+
+
+class Burst:
+    """Text events of one request that a slow reader let pile up, read as a single one."""
+
+    kind, code, reason = "text", "", ""
+
+    def __init__(self, event: Event) -> None:
+        self._parts = [event.text]
+        self._lock = threading.Lock()
+        self._taken = False
+        self.last = event
+        self.logprobs = list(event.logprobs)
+
+    def add(self, event: Event) -> bool:
+        """False when the reader has it already."""
+        with self._lock:
+            if not self._taken:
+                self._parts.append(event.text)
+                self.logprobs += event.logprobs
+                self.last = event
+            return not self._taken
+
+    def take(self) -> None:
+        with self._lock:
+            self._taken = True
+
+    @property
+    def text(self) -> str:
+        return "".join(self._parts)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.last, name)
+
+
+class Mailbox:
+    """Events of one call, in order, from the pump to one reader: a thread (`get`) or, made with a loop, a task (`aget`).
+
+    `quiet` wakes the reader for terminal events only, for calls that want the whole answer."""
+
+    __slots__ = ("_bursts", "_events", "_wake", "_waiter", "loop", "quiet")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None, *, quiet: bool = False) -> None:
+        self._events: deque[tuple[int, Any]] = deque()
+        self._bursts: dict[int, Burst] = {}
+        self._wake = threading.Lock()  # locked = nothing to see; released by the pump, taken by the reader
+        self._wake.acquire()
+        self._waiter: asyncio.Future[None] | None = None
+        self.loop = loop
+        self.quiet = quiet
+
+    def push(self, index: int, event: Any) -> bool:
+        """Pump side. True when the reader is a task that must be woken."""
+        if len(self._events) >= MAX_PENDING and event.kind == "text":
+            burst = self._bursts.get(index)
+            if burst is not None and burst.add(event):
+                return False
+            self._bursts[index] = event = Burst(event)
+        elif self._bursts:
+            self._bursts.pop(index, None)  # no longer this request's last event
+        self._events.append((index, event))
+        if self.quiet and event.kind not in TERMINAL:
+            return False
+        if self.loop is not None:
+            return True
+        if self._wake.locked():
+            with contextlib.suppress(RuntimeError):  # another thread was quicker
+                self._wake.release()
+        return False
+
+    def get(self) -> tuple[int, Any]:
+        """Blocks; KeyboardInterrupt gets through."""
+        while not self._events:
+            self._wake.acquire(timeout=SLICE_S)
+        return self._take()
+
+    async def aget(self) -> tuple[int, Any]:
+        assert self.loop is not None
+        while not self._events:
+            self._waiter = self.loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._take()
+
+    def _take(self) -> tuple[int, Any]:
+        entry = self._events.popleft()
+        if entry[1].__class__ is Burst:
+            entry[1].take()
+        return entry
+
+    def wake(self) -> None:
+        """From any thread: make the reader look up, without news."""
+        self._events.append((0, _NEWS))
+        if self.loop is not None:
+            _wake_loops({self})
+        elif self._wake.locked():
+            with contextlib.suppress(RuntimeError):
+                self._wake.release()
+
+    def rouse(self) -> None:
+        """In the loop's own thread."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def _rouse(boxes: Iterable[Mailbox]) -> None:
+    for box in boxes:
+        box.rouse()
+
+
+# --- one engine and its pump ------------------------------------------------------------------------------------------
+
+
+class _Hub:
+    """What the pump thread needs, and no more: it must not keep the model that users hold alive."""
+
+    def __init__(self, native: Any, drain_log: Callable[[], list[tuple[int, str]]] | None) -> None:
+        self.native = native
+        self.pid = os.getpid()
+        self.closed = False
+        self.ended = False
+        self.lock = threading.Lock()  # guards routes, early, ended
+        self.routes: dict[int, tuple[Mailbox, int] | None] = {}  # None: nobody reads it any more
+        self.early: dict[int, list[Any]] = {}  # events that came before submit() returned their id
+        self.abandoned: deque[int] = deque()  # ids left by finalizers, which may take no lock
+        self.drain_log = drain_log
+        self.thread = threading.Thread(target=_pump, args=(self,), name="polargrid-pump", daemon=True)
+
+    def check(self) -> None:
+        if os.getpid() != self.pid:
+            raise ForkedEngineError("this engine belongs to the parent process; open a new one after fork()")
+        if self.closed:
+            raise EngineClosed("the engine is closed")
+
+    def register(self, id: int, box: Mailbox, index: int) -> None:  # noqa: A002
+        with self.lock:
+            early = self.early.pop(id, [])
+            if self.ended and not (early and early[-1].kind in TERMINAL):
+                early.append(Ended("engine_closed", "the engine was closed", id))
+            if not (early and early[-1].kind in TERMINAL):
+                self.routes[id] = (box, index)
+            wake = [box.push(index, event) for event in early]
+        if any(wake):
+            _wake_loops({box})
+
+    def drop(self, ids: Sequence[int]) -> None:
+        """Nobody reads these any more; their last event clears the entry."""
+        with self.lock:
+            for id in ids:  # noqa: A001
+                if id in self.routes:
+                    self.routes[id] = None
+
+    def file(self, events: list[Any]) -> None:
+        wake: set[Mailbox] = set()
+        with self.lock:
+            routes = self.routes
+            for event in events:
+                route = routes.get(event.id, _MISSING)
+                if route is None:
+                    if event.kind in TERMINAL:
+                        del routes[event.id]
+                elif route is _MISSING:
+                    self.early.setdefault(event.id, []).append(event)
+                else:
+                    if event.kind in TERMINAL:
+                        del routes[event.id]
+                    if route[0].push(route[1], event):
+                        wake.add(route[0])
+        if wake:
+            _wake_loops(wake)
+
+    def finish(self, error: Exception) -> None:
+        """The native engine will say no more: whoever still waits is told."""
+        error = _translate(error)
+        code = getattr(error, "code", "engine_crashed")
+        with self.lock:
+            self.ended = True
+            left = [(box, index, id) for id, route in self.routes.items() if route for box, index in (route,)]
+            self.routes.clear()
+            wake = {box for box, index, id in left if box.push(index, Ended(code, str(error) or repr(error), id))}
+        _wake_loops(wake)
+
+    def cancel_abandoned(self) -> None:
+        while self.abandoned:
+            id = self.abandoned.popleft()  # noqa: A001
+            self.drop((id,))
+            self.native.cancel(id)
+
+    def log(self) -> None:
+        if self.drain_log is not None:
+            for level, text in self.drain_log():
+                log.log(LOG_LEVELS.get(level, logging.DEBUG), "%s", text.rstrip("\n"))
+
+    def close(self) -> None:
+        """Also a finalizer, in any thread and at interpreter exit: takes no lock of ours; never acts in a forked child."""
+        if os.getpid() != self.pid or self.closed:
+            return
+        self.closed = True
+        self.native.close()
+        if threading.current_thread() is not self.thread and self.thread.ident is not None:
+            self.thread.join(timeout=10)
+
+
+def _wake_loops(boxes: set[Mailbox]) -> None:
+    """One callback per loop, however many of its streams have news."""
+    loops: dict[Any, list[Mailbox]] = {}
+    for box in boxes:
+        loops.setdefault(box.loop, []).append(box)
+    for loop, group in loops.items():
+        try:
+            loop.call_soon_threadsafe(_rouse, group)
+        except RuntimeError:
+            pass  # the loop is closed: its streams are cancelled when they are collected
+
+
+def _pump(hub: _Hub) -> None:
+    native, next_log = hub.native, 0.0
+    try:
+        while True:
+            events = native.wait_events(BUSY_WAIT_MS if hub.routes else IDLE_WAIT_MS)
+            if events:
+                hub.file(events)
+            if hub.abandoned:
+                hub.cancel_abandoned()
+            now = time.monotonic()
+            if now >= next_log:
+                next_log = now + 0.1
+                hub.log()
+    except Exception as error:  # engine_closed is the ordinary end
+        hub.finish(error)
+    hub.log()
+
+
+# --- what the facade holds --------------------------------------------------------------------------------------------
+
+
+class LoadedModel:
+    """A native engine with one model. Safe from any thread. `load()` before anything else."""
+
+    def __init__(self, path: str | Path, options: dict[str, Any], factory: Callable[..., Any] | None = None) -> None:
+        self.path = Path(path)
+        self.info: dict[str, Any] = {}
+        drain_log = None
+        if factory is None:
+            factory, drain_log = core().Engine, core().drain_log
+        self._stamp = self._stat()
+        try:
+            native = factory(str(self.path), options)
+        except Exception as error:
+            raise _translate(error) from None
+        self._hub = _Hub(native, drain_log)
+        self._loading = Mailbox()
+        self._hub.routes[0] = (self._loading, 0)
+        self._finalizer = weakref.finalize(self, self._hub.close)  # collected, or at exit: while threads can still be joined
+        self._hub.thread.start()
+
+    def load(self, on_progress: Callable[[float], Any] | None = None) -> LoadedModel:
+        """Waits until the model is usable. Any exception in here, Ctrl-C included, aborts the load and closes."""
+        hub = self._hub
+        try:
+            while True:
+                _, event = self._loading.get()
+                if event.kind == "progress":
+                    if on_progress is not None:
+                        on_progress(event.progress)
+                elif event.kind == "loaded":
+                    self.info = hub.native.info()
+                    break
+                else:
+                    raise from_code(event.code, event.text, dict(event.details))
+        except BaseException:
+            self.abort()
+            self.close()
+            raise
+        with hub.lock:
+            hub.routes.pop(0, None)
+        return self
+
+    def abort(self) -> None:
+        """From any thread: a running load ends with an error soon."""
+        if not self._hub.closed and os.getpid() == self._hub.pid:
+            self._hub.native.cancel(0)
+
+    def submit(self, requests: Sequence[dict[str, Any]], box: Mailbox, first: int = 0) -> list[int]:
+        """All of them or, with an error, none: events of `requests[i]` come to `box` with index first + i."""
+        self._check_file()
+        ids: list[int] = []
+        try:
+            for index, request in enumerate(requests, first):
+                ids.append(self._hub.native.submit(request))
+                self._hub.register(ids[-1], box, index)
+        except BaseException as error:
+            self.cancel(ids)
+            if isinstance(error, Exception):
+                raise _translate(error) from None
+            raise
+        return ids
+
+    def cancel(self, ids: Sequence[int]) -> None:
+        """Idempotent; a no-op after the end, after close() and in a forked child."""
+        hub = self._hub
+        if not ids or hub.closed or os.getpid() != hub.pid:
+            return
+        hub.drop(ids)
+        for id in ids:  # noqa: A001
+            try:
+                hub.native.cancel(id)
+            except Exception:
+                if not hub.closed:
+                    raise
+
+    def abandon(self, ids: Iterable[int]) -> None:
+        """cancel() for finalizers: only leaves a note for the pump."""
+        self._hub.abandoned.extend(ids)
+
+    def tokenize(self, spans: Sequence[tuple[str, bool]], add_bos: bool = True) -> list[int]:
+        self._hub.check()
+        try:
+            return list(self._hub.native.tokenize(list(spans), add_bos))
+        except Exception as error:
+            raise _translate(error) from None
+
+    def stats(self) -> dict[str, Any]:
+        self._hub.check()
+        return dict(self._hub.native.stats())
+
+    def check(self) -> None:
+        """Raises EngineClosed or ForkedEngineError."""
+        self._hub.check()
+
+    @property
+    def closed(self) -> bool:
+        return self._hub.closed
+
+    def close(self) -> None:
+        """Running streams end with EngineClosed. Idempotent."""
+        if os.getpid() != self._hub.pid:
+            raise ForkedEngineError("this engine belongs to the parent process")
+        self._hub.close()
+        self._finalizer.detach()
+
+    def _stat(self) -> tuple[int, int, int]:
+        try:
+            stat = os.stat(self.path)
+        except OSError as error:
+            raise NotFoundError(f"cannot read the model file {self.path}: {error.strerror}", param="model") from None
+        return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+    def _check_file(self) -> None:
+        self._hub.check()
+        try:
+            stamp: Any = self._stat()
+        except NotFoundError:
+            stamp = None
+        if stamp != self._stamp:
+            what = "is gone" if stamp is None else "was replaced or written to"
+            raise ModelFileChanged(f"{self.path} {what} since it was loaded; load the model again",
+                                   details={"path": str(self.path)})

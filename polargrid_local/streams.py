@@ -1,0 +1,292 @@
+"""The streams that engines return, and helpers over them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from typing import Any, overload
+
+from .errors import EngineClosed
+from .pipeline import Assembler, Job
+from .runtime import LoadedModel, Mailbox
+
+
+class Call:
+    """One call to one model: its native requests, their events, the answer so far."""
+
+    _model: LoadedModel
+    _box: Mailbox
+    _assembler: Assembler
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._chunks: deque[dict[str, Any]] = deque()  # made, not yet read
+        self._over = False  # no more events are wanted
+        self._cancelled = False
+
+    def _submit(self, model: LoadedModel, job: Job, box: Mailbox) -> None:
+        self._model, self._box, self._assembler = model, box, job.assembler
+        self._ids = model.submit(job.requests, box)
+        self._chunks.extend(job.assembler.start())
+
+    def _feed(self, index: int, event: Any) -> None:
+        if self._over:
+            return  # cancelled while we waited
+        assembler = self._assembler
+        try:
+            self._chunks.extend(assembler.feed(event, index))
+        except BaseException:
+            self.cancel()
+            raise
+        if assembler.to_cancel:
+            self._model.cancel([self._ids[i] for i in assembler.to_cancel])
+            assembler.to_cancel.clear()
+        if assembler.done:
+            self._over = True
+
+    def cancel(self) -> None:
+        """From any thread: the request stops computing and its iteration ends, without a finish reason. Idempotent."""
+        if self._over:
+            return
+        self._over = self._cancelled = True
+        if self._ids:
+            self._model.cancel(self._ids)
+            self._box.wake()
+
+    def __del__(self) -> None:
+        # Runs anywhere, also in the middle of the pump's own work: leaves a note and touches nothing else.
+        if not self._over and self._ids:
+            self._model.abandon(self._ids)
+
+    @property
+    def id(self) -> str:
+        return self._assembler.id
+
+    @property
+    def seed(self) -> int:
+        """The seed in use; given again with the same prompt it gives the same text."""
+        return self._assembler.seed
+
+    @property
+    def text(self) -> str:
+        """All text so far (of the first choice)."""
+        return self._assembler.text
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self._assembler.finish_reason
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Token counts; true once the stream has ended."""
+        return self._assembler.usage
+
+    @property
+    def timings(self) -> dict[str, Any]:
+        """queue_ms, prefill_ms, first_token_ms, total_ms (since submit; None = not reached), tokens_per_second, cached_tokens."""
+        return self._assembler.timings
+
+    @property
+    def assembler(self) -> Assembler:
+        return self._assembler
+
+
+class ChatStream(Call, Iterator[dict[str, Any]]):
+    """Chunk dicts, one per piece of text, as they are produced; a context manager too: leaving it cancels what still runs.
+
+    `next()` raises what ended the stream early: EngineClosed, NumericError, ... For one reader at a time; `cancel()` may
+    come from any thread."""
+
+    def __init__(self, model: LoadedModel, job: Job, *, quiet: bool = False) -> None:
+        super().__init__()
+        self._submit(model, job, Mailbox(quiet=quiet))
+
+    def __iter__(self) -> ChatStream:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        chunks = self._chunks
+        while not chunks:
+            if self._over:
+                raise StopIteration
+            try:
+                index, event = self._box.get()
+            except BaseException:  # Ctrl-C
+                self.cancel()
+                raise
+            self._feed(index, event)
+        if self._cancelled:
+            raise StopIteration
+        return chunks.popleft()
+
+    def close(self) -> None:
+        self.cancel()
+
+    def __enter__(self) -> ChatStream:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.cancel()
+
+
+class AsyncChatStream(Call, AsyncIterator[dict[str, Any]]):
+    """ChatStream for `async for`. `start()` checks, tokenizes and queues the request off the loop; the first step calls it
+    if nobody has. A cancelled step cancels the request."""
+
+    def __init__(self, begin: Callable[[], tuple[LoadedModel, Job]], *, quiet: bool = False) -> None:
+        super().__init__()
+        self._begin = begin
+        self._quiet = quiet
+        self._starting: asyncio.Future[None] | None = None
+
+    async def start(self) -> AsyncChatStream:
+        """Raises what the checks of the request raise. Idempotent."""
+        if self._starting is None:
+            loop = asyncio.get_running_loop()
+            self._starting = loop.run_in_executor(None, self._start, Mailbox(loop, quiet=self._quiet))
+        try:
+            await asyncio.shield(self._starting)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        except BaseException:
+            self._over = True
+            raise
+        return self
+
+    def _start(self, box: Mailbox) -> None:
+        if self._over:
+            return
+        self._submit(*self._begin(), box)
+        if self._over:  # cancelled meanwhile, when there was nothing to cancel yet
+            self._model.cancel(self._ids)
+
+    def __aiter__(self) -> AsyncChatStream:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        chunks = self._chunks
+        if not self._ids and not self._over:
+            await self.start()
+        while not chunks:
+            if self._over:
+                raise StopAsyncIteration
+            try:
+                index, event = await self._box.aget()
+            except BaseException:  # our task was cancelled
+                self.cancel()
+                raise
+            self._feed(index, event)
+        if self._cancelled:
+            raise StopAsyncIteration
+        return chunks.popleft()
+
+    async def aclose(self) -> None:
+        self.cancel()
+
+    async def __aenter__(self) -> AsyncChatStream:
+        return await self.start()
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.cancel()
+
+
+class Batch(Call):
+    """Many small requests, a window of them at a time, for a whole answer: `run()` blocks."""
+
+    def run(self, model: LoadedModel, job: Job) -> Assembler:
+        """Raises what any of the requests raises, after cancelling the rest."""
+        self._model, self._assembler, self._box = model, job.assembler, Mailbox(quiet=True)
+        window = max(1, model.info.get("max_streams", 1))
+        try:
+            for first in range(0, len(job.requests), window):
+                part = job.requests[first:first + window]
+                self._ids = model.submit(part, self._box, first)
+                for _ in part:
+                    index, event = self._box.get()
+                    self._feed(index, event)
+                    if self._cancelled:
+                        raise EngineClosed("the request was cancelled")
+        except BaseException:
+            self.cancel()
+            raise
+        return job.assembler
+
+
+# --- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _piece(chunk: Mapping[str, Any]) -> str:
+    choices = chunk["choices"]
+    if not choices:
+        return ""
+    choice = choices[0]
+    return (choice["delta"].get("content") if "delta" in choice else choice["text"]) or ""
+
+
+@overload
+def text_of(stream: AsyncIterable[Mapping[str, Any]]) -> AsyncIterator[str]: ...
+@overload
+def text_of(stream: Iterable[Mapping[str, Any]]) -> Iterator[str]: ...
+def text_of(stream: Any) -> Any:
+    """Only the text of a stream's chunks, sync or async: `for piece in text_of(stream): print(piece, end="")`."""
+    return _text_of_async(stream) if hasattr(stream, "__aiter__") else _text_of(stream)
+
+
+def _text_of(stream: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for chunk in stream:
+        if piece := _piece(chunk):
+            yield piece
+
+
+async def _text_of_async(stream: AsyncIterable[Mapping[str, Any]]) -> AsyncIterator[str]:
+    async for chunk in stream:
+        if piece := _piece(chunk):
+            yield piece
+
+
+# A sentence ends with its stop, closing quotes and the blanks behind them, once the next character is there to show that
+# the blanks are over; a CJK stop needs no blank; a line break always ends one.
+_SENTENCE = re.compile(r"""(?:[^\n]*?(?:[.!?…]["'”’»)\]]*\s+|[。！？][」』”’）]*)|[^\n]*\n\s*)(?=\S)""")
+
+
+@overload
+def sentences(stream: AsyncIterable[Mapping[str, Any]]) -> AsyncIterator[str]: ...
+@overload
+def sentences(stream: Iterable[Mapping[str, Any]]) -> Iterator[str]: ...
+def sentences(stream: Any) -> Any:
+    """A stream's text in whole sentences, for display or speech. Nothing is lost or trimmed: joined, they are the text."""
+    return _sentences_async(stream) if hasattr(stream, "__aiter__") else _sentences(stream)
+
+
+def _cut(held: str) -> tuple[list[str], str]:
+    whole, at = [], 0
+    while match := _SENTENCE.match(held, at):
+        whole.append(match[0])
+        at = match.end()
+    return whole, held[at:]
+
+
+def _sentences(stream: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    held = ""
+    for piece in _text_of(stream):
+        whole, held = _cut(held + piece)
+        yield from whole
+    if held:
+        yield held
+
+
+async def _sentences_async(stream: AsyncIterable[Mapping[str, Any]]) -> AsyncIterator[str]:
+    held = ""
+    async for piece in _text_of_async(stream):
+        whole, held = _cut(held + piece)
+        for sentence in whole:
+            yield sentence
+    if held:
+        yield held

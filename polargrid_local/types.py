@@ -1,0 +1,547 @@
+"""The words: request models, the shapes of chunks and responses, the event a native engine delivers.
+
+A request is validated here and nowhere else. Its fields, ranges and defaults are those of the official SDK; what the
+SDK lacks (seed in text completions, logprobs, logit_bias, ...) follows OpenAI.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Protocol, TypedDict, TypeVar, Union
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import ValidationError as PydanticError
+from pydantic_core import PydanticCustomError
+
+from .errors import ValidationError
+
+MAX_TOKENS = 4096  # the SDK's limit on max_tokens; a server passes None and lets the context be the limit
+MAX_MESSAGES = 1024
+MAX_STOP = 16
+MAX_STOP_BYTES = 256
+MAX_PROMPTS = 2048
+MAX_LOGIT_BIAS = 1024
+MAX_LOGPROBS = 20
+MAX_FILTER = 64
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+class Event(Protocol):
+    """What the native engine says about a request, as `_core.Event` has it. Times in ms since submit, < 0 = not reached."""
+
+    id: int
+    kind: str  # progress | loaded | text | finished | embedding | error
+    text: str
+    code: str
+    details: dict[str, str]
+    reason: str  # "" | stop | length | content_filter
+    progress: float
+    n_prompt: int
+    n_cached: int
+    n_generated: int
+    queue_ms: float
+    prefill_ms: float
+    first_token_ms: float
+    total_ms: float
+    logprobs: list[dict[str, Any]]
+    embedding: Any
+
+
+# --- replies ----------------------------------------------------------------------------------------------------------
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+class Usage(TypedDict):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class PGMetadata(TypedDict, total=False):
+    region: str
+    latency_ms: int
+    model_load_time_ms: int | None
+    queue_time_ms: int
+    inference_time_ms: int
+    seed: int
+    cached_tokens: int
+
+
+class ChatDelta(TypedDict, total=False):
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatChunkChoice(TypedDict):
+    index: int
+    delta: ChatDelta
+    finish_reason: FinishReason | None
+
+
+class ChatCompletionChunk(TypedDict):
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+
+
+class ChatMessage(TypedDict):
+    role: Literal["assistant"]
+    content: str | None
+
+
+class ChatChoice(TypedDict):
+    index: int
+    message: ChatMessage
+    finish_reason: FinishReason
+
+
+class ChatCompletionResponse(TypedDict):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    pg_metadata: PGMetadata
+
+
+class CompletionChunkChoice(TypedDict):
+    text: str
+    index: int
+    finish_reason: FinishReason | None
+
+
+class CompletionChunk(TypedDict):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChunkChoice]
+
+
+class CompletionChoice(TypedDict):
+    text: str
+    index: int
+    logprobs: dict[str, Any] | None
+    finish_reason: FinishReason
+
+
+class CompletionResponse(TypedDict):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+    pg_metadata: PGMetadata
+
+
+class EmbeddingData(TypedDict):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float]
+
+
+class EmbeddingUsage(TypedDict):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingResponse(TypedDict):
+    object: Literal["list"]
+    data: list[EmbeddingData]
+    model: str
+    usage: EmbeddingUsage
+
+
+# --- field types ------------------------------------------------------------------------------------------------------
+
+
+def _whole(value: Any) -> Any:
+    """Some JSON writers print every number with a fraction: 150.0 is 150, 150.5 is an error, True never a number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _strings(limit: int, what: str) -> Callable[[Any], Any]:
+    def check(value: list[str]) -> list[str]:
+        if len(value) > limit:
+            raise PydanticCustomError("too_long", f"at most {limit} {what}, got {len(value)}")
+        for i, text in enumerate(value):
+            if not text or len(text.encode()) > MAX_STOP_BYTES:
+                raise PydanticCustomError("length", f"item {i} must have 1 to {MAX_STOP_BYTES} bytes")
+        return value
+
+    return check
+
+
+def _bias(value: dict[int, float]) -> dict[int, float]:
+    if len(value) > MAX_LOGIT_BIAS:
+        raise PydanticCustomError("too_long", f"at most {MAX_LOGIT_BIAS} entries, got {len(value)}")
+    for token, bias in value.items():
+        if not 0 <= token < 2**31 or not -100 <= bias <= 100:
+            raise PydanticCustomError("bias", f"token id {token}: {bias}: ids are >= 0, biases lie in -100..100")
+    return value
+
+
+def _bias_keys(value: Any) -> Any:
+    """JSON has string keys only."""
+    if not isinstance(value, Mapping):
+        return value
+    return {int(k) if isinstance(k, str) and k.isascii() and k.isdigit() and len(k) < 11 else k: v for k, v in value.items()}
+
+
+def _filter(value: Any) -> Any:
+    if value is None or callable(value):
+        return value
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) for text in value):
+        raise PydanticCustomError("filter", "must be a list of phrases or a callable(text) -> bool")
+    return _strings(MAX_FILTER, "phrases")(list(value))
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Text = Annotated[str, Field(min_length=1)]
+Unit = Annotated[float, Field(ge=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Seed = Annotated[Whole, Field(ge=-(2**63), lt=2**64)]
+Stop = Annotated[
+    list[str],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else _as_list(value)),
+    AfterValidator(_strings(MAX_STOP, "stop strings")),
+]
+LogitBias = Annotated[dict[int, float], BeforeValidator(_bias_keys), AfterValidator(_bias)]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, frozen=True, arbitrary_types_allowed=True)
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+
+class TextPart(Model):
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(Model):
+    type: Literal["image_url"]
+    image_url: dict[str, Any]
+
+
+class FunctionCall(Model):
+    name: str
+    arguments: str
+
+
+class ToolCall(Model):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+def _one_of(tags: dict[type, str], message: str) -> Discriminator:
+    def tag(value: Any) -> str | None:
+        return next((name for cls, name in tags.items() if isinstance(value, cls)), None)
+
+    return Discriminator(tag, custom_error_type="type", custom_error_message=message)
+
+
+# Tags in angle brackets: they show up in pydantic's paths and are taken out of ours.
+_Part = Annotated[Union[TextPart, ImagePart], Field(discriminator="type")]
+Content = Annotated[
+    Union[
+        Annotated[str, Tag("<str>")],
+        Annotated[list[_Part], BeforeValidator(_as_list), Tag("<parts>")],
+        Annotated[None, Tag("<null>")],
+    ],
+    _one_of({str: "<str>", list: "<parts>", tuple: "<parts>", type(None): "<null>"},
+            "must be a string, null or a list of content parts"),
+]
+Strings = Annotated[
+    Union[
+        Annotated[str, Field(min_length=1), Tag("<str>")],
+        Annotated[list[Text], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_PROMPTS), Tag("<list>")],
+    ],
+    _one_of({str: "<str>", list: "<list>", tuple: "<list>"}, "must be a string or a list of strings"),
+]
+
+
+class Message(Model):
+    role: Literal["system", "user", "assistant", "tool", "developer"]
+    content: Content = None
+    name: str | None = None
+    tool_calls: Annotated[list[ToolCall], BeforeValidator(_as_list)] | None = None
+    tool_call_id: str | None = None
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+class _Sampled(Model):
+    """What every generating request has in common."""
+
+    model: Text | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
+    top_p: Unit = 0.9
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    min_p: Unit = 0.0
+    typical_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    logit_bias: LogitBias = {}
+    seed: Seed | None = None
+    stop: Stop = []
+    stream: bool = False
+    stream_options: dict[str, Any] = {}
+    user: str | None = None
+    ignore_eos: bool = False
+    content_filter: Annotated[Any, BeforeValidator(_filter)] = None
+    n: Whole = 1
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options.get("include_usage") is True
+
+
+class ChatCompletionRequest(_Sampled):
+    messages: Annotated[list[Message], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_tokens: Annotated[Whole, Field(ge=1, lt=2**31)] = 150
+    top_k: Annotated[Whole, Field(ge=-(2**31), lt=2**31)] = 0
+    logprobs: bool = False
+    top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] = 0
+    enable_thinking: bool | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    response_format: Any = None
+
+    @property
+    def n_logprobs(self) -> int:
+        """Alternatives per token; -1 = no logprobs at all."""
+        return self.top_logprobs if self.logprobs else -1
+
+
+class CompletionRequest(_Sampled):
+    prompt: Strings
+    max_tokens: Annotated[Whole, Field(ge=1, lt=2**31)] = 100
+    top_k: Annotated[Whole, Field(ge=-(2**31), lt=2**31)] = 50
+    logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    echo: bool = False
+    best_of: Whole = 1
+    suffix: str = ""
+
+    @property
+    def prompts(self) -> list[str]:
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def n_logprobs(self) -> int:
+        return -1 if self.logprobs is None else self.logprobs
+
+
+class EmbeddingRequest(Model):
+    input: Strings
+    model: Text | None = None
+    user: str | None = None
+    encoding_format: str = "float"
+    dimensions: Whole | None = None
+
+    @property
+    def inputs(self) -> list[str]:
+        return [self.input] if isinstance(self.input, str) else self.input
+
+
+class GenerateRequest(Model):
+    prompt: Text
+    model: Text | None = None
+    max_tokens: Annotated[Whole, Field(ge=1, lt=2**31)] = 150
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
+    top_p: Unit = 0.9
+    stop: Stop = []
+
+
+Request = Union[ChatCompletionRequest, CompletionRequest, EmbeddingRequest, GenerateRequest]
+KINDS: dict[str, type[Any]] = {
+    "chat": ChatCompletionRequest,
+    "completion": CompletionRequest,
+    "embedding": EmbeddingRequest,
+    "generate": GenerateRequest,
+}
+R = TypeVar("R", bound=Model)
+
+
+# --- parsing ----------------------------------------------------------------------------------------------------------
+
+
+def _camel(name: str) -> str:
+    head, *tail = name.split("_")
+    return head + "".join(word.capitalize() for word in tail)
+
+
+def _aliases(*names: str) -> dict[str, str]:
+    return {_camel(name): name for name in names if "_" in name}
+
+
+_TOP = {kind: _aliases(*cls.model_fields, "max_completion_tokens") for kind, cls in KINDS.items()}
+_MESSAGE = _aliases("tool_calls", "tool_call_id")
+_PART = _aliases("image_url")
+_OPTIONS = _aliases("include_usage")
+
+
+def _snake(value: Any, aliases: dict[str, str]) -> Any:
+    """A copy of a mapping with camelCase keys renamed (snake_case wins) and nulls dropped; anything else as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    known = {aliases.get(key, key): item for key, item in value.items() if key in aliases and item is not None}
+    known.update((key, item) for key, item in value.items() if key not in aliases and item is not None)
+    return known
+
+
+def _message(value: Any) -> Any:
+    value = _dump(value)
+    if not isinstance(value, Mapping):
+        return value
+    message = _snake(value, _MESSAGE)
+    if isinstance(message.get("content"), (list, tuple)):
+        message["content"] = [_snake(_dump(part), _PART) for part in message["content"]]
+    return message
+
+
+def _dump(value: Any) -> Any:
+    """An SDK object (anything with `model_dump`) as plain data; the caller's object stays untouched."""
+    return value.model_dump(exclude_none=True) if hasattr(value, "model_dump") else value
+
+
+def path(loc: tuple[Any, ...]) -> str:
+    """('messages', 2, 'content') -> messages[2].content"""
+    text = ""
+    for part in loc:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif not part.startswith("<") and part not in ("text", "image_url", "[key]") or text.endswith("]") and part == "text":
+            text += f".{part}" if text else part
+    return text
+
+
+def _refuse(field: str, problem: str, **details: Any) -> ValidationError:
+    return ValidationError(f"{field}: {problem}", param=field, details={"field": field, **details})
+
+
+def _explain(error: PydanticError) -> ValidationError:
+    first = error.errors(include_url=False)[0]
+    field = path(first["loc"]) or "request"
+    limits = {key: value for key, value in first.get("ctx", {}).items() if isinstance(value, (int, float))}
+    problem = "required" if first["type"] == "missing" else first["msg"][:1].lower() + first["msg"][1:]
+    given = first["input"]
+    if first["type"] != "missing" and (given is None or isinstance(given, (bool, int, float, str))):
+        problem += f", got {repr(given)[:80] if not isinstance(given, int) or abs(given) < 2**80 else 'a huge number'}"
+    return _refuse(field, problem, **limits)
+
+
+def _check_text(value: Any, loc: tuple[Any, ...] = ()) -> None:
+    """Half a surrogate pair is no character: no tokenizer and no UTF-8 encoder takes it."""
+    if isinstance(value, str):
+        try:
+            value.isascii() or value.encode()
+        except UnicodeEncodeError as error:
+            raise _refuse(path(loc) or "request", f"lone surrogate at character {error.start}") from None
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_text(key, loc)
+            _check_text(item, (*loc, key) if isinstance(key, (str, int)) else loc)
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            _check_text(item, (*loc, i))
+
+
+def _check_depth(value: Any, field: str, depth: int = 64) -> None:
+    if depth == 0:
+        raise _refuse(field, "nested deeper than 64")
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return
+    for item in value:
+        _check_depth(item, field, depth - 1)
+
+
+def _check_supported(request: Any) -> None:
+    """What this engine cannot do yet is refused by name, never ignored."""
+    if getattr(request, "n", 1) != 1:
+        raise _refuse("n", f"only 1 is supported, got {request.n}", limit=1)
+    if isinstance(request, ChatCompletionRequest):
+        if request.tools:
+            raise _refuse("tools", "not supported by this engine")
+        if request.tool_choice not in (None, "none"):
+            raise _refuse("tool_choice", "only 'none' is supported by this engine")
+        form = request.response_format
+        if form is not None and not (isinstance(form, Mapping) and form.get("type") == "text"):
+            raise _refuse("response_format", "only {'type': 'text'} is supported by this engine")
+        if request.top_logprobs and not request.logprobs:
+            raise _refuse("top_logprobs", "needs logprobs: true")
+        for i, message in enumerate(request.messages):
+            for j, part in enumerate(message.content if isinstance(message.content, list) else ()):
+                if isinstance(part, ImagePart):
+                    name = request.model or "this model"
+                    raise ValidationError(
+                        f"model '{name}' does not support image input",
+                        param=f"messages[{i}].content[{j}]", details={"field": f"messages[{i}].content[{j}]"},
+                    )
+    if isinstance(request, CompletionRequest):
+        if request.echo:
+            raise _refuse("echo", "not supported by this engine")
+        if request.best_of != 1:
+            raise _refuse("best_of", f"only 1 is supported, got {request.best_of}", limit=1)
+        if request.suffix:
+            raise _refuse("suffix", "not supported by this engine")
+    if isinstance(request, EmbeddingRequest) and request.dimensions is not None:
+        raise _refuse("dimensions", "not supported by this engine")
+
+
+def parse_request(kind: str, obj: Any = None, kwargs: Mapping[str, Any] | None = None, *,
+                  max_tokens_limit: int | None = MAX_TOKENS) -> Any:
+    """The request model of `kind` ("chat", "completion", "embedding", "generate") for a dict, an SDK object, keyword
+    arguments, or a positional object with keywords on top. None means omitted; camelCase is an alias; unknown keys are
+    ignored; nothing the caller passed is changed. A request parsed before is returned as it is.
+
+    Raises ValidationError naming the field's path and its limit; `param` and `details["field"]` hold the path."""
+    cls = KINDS[kind]
+    if isinstance(obj, cls) and not kwargs:
+        return obj
+    if isinstance(obj, cls):
+        obj = obj.model_dump(exclude_unset=True)
+    obj = _dump(obj)
+    if obj is not None and not isinstance(obj, Mapping):
+        raise _refuse("request", f"must be a dict or a request object, got {type(obj).__name__}")
+    aliases = _TOP[kind]
+    data = {**_snake(obj or {}, aliases), **_snake(kwargs or {}, aliases)}
+    if "max_completion_tokens" in data:
+        data.setdefault("max_tokens", data["max_completion_tokens"])
+    if isinstance(data.get("messages"), (list, tuple)):
+        data["messages"] = [_message(message) for message in data["messages"]]
+    if "stream_options" in data:
+        data["stream_options"] = _snake(data["stream_options"], _OPTIONS)
+    data = {key: value for key, value in data.items() if key in cls.model_fields}
+    for field, value in data.items():
+        _check_depth(value, field)
+        _check_text(value, (field,))
+    try:
+        request = cls.model_validate(data)
+    except PydanticError as error:
+        raise _explain(error) from None
+    limit = max_tokens_limit or math.inf
+    if getattr(request, "max_tokens", 0) > limit:
+        raise _refuse("max_tokens", f"must be between 1 and {limit}, got {request.max_tokens}", le=limit)
+    _check_supported(request)
+    return request
