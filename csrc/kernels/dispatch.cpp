@@ -63,8 +63,8 @@ void choose_isa(const char * wish) {
     active = off ? nullptr : choice;
 }
 
-void disable_isa() {
-    active = &scalar;
+void use_isa(const Isa * isa) {
+    active = isa;
 }
 
 const Isa * active_isa() {

@@ -9,8 +9,8 @@ namespace pgl::kernels {
 void choose_isa(const char * wish);
 /// Null when off.
 const Isa * active_isa();
-/// After a failed self-test: the reference takes over, for weights that are already repacked.
-void disable_isa();
+/// Changes it while no graph runs: after a failed self-test, and for tests. The packed weights are the same for all.
+void use_isa(const Isa * isa);
 /// The instruction set of that name if this CPU runs it, else null. For tests and benchmarks.
 const Isa * find_isa(const char * name);
 

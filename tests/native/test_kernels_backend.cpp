@@ -1,0 +1,158 @@
+// The buffer type: what it takes, what it refuses, and that weights come back as they went in.
+#include <thread>
+
+#include "check.h"
+#include "kernels_case.h"
+
+using namespace kernels_case;
+namespace kernels = pgl::kernels;
+
+namespace {
+
+struct Shape {
+    ggml_type type;
+    int64_t k, n, experts;
+    ggml_type input;
+    ggml_op op;
+    bool taken;
+};
+
+/// Asks as the loader does: a weight in a zero-size buffer of ours, no data.
+bool takes(const Shape & shape) {
+    ggml_context * context = ggml_init({ggml_tensor_overhead() * 8, nullptr, true});
+    ggml_tensor * weight = ggml_new_tensor_3d(context, shape.type, shape.k, shape.n, shape.experts);
+    ggml_tensor * op = nullptr;
+    if (shape.op == GGML_OP_GET_ROWS) {
+        op = ggml_get_rows(context, weight, ggml_new_tensor_1d(context, GGML_TYPE_I32, 4));
+    } else {
+        op = ggml_mul_mat(context, weight, ggml_new_tensor_3d(context, shape.input, shape.k, 512, shape.experts));
+    }
+    weight->buffer = ggml_backend_buft_alloc_buffer(our_buffer_type(), 0);
+    ggml_backend_t backend = ggml_backend_cpu_init();
+    const bool result = ggml_backend_supports_op(backend, op);
+    ggml_backend_free(backend);
+    ggml_backend_buffer_free(weight->buffer);
+    ggml_free(context);
+    return result;
+}
+
+void supports_what_it_accelerates() {
+    const Shape shapes[] = {
+        {GGML_TYPE_Q4_K, 4096, 14336, 1, GGML_TYPE_F32, GGML_OP_MUL_MAT, true},
+        {GGML_TYPE_Q6_K, 4096, 128256, 1, GGML_TYPE_F32, GGML_OP_MUL_MAT, true},
+        {GGML_TYPE_Q5_K, 256, 16, 1, GGML_TYPE_F32, GGML_OP_MUL_MAT, true},
+        {GGML_TYPE_Q4_1, 576, 192, 1, GGML_TYPE_F32, GGML_OP_MUL_MAT, true},
+        {GGML_TYPE_Q4_0, 32, 16, 1, GGML_TYPE_F32, GGML_OP_MUL_MAT, true},
+        {GGML_TYPE_Q8_0, 576, 49152, 1, GGML_TYPE_F32, GGML_OP_MUL_MAT, true},
+        {GGML_TYPE_Q4_K, 256, 24, 1, GGML_TYPE_F32, GGML_OP_MUL_MAT, false},     // not whole groups of 16 rows
+        {GGML_TYPE_Q4_K, 256, 16, 4, GGML_TYPE_F32, GGML_OP_MUL_MAT, false},     // not a matrix
+        {GGML_TYPE_Q8_0, 256, 16, 1, GGML_TYPE_F16, GGML_OP_MUL_MAT, false},
+        {GGML_TYPE_Q5_0, 256, 16, 1, GGML_TYPE_F32, GGML_OP_MUL_MAT, false},
+        {GGML_TYPE_F16, 256, 16, 1, GGML_TYPE_F32, GGML_OP_MUL_MAT, false},
+        {GGML_TYPE_Q4_K, 256, 16, 1, GGML_TYPE_F32, GGML_OP_GET_ROWS, false},
+    };
+    for (const auto & shape : shapes) {
+        check::context = std::string(ggml_type_name(shape.type)) + " " + std::to_string(shape.n) + " x " + std::to_string(shape.k);
+        CHECK_EQ(takes(shape), shape.taken);
+    }
+    kernels::set_enabled(false);
+    CHECK(!takes(shapes[0]));
+    kernels::set_enabled(true);
+    CHECK(takes(shapes[0]));
+}
+
+void weights_come_back() {
+    for (const ggml_type type : types) {
+        check::context = ggml_type_name(type);
+        constexpr int64_t n = 2048, k = 1536;   // large enough for several packing threads
+        const auto rows = crafted_rows(type, n, k, -1, 0.3f, -0.7f, 1);
+        Product product(type, n, k, rows, our_buffer_type());
+        CHECK_EQ(reinterpret_cast<uintptr_t>(product.weight->data) % 64, uintptr_t(0));
+        CHECK(std::memcmp(product.weight->data, rows.data(), rows.size()) != 0);
+        std::vector<uint8_t> back(rows.size());
+        ggml_backend_tensor_get(product.weight, back.data(), 0, back.size());
+        CHECK(back == rows);
+        std::vector<uint8_t> part(1000);
+        ggml_backend_tensor_get(product.weight, part.data(), 4321, part.size());
+        CHECK(std::memcmp(part.data(), rows.data() + 4321, part.size()) == 0);
+    }
+}
+
+/// Batches of matrices as one src1 of three dimensions, the rows of a permuted tensor.
+void three_dimensional_input() {
+    constexpr int64_t n = 32, k = 512, heads = 3, m = 5;
+    const auto rows = trained_rows(GGML_TYPE_Q4_K, n, k, 1);
+    Product product(GGML_TYPE_Q4_K, n, k, rows, our_buffer_type(), 2);
+    const auto x = normal_values(k * heads * m, 2);
+    const auto expected = product(x.data(), heads * m);   // row = token * heads + head
+    ggml_context * context = ggml_init({ggml_tensor_overhead() * 8 + ggml_graph_overhead(), nullptr, true});
+    ggml_tensor * whole = ggml_new_tensor_3d(context, GGML_TYPE_F32, k, heads, m);
+    ggml_set_input(whole);
+    ggml_tensor * out = ggml_mul_mat(context, product.weight, ggml_permute(context, whole, 0, 2, 1, 3));   // [k, m, heads]
+    ggml_cgraph * graph = ggml_new_graph(context);
+    ggml_build_forward_expand(graph, out);
+    ggml_backend_buffer_t memory = ggml_backend_alloc_ctx_tensors(context, product.backend);
+    ggml_backend_tensor_set(whole, x.data(), 0, ggml_nbytes(whole));
+    ggml_backend_graph_compute(product.backend, graph);
+    std::vector<float> result(n * heads * m);
+    ggml_backend_tensor_get(out, result.data(), 0, ggml_nbytes(out));
+    for (int64_t head = 0; head < heads; ++head) {
+        for (int64_t token = 0; token < m; ++token) {
+            CHECK(same_bits(result.data() + (head * m + token) * n, expected.data() + (token * heads + head) * n, n));
+        }
+    }
+    ggml_backend_buffer_free(memory);
+    ggml_free(context);
+}
+
+void reference_flag_gives_the_same_bits() {
+    constexpr int64_t n = 32, k = 512, m = 3;
+    Product product(GGML_TYPE_Q6_K, n, k, trained_rows(GGML_TYPE_Q6_K, n, k, 1), our_buffer_type(), 2);
+    const auto x = normal_values(k * m, 2);
+    const auto expected = product(x.data(), m);
+    ggml_backend_cpu_set_use_ref(product.backend, true);
+    CHECK(same_bits(product(x.data(), m).data(), expected.data(), expected.size()));
+}
+
+void registers_once() {
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; ++i) {
+        threads.emplace_back([] { kernels::register_backend(); });
+    }
+    for (auto & thread : threads) {
+        thread.join();
+    }
+    int count = 0;
+    for (auto * buft : ggml_backend_cpu_get_extra_buffer_types()) {
+        count += buft == our_buffer_type();
+    }
+    CHECK_EQ(count, 1);
+    CHECK_EQ(std::string(ggml_backend_buft_name(our_buffer_type())), std::string("CPU_POLARGRID"));
+}
+
+void names_choose() {
+    using namespace kernels;
+    const Isa * chosen = active_isa();
+    choose_isa("off");
+    CHECK_EQ(std::string(isa()), std::string("off"));
+    choose_isa("scalar");
+    CHECK_EQ(std::string(isa()), std::string("scalar"));
+    for (const char * wish : {"", "sse9"}) {
+        choose_isa(wish);   // not a name: the best there is
+        CHECK(active_isa() == chosen);
+    }
+    choose_isa(nullptr);
+    CHECK(active_isa() == chosen);
+}
+
+}  // namespace
+
+int main() {
+    registers_once();
+    supports_what_it_accelerates();
+    weights_come_back();
+    three_dimensional_input();
+    reference_flag_gives_the_same_bits();
+    names_choose();
+    return check::result("kernels_backend");
+}
