@@ -1,0 +1,338 @@
+// The attention kernel over a 16-lane `Vec`: included by each attention_<isa>.cpp after it has defined Vec, its
+// operations, tile_rows and tile_vecs. Everything is local to the including file, so instruction sets never mix.
+//
+// Every element is the same chain of operations in any tile, so tile shapes, neighbours and threads change no bit:
+//   score  = fma over each 32 dimensions, those sums added in order (a third of one long chain's error), then
+//            fma(score, scale, mask)
+//   out    = fma over the cells of a block in order; a masked cell adds 0 * v, which is skipped or not, for no change
+//   sums   = four vectors of a block by pairs, then lanes by halves
+
+namespace pgl::kernels {
+namespace {
+
+constexpr int block_vecs = block_cells / 16;
+constexpr int chain = 32;
+
+/// exp(x) for x <= 0 to about 1 ulp, exactly 1 at 0, exactly 0 below -87; NaN stays.
+inline Vec exp_negative(Vec x) {
+    // Adding the magic number rounds to an integer n and leaves n + 127 in the low bits: the exponent of 2^n.
+    const Vec magic = set1(12583039.0f);
+    const Vec t = fma(x, set1(1.44269504f), magic);
+    const Vec n = sub(t, magic);
+    const Vec r = fma(n, set1(1.90465421e-9f), fma(n, set1(-0.693147182f), x));
+    // Minimax of exp(r) on |r| <= ln(2) / 2 with the first two coefficients 1: 0.06 * 2^-24.
+    Vec p = set1(0.00138145401f);
+    p = fma(p, r, set1(0.00836874516f));
+    p = fma(p, r, set1(0.0416683908f));
+    p = fma(p, r, set1(0.166665204f));
+    p = fma(p, r, set1(0.499999934f));
+    p = fma(p, r, set1(1.0f));
+    p = fma(p, r, set1(1.0f));
+    return zero_if_less(mul(p, exponent_bits(t)), x, set1(-87.0f));
+}
+
+inline float negative_infinity() {
+    return -__builtin_inff();
+}
+
+/// 16 values of a cell from element `d`.
+inline Vec load_cell(CellType type, const char * cell, int d) {
+    switch (type) {
+        case CellType::f16: return load_f16(cell + 2 * d);
+        case CellType::q8_0: {
+            const char * block = cell + (d / 32) * 34;  // f16 scale, 32 x int8
+            return mul(load_i8(block + 2 + d % 32), broadcast_f16(block));
+        }
+        default: return load(reinterpret_cast<const float *>(cell) + d);
+    }
+}
+
+/// K of cells [0, n) as kt[d][block_cells]; columns past n are zero.
+inline void load_k(const AttentionRows & a, int64_t first, int n, float * kt) {
+    for (int c = 0; c < block_cells; c += 16) {
+        const int m = n - c < 16 ? n - c : 16;
+        for (int d = 0; d < a.dk; d += 16) {
+            Vec tile[16];
+            for (int i = 0; i < 16; ++i) {
+                tile[i] = i < m ? load_cell(a.k_type, a.k + (first + c + i) * a.k_bytes, d) : set1(0.0f);
+            }
+            if (m > 0) {
+                transpose(tile);
+            }
+            for (int i = 0; i < 16; ++i) {
+                store(kt + (d + i) * block_cells + c, tile[i]);
+            }
+        }
+    }
+}
+
+/// V of the cells in `valid` as v[cell][dv], the others zero: what lies in a masked cell may be anything. False if a
+/// valid one holds NaN or infinity.
+inline bool load_v(const AttentionRows & a, int64_t first, uint64_t valid, float * v) {
+    Vec poison = set1(0.0f);
+    for (int c = 0; c < block_cells; ++c, v += a.dv) {
+        if (valid >> c & 1) {
+            for (int d = 0; d < a.dv; d += 16) {
+                const Vec x = load_cell(a.v_type, a.v + (first + c) * a.v_bytes, d);
+                poison = fma(x, set1(0.0f), poison);
+                store(v + d, x);
+            }
+        } else {
+            for (int d = 0; d < a.dv; d += 16) {
+                store(v + d, set1(0.0f));
+            }
+        }
+    }
+    return !any_nan(poison);
+}
+
+struct Block {
+    int dk, dv;
+    float scale;
+    const float * kt;            // [dk][block_cells]
+    const float * v;             // [block_cells][dv]
+};
+
+struct Row {
+    const float * q;
+    const uint16_t * mask;       // block_cells values, or null
+    uint64_t valid;
+};
+
+/// out[R rows][16 * N] = rescale * out + p v over the first n cells.
+template <int R, int N>
+inline void accumulate_v(const float * v, int dv, const float (*p)[block_cells], int n, const float * rescale,
+                         float * out) {
+    Vec acc[R][N];
+    for (int r = 0; r < R; ++r) {
+        for (int i = 0; i < N; ++i) {
+            acc[r][i] = mul(load(out + r * dv + 16 * i), set1(rescale[r]));
+        }
+    }
+    for (int c = 0; c < n; ++c, v += dv) {
+        Vec x[N];
+        for (int i = 0; i < N; ++i) {
+            x[i] = load(v + 16 * i);
+        }
+        for (int r = 0; r < R; ++r) {
+            const Vec weight = set1(p[r][c]);
+            for (int i = 0; i < N; ++i) {
+                acc[r][i] = fma(weight, x[i], acc[r][i]);
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        for (int i = 0; i < N; ++i) {
+            store(out + r * dv + 16 * i, acc[r][i]);
+        }
+    }
+}
+
+/// q . k of R rows and every cell of the block.
+template <int R>
+inline void scores(const Block & b, const Row * rows, float (*p)[block_cells]) {
+    for (int c = 0; c < block_vecs; c += tile_vecs) {
+        const float * k = b.kt + 16 * c;
+        for (int d = 0; d < b.dk;) {
+            Vec acc[R][tile_vecs];
+            for (int r = 0; r < R; ++r) {
+                for (int i = 0; i < tile_vecs; ++i) {
+                    acc[r][i] = set1(0.0f);
+                }
+            }
+            for (const int stop = d + chain < b.dk ? d + chain : b.dk; d < stop; ++d, k += block_cells) {
+                Vec x[tile_vecs];
+                for (int i = 0; i < tile_vecs; ++i) {
+                    x[i] = load(k + 16 * i);
+                }
+                for (int r = 0; r < R; ++r) {
+                    const Vec q = set1(rows[r].q[d]);
+                    for (int i = 0; i < tile_vecs; ++i) {
+                        acc[r][i] = fma(q, x[i], acc[r][i]);
+                    }
+                }
+            }
+            for (int r = 0; r < R; ++r) {
+                for (int i = 0; i < tile_vecs; ++i) {
+                    float * to = p[r] + 16 * (c + i);
+                    store(to, d > chain ? add(load(to), acc[r][i]) : acc[r][i]);
+                }
+            }
+        }
+    }
+}
+
+/// Scores to weights exp(score - new maximum), in place.
+template <int R>
+inline void softmax(const Block & b, const Row * rows, AttentionState state, float (*p)[block_cells], float * rescale) {
+    const Vec nothing = set1(negative_infinity());
+    alignas(64) float old_max[16] = {}, new_max[16] = {}, sums[16] = {};
+    for (int r = 0; r < R; ++r) {
+        Vec best = nothing;
+        for (int i = 0; i < block_vecs; ++i) {
+            const Vec bias = rows[r].mask ? load_f16(rows[r].mask + 16 * i) : set1(0.0f);
+            const Vec score = fma(load(p[r] + 16 * i), set1(b.scale), bias);
+            const Vec s = keep(static_cast<uint16_t>(rows[r].valid >> 16 * i), score, nothing);
+            store(p[r] + 16 * i, s);
+            best = max(s, best);
+        }
+        old_max[r] = state.max[r];
+        new_max[r] = reduce_max(max(best, set1(old_max[r])));
+    }
+    for (int r = 0; r < R; ++r) {
+        state.max[r] = new_max[r];
+        // A row that has seen nothing stays at -inf: subtract 0, or -inf - -inf would poison it.
+        new_max[r] = new_max[r] == negative_infinity() ? 0.0f : new_max[r];
+        const Vec shift = set1(new_max[r]);
+        Vec x[block_vecs];
+        for (int i = 0; i < block_vecs; ++i) {
+            x[i] = exp_negative(sub(load(p[r] + 16 * i), shift));
+            store(p[r] + 16 * i, x[i]);
+        }
+        sums[r] = reduce_add(add(add(x[0], x[1]), add(x[2], x[3])));
+    }
+    store(rescale, exp_negative(sub(load(old_max), load(new_max))));
+    for (int r = 0; r < R; ++r) {
+        state.sum[r] = fma1(state.sum[r], rescale[r], sums[r]);
+    }
+}
+
+template <int R>
+void attend_tile(const Block & b, const Row * rows, AttentionState state) {
+    uint64_t any = 0;
+    for (int r = 0; r < R; ++r) {
+        any |= rows[r].valid;
+    }
+    if (!any) {
+        return;
+    }
+    alignas(64) float p[R][block_cells];
+    alignas(64) float rescale[16];
+    scores<R>(b, rows, p);
+    softmax<R>(b, rows, state, p, rescale);
+    const int n = 64 - __builtin_clzll(any);
+    int d = 0;
+    for (; d + 16 * tile_vecs <= b.dv; d += 16 * tile_vecs) {
+        accumulate_v<R, tile_vecs>(b.v + d, b.dv, p, n, rescale, state.out + d);
+    }
+    for (; d < b.dv; d += 16) {
+        accumulate_v<R, 1>(b.v + d, b.dv, p, n, rescale, state.out + d);
+    }
+}
+
+template <int R>
+inline void attend_tile_of(int n, const Block & b, const Row * rows, AttentionState state) {
+    if (n == R) {
+        attend_tile<R>(b, rows, state);
+    } else if constexpr (R > 1) {
+        attend_tile_of<R - 1>(n, b, rows, state);
+    }
+}
+
+/// Tokens [t0, t1) over one block, in tiles as equal as they come.
+inline void attend_block(const AttentionRows & a, const Block & b, const uint16_t * mask, int64_t mask_stride,
+                         const uint64_t * valid, int t0, int t1, AttentionState state) {
+    const int begin = t0 * a.n_group, end = t1 * a.n_group;
+    const int n_tiles = (end - begin + tile_rows - 1) / tile_rows;
+    Row rows[tile_rows];
+    for (int i = 0, r = begin; i < n_tiles; ++i) {
+        const int stop = begin + static_cast<int>(static_cast<int64_t>(end - begin) * (i + 1) / n_tiles);
+        const int n = stop - r;
+        const AttentionState at = {state.max + r, state.sum + r, state.out + static_cast<int64_t>(r) * a.dv};
+        for (int j = 0; j < n; ++j, ++r) {
+            const int token = r / a.n_group, head = r % a.n_group;
+            rows[j].q = reinterpret_cast<const float *>(a.q + token * a.q_token_bytes + head * a.q_head_bytes);
+            rows[j].mask = mask ? mask + token * mask_stride : nullptr;
+            rows[j].valid = valid[token];
+        }
+        attend_tile_of<tile_rows>(n, b, rows, at);
+    }
+}
+
+void attend(const AttentionRows & a, int64_t first, int64_t last, AttentionState state, char * scratch) {
+    float * kt = reinterpret_cast<float *>(scratch);
+    float * v = kt + block_cells * a.dk;
+    uint64_t * valid = reinterpret_cast<uint64_t *>(v + block_cells * a.dv);
+    uint16_t * padded = reinterpret_cast<uint16_t *>(valid + a.n_tokens);
+    const int n_rows = a.n_tokens * a.n_group;
+    for (int r = 0; r < n_rows; ++r) {
+        state.max[r] = negative_infinity();
+        state.sum[r] = 0.0f;
+    }
+    for (int64_t i = 0; i < static_cast<int64_t>(n_rows) * a.dv; i += 16) {
+        store(state.out + i, set1(0.0f));
+    }
+    const Block block = {a.dk, a.dv, a.scale, kt, v};
+    for (; first < last; first += block_cells) {
+        const int n = last - first < block_cells ? static_cast<int>(last - first) : block_cells;
+        const uint16_t * mask = a.mask ? a.mask + first : nullptr;
+        int64_t mask_stride = a.mask_stride;
+        if (mask && n < block_cells) {  // whole vectors are read: not past the end of the last row
+            for (int t = 0; t < a.n_tokens; ++t) {
+                for (int c = 0; c < block_cells; ++c) {
+                    padded[t * block_cells + c] = c < n ? mask[t * mask_stride + c] : 0xfc00;
+                }
+            }
+            mask = padded;
+            mask_stride = block_cells;
+        }
+        uint64_t any = 0;
+        for (int t = 0; t < a.n_tokens; ++t) {
+            valid[t] = mask ? unmasked(mask + t * mask_stride) : ~uint64_t{0} >> (block_cells - n);
+            any |= valid[t];
+        }
+        if (!any) {
+            continue;
+        }
+        load_k(a, first, 64 - __builtin_clzll(any), kt);
+        if (load_v(a, first, any, v)) {
+            attend_block(a, block, mask, mask_stride, valid, 0, a.n_tokens, state);
+            continue;
+        }
+        // 0 * NaN is not 0: give each token a V without the cells masked for it.
+        for (int t = 0; t < a.n_tokens; ++t) {
+            load_v(a, first, valid[t], v);
+            attend_block(a, block, mask, mask_stride, valid, t, t + 1, state);
+        }
+    }
+}
+
+void fold(AttentionState total, AttentionState part, int n_rows, int dv) {
+    for (int r = 0; r < n_rows; ++r) {
+        const float top = part.max[r] > total.max[r] ? part.max[r] : total.max[r];
+        const float shift = top == negative_infinity() ? 0.0f : top;
+        alignas(64) float x[16] = {total.max[r] - shift, part.max[r] - shift};
+        store(x, exp_negative(load(x)));
+        total.max[r] = top;
+        total.sum[r] = fma1(part.sum[r], x[1], total.sum[r] * x[0]);
+        for (int64_t i = static_cast<int64_t>(r) * dv; i < static_cast<int64_t>(r + 1) * dv; i += 16) {
+            store(total.out + i, fma(load(part.out + i), set1(x[1]), mul(load(total.out + i), set1(x[0]))));
+        }
+    }
+}
+
+void finish(float sum, const float * out, int dv, float * dst) {
+    const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+    for (int d = 0; d < dv; d += 16) {
+        store(dst + d, fma(load(out + d), set1(inverse), set1(0.0f)));  // + 0: a skipped cell leaves -0, an added one 0
+    }
+}
+
+int64_t valid_end(const uint16_t * mask, int64_t n) {
+    while (n > 0 && n % block_cells != 0) {
+        if (mask[n - 1] != 0xfc00) {
+            return n;
+        }
+        --n;
+    }
+    for (; n > 0; n -= block_cells) {
+        const uint64_t bits = unmasked(mask + n - block_cells);
+        if (bits) {
+            return n - __builtin_clzll(bits);
+        }
+    }
+    return 0;
+}
+
+}  // namespace
+}  // namespace pgl::kernels
