@@ -36,18 +36,21 @@ async function connect() {
     await models.refresh();
     byId('banner').hidden = true;
   } catch (error) {
-    showError(error);
-    reconnect = setTimeout(connect, RECONNECT_MS);
+    const { key } = showError(error);
+    if (!key) reconnect = setTimeout(connect, RECONNECT_MS);
   }
   showComposer();
 }
 
 function showError(error) {
-  const { title, text } = explained(error);
-  const banner = byId('banner');
-  const words = `${title}. ${text}`;
-  if (banner.hidden || banner.firstElementChild.textContent !== words) banner.firstElementChild.textContent = words;
-  banner.hidden = false;
+  const problem = explained(error);
+  const words = `${problem.title}. ${problem.text}`;
+  const [text, button] = byId('banner').children;
+  if (text.textContent !== words) text.textContent = words; // said once, not at every attempt
+  button.textContent = problem.key ? 'Enter the key' : 'Try again';
+  button.onclick = problem.key ? () => openSettings('apiKey') : connect;
+  byId('banner').hidden = false;
+  return problem;
 }
 
 // ---- one question, one answer
@@ -115,6 +118,7 @@ function showChats() {
   chats.sort((a, b) => b.updated - a.updated);
   sidebar.show(chats, chat.id, answers);
   document.title = chat.messages.length ? `${titleOf(chat)} · PolarGrid Local` : 'PolarGrid Local';
+  byId('title').textContent = titleOf(chat);
   showComposer();
 }
 
@@ -231,8 +235,7 @@ byId('open-settings').addEventListener('click', () => openSettings());
 byId('toggle-theme').addEventListener('click', turnTheme);
 byId('open-keys').addEventListener('click', () => byId('keys').showModal());
 byId('keys-close').addEventListener('click', () => byId('keys').close());
-byId('banner').lastElementChild.addEventListener('click', connect);
-addEventListener('pagehide', () => { for (const { chat: asked } of answers.values()) store.save(asked); });
+addEventListener('pagehide', () => { if (answers.size) store.saveAtOnce([...answers.values()].map((running) => running.chat)); });
 
 transcript.show(chat);
 await refreshChats();

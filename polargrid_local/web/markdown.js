@@ -29,9 +29,19 @@ function blocksOf(text) {
     const thought = /^\s*<think>([\s\S]*?)(<\/think>|$)/.exec(text);
     const rest = thought ? text.slice(thought[0].length) : text;
     const tokens = lexer(rest, { gfm: true, breaks: true }).filter(({ type }) => type !== 'space' && type !== 'def');
+    level(tokens.filter(({ type }) => type === 'heading'));
     return thought?.[1].trim() ? [{ type: 'thought', raw: thought[0], text: thought[1].trim(), open: !thought[2] }, ...tokens] : tokens;
   } catch { // too deeply nested for the parser
     return plain;
+  }
+}
+
+// The page uses h1 and h2. Whatever level an answer begins with becomes h3, and none is skipped on the way down.
+function level(headings) {
+  let last = 2;
+  for (const heading of headings) {
+    last = Math.min(last + 1, 6, Math.max(3, 3 + heading.depth - headings[0].depth));
+    heading.level = last;
   }
 }
 
@@ -41,7 +51,7 @@ function render(token, depth) {
   switch (token.type) {
     case 'thought': return el('details', { class: 'thought', open: token.open }, el('summary', {}, 'Reasoning'), el('div', { class: 'plain' }, token.text));
     case 'paragraph': return el('p', {}, ...inside());
-    case 'heading': return el(`h${Math.min(token.depth + 2, 6)}`, {}, ...inside()); // the page's own headings are h1 and h2
+    case 'heading': return token.level ? el(`h${token.level}`, {}, ...inside()) : el('p', {}, el('strong', {}, ...inside())); // the latter within lists and quotes
     case 'code': return codeBlock(token);
     case 'blockquote': return el('blockquote', {}, ...inside());
     case 'list': return el(token.ordered ? 'ol' : 'ul', { start: token.ordered && token.start !== 1 ? token.start : null }, ...inside(token.items));

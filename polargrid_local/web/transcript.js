@@ -90,7 +90,7 @@ export class Transcript {
   }
 
   #welcome() {
-    return el('section', { class: 'welcome' }, el('h1', {}, 'What is on your mind?'),
+    return el('section', { class: 'welcome' }, el('h2', {}, 'What is on your mind?'),
       el('p', {}, 'The model runs on this machine. What you write stays here.'),
       el('ul', {}, ...IDEAS.map((text) => el('li', {}, el('button', { type: 'button', onclick: () => this.#actions.useIdea(text) }, text)))));
   }
@@ -99,7 +99,8 @@ export class Transcript {
     const mine = message.role === 'user';
     const body = el('div', { class: mine ? 'bubble' : 'body' });
     const status = el('div', { class: 'status' });
-    const article = el('article', { 'class': 'message', 'data-role': message.role, 'aria-label': mine ? 'You' : 'Answer' }, body, !mine && status, el('footer', {}));
+    const article = el('article', { 'class': 'message', 'data-role': message.role, 'aria-label': mine ? 'You' : 'Answer' },
+      el('h2', { class: 'sr-only' }, mine ? 'You' : 'Answer'), body, !mine && status, el('footer', {}));
     const parts = { article, body, status, footer: article.lastElementChild };
     this.#shown.set(message.id, parts);
     if (mine) {

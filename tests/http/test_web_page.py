@@ -1,0 +1,501 @@
+"""The chat page, clicked through in Chromium against a scripted server."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any
+
+import pytest
+from browser import NODE_MODULES, chromium, context, page, scripted  # noqa: F401 - fixtures
+from scripted_server import DONE, ScriptedServer, answer, chunk, usage
+
+pytestmark = pytest.mark.browser
+
+TABLE = "| a | b |\n|---|--:|\n| 1 | **2** |"
+MARKDOWN = f"""## Head\n\nSome *soft* and **bold** `code & <b>` text.\n\n```python\nprint("<hi>")\n```\n\n1. one\n2. two\n   - [x] deep\n
+{TABLE}\n\n> said\n\n[site](https://example.org/a) &amp; &#x41; ~~gone~~\n\n---\n\nend"""
+
+HOSTILE = [
+    "<script>window.pwned=1</script>",
+    "<img src=x onerror=window.pwned=1>",
+    "<svg/onload=window.pwned=1>",
+    '<a href="javascript:window.pwned=1">x</a>',
+    "[x](javascript:window.pwned=1)",
+    "[x](<java\nscript:window.pwned=1>)",
+    "[x](data:text/html,<script>window.pwned=1</script>)",
+    "[x](vbscript:window.pwned=1) [y](//evil.example/z) [z](/v1/models)",
+    '[x](https://evil.example/" onclick="window.pwned=1)',
+    "![x](https://evil.example/beacon.png) ![y](javascript:window.pwned=1)",
+    '![x](https://evil.example/a.png "t\\" onerror=\\"window.pwned=1")',
+    "<iframe srcdoc='<script>parent.pwned=1</script>'></iframe>",
+    "<style>body{display:none}</style><link rel=stylesheet href=https://evil.example/x.css>",
+    "<form action=https://evil.example><button>go</button></form>",
+    "```<img src=x onerror=window.pwned=1>\n</code></pre><script>window.pwned=1</script>\n```",
+    "| <img src=x onerror=window.pwned=1> |\n|---|\n| <script>window.pwned=1</script> |",
+    "&lt;script&gt;window.pwned=1&lt;/script&gt; &#60;img src=x onerror=window.pwned=1&#62;",
+    "<think><img src=x onerror=window.pwned=1></think>",
+    "<https://evil.example/><javascript:window.pwned=1>",
+    "[ref]: javascript:window.pwned=1\n\n[ref]",
+]
+
+
+def ask(page: Any, text: str) -> None:
+    page.fill("#prompt", text)
+    page.keyboard.press("Enter")
+
+
+def finished(page: Any, n: int = 1) -> Any:
+    """The n-th answer, once it is complete."""
+    last = page.locator(".message[data-role=assistant]").nth(n - 1)
+    last.locator("css=[data-state=done]").wait_for()
+    return last
+
+
+def until(page: Any, expression: str) -> None:
+    """Waits for a JavaScript expression to hold. (Playwright's own way needs a policy that allows eval.)"""
+    deadline = time.monotonic() + 20
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, expression
+        page.wait_for_timeout(20)
+
+
+def test_an_answer_streams_in_with_its_figures(page: Any, scripted: ScriptedServer) -> None:
+    gate = threading.Event()
+    scripted.say(chunk(), chunk("Hello "), gate, chunk("there"), chunk(reason="stop"), usage(1234, 2), DONE)
+    assert page.locator("#send").is_disabled()
+    ask(page, "  hi\nyou  ")
+    body = page.locator(".body")
+    body.get_by_text("Hello").wait_for()
+    assert page.locator("#stop").is_visible() and not page.locator("#send").is_visible()
+    assert page.locator("article[aria-busy=true]").count() == 1
+    gate.set()
+    assert finished(page).locator(".body").inner_text() == "Hello there"
+    figures = finished(page).locator(".figures").inner_text()
+    assert "2 tokens" in figures and "prompt 1,234" in figures and "scripted" in figures and "per second" in figures
+    assert "Hello there" in page.locator("#announcer").inner_text()
+    (asked,) = scripted.asked
+    assert asked == {"model": "scripted", "messages": [{"role": "user", "content": "hi\nyou"}], "max_tokens": 2048, "stream": True,
+                     "stream_options": {"include_usage": True}}
+    assert page.title() == "hi · PolarGrid Local"
+
+
+def test_markdown_has_its_structure_and_code_can_be_copied(page: Any, scripted: ScriptedServer) -> None:
+    scripted.say(*answer(*MARKDOWN))
+    ask(page, "show me")
+    body = finished(page).locator(".body")
+    for selector, text in {
+        "h3": "Head", "em": "soft", "strong": "bold", "p > code": "code & <b>", "pre code": 'print("<hi>")', "figcaption span": "python",
+        "ol > li:first-child": "one", "td:first-child": "1", "td.to-right": "2", "blockquote": "said", "del": "gone", "hr": "",
+    }.items():
+        assert body.locator(selector).first.inner_text() == text, selector
+    assert body.locator("li.task input[type=checkbox]").is_checked()
+    assert body.locator("a").get_attribute("href") == "https://example.org/a"
+    assert "noopener" in (body.locator("a").get_attribute("rel") or "")
+    assert "& A" in body.inner_text()
+    body.get_by_label("Copy code").click()
+    page.locator(".copy use[href='#i-check']").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == 'print("<hi>")'
+    finished(page).get_by_label("Copy the answer").click()
+    until(page, "navigator.clipboard.readText().then(text => text.startsWith('## Head'))")
+
+
+FOREIGN = """() => {
+  const bad = [...document.querySelectorAll('#transcript, #sidebar nav')].flatMap(root =>
+    [...root.querySelectorAll('script, img, iframe, style, link, object, embed, base, meta, form')].map(node => node.outerHTML));
+  for (const node of document.querySelectorAll('*')) {
+    for (const { name, value } of node.attributes) {
+      if (name.startsWith('on') || name === 'srcdoc' || (name === 'href' && !/^(https?:|mailto:|#|app.css|icon.svg)/.test(value))) bad.push(node.outerHTML);
+    }
+  }
+  return bad.concat(window.pwned ? ['pwned'] : []);
+}"""
+
+
+def test_nothing_a_model_or_a_user_writes_becomes_markup(page: Any, scripted: ScriptedServer) -> None:
+    for hostile in HOSTILE:
+        scripted.say(*answer(*hostile))
+        page.locator("#new-chat").click()
+        ask(page, hostile)
+        finished(page)
+        assert page.evaluate(FOREIGN) == []
+        assert page.locator(".bubble").inner_text() == hostile
+    page.reload()  # and again as saved chats, with their titles
+    for n in range(len(HOSTILE)):
+        page.locator("#chat-list .chat").nth(n).click()
+        finished(page)
+        assert page.evaluate(FOREIGN) == []
+
+
+BREAKERS = [">" * 4000, "[" * 20_000, "*a " * 20_000, "- " * 3000, "`" * 9999, "| " * 9000, "<" * 9000, "x" * 250_000, "&#99999999;\0"]
+
+
+def test_text_made_to_break_parsers_is_shown_anyway(page: Any, scripted: ScriptedServer) -> None:
+    for text in BREAKERS:
+        scripted.say(*answer(text[: len(text) // 2], text[len(text) // 2 :]))
+        page.locator("#new-chat").click()
+        ask(page, "go")
+        assert finished(page).locator(".body").inner_text().strip() or set(text) <= set(">-| ")
+
+
+def test_a_character_cut_in_two_arrives_whole(page: Any, scripted: ScriptedServer) -> None:
+    first, second = threading.Event(), threading.Event()
+    raw = chunk("x").replace(b'"x"', '"né👩‍👧世"'.encode())
+    cut = raw.index("👩".encode()) + 2
+    scripted.say(chunk(), raw[:cut], first, raw[cut:-1], second, raw[-1:], chunk(reason="stop"), DONE)
+    ask(page, "go")
+    first.set()
+    second.set()
+    assert finished(page).locator(".body").inner_text() == "né👩‍👧世"
+
+
+def test_a_long_prefill_shows_progress_and_can_be_stopped(page: Any, scripted: ScriptedServer) -> None:
+    gate = threading.Event()
+    scripted.say(b": prefill 512 2048\n\n", chunk(), gate)
+    scripted.say(*answer("second"))
+    ask(page, "a very long text")
+    waiting = page.get_by_text("Reading the prompt, 512 of 2,048 tokens")
+    waiting.wait_for()
+    assert page.locator(".waiting progress").get_attribute("value") == "0.25"
+    page.locator("#stop").click()
+    page.get_by_text("You stopped this answer.").wait_for()
+    assert scripted.gone.wait(10)
+    gate.set()
+    page.get_by_label("Answer again").click()
+    assert finished(page).locator(".body").inner_text() == "second"
+    assert scripted.asked[1] == scripted.asked[0]
+
+
+def test_stop_keeps_what_was_said(page: Any, scripted: ScriptedServer) -> None:
+    gate = threading.Event()
+    scripted.say(chunk(), chunk("as far as this"), gate)
+    scripted.say(*answer("ok"))
+    ask(page, "go")
+    page.get_by_text("as far as this").wait_for()
+    page.keyboard.press("Escape")
+    page.get_by_text("You stopped this answer.").wait_for()
+    assert scripted.gone.wait(10)
+    gate.set()
+    ask(page, "on")
+    finished(page, 2)
+    assert [(m["role"], m["content"]) for m in scripted.asked[1]["messages"]] == [("user", "go"), ("assistant", "as far as this"), ("user", "on")]
+
+
+def test_edit_and_answer_again(page: Any, scripted: ScriptedServer) -> None:
+    for words in ("one", "two", "three", "four"):
+        scripted.say(*answer(words))
+    ask(page, "first")
+    finished(page)
+    ask(page, "second")
+    finished(page, 2)
+    page.keyboard.press("Control+Shift+E")
+    page.locator(".body", has_text="three").wait_for()
+    assert scripted.asked[2]["messages"] == scripted.asked[1]["messages"]
+
+    page.keyboard.press("ArrowUp")  # the box is empty: edits the last message
+    editor = page.get_by_label("Edit the message")
+    assert editor.input_value() == "second"
+    page.keyboard.press("Escape")
+    editor.wait_for(state="detached")
+    page.locator(".bubble").first.hover()
+    page.get_by_label("Edit", exact=True).first.click()
+    editor.fill("first, better")
+    page.keyboard.press("Enter")
+    assert finished(page).locator(".body").inner_text() == "four"
+    assert page.locator(".message").count() == 2
+    assert scripted.asked[3]["messages"] == [{"role": "user", "content": "first, better"}]
+
+
+def test_chats_are_kept_renamed_deleted_and_brought_back(page: Any, scripted: ScriptedServer) -> None:
+    scripted.say(*answer("red"))
+    scripted.say(*answer("blue"))
+    ask(page, "about red")
+    finished(page)
+    page.keyboard.press("Control+Shift+O")
+    assert page.locator(".message").count() == 0
+    ask(page, "about blue")
+    finished(page)
+    titles = page.locator("#chat-list .chat")
+    assert titles.all_inner_texts() == ["about blue", "about red"]
+
+    page.reload()
+    titles.first.wait_for()
+    titles.nth(1).click()
+    assert page.locator(".body").inner_text() == "red"
+    titles.nth(1).hover()
+    page.get_by_label("Rename about red").click()
+    page.keyboard.type("Rouge")
+    page.keyboard.press("Enter")
+    page.locator("#chat-list .chat", has_text="Rouge").wait_for()
+    page.reload()
+    page.locator("#chat-list .chat", has_text="Rouge").hover()
+    page.get_by_label("Delete Rouge").click()
+    page.locator("#chat-list .chat", has_text="Rouge").wait_for(state="detached")
+    page.locator("#toast").get_by_text("Undo").click()
+    page.locator("#chat-list .chat", has_text="Rouge").wait_for()
+    assert page.locator(".body").inner_text() == "red"
+    page.locator("#chat-list .chat", has_text="about blue").hover()
+    page.get_by_label("Delete about blue").click()
+    page.reload()
+    page.locator("#chat-list .chat").first.wait_for()
+    assert titles.all_inner_texts() == ["Rouge"]
+
+
+def test_two_chats_are_answered_at_once(page: Any, scripted: ScriptedServer) -> None:
+    gate = threading.Event()
+    scripted.say(chunk(), chunk("slow "), gate, chunk("but sure"), chunk(reason="stop"), DONE)
+    scripted.say(*answer("quick"))
+    ask(page, "slow one")
+    page.locator(".body", has_text="slow").wait_for()
+    page.locator("#new-chat").click()
+    ask(page, "quick one")
+    assert finished(page).locator(".body").inner_text() == "quick"
+    assert page.locator("#chat-list [aria-label='being answered']").count() == 1
+    gate.set()
+    page.locator("#chat-list [aria-label='being answered']").wait_for(state="detached")
+    page.locator("#chat-list .chat", has_text="slow one").click()
+    assert finished(page).locator(".body").inner_text() == "slow but sure"
+
+
+def test_a_reload_in_the_middle_loses_nothing_that_was_shown(page: Any, scripted: ScriptedServer) -> None:
+    gate = threading.Event()
+    scripted.say(chunk(), chunk("half of it"), gate)
+    ask(page, "go")
+    page.get_by_text("half of it").wait_for()
+    page.reload()
+    gate.set()
+    page.locator("#chat-list .chat").click()
+    page.get_by_text("This answer was interrupted.").wait_for()
+    assert page.locator(".body").inner_text() == "half of it"
+
+
+def test_settings_reach_the_server(page: Any, scripted: ScriptedServer) -> None:
+    scripted.say(*answer("a"))
+    scripted.say(*answer("b"))
+    page.get_by_role("button", name="Settings").click()
+    form = page.locator("#settings-form")
+    form.get_by_label("System prompt").fill("Be brief.")
+    form.get_by_label("Temperature").fill("3")
+    form.get_by_text("Save").click()
+    assert page.locator("#settings").is_visible()  # 3 is out of range
+    form.get_by_label("Temperature").fill("0")
+    form.get_by_label("Longest answer").fill("")
+    form.get_by_label("Seed").fill("7")
+    form.get_by_label("Stop at").fill("END\n###")
+    form.get_by_text("Save").click()
+    page.locator("#settings").wait_for(state="hidden")
+    ask(page, "go")
+    finished(page)
+    wanted = {"temperature": 0, "seed": 7, "stop": ["END", "###"]}
+    assert {key: value for key, value in scripted.asked[0].items() if key not in ("model", "messages", "stream", "stream_options")} == wanted
+    assert scripted.asked[0]["messages"][0] == {"role": "system", "content": "Be brief."}
+    page.reload()
+    page.locator("#model-name", has_text="scripted").wait_for()
+    ask(page, "again")
+    finished(page)
+    assert scripted.asked[1]["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "again"}]
+    assert "max_tokens" not in scripted.asked[1] and scripted.asked[1]["seed"] == 7
+
+
+def test_a_model_is_picked_and_loaded_with_progress(page: Any, scripted: ScriptedServer) -> None:
+    scripted.models["other"] = "unloaded"
+    scripted.load_gate.clear()
+    scripted.load_progress = 0.5
+    scripted.say(*answer("from other"))
+    page.locator("#model-button").click()
+    menu = page.locator("#model-menu")
+    menu.get_by_text("8,192 tokens of context").first.wait_for()
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowDown")
+    while "other" not in page.evaluate("document.activeElement.innerText"):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.locator("#model-progress[value='0.5']").wait_for()
+    ask(page, "wait for it")
+    page.get_by_text("Loading the model").wait_for()
+    scripted.load_gate.set()
+    assert finished(page).locator(".body").inner_text() == "from other"
+    assert scripted.asked[0]["model"] == "other" and scripted.loads == ["other"]
+    assert page.locator("#model-progress").is_hidden()
+    page.locator("#model-button").click()
+    page.get_by_label("Unload other").click()
+    menu.locator("li", has_text="other").get_by_text("not loaded").wait_for()
+
+
+def test_no_model_is_said_plainly(context: Any, scripted: ScriptedServer) -> None:
+    scripted.models.clear()
+    page = context.new_page()
+    page.goto(scripted.url)
+    page.locator("#model-button").click()
+    page.get_by_text("There is no model on this machine yet.").wait_for()
+    page.keyboard.press("Escape")
+    page.fill("#prompt", "hi")
+    assert page.locator("#send").is_disabled()
+
+
+def test_an_error_in_the_middle_keeps_the_text_and_offers_another_try(page: Any, scripted: ScriptedServer) -> None:
+    event = {"detail": "<b>NaN</b> in the logits", "error": {"message": "<b>NaN</b> in the logits", "type": "server_error", "code": "numeric_error", "param": None}}
+    scripted.say(chunk(), chunk("so far"), b"data: " + json.dumps(event).encode() + b"\n\n")
+    scripted.say(chunk(), chunk("cut"))  # ends without a reason
+    scripted.say(*answer("whole"))
+    ask(page, "go")
+    page.get_by_role("alert").get_by_text("<b>NaN</b> in the logits").wait_for()
+    assert page.locator(".body").inner_text() == "so far"
+    page.get_by_role("button", name="Try again").click()
+    page.get_by_role("alert").get_by_text("The server does not answer").wait_for()
+    page.get_by_role("button", name="Try again").click()
+    assert finished(page).locator(".body").inner_text() == "whole"
+
+
+@pytest.mark.parametrize(("status", "kind", "code", "words"), [
+    (429, "rate_limit_error", "queue_full", "Try again in 4 s."),
+    (400, "invalid_request_error", "context_length_exceeded", "no longer fits"),
+    (404, "not_found_error", "model_not_loaded", "That model is not here"),
+    (503, "server_error", "unavailable", "Server words"),
+])
+def test_a_refusal_says_what_to_do(page: Any, scripted: ScriptedServer, status: int, kind: str, code: str, words: str) -> None:
+    scripted.refuse(status, "Server words", kind, code, **{"Retry-After": "4"})
+    scripted.say(*answer("fine"))
+    ask(page, "go")
+    page.get_by_role("alert").get_by_text(words).first.wait_for()
+    ask(page, "and now?")
+    assert finished(page, 2).locator(".body").inner_text() == "fine"
+    assert scripted.asked[1]["messages"] == [{"role": "user", "content": "go\n\nand now?"}]  # turns alternate
+
+
+def test_a_wanted_api_key_is_asked_for(context: Any, scripted: ScriptedServer) -> None:
+    scripted.api_key = "pg_secret"
+    scripted.say(*answer("let in"))
+    page = context.new_page()
+    page.goto(scripted.url)
+    page.get_by_role("alert").get_by_text("This server wants an API key").wait_for()
+    page.locator("#banner").get_by_text("Enter the key").click()
+    page.get_by_label("API key").fill("pg_secret")
+    page.keyboard.press("Enter")
+    page.locator("#model-name", has_text="scripted").wait_for()
+    assert page.locator("#banner").is_hidden()
+    ask(page, "go")
+    assert finished(page).locator(".body").inner_text() == "let in"
+    assert scripted.headers[0]["authorization"] == "Bearer pg_secret"
+
+
+def test_a_dead_server_is_named_and_the_page_recovers(page: Any, context: Any, scripted: ScriptedServer) -> None:
+    context.set_offline(True)
+    ask(page, "anyone?")
+    page.get_by_role("alert").get_by_text("The server does not answer").wait_for()
+    context.set_offline(False)
+    scripted.say(*answer("here"))
+    page.get_by_role("button", name="Try again").click()
+    assert finished(page).locator(".body").inner_text() == "here"
+
+
+def test_the_page_follows_the_answer_only_while_the_reader_does(page: Any, scripted: ScriptedServer) -> None:
+    gate = threading.Event()
+    scripted.say(chunk(), chunk("line\n\n" * 80), gate, chunk("last words"), chunk(reason="stop"), DONE)
+    ask(page, "go")
+    until(page, "(s => s.scrollHeight > s.clientHeight * 2 && s.scrollHeight - s.scrollTop - s.clientHeight < 5)(document.querySelector('#scroller'))")
+    page.evaluate("document.querySelector('#scroller').scrollTop = 300")
+    page.locator("#latest").wait_for()
+    top = page.evaluate("document.querySelector('#scroller').scrollTop")
+    gate.set()
+    finished(page)
+    assert page.evaluate("document.querySelector('#scroller').scrollTop") == top
+    page.locator("#latest").click()
+    page.locator("#latest").wait_for(state="hidden")
+
+
+def test_the_theme_is_kept(page: Any) -> None:
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(background)
+    page.get_by_label("Theme").click()
+    dark = page.evaluate(background)
+    assert dark != light
+    page.reload()
+    assert page.evaluate(background) == dark
+    page.get_by_label("Theme").click()
+    assert page.evaluate(background) == light
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate(background) == light  # chosen by hand
+
+
+def test_a_narrow_screen_has_room_for_everything(page: Any, scripted: ScriptedServer) -> None:
+    scripted.say(*answer("`" + "long" * 60 + "`\n\n```\n" + "wide " * 60 + "\n```\n\n" + "| wide " * 20 + "|\n" + "|---" * 20 + "|\n"))
+    page.set_viewport_size({"width": 320, "height": 640})
+    ask(page, "w" * 200)
+    finished(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    assert page.evaluate("(s => s.scrollWidth - s.clientWidth)(document.querySelector('#scroller'))") <= 0
+    page.locator("#toggle-sidebar").click()
+    assert page.evaluate("document.querySelector('#main').inert && !document.querySelector('#sidebar').inert")
+    page.keyboard.press("Escape")
+    assert page.evaluate("!document.querySelector('#main').inert && document.querySelector('#sidebar').inert")
+    assert page.evaluate("document.activeElement.id") == "toggle-sidebar"
+
+
+def test_everything_works_from_the_keyboard(page: Any, scripted: ScriptedServer) -> None:
+    scripted.say(*answer("one"))
+    assert page.evaluate("document.activeElement.id") == "prompt"
+    page.keyboard.type("first line")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("second line")
+    page.keyboard.press("Enter")
+    finished(page)
+    assert scripted.asked[0]["messages"][0]["content"] == "first line\nsecond line"
+    page.keyboard.press("Control+/")
+    page.get_by_role("heading", name="Keyboard shortcuts").wait_for()
+    page.keyboard.press("Escape")
+    page.keyboard.press("Control+b")
+    assert not page.locator("#sidebar").is_visible()
+    page.keyboard.press("Control+b")
+    page.evaluate("document.activeElement.blur()")
+    seen = []
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.id || document.activeElement.textContent.trim()"))
+    order = ["New chat", "first line", "List of chats", "Model: scripted, loaded", "Theme", "Settings", "Conversation", "Edit", "Answer again", "Message"]
+    labels = [next(i for i, label in enumerate(seen) if label.startswith(wanted) or (wanted == "New chat" and label == "new-chat")) for wanted in order]
+    assert labels == sorted(labels), seen
+
+
+AXE = NODE_MODULES / "axe-core" / "axe.min.js"
+
+
+@pytest.mark.skipif(not AXE.exists(), reason="needs axe-core: run npm install in tests/http/js")
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_accessibility_by_axe(page: Any, scripted: ScriptedServer, theme: str) -> None:
+    """axe-core, an independent checker, finds nothing on any face of the page."""
+
+    def check(where: str) -> None:
+        page.evaluate(AXE.read_text())
+        report = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+        assert [(where, rule["id"], [node["html"] for node in rule["nodes"]]) for rule in report["violations"]] == []
+
+    page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+    gate = threading.Event()
+    scripted.say(*answer(MARKDOWN))
+    scripted.refuse(503, "out of memory")
+    scripted.say(b": prefill 1 2\n\n", gate)
+    check("empty")
+    ask(page, "show me")
+    finished(page)
+    page.locator("#prompt").focus()
+    check("answer")
+    ask(page, "break")
+    page.get_by_role("alert").locator("visible=true").wait_for()
+    ask(page, "wait")
+    page.locator(".waiting progress").wait_for()
+    check("error and waiting")
+    page.keyboard.press("Escape")
+    gate.set()
+    page.locator("#model-button").click()
+    page.get_by_text("tokens of context").wait_for()
+    check("models")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Settings").click()
+    check("settings")
+    page.keyboard.press("Escape")
+    page.set_viewport_size({"width": 360, "height": 700})
+    check("narrow")
+    page.locator("#toggle-sidebar").click()
+    check("drawer")
