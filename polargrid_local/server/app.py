@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -24,8 +23,6 @@ from polargrid_local.server.replies import JsonReply, error_reply, internal_erro
 from polargrid_local.server.routes import api
 from polargrid_local.server.service import Service
 from polargrid_local.server.static import read_pages
-
-log = logging.getLogger(__name__)
 
 
 def create_app(engine: Any, config: ServeConfig) -> FastAPI:
@@ -82,8 +79,7 @@ def create_app(engine: Any, config: ServeConfig) -> FastAPI:
 async def _load_first(service: Service, stop: Callable[[], None]) -> None:
     try:
         await service.start()
-    except PolarGridError as error:
-        log.error("%s", error.message)
+    except PolarGridError:
         stop()
 
 

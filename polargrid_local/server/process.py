@@ -17,6 +17,7 @@ from polargrid_local.server.app import create_app
 from polargrid_local.server.config import ServeConfig
 
 log = logging.getLogger(__name__)
+SEND_BUFFER_BYTES = 128 << 10  # what the kernel keeps for a reader that stalls; left alone it grows to megabytes
 
 
 class Server(uvicorn.Server):
@@ -83,6 +84,7 @@ def bind(config: ServeConfig) -> list[socket.socket]:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             sock.bind((host, port))
         except OSError as error:
             sock.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import logging
 import math
 import os
 import time
@@ -17,6 +18,7 @@ from polargrid_local.server.config import ServeConfig
 from polargrid_local.server.usage import UsageCounter
 from polargrid_local.store import Store
 
+log = logging.getLogger(__name__)
 
 class Lease:
     """One request's hold on a loaded model, which is not unloaded for idleness meanwhile."""
@@ -134,6 +136,9 @@ class Service:
                 name, force_reload=force, on_progress=lambda share: self._progress.__setitem__(model, share)
             )
             self._loaded[model] = time.monotonic()
+        except PolarGridError as error:
+            log.error("model %s: %s", model, error.message)
+            raise
         finally:
             del self._progress[model]
 

@@ -1,0 +1,59 @@
+"""Real servers in their own processes, started by the command line, on loopback."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_model
+from serving import ALIAS, SAID, SMOLLM2, ServerProcess
+
+
+@pytest.fixture(scope="session")
+def models_dir(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2, `random` (says anything, goes on for 16384 tokens) and `scripted` (says SAID)."""
+    folder = tmp_path_factory.mktemp("models")
+    shutil.copy(smollm2, folder)
+    tiny_model.write_random(folder / "random.gguf", n_ctx_train=16384)
+    tiny_model.write_scripted(folder / "scripted.gguf", [SAID])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`random` and `scripted` alone."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model.write_random(folder / "random.gguf", n_ctx_train=16384)
+    tiny_model.write_scripted(folder / "scripted.gguf", [SAID])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The one that most tests share: three models, an alias, eight streams."""
+    process = ServerProcess(
+        models_dir, tmp_path_factory.mktemp("server") / "log", model=f"{SMOLLM2},random,scripted",
+        aliases=f"{ALIAS}={SMOLLM2}", n_ctx=2048, max_streams=8, max_queue=8, log_level="debug",
+    )  # fmt: skip
+    try:
+        yield process.wait_ready()
+    finally:
+        process.stop()
+
+
+@pytest.fixture
+def start(tiny_dir: Path, tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
+    """start(**settings): a server over the tiny models, not yet ready; killed after the test."""
+    running: list[ServerProcess] = []
+
+    def begin(**settings: Any) -> ServerProcess:
+        running.append(ServerProcess(tiny_dir, tmp_path / f"log{len(running)}", **{"model": "random", **settings}))
+        return running[-1]
+
+    yield begin
+    for process in running:
+        process.stop(signal.SIGKILL)

@@ -1,0 +1,240 @@
+"""Life under load: clients that leave or stall, queues that fill, servers that end, models that come and go."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from serving import SAID, SMOLLM2, ServerProcess
+
+CHAT = "/v1/chat/completions"
+ENDLESS = {"model": "random", "messages": [{"role": "user", "content": "the"}], "max_tokens": 16000, "ignore_eos": True}
+RUNNING, WAITING = "polargrid_running_requests", "polargrid_waiting_requests"
+
+
+def busy(server: ServerProcess) -> float:
+    return server.metric(RUNNING) + server.metric(WAITING)
+
+
+@contextlib.contextmanager
+def open_stream(server: ServerProcess, body: dict[str, Any], path: str = CHAT) -> Iterator[Iterator[str]]:
+    """The lines of a stream, read as the caller asks for them."""
+    with httpx.Client(timeout=60, trust_env=False) as client:
+        with client.stream("POST", server.url + path, json={**body, "stream": True}) as reply:
+            assert reply.status_code == 200, reply.read()
+            yield reply.iter_lines()
+
+
+def until_text(lines: Iterator[str]) -> None:
+    for line in lines:
+        if '"content":' in line:
+            return
+    raise AssertionError("no text came")
+
+
+# --- clients that leave ---
+
+
+def test_a_stream_ends_when_its_client_leaves(server: ServerProcess) -> None:
+    cancelled = server.metric("polargrid_cancelled_requests_total")
+    with open_stream(server, ENDLESS) as lines:
+        until_text(lines)
+        assert server.metric(RUNNING) == 1
+    server.wait_for(lambda: busy(server) == 0 and server.metric("polargrid_open_streams") == 0)
+    assert server.metric("polargrid_cancelled_requests_total") == cancelled + 1
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+def test_a_plain_request_ends_when_its_client_leaves(server: ServerProcess, path: str) -> None:
+    cancelled = server.metric("polargrid_cancelled_requests_total")
+    body = json.dumps({**ENDLESS, "prompt": "the"}).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost:{server.port}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(head.encode() + body)
+        server.wait_for(lambda: server.metric(RUNNING) == 1)
+    server.wait_for(lambda: busy(server) == 0)
+    assert server.metric("polargrid_cancelled_requests_total") == cancelled + 1
+
+
+# --- clients that stall ---
+
+
+def test_a_stalled_reader_is_let_go(start: Callable[..., ServerProcess]) -> None:
+    server = start(write_timeout_s=0.5, n_ctx=16384).wait_ready()
+    body = json.dumps({**ENDLESS, "stream": True}).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost:{server.port}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(head.encode() + body)
+        server.wait_for(lambda: server.metric(RUNNING) == 1)
+        server.wait_for(lambda: busy(server) == 0 and server.metric("polargrid_open_streams") == 0)
+        assert server.metric("polargrid_generated_tokens_total") < 16000  # it did not just come to its end
+        connection.settimeout(20)
+        with pytest.raises(OSError):  # cut, not closed: nothing more was flushed for it
+            while connection.recv(65536):
+                pass
+            raise ConnectionResetError  # an orderly end would have come after all 16000 chunks
+
+
+def test_silence_is_filled_with_comments(start: Callable[..., ServerProcess]) -> None:
+    """Behind a busy engine a stream waits; its connection stays warm. Text streams have no role chunk to send."""
+    server = start(heartbeat_s=0.1, max_streams=1).wait_ready()
+    with open_stream(server, ENDLESS) as first:
+        until_text(first)
+        with open_stream(server, {**ENDLESS, "prompt": "the"}, "/v1/completions") as second:
+            assert [next(second) for _ in range(4)] == [": keep-alive", "", ": keep-alive", ""]
+        with open_stream(server, ENDLESS) as third:
+            assert '"delta":{"role":"assistant"}' in next(third)  # at once, before its turn has come
+            assert next(third) == ""
+            assert next(third) == ": keep-alive"
+
+
+# --- failures in the middle ---
+
+
+def test_a_failure_in_the_middle_is_an_event_and_no_done(start: Callable[..., ServerProcess]) -> None:
+    server = start(model="random").wait_ready()
+    with open_stream(server, ENDLESS) as lines:
+        until_text(lines)
+        server.post("/v1/models/unload", {"model_name": "random"})
+        events = [line for line in lines if line]
+    last = json.loads(events[-1].removeprefix("data: "))
+    assert last["error"]["code"] == "engine_closed"
+    assert list(last) == ["detail", "error"]
+    assert list(last["error"]) == ["message", "type", "code", "param"]
+    assert "data: [DONE]" not in events
+
+
+def test_a_request_may_not_take_forever(start: Callable[..., ServerProcess]) -> None:
+    server = start(request_timeout_s=0.5, heartbeat_s=0.2, n_ctx=16384).wait_ready()
+    with open_stream(server, ENDLESS) as lines:
+        events = [line for line in lines if line.startswith("data:")]
+    assert json.loads(events[-1][6:])["error"]["code"] == "timeout"
+    reply = server.post(CHAT, ENDLESS)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (504, "timeout")
+    server.wait_for(lambda: busy(server) == 0)
+
+
+# --- many at once ---
+
+
+def test_a_burst_is_queued_or_refused_and_forgotten(start: Callable[..., ServerProcess]) -> None:
+    server = start(max_streams=2, max_queue=4, n_ctx=16384).wait_ready()
+    with open_stream(server, ENDLESS) as a, open_stream(server, ENDLESS) as b:
+        until_text(a)
+        until_text(b)
+        gate = threading.Barrier(100)
+
+        def ask(i: int) -> httpx.Response:
+            gate.wait()
+            return server.post(CHAT, {**ENDLESS, "max_tokens": 2, "stream": bool(i % 2)})
+
+        with ThreadPoolExecutor(100) as pool:
+            futures = [pool.submit(ask, i) for i in range(100)]
+            server.wait_for(lambda: sum(f.done() for f in futures) >= 96)
+            refused = [f.result() for f in futures if f.done()]
+            assert len(refused) == 96  # four wait, two run
+            assert {r.status_code for r in refused} == {429}
+            assert {r.json()["error"]["code"] for r in refused} == {"queue_full"}
+            assert all(int(r.headers["retry-after"]) >= 1 for r in refused)
+            a.close()  # type: ignore[attr-defined]
+    with ThreadPoolExecutor(1):
+        assert Counter(f.result().status_code for f in futures) == {429: 96, 200: 4}
+    server.wait_for(lambda: busy(server) == 0)
+
+
+def test_streams_at_once_do_not_mix(server: ServerProcess) -> None:
+    def ask(i: int) -> str:
+        message = {"role": "user", "content": "the " * i + "\ue001"}
+        reply = server.post(CHAT, {"model": "scripted", "messages": [message], "max_tokens": 50, "stream": True})
+        chunks = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: {")]
+        assert len({chunk["id"] for chunk in chunks}) == 1
+        return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(ask, range(32))) == {"".join(SAID)}
+
+
+# --- the end ---
+
+
+def test_ending_drains_what_runs(start: Callable[..., ServerProcess]) -> None:
+    server = start(drain_s=30).wait_ready()
+    with open_stream(server, {**ENDLESS, "max_tokens": 400}) as lines:
+        until_text(lines)
+        server.process.send_signal(signal.SIGTERM)
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    server.stop()
+
+
+def test_ending_cuts_what_runs_too_long(start: Callable[..., ServerProcess]) -> None:
+    server = start(drain_s=0.2, n_ctx=16384).wait_ready()
+    with open_stream(server, ENDLESS) as lines:
+        until_text(lines)
+        server.process.send_signal(signal.SIGTERM)
+        rest = [line for line in lines if line]
+    assert json.loads(rest[-1][6:])["error"]["code"] == "engine_closed"
+    server.stop()
+    assert "Traceback" not in server.log
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server(start: Callable[..., ServerProcess], tiny_dir: Any) -> None:
+    (tiny_dir / "broken.gguf").write_bytes(b"GGUF but not really")
+    server = start(model="broken")
+    assert server.process.wait(60) != 0
+    assert "broken" in server.log
+    assert start(model="missing").process.wait(60) != 0
+
+
+# --- models that come and go ---
+
+
+def test_idle_models_are_unloaded_and_come_back(start: Callable[..., ServerProcess]) -> None:
+    server = start(keep_alive_s=0.2).wait_ready()
+    server.wait_for(lambda: server.get("/v1/models/status").json()["loaded"] == [])
+    with open_stream(server, ENDLESS) as lines:  # in use: stays
+        until_text(lines)
+        assert server.get("/v1/models/status").json()["loaded"] == ["random"]
+    server.wait_for(lambda: server.get("/v1/models/status").json()["loaded"] == [])
+
+
+def test_the_memory_budget_unloads_the_longest_unused(start: Callable[..., ServerProcess], tiny_dir: Any) -> None:
+    both = sum((tiny_dir / f"{name}.gguf").stat().st_size for name in ("random", "scripted"))
+    server = start(memory_budget_bytes=both, n_ctx=512).wait_ready()
+    assert server.post("/v1/completions", {"model": "scripted", "prompt": "\ue000"}).status_code == 200
+    assert server.get("/v1/models/status").json()["loaded"] == ["scripted"]
+    server = start(memory_budget_bytes=1000)
+    assert server.process.wait(60) != 0
+    assert "memory budget" in server.log
+
+
+# --- logs ---
+
+
+def test_prompts_are_never_logged(server: ServerProcess) -> None:
+    secret = "xyzzy-plugh"
+    for body in (
+        {"model": SMOLLM2, "messages": [{"role": "user", "content": secret}], "max_tokens": 2},
+        {"model": SMOLLM2, "messages": [{"role": "user", "content": secret}], "max_tokens": 2, "stream": True},
+        {"model": SMOLLM2, "messages": [{"role": secret, "content": secret}]},
+        {"model": SMOLLM2, "messages": [{"role": "user", "content": secret * 3000}]},
+        {"model": SMOLLM2, "messages": [{"role": "user", "content": secret + "\ud800"}]},
+    ):
+        content = json.dumps(body)
+        server.request("POST", CHAT, content=content, headers={"Content-Type": "application/json"})
+    server.post("/v1/completions", {"model": SMOLLM2, "prompt": secret, "max_tokens": 2})
+    server.get(f"/v1/models/{secret}?q={secret}")
+    server.wait_for(lambda: server.log.count("POST /v1/completions") > 0)
+    assert secret not in server.log
+    assert "xyzzy" not in server.log

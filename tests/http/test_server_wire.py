@@ -1,0 +1,289 @@
+"""The wire: paths, shapes, key order and event sequences of every endpoint, byte by byte where it matters."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import httpx
+import pytest
+from serving import ALIAS, SAID, SMOLLM2, ServerProcess
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+SAID_MESSAGE, SAID_PROMPT = "\ue001", "\ue000"
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    return {"model": SMOLLM2, "messages": [{"role": "user", "content": "Say hello"}], "max_tokens": 8, **fields}
+
+
+def stream(server: ServerProcess, path: str, body: dict[str, Any]) -> tuple[httpx.Response, list[Any], bool]:
+    """(reply, events as JSON, whether [DONE] came last). Every event must be one ASCII line and a blank one."""
+    reply = server.post(path, body)
+    assert reply.status_code == 200, reply.text
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    assert reply.content.isascii()
+    lines = [part for part in reply.content.split(b"\n\n") if part and not part.startswith(b":")]
+    assert all(re.fullmatch(rb"data: [^\n]+", line) for line in lines)
+    done = lines[-1] == b"data: [DONE]"
+    return reply, [json.loads(line[6:]) for line in (lines[:-1] if done else lines)], done
+
+
+def test_chat_stream_is_role_content_reason_done(server: ServerProcess) -> None:
+    reply, chunks, done = stream(server, CHAT, chat(model="scripted", stream=True, max_tokens=50,
+                                                    messages=[{"role": "user", "content": SAID_MESSAGE}]))  # fmt: skip
+    assert done
+    assert [list(chunk) for chunk in chunks] == [["id", "object", "created", "model", "choices"]] * len(chunks)
+    assert {(c["id"], c["object"], c["created"], c["model"]) for c in chunks} == {
+        (chunks[0]["id"], "chat.completion.chunk", chunks[0]["created"], "scripted")
+    }
+    assert re.fullmatch("chatcmpl-[0-9a-f]{24}", chunks[0]["id"])
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert [list(choice) for choice in choices] == [["index", "delta", "finish_reason"]] * len(choices)
+    assert choices[0]["delta"] == {"role": "assistant"}
+    assert [choice["delta"] for choice in choices[1:-1]] == [{"content": piece} for piece in SAID]
+    assert choices[-1] == {"index": 0, "delta": {}, "finish_reason": "stop"}
+    assert [choice["finish_reason"] for choice in choices[:-1]] == [None] * (len(choices) - 1)
+    assert b"\\u2028" in reply.content
+
+
+@pytest.mark.parametrize(("path", "extra"), [("/v1/completions/stream", {}), (TEXT, {"stream": True})])
+def test_text_stream_is_text_reason_done(server: ServerProcess, path: str, extra: dict[str, Any]) -> None:
+    body = {"model": "scripted", "prompt": SAID_PROMPT, "stop": None, "user": None, **extra}
+    _, chunks, done = stream(server, path, body)
+    assert done
+    assert re.fullmatch("cmpl-[0-9a-f]{24}", chunks[0]["id"])
+    assert [list(chunk) for chunk in chunks] == [["id", "object", "created", "model", "choices"]] * len(chunks)
+    assert {chunk["object"] for chunk in chunks} == {"text_completion"}
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert choices == [
+        *({"text": piece, "index": 0, "finish_reason": None} for piece in SAID),
+        {"text": "", "index": 0, "finish_reason": "stop"},
+    ]
+
+
+def test_usage_chunk_only_when_asked(server: ServerProcess) -> None:
+    _, chunks, _ = stream(server, CHAT, chat(stream=True, stream_options={"include_usage": True}))
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]["completion_tokens"] == 8
+    assert not any("usage" in chunk for chunk in chunks[:-1])
+    _, chunks, _ = stream(server, CHAT, chat(stream=True))
+    assert not any("usage" in chunk for chunk in chunks)
+
+
+def test_joined_stream_is_the_plain_answer(server: ServerProcess) -> None:
+    body = chat(temperature=0, max_tokens=24)
+    plain = server.post(CHAT, body).json()
+    _, chunks, _ = stream(server, CHAT, {**body, "stream": True})
+    joined = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert joined == plain["choices"][0]["message"]["content"] != ""
+    assert chunks[-1]["choices"][0]["finish_reason"] == plain["choices"][0]["finish_reason"]
+
+
+def test_chat_answer_shape(server: ServerProcess) -> None:
+    reply = server.post(CHAT, chat(model=ALIAS))
+    answer = reply.json()
+    assert list(answer) == ["id", "object", "created", "model", "choices", "usage", "pg_metadata"]
+    assert answer["object"] == "chat.completion"
+    assert answer["model"] == ALIAS
+    assert answer["choices"][0]["message"]["role"] == "assistant"
+    assert answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] + answer["usage"]["completion_tokens"]
+    assert answer["pg_metadata"]["region"] == "local"
+    assert all(type(v) in (int, type(None)) for k, v in answer["pg_metadata"].items() if k != "region")
+    assert b": " not in reply.content.split(b'"content"')[0]  # compact
+    _, chunks, _ = stream(server, CHAT, chat(model=ALIAS, stream=True))
+    assert {chunk["model"] for chunk in chunks} == {ALIAS}
+
+
+def test_list_prompt_gets_one_choice_each(server: ServerProcess) -> None:
+    answer = server.post(TEXT, {"model": "scripted", "prompt": [SAID_PROMPT, "x" + SAID_PROMPT]}).json()
+    assert [(c["index"], c["text"], c["logprobs"], c["finish_reason"]) for c in answer["choices"]] == [
+        (0, "".join(SAID), None, "stop"),
+        (1, "".join(SAID), None, "stop"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"maxTokens": 3, "max_tokens": None},
+        {"max_completion_tokens": 3, "max_tokens": None},
+        {"max_tokens": 3, "stop": "zzzzz", "seed": 1, "unknown_key": {"a": 1}},
+        {"max_tokens": 3.0, "messages": [{"role": "developer", "content": "Be brief"}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}]},
+    ],
+)  # fmt: skip
+def test_forms_of_the_same_request(server: ServerProcess, fields: dict[str, Any]) -> None:
+    reply = server.post(CHAT, chat(model="random", ignore_eos=True, **fields))
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["usage"]["completion_tokens"] == 3
+
+
+def test_max_tokens_is_bounded_by_the_context_only(server: ServerProcess) -> None:
+    answer = server.post(TEXT, {"model": "random", "prompt": "the", "max_tokens": 5000, "ignore_eos": True}).json()
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert 2000 < answer["usage"]["total_tokens"] <= 2048
+
+
+ERRORS = [
+    ("unknown model", CHAT, chat(model="gpt-nope"), 404, "model_not_loaded", "model", "Model not loaded"),
+    ("a path is no model", CHAT, chat(model="/etc/passwd"), 404, "model_not_loaded", "model", "Model not loaded"),
+    ("no messages", CHAT, chat(messages=[]), 400, "invalid_request", "messages", "messages"),
+    ("wrong type", CHAT, chat(temperature="hot"), 400, "invalid_request", "temperature", "temperature"),
+    ("out of range", CHAT, chat(top_p=1.5), 400, "invalid_request", "top_p", "top_p"),
+    ("n", CHAT, chat(n=2), 400, "invalid_request", "n", "n:"),
+    ("no prompt", TEXT, {"model": SMOLLM2}, 400, "invalid_request", "prompt", "prompt"),
+    ("overflow", TEXT, {"model": SMOLLM2, "prompt": "word " * 3000}, 400, "context_length_exceeded", None, ""),
+    ("overflow in a stream", CHAT, chat(messages=[{"role": "user", "content": "word " * 3000}], stream=True), 400,
+     "context_length_exceeded", None, ""),
+    ("image", CHAT, chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]),
+     400, "invalid_request", "messages[0].content[0]", f"model '{SMOLLM2}' does not support image input"),
+    ("load unknown", "/v1/models/load", {"model_name": "nope"}, 404, "model_not_loaded", "model", "Model not loaded"),
+    ("load nothing", "/v1/models/load", {}, 400, "invalid_request", "model_name", "model_name"),
+    ("speech", "/v1/audio/speech", {"model": "tts-1", "input": "x", "voice": "alloy"}, 501, "not_supported", None, "audio"),
+    ("unknown path", "/v1/nope", {}, 404, "not_found", None, "no such path"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "status", "code", "param", "start"), [e[1:] for e in ERRORS], ids=[e[0] for e in ERRORS])
+def test_errors_read_well_in_both_families(
+    server: ServerProcess, path: str, body: dict[str, Any], status: int, code: str, param: str | None, start: str
+) -> None:
+    reply = server.post(path, body)
+    assert reply.status_code == status, reply.text
+    answer = reply.json()
+    assert list(answer) == ["detail", "error"]
+    assert list(answer["error"]) == ["message", "type", "code", "param"]
+    assert answer["detail"] == answer["error"]["message"]
+    assert answer["detail"].startswith(start)
+    assert answer["error"]["code"] == code
+    if param is not None:
+        assert answer["error"]["param"] == param
+
+
+def test_wrong_method(server: ServerProcess) -> None:
+    reply = server.get(CHAT)
+    assert (reply.status_code, reply.headers["allow"], reply.json()["error"]["code"]) == (405, "POST", "method_not_allowed")
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "//v1/models", "/v1/v1/models", "/v1/models/", "//v1//v1///models"])
+def test_paths_are_tolerant(server: ServerProcess, path: str) -> None:
+    reply = httpx.get(server.url + path, trust_env=False)
+    assert reply.json()["object"] == "list"
+
+
+def test_models(server: ServerProcess) -> None:
+    rows = {row["id"]: row for row in server.get("/v1/models").json()["data"]}
+    assert {SMOLLM2, ALIAS, "random", "scripted"} <= set(rows)
+    assert rows[ALIAS]["root"] == SMOLLM2
+    for row in rows.values():
+        assert list(row) == ["id", "object", "created", "owned_by", "permission", "root", "parent"]
+    assert server.get("/v1/models/HuggingFaceTB%2FSmolLM2-135M-Instruct").json() == {
+        **rows[SMOLLM2], "id": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    }  # fmt: skip
+    assert server.get("/v1/models/a%2Fb").status_code == 404
+
+
+def test_load_unload_status(server: ServerProcess) -> None:
+    assert server.post("/v1/models/unload", {"model_name": "scripted"}).json() == {
+        "status": "success", "model": "scripted", "message": "Model scripted unloaded successfully",
+    }  # fmt: skip
+    status = server.get("/v1/models/status").json()
+    assert "scripted" not in status["loaded"]
+    assert status["loading_status"]["scripted"] == "unloaded"
+    assert status["repository"] == "/models"
+    assert server.post("/v1/models/unload", {"model_name": "scripted"}).status_code == 404
+    assert server.post("/v1/models/load", {"modelName": "scripted"}).json() == {
+        "status": "success", "model": "scripted", "force_reload": False, "message": "Model scripted loaded successfully",
+    }  # fmt: skip
+    assert server.post("/v1/models/load", {"model_name": "scripted", "force_reload": True}).json()["force_reload"] is True
+    assert server.get("/v1/models/status").json()["loading_status"]["scripted"] == "loaded"
+    server.post("/v1/models/unload", {"model_name": "scripted"})
+    answer = server.post(TEXT, {"model": "scripted", "prompt": SAID_PROMPT})  # on demand
+    assert answer.json()["choices"][0]["text"] == "".join(SAID)
+
+
+def test_embeddings_are_floats(server: ServerProcess) -> None:
+    body = {"model": SMOLLM2, "input": ["one", "two"], "encoding_format": "base64"}
+    answer = server.post("/v1/embeddings", body).json()
+    assert list(answer) == ["object", "data", "model", "usage"]
+    assert [(row["object"], row["index"], len(row["embedding"])) for row in answer["data"]] == [
+        ("embedding", 0, 576),
+        ("embedding", 1, 576),
+    ]
+    assert all(isinstance(value, float) for value in answer["data"][0]["embedding"])
+    assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] > 0
+
+
+def test_machine(server: ServerProcess) -> None:
+    health = server.get("/health").json()
+    assert list(health) == ["status", "node", "runtime", "timestamp", "features", "backend"]
+    gpus = server.get("/v1/gpu/status").json()
+    assert list(gpus) == ["status", "timestamp", "gpus", "processes", "total_gpus"]
+    assert gpus["total_gpus"] == len(gpus["gpus"]) == len(server.get("/v1/gpu/memory").json()["memory"])
+    status = server.get("/v1/status").json()
+    assert status["status"] == "healthy"
+    assert {row["model_id"] for row in status["regions"][0]["models"]} >= {SMOLLM2, "random", "scripted"}
+
+
+def test_usage_is_counted(server: ServerProcess) -> None:
+    def counted() -> dict[str, Any]:
+        rows = server.get("/v1/usage").json()["usage"]["by_model"]
+        return next((row for row in rows if row["model_id"] == SMOLLM2), {"requests": 0, "tokens": 0})
+
+    before = counted()
+    tokens = server.post(CHAT, chat()).json()["usage"]["total_tokens"]
+    stream(server, CHAT, chat(stream=True))
+    server.wait_for(lambda: counted()["requests"] == before["requests"] + 2)
+    assert counted()["tokens"] == before["tokens"] + 2 * tokens
+    assert server.get("/v1/usage?start_date=2001-01-01&end_date=2001-01-02").json()["usage"]["total_requests"] == 0
+    assert server.get("/v1/usage?start_date=yesterday").status_code == 400
+
+
+def test_metrics_count(server: ServerProcess) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    names = ["polargrid_generated_tokens_total", "polargrid_first_token_seconds_count", "polargrid_token_seconds_count"]
+    before = [server.metric(name) for name in names]
+    stream(server, CHAT, chat(model="random", ignore_eos=True, stream=True))
+    server.wait_for(lambda: server.metric(names[1]) == before[1] + 1)
+    after = [server.metric(name) for name in names]
+    assert after[0] - before[0] == 8
+    assert 1 <= after[2] - before[2] <= 7
+    assert server.metric("polargrid_kv_cells") > 0
+    families = {family.name for family in text_string_to_metric_families(server.get("/metrics").text)}
+    assert {"polargrid_requests", "polargrid_waiting_requests", "polargrid_cached_prompt_tokens", "polargrid_kv_cells_used"} <= families
+
+
+def test_openapi_and_docs_need_no_network(server: ServerProcess) -> None:
+    document = server.get("/openapi.json").json()
+    assert {CHAT, TEXT, "/v1/completions/stream", "/v1/embeddings", "/v1/models", "/health"} <= set(document["paths"])
+    assert document["components"]["schemas"]["ChatCompletionRequest"]["properties"]["temperature"]["maximum"] == 2
+    page = server.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "script" not in page.headers["content-security-policy"]
+    assert "://" not in page.text
+    assert "/v1/chat/completions" in page.text
+
+
+def test_pages(server: ServerProcess) -> None:
+    page = server.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert page.headers["referrer-policy"] == "no-referrer"
+    module = server.get("/polargrid.js")
+    assert module.headers["content-type"] == "text/javascript; charset=utf-8"
+    assert server.get("/polargrid.js", headers={"if-none-match": module.headers["etag"]}).status_code == 304
+    assert server.request("HEAD", "/").content == b""
+    for outside in ("/../errors.py", "/%2e%2e/errors.py", "/..%2ferrors.py", "/index.html/%2e%2e", "/vendor"):
+        assert httpx.get(server.url + outside, trust_env=False).status_code == 404
+
+
+def test_request_id_is_echoed(server: ServerProcess) -> None:
+    assert server.get("/health", headers={"X-Request-ID": "req_1_abc"}).headers["x-request-id"] == "req_1_abc"
+    assert server.get("/nope", headers={"X-Request-ID": "req_1_abc"}).headers["x-request-id"] == "req_1_abc"
+    assert re.fullmatch("req_[0-9a-f]{32}", server.get("/health").headers["x-request-id"])
