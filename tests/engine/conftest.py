@@ -1,0 +1,37 @@
+"""Engines on the real model and on tiny scripted ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_model
+
+from polargrid_local import Engine
+
+
+@pytest.fixture(scope="session")
+def engine(smollm2: Path) -> Iterator[Engine]:
+    """One engine on SmolLM2 for all tests that leave it as they found it."""
+    with Engine(smollm2, n_ctx=2048, max_streams=4, max_queue=64) as shared:
+        yield shared
+
+
+@pytest.fixture(scope="session")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """scripted(scripts, **engine options) -> (engine, said): an engine that answers script i to said.prompt(i)."""
+    opened: dict[str, tuple[Engine, Any]] = {}
+    folder = tmp_path_factory.mktemp("scripted")
+
+    def open_scripted(scripts: list[list[Any]], *, endless: bool = False, **options: Any) -> tuple[Engine, Any]:
+        key = repr((scripts, endless, sorted(options.items())))
+        if key not in opened:
+            said = tiny_model.write_scripted(folder / f"{len(opened)}.gguf", scripts, endless=endless)
+            opened[key] = Engine(said.path, **options), said
+        return opened[key]
+
+    yield open_scripted
+    for shared, _ in opened.values():
+        shared.close()
