@@ -58,7 +58,7 @@ Case part(Case & whole, int64_t stream, int64_t first, int64_t n, int64_t n_cell
     s.n_streams = 1;
     s.n_tokens = n;
     s.n_cells = n_cells;
-    Case c(s);
+    Case c(s, 0);
     const auto q = whole.q.begin() + (stream * whole.shape.n_tokens + first) * s.n_heads * s.dk;
     c.q.assign(q, q + n * s.n_heads * s.dk);
     std::fill(c.k.begin(), c.k.end(), uint8_t{0xff});  // NaN as f16, as f32 and as the scale of q8_0
@@ -142,7 +142,7 @@ void test_isas_agree() {
     }
 }
 
-/// One prompt of n_tokens in a stream: all at once, token by token, in chunks, padded, among streams, on 1..5 threads.
+/// One prompt of n_tokens in a stream: all at once, token by token, in chunks, padded, among streams, on 1..3 threads.
 void test_company(Shape s, bool holes) {
     s.n_cells = 2 * 128 + 90;
     s.n_tokens = 75;
@@ -155,7 +155,7 @@ void test_company(Shape s, bool holes) {
     check::context = name(s) + (holes ? " holes" : "");
     const std::vector<float> want = run(all, true, 1);
     const int64_t row = s.n_heads * s.dv;
-    for (const int n_threads : {2, 3, 5}) {
+    for (const int n_threads : {2, 3}) {
         CHECK(same_bits(run(all, true, n_threads).data(), want.data(), want.size()));
     }
     for (int64_t stream = 0; stream < s.n_streams; ++stream) {
@@ -165,7 +165,7 @@ void test_company(Shape s, bool holes) {
                 const int64_t n = std::min(chunk, s.n_tokens - t);
                 const int64_t padding = t % 3 * 50;
                 Case c = part(all, stream, t, n, s.n_cells + padding);
-                const std::vector<float> got = run(c, true, 1 + static_cast<int>(t % 4));
+                const std::vector<float> got = run(c, true, 1 + static_cast<int>(t % 2));
                 CHECK(same_bits(got.data(), want.data() + (stream * s.n_tokens + t) * row, n * row));
                 if (chunk == 1 && t % 16 == 15) {
                     t += 7;  // a sample of the single tokens is enough
@@ -192,7 +192,7 @@ void test_decode_together() {
         }
     }
     const std::vector<float> want = run(all, true, 1);
-    for (int n_threads = 1; n_threads <= 8; ++n_threads) {
+    for (const int n_threads : {2, 3, 4, 7}) {
         check::context = "decode together on " + std::to_string(n_threads);
         CHECK(same_bits(run(all, true, n_threads).data(), want.data(), want.size()));
     }
