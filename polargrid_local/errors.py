@@ -170,4 +170,5 @@ _BY_CODE: dict[str, type[PolarGridError]] = {
 def from_code(code: str, message: str, details: dict[str, Any] | None = None) -> PolarGridError:
     """The error that the native engine or a server means by `code`; ServerError for a code without a class."""
     cls = _BY_CODE.get(code, ServerError)
-    return cls(message, code=code, details=details or None)
+    numbers = {key: int(value) if isinstance(value, str) and value.isdigit() else value for key, value in (details or {}).items()}
+    return cls(message, code=code, details=numbers or None)

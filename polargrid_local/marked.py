@@ -295,16 +295,14 @@ for _kind, _names in (
         setattr(Text, _name, _kind(_name))
 
 
-def marked(value: Any, ledger: Ledger, trusted: frozenset[str] = frozenset()) -> Any:
-    """A copy of plain data with every string marked, dict keys that are not identifiers of ours included; the values of
-    `trusted` keys stay as they are."""
+def marked(value: Any, ledger: Ledger) -> Any:
+    """A copy of plain data with every string marked, dict keys too."""
     if isinstance(value, str):
         return ledger.mark(value)
     if isinstance(value, Mapping):
-        return {key: item if key in trusted and isinstance(item, str) else marked(item, ledger, trusted)
-                for key, item in value.items()}
+        return {marked(key, ledger): marked(item, ledger) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [marked(item, ledger, trusted) for item in value]
+        return [marked(item, ledger) for item in value]
     return value
 
 

@@ -166,15 +166,24 @@ def _check_size(prompts: list[list[tuple[str, bool]]], info: dict[str, Any], fie
 class _Choice:
     """One answer while it grows."""
 
-    __slots__ = ("cached", "generated", "logprobs", "parts", "prompt", "reason", "result", "times")
+    __slots__ = ("event", "logprobs", "parts", "reason")
 
     def __init__(self) -> None:
         self.parts: list[str] = []
         self.logprobs: list[dict[str, Any]] = []
         self.reason: str | None = None
-        self.prompt = self.cached = self.generated = 0
-        self.times = (-1.0, -1.0, -1.0, -1.0)
-        self.result: Any = None
+        self.event: Event | None = None  # the latest: counts and times so far
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Tokens: prompt, of them cached, generated."""
+        event = self.event
+        return (event.n_prompt, event.n_cached, event.n_generated) if event is not None else (0, 0, 0)
+
+    @property
+    def times(self) -> tuple[float, float, float, float]:
+        event = self.event
+        return (event.queue_ms, event.prefill_ms, event.first_token_ms, event.total_ms) if event is not None else (-1.0,) * 4
 
 
 class Assembler:
@@ -216,16 +225,20 @@ class Assembler:
         return self.choices[0].reason
 
     @property
+    def _counts(self) -> tuple[int, int, int]:
+        prompt, cached, generated = (sum(counts) for counts in zip(*(choice.counts for choice in self.choices)))
+        return prompt, cached, generated
+
+    @property
     def usage(self) -> dict[str, int]:
-        prompt = sum(choice.prompt for choice in self.choices)
-        generated = sum(choice.generated for choice in self.choices)
+        prompt, _, generated = self._counts
         return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
 
     @property
     def timings(self) -> dict[str, Any]:
         """Milliseconds since submit (None = not reached), the decode rate, and prompt tokens taken from the cache."""
         queue, prefill, first, total = (max(times) for times in zip(*(choice.times for choice in self.choices)))
-        n = sum(choice.generated for choice in self.choices)
+        _, cached, n = self._counts
         seconds = (total - first) / 1e3
         return {
             "queue_ms": queue if queue >= 0 else None,
@@ -233,7 +246,7 @@ class Assembler:
             "first_token_ms": first if first >= 0 else None,
             "total_ms": total if total >= 0 else None,
             "tokens_per_second": (n - len(self.choices)) / seconds if n > len(self.choices) and first >= 0 < seconds else None,
-            "cached_tokens": sum(choice.cached for choice in self.choices),
+            "cached_tokens": cached,
         }
 
     @property
@@ -246,7 +259,7 @@ class Assembler:
             "queue_time_ms": round(queue),
             "inference_time_ms": round(total - queue),
             "seed": self.seed,
-            "cached_tokens": sum(choice.cached for choice in self.choices),
+            "cached_tokens": self._counts[1],
         }
 
     # the flow
@@ -261,21 +274,21 @@ class Assembler:
         if choice.reason is not None:
             return []  # a tail after our own end
         kind = event.kind
+        if kind == "progress":
+            return []
+        if kind == "error":
+            raise from_code(event.code, event.text, dict(event.details))
+        choice.event = event
         if kind == "text":
             return self._deliver(choice, index, event)
         if kind == "finished":
             chunks = self._deliver(choice, index, event)
             if choice.reason is None:
                 choice.reason = event.reason
-                chunks += self._end(choice, index, event)
+                chunks += self._end(choice, index)
             return chunks
-        if kind == "embedding":
-            choice.result = event.embedding
-            choice.reason = "stop"
-            return self._end(choice, index, event)
-        if kind == "error":
-            raise from_code(event.code, event.text, dict(event.details))
-        return []
+        choice.reason = "stop"  # an embedding
+        return self._end(choice, index)
 
     def _deliver(self, choice: _Choice, index: int, event: Event) -> list[dict[str, Any]]:
         text = event.text
@@ -288,14 +301,12 @@ class Assembler:
                 choice.reason = "content_filter"
                 if event.kind == "text":
                     self.to_cancel.append(index)
-                return self._end(choice, index, event)
+                return self._end(choice, index)
         choice.parts.append(text)
         chunk = self._chunk(index, text, self._format_logprobs(choice, logprobs, text) if logprobs is not None else None, None)
         return [chunk]
 
-    def _end(self, choice: _Choice, index: int, event: Event) -> list[dict[str, Any]]:
-        choice.prompt, choice.cached, choice.generated = event.n_prompt, event.n_cached, event.n_generated
-        choice.times = (event.queue_ms, event.prefill_ms, event.first_token_ms, event.total_ms)
+    def _end(self, choice: _Choice, index: int) -> list[dict[str, Any]]:
         self._open -= 1
         chunks = [self._chunk(index, None, None, choice.reason)]
         if self._include_usage and self._open == 0:
@@ -436,7 +447,7 @@ def _text_logprobs(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class EmbeddingAssembler(Assembler):
-    """`result` of each choice is the vector; there is nothing to stream."""
+    """The last event of each choice holds its vector; there is nothing to stream."""
 
     def _chunk(self, index: int, text: str | None, logprobs: Any, reason: str | None) -> dict[str, Any]:
         return {}
@@ -446,7 +457,7 @@ class EmbeddingAssembler(Assembler):
         return {
             "object": "list",
             "data": [
-                {"object": "embedding", "index": index, "embedding": [float(x) for x in choice.result]}
+                {"object": "embedding", "index": index, "embedding": [float(x) for x in choice.event.embedding]}
                 for index, choice in enumerate(self.choices)
             ],
             "model": self.model,

@@ -38,7 +38,6 @@ CHATML = """\
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
 """
 
-_TRUSTED_KEYS = frozenset(("role", "type"))
 _WIDTH = re.compile(r"[0-9]{5}|\*")  # in a format: a field wider than 9,999, or as wide as an argument says
 
 
@@ -52,13 +51,13 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, now: datetime, add_generation_prompt: bool = True,
                **options: Any) -> list[Span]:
-        """Spans (text, trusted); joined they are what plain Jinja would render. Trusted is what the template wrote; every
-        string of a message but its role is not. `options` are variables the template may know. Raises TemplateError."""
+        """Spans (text, trusted); joined they are what plain Jinja would render. Trusted is what the template wrote, and
+        the roles; every other string of a message, dict keys inside it included, is not. `options` are variables the template may know. Raises TemplateError."""
         ledger = Ledger()
         try:
             if self._code is None:
                 self._code = _compile(self.source)
-            given = marked(list(messages), ledger, _TRUSTED_KEYS)
+            given = [{key: item if key == "role" else marked(item, ledger) for key, item in message.items()} for message in messages]
             sandbox = _Sandbox(ledger, now)
             template = jinja2.Template.from_code(sandbox, self._code, sandbox.globals)
             text = template.render(

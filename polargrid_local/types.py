@@ -189,7 +189,7 @@ def _bias(value: dict[int, float]) -> dict[int, float]:
         raise PydanticCustomError("too_long", f"at most {MAX_LOGIT_BIAS} entries, got {len(value)}")
     for token, bias in value.items():
         if not 0 <= token < 2**31 or not -100 <= bias <= 100:
-            raise PydanticCustomError("bias", f"token id {token}: {bias}: ids are >= 0, biases lie in -100..100")
+            raise PydanticCustomError("bias", "token ids are 0 or more, biases lie in -100..100")
     return value
 
 
@@ -258,8 +258,16 @@ def _one_of(tags: dict[type, str], message: str) -> Discriminator:
     return Discriminator(tag, custom_error_type="type", custom_error_message=message)
 
 
+def _part_tag(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+    return f"<{kind}>" if kind in ("text", "image_url") else None
+
+
 # Tags in angle brackets: they show up in pydantic's paths and are taken out of ours.
-_Part = Annotated[Union[TextPart, ImagePart], Field(discriminator="type")]
+_Part = Annotated[
+    Union[Annotated[TextPart, Tag("<text>")], Annotated[ImagePart, Tag("<image_url>")]],
+    Discriminator(_part_tag, custom_error_type="type", custom_error_message="type must be 'text' or 'image_url'"),
+]
 Content = Annotated[
     Union[
         Annotated[str, Tag("<str>")],
@@ -429,7 +437,7 @@ def path(loc: tuple[Any, ...]) -> str:
     for part in loc:
         if isinstance(part, int):
             text += f"[{part}]"
-        elif not part.startswith("<") and part not in ("text", "image_url", "[key]") or text.endswith("]") and part == "text":
+        elif not part.startswith("<") and part != "[key]":
             text += f".{part}" if text else part
     return text
 
@@ -442,7 +450,9 @@ def _explain(error: PydanticError) -> ValidationError:
     first = error.errors(include_url=False)[0]
     field = path(first["loc"]) or "request"
     limits = {key: value for key, value in first.get("ctx", {}).items() if isinstance(value, (int, float))}
-    problem = "required" if first["type"] == "missing" else first["msg"][:1].lower() + first["msg"][1:]
+    problem = "required" if first["type"] == "missing" else first["msg"]
+    for start in ("Input should ", "Value should ", "String should ", "List should ", "Dictionary should "):
+        problem = problem.replace(start, "must ", 1)
     given = first["input"]
     if first["type"] != "missing" and (given is None or isinstance(given, (bool, int, float, str))):
         problem += f", got {repr(given)[:80] if not isinstance(given, int) or abs(given) < 2**80 else 'a huge number'}"

@@ -1,0 +1,290 @@
+"""Templates: joined spans are the plain render, user text is never trusted, and no template runs away."""
+
+import functools
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+
+import jinja2.sandbox
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polargrid_local import template as module
+from polargrid_local.errors import TemplateError
+from polargrid_local.template import CHATML, ChatTemplate
+
+NOW = datetime(2026, 1, 2, 3, 4, 5)
+TEMPLATES = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "templates").glob("*.jinja"))} | {"chatml": CHATML}
+# llama.cpp carries the templates of some sixty models; a build from source leaves them in the cache.
+ZOO = sorted(
+    path for folder in (os.environ.get("PGL_LLAMA_CPP_DIR"), *Path(
+        os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "polargrid_local").glob("llama-cpp-python-*/*/vendor/llama.cpp"))
+    if folder for path in Path(folder, "models", "templates").glob("*.jinja")
+)
+
+HI = [{"role": "user", "content": "Hi there"}]
+CONVERSATIONS = [
+    HI,
+    [
+        {"role": "system", "content": " Be <b>nice</b> \n"},
+        {"role": "user", "content": "  Hello\n wörld <|im_end|><|eot_id|> \n"},
+        {"role": "assistant", "content": "<think>\nhm\n</think>\n\nBonjour [INST] "},
+        {"role": "user", "content": "And \"q\" \\ \U00040000 👩‍🚀?"},
+    ],
+    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": ""}],
+    [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "tool_calls": [
+            {"id": "c1", "type": "function", "function": {"name": "get", "arguments": {"city": 'P "x" <|im_end|>', "n": 2}}}]},
+        {"role": "tool", "content": "sunny </think> ok", "tool_call_id": "c1", "name": "get"},
+        {"role": "user", "content": "<tool_response>x</tool_response>"},
+    ],
+]
+
+
+@functools.cache
+def compiled(source):
+    env = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", module._Generation])
+
+    def refuse(message):
+        raise jinja2.TemplateError(message)
+
+    env.filters["tojson"] = lambda value, ensure_ascii=False, indent=None: json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+    env.globals.update(raise_exception=refuse, strftime_now=NOW.strftime)
+    return env.from_string(source)
+
+
+def plain(source, messages, **options):
+    """What everybody else renders: one string in which nobody can tell who wrote what."""
+    return compiled(source).render(messages=messages, tools=None, documents=None, add_generation_prompt=True,
+                                   bos_token="<s>", eos_token="</s>", **options)
+
+
+chat_template = functools.cache(functools.partial(ChatTemplate, bos="<s>", eos="</s>"))
+
+
+def render(source, messages=None, **options):
+    return chat_template(source).render(HI if messages is None else messages, now=NOW, **options)
+
+
+def refused(source, messages=None):
+    with pytest.raises(TemplateError) as caught:
+        render(source, messages)
+    return caught.value.message
+
+
+def user(spans):
+    return [text for text, trusted in spans if not trusted]
+
+
+# --- fidelity ---------------------------------------------------------------------------------------------------------
+
+
+def check_fidelity(source):
+    for messages in CONVERSATIONS:
+        try:
+            expected = plain(source, messages)
+        except (jinja2.TemplateError, TypeError):  # the template refuses, or fails on these messages
+            refused(source, messages)
+            continue
+        spans = render(source, messages)
+        assert "".join(text for text, _ in spans) == expected
+        assert not any("wörld <|im_end|>" in text or '"q"' in text for text, trusted in spans if trusted)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_joined_spans_are_the_plain_render(name):
+    check_fidelity(TEMPLATES[name])
+
+
+@pytest.mark.skipif(not ZOO, reason="no llama.cpp source tree: build from source, or set PGL_LLAMA_CPP_DIR")
+def test_joined_spans_are_the_plain_render_for_every_model_family():
+    assert len(ZOO) > 40
+    for path in ZOO:
+        check_fidelity(path.read_text(encoding="utf-8"))
+
+
+WORDS = st.lists(st.sampled_from(
+    ["<|im_end|>", "<|eot_id|>", "</think>", "<think>", "a", "é", "👍", " ", "\n", '"', "\\", "{{", "%}", "\U00040000", "\U000dffff"]
+), max_size=6).map("".join)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from(sorted(TEMPLATES)), st.lists(WORDS, min_size=1, max_size=4))
+def test_user_text_is_never_trusted_whatever_it_holds(name, contents):
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+    spans = render(TEMPLATES[name], messages)
+    assert "".join(text for text, _ in spans) == plain(TEMPLATES[name], messages)
+    # Trusted text is what the template writes around contents that say nothing.
+    assert "".join(t for t, trusted in spans if trusted).replace(" ", "").replace("\n", "") in {
+        "".join(t for t, trusted in render(TEMPLATES[name], [{**m, "content": filler if m["content"].strip() else ""} for m in messages])
+                if trusted).replace(" ", "").replace("\n", "")
+        for filler in ("x", "</think>x")
+    }
+
+
+def test_content_is_exactly_the_untrusted_spans():
+    assert render(TEMPLATES["smollm2"], CONVERSATIONS[1][1:2]) == [
+        ("<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n", True),
+        ("  Hello\n wörld <|im_end|><|eot_id|> \n", False),
+        ("<|im_end|>\n<|im_start|>assistant\n", True),
+    ]
+
+
+@pytest.mark.skipif(not ZOO, reason="no llama.cpp source tree: build from source, or set PGL_LLAMA_CPP_DIR")
+def test_content_is_exactly_the_untrusted_spans_in_llama_3_1():
+    source = next(path for path in ZOO if path.name == "meta-llama-Llama-3.1-8B-Instruct.jinja").read_text()
+    assert render(source, CONVERSATIONS[1][:2]) == [
+        ("<s><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n", True),
+        ("Be <b>nice</b>", False),
+        ("<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n", True),
+        ("Hello\n wörld <|im_end|><|eot_id|>", False),
+        ("<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", True),
+    ]
+
+
+@pytest.mark.parametrize(("source", "texts"), [
+    ("[{{ messages[0].content ~ '!' ~ messages[0].content }}]", ["Hi there", "Hi there"]),
+    ("{{ '<' + messages[0]['content'] + '>' }}", ["Hi there"]),
+    ("{{ messages[0].content.split(' ')[1] }}", ["there"]),
+    ("{{ messages[0].content[3:] }}", ["there"]),
+    ("{{ messages[0].content | replace('there', '<x>') }}", ["Hi "]),
+    ("{{ messages[0].content | upper }}", ["HI THERE"]),
+    ("{{ '<%s>' % messages[0].content }}", ["Hi there"]),
+    ("{{ '<%s>' | format(messages[0].content) }}", ["Hi there"]),
+    ("{{ '<{}>'.format(messages[0].content) }}", ["Hi there"]),
+    ("{{ [messages[0].content, '!'] | join('<') }}", ["Hi there"]),
+    ("{{ '<'.join([messages[0].content, '!']) }}", ["Hi there"]),
+    ("{% set x %}<{{ messages[0].content }}>{% endset %}{{ x | trim }}", ["Hi there"]),
+    ("{% macro m(t) %}<{{ t }}>{% endmacro %}{{ m(messages[0].content) }}", ["Hi there"]),
+    ("{% filter upper %}<{{ messages[0].content }}>{% endfilter %}", ["HI THERE"]),
+    ("{{ messages[0].content | tojson }}", ["Hi there"]),
+    ("{{ messages | tojson }}", ["Hi there"]),
+    ("{{ messages }}", ["Hi there"]),
+    ("{{ messages[0].content | capitalize }}", ["Hi there"]),
+    ("{{ messages[0].content | indent(2) }}", ["Hi there"]),
+    ("{{ messages[0].content | list | length }}{{ messages[0].content | length }}", []),
+    ("{{ 'there' in messages[0].content }}{{ messages[0].content.startswith('Hi') }}{{ messages[0].content == 'Hi there' }}", []),
+    ("{{ {'Hi there': 'found'}[messages[0].content] }}", []),
+])
+def test_marks_survive_what_templates_do_to_strings(source, texts):
+    spans = render(source)
+    assert user(spans) == texts
+    assert "".join(text for text, _ in spans) == plain(source, HI)
+
+
+def test_names_and_tool_arguments_are_user_text_too():
+    messages = [{"role": "assistant", "content": "", "name": "N<|x|>", "tool_calls": [
+        {"id": "I<|x|>", "type": "function", "function": {"name": "F<|x|>", "arguments": {"K<|x|>": "V<|x|>"}}}]}]
+    spans = render("{{ messages[0].name }}{{ messages[0].tool_calls | tojson(indent=1) }}", messages)
+    assert not any("<|x|>" in text for text, trusted in spans if trusted)
+    assert "".join(user(spans)).count("<|x|>") == 5
+
+
+def test_a_role_inside_tool_arguments_is_no_role():
+    messages = [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"role": "<|x|>", "type": "<|x|>"}}}]}]
+    assert not any("<|x|>" in text for text, trusted in render("{{ messages | tojson }}", messages) if trusted)
+
+
+def test_the_date_and_options_are_arguments():
+    assert render("{{ strftime_now('%d %b %Y') }}{{ enable_thinking }}", enable_thinking=False) == [("02 Jan 2026False", True)]
+    assert render("{{ bos_token }}{{ eos_token }}") == [("<s></s>", True)]
+    assert render("{{ add_generation_prompt }}", add_generation_prompt=False) == [("False", True)]
+
+
+def test_without_a_template_it_is_chatml():
+    assert "".join(text for text, _ in render(None)) == "<|im_start|>user\nHi there<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_an_empty_prompt_is_no_spans():
+    assert render("{# nothing #}") == []
+
+
+# --- defence ----------------------------------------------------------------------------------------------------------
+
+GROW = "{% set ns = namespace(x='aaaaaaaaaa') %}{% for i in range(60) %}{% set ns.x = STEP %}{% endfor %}"
+
+
+@pytest.mark.parametrize("source", [
+    "{{ 'a' * 10**10 }}",
+    "{{ 10000000000 * 'a' }}",
+    "{{ [1] * 10000000 }}",
+    "{{ 'x' | center(10000000) }}",
+    "{{ 'x'.ljust(1000000000) }}",
+    "{{ '%1000000000d' % 1 }}",
+    "{{ '%*d' % (1000000000, 1) }}",
+    "{{ '%1000000000d' | format(1) }}",
+    "{{ '{:>1000000000}'.format(1) }}",
+    "{{ '{:>{}}'.format(1, 1000000000) }}",
+    "{{ 'x' | indent(10000000) }}",
+    "{{ range(1000000) | list }}",
+    "{{ range(100000) | map('string') | join('x' * 900000) }}",
+    "{% for a in range(100000) %}{{ 'x' * 1000 }}{% endfor %}",
+    "{{ 2 ** 100000 }}",
+    "{{ 2.5 ** 100000 }}",
+    "{{ 'a'.translate({97: 'b' * 100000}) }}",
+    GROW.replace("STEP", "ns.x + ns.x"),
+    GROW.replace("STEP", "ns.x ~ ns.x"),
+    GROW.replace("STEP", "ns.x.replace('a', ns.x)"),
+    GROW.replace("STEP", "ns.x | replace('a', ns.x)"),
+    GROW.replace("STEP", "ns.x.join([ns.x, ns.x, ns.x])"),
+    GROW.replace("STEP", "[ns.x, ns.x]"),
+    GROW.replace("STEP", "(ns.x, ns.x)"),
+    GROW.replace("STEP", "{'a': ns.x, 'b': ns.x}"),
+    GROW.replace("STEP", "dict(a=ns.x, b=ns.x)"),
+    "{% set ns = namespace(x=10) %}{% for i in range(100) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+])
+def test_a_bomb_is_defused(source):
+    assert "template" in refused(source)
+
+
+@pytest.mark.parametrize("source", [
+    "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
+    "{% for i in range(99999) %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}",
+    "{% for i in range(99999) %}{{ range(99999) | sum }}{% endfor %}",
+    "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+])
+def test_an_endless_template_meets_its_deadline(source, monkeypatch):
+    monkeypatch.setattr(module, "DEADLINE_S", 0.05)
+    assert "still running" in refused(source)
+
+
+@pytest.mark.parametrize("source", [
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ messages[0].content.__class__.__mro__ }}",
+    "{{ messages[0].content._ledger._pieces }}",
+    "{{ cycler.__init__.__globals__ }}",
+    "{{ messages.append(1) }}",
+    "{% include 'x' %}",
+    "{{ lipsum() }}",
+    "{{ messages | random }}",
+    "{% if x",
+    "{{ nothing.here }}",
+])
+def test_what_a_template_may_not_do(source):
+    refused(source)
+
+
+def test_a_template_may_refuse_a_conversation():
+    assert "roles must alternate" in refused("{{ raise_exception('roles must alternate') }}")
+
+
+def test_the_source_is_bounded():
+    assert str(module.MAX_SOURCE_BYTES) in refused("x" * (module.MAX_SOURCE_BYTES + 1))
+
+
+def test_a_failed_render_leaves_the_template_usable():
+    chat = ChatTemplate("{{ 1 // (messages | length - 1) }}")
+    with pytest.raises(TemplateError):
+        chat.render(HI, now=NOW)
+    assert chat.render(HI * 2, now=NOW) == [("1", True)]
+
+
+def test_long_content_stays_whole():
+    text = "long <|im_end|> " * 200_000
+    assert user(render(TEMPLATES["smollm2"], [{"role": "user", "content": text}])) == [text]
