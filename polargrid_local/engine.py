@@ -12,6 +12,7 @@ from .errors import ValidationError
 from .registry import Models, Progress
 from .runtime import inspect, system
 from .streams import AsyncChatStream, Batch, ChatStream, sentences, text_of
+from .types import parse_filter
 
 __all__ = ["AsyncChatStream", "AsyncEngine", "ChatStream", "Engine", "inspect_model", "sentences", "system_info", "text_of"]
 
@@ -78,7 +79,7 @@ class _Settings:
         options = {name: values[name] for name in (*choices, *limits)} | {name: bool(values[name]) for name in flags}
         adapters = (item if isinstance(item, (tuple, list)) else (item, 1.0) for item in lora)
         options["lora"] = [(str(path), float(scale)) for path, scale in adapters]
-        self._models = Models(models_dir, options, content_filter, chat_template, engine_factory)
+        self._models = Models(models_dir, options, parse_filter(content_filter), chat_template, engine_factory)
         self._first = model if model is None or isinstance(model, str) else Path(model)
         self._on_load_progress = on_load_progress
 

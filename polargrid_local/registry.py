@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import EngineClosed, NotFoundError, PolarGridError, ValidationError
+from .errors import EngineClosed, ForkedEngineError, NotFoundError, PolarGridError, ValidationError
 from .pipeline import Job, Target, messages_of, prepare
 from .runtime import LoadedModel, system
 from .store import Store
@@ -39,6 +41,7 @@ class Models:
         self._entries: dict[str, Entry] = {}
         self._loading: dict[str, LoadedModel | None] = {}
         self._status: dict[str, str] = {}
+        self._pid = os.getpid()
         self.closed = False
 
     # loading
@@ -47,6 +50,9 @@ class Models:
         self._check()
         found = self._store.resolve(name)
         with self._lock:
+            namesake = self._entries.get(found.id)
+            if namesake is not None and namesake.model.path != found.path:  # the same file name in another folder
+                found = replace(found, id=str(found.path))
             if found.id in self._loading:
                 return _load_reply("loading", name, force, f"Model {name} is already loading")
             if found.id in self._entries and not force:
@@ -114,6 +120,8 @@ class Models:
         return {"status": status, "unloaded_models": unloaded, "errors": errors, "total_unloaded": len(unloaded)}
 
     def close(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForkedEngineError("this engine belongs to the parent process")
         with self._lock:
             self.closed = True
             entries = list(self._entries.values())
@@ -125,6 +133,8 @@ class Models:
     # finding
 
     def _check(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForkedEngineError("this engine belongs to the parent process; open a new one after fork()")
         if self.closed:
             raise EngineClosed("the engine is closed")
 
@@ -142,7 +152,7 @@ class Models:
         with contextlib.suppress(NotFoundError, ValidationError):
             found = self._store.resolve(name)
             for entry in entries.values():
-                if found.id == entry.target.name or found.path == entry.model.path:
+                if found.path == entry.model.path:
                     return entry
         raise NotFoundError(
             f"Model not loaded: '{name[:200]}'. Loaded: {', '.join(entries) or 'none'}",

@@ -209,9 +209,12 @@ class _Hub:
         self.drain_log = drain_log
         self.thread = threading.Thread(target=_pump, args=(self,), name="polargrid-pump", daemon=True)
 
-    def check(self) -> None:
+    def check_process(self) -> None:
         if os.getpid() != self.pid:
             raise ForkedEngineError("this engine belongs to the parent process; open a new one after fork()")
+
+    def check(self) -> None:
+        self.check_process()
         if self.closed:
             raise EngineClosed("the engine is closed")
 
@@ -411,14 +414,17 @@ class LoadedModel:
         """Raises EngineClosed or ForkedEngineError."""
         self._hub.check()
 
+    def check_process(self) -> None:
+        """Raises ForkedEngineError. A forked child has no pump: a stream it inherited would never say a word."""
+        self._hub.check_process()
+
     @property
     def closed(self) -> bool:
         return self._hub.closed
 
     def close(self) -> None:
         """Running streams end with EngineClosed. Idempotent."""
-        if os.getpid() != self._hub.pid:
-            raise ForkedEngineError("this engine belongs to the parent process")
+        self._hub.check_process()
         self._hub.close()
         self._finalizer.detach()
 

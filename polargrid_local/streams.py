@@ -18,9 +18,9 @@ class Call:
 
     _model: LoadedModel
     _box: Mailbox
-    _assembler: Assembler
 
     def __init__(self) -> None:
+        self._assembler = Assembler("", "", 0, 0, 1)  # until there is a job: nothing said, nothing counted
         self._ids: list[int] = []
         self._chunks: deque[dict[str, Any]] = deque()  # made, not yet read
         self._over = False  # no more events are wanted
@@ -115,6 +115,7 @@ class ChatStream(Call, Iterator[dict[str, Any]]):
         while not chunks:
             if self._over:
                 raise StopIteration
+            self._model.check_process()
             try:
                 index, event = self._box.get()
             except BaseException:  # Ctrl-C
@@ -149,7 +150,8 @@ class AsyncChatStream(Call, AsyncIterator[dict[str, Any]]):
         """Raises what the checks of the request raise. Idempotent."""
         if self._starting is None:
             loop = asyncio.get_running_loop()
-            self._starting = loop.run_in_executor(None, self._start, Mailbox(loop, quiet=self._quiet))
+            self._starting = loop.run_in_executor(None, self._start, Mailbox(loop))
+            self._starting.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, also if we are cancelled
         try:
             await asyncio.shield(self._starting)
         except asyncio.CancelledError:
@@ -163,7 +165,9 @@ class AsyncChatStream(Call, AsyncIterator[dict[str, Any]]):
     def _start(self, box: Mailbox) -> None:
         if self._over:
             return
-        self._submit(*self._begin(), box)
+        model, job = self._begin()
+        box.quiet = self._quiet and not job.assembler.watches
+        self._submit(model, job, box)
         if self._over:  # cancelled meanwhile, when there was nothing to cancel yet
             self._model.cancel(self._ids)
 
@@ -177,6 +181,7 @@ class AsyncChatStream(Call, AsyncIterator[dict[str, Any]]):
         while not chunks:
             if self._over:
                 raise StopAsyncIteration
+            self._model.check_process()
             try:
                 index, event = await self._box.aget()
             except BaseException:  # our task was cancelled

@@ -519,6 +519,14 @@ def _check_supported(request: Any) -> None:
         raise _refuse("dimensions", "not supported by this engine")
 
 
+def parse_filter(value: Any) -> Any:
+    """A content filter outside a request: phrases or a callable. Raises ValidationError."""
+    try:
+        return _filter(value)
+    except PydanticCustomError as error:
+        raise _refuse("content_filter", error.message()) from None
+
+
 def parse_request(kind: str, obj: Any = None, kwargs: Mapping[str, Any] | None = None, *,
                   max_tokens_limit: int | None = MAX_TOKENS) -> Any:
     """The request model of `kind` ("chat", "completion", "embedding", "generate") for a dict, an SDK object, keyword
