@@ -41,17 +41,13 @@ class _Commands(TyperGroup):
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from None
         except Exception as error:
-            if isinstance(error, (typer.Exit, typer.Abort)) or ctx.params.get("debug") or _is_usage(error):
+            # What has an exit code is typer's own: usage errors and Exit, which it handles itself.
+            if hasattr(error, "exit_code") or isinstance(error, typer.Abort) or ctx.params.get("debug"):
                 raise
             typer.echo(
                 f"internal error: {type(error).__name__}: {error} (more with polargrid-local --debug ...)", err=True
             )
             raise typer.Exit(1) from None
-
-
-def _is_usage(error: Exception) -> bool:
-    """typer's own errors, which it prints itself with exit code 2."""
-    return hasattr(error, "exit_code")
 
 
 app = typer.Typer(
@@ -60,6 +56,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -103,16 +100,22 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the raw chunks, one 
 AsSse = Annotated[bool, typer.Option("--sse", help="Print the raw events of the server's stream.")]
 
 
-@app.callback()
-def _root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from polargrid_local import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
 
 
 # --- commands ---
@@ -285,11 +288,14 @@ def _machine_rows(machine: dict[str, Any]) -> list[tuple[str, object]]:
     return [*rows, ("build", machine["build"])]
 
 
+WORDS = "time year people way day man thing woman life child world school state family student group country".split()
+
+
 @app.command()
 def bench(
     model: Model = None,
     models_dir: ModelsDir = None,
-    n_prompt: Annotated[int, typer.Option(min=1, help="Words of the prompt.")] = 400,
+    n_prompt: Annotated[int, typer.Option(min=1, help="Words of the prompt.")] = 256,
     n_generate: Annotated[int, typer.Option(min=2, help="Tokens to generate.")] = 64,
     repeat: Annotated[int, typer.Option(min=1, help="Runs; the median counts.")] = 3,
     n_ctx: Context = 0,

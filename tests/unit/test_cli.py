@@ -1,0 +1,476 @@
+"""The command line over a scripted engine: what reaches stdout, stderr, the exit code, and the engine."""
+
+import contextlib
+import errno
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import polargrid_local.cli
+from polargrid_local import cli
+from polargrid_local.errors import ContextLengthError, EngineClosed, NetworkError
+from polargrid_local.store import Store
+
+ROOT = Path(polargrid_local.cli.__file__).parents[1]
+CATALOGUE_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+class FakeStream:
+    """A ChatStream that says `pieces`; an exception among them ends it, None waits until Ctrl-C comes."""
+
+    def __init__(self, kind, pieces):
+        self.kind, self.text, self.finish_reason, self.closed = kind, "", None, False
+        self.usage = {"prompt_tokens": 8, "completion_tokens": 4, "total_tokens": 12}
+        self.timings = {"cached_tokens": 0}
+        self._steps = self._run(pieces)
+
+    def _chunk(self, text, reason=None):
+        body = {"delta": {"content": text} if text else {}} if self.kind == "chat" else {"text": text}
+        return {"id": "x", "choices": [{"index": 0, **body, "finish_reason": reason}]}
+
+    def _run(self, pieces):
+        for piece in pieces:
+            if isinstance(piece, BaseException):
+                raise piece
+            if piece is None:
+                threading.Event().wait()
+            self.text += piece
+            yield self._chunk(piece)
+        self.finish_reason = "stop"
+        yield self._chunk("", "stop")
+
+    def __iter__(self):
+        return self._steps
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.closed = True
+
+
+class FakeEngine:
+    answers = []  # one list of pieces per request to come; a lone exception is raised by the call itself
+    made = []
+
+    def __init__(self, model, **options):
+        self.model, self.options, self.requests, self.streams, self.closed = model, options, [], [], False
+        FakeEngine.made.append(self)
+        if options["on_load_progress"]:
+            options["on_load_progress"](0.5)
+
+    def _begin(self, kind, request):
+        self.requests.append(request)
+        answer = FakeEngine.answers.pop(0) if FakeEngine.answers else ["Hello", ", ", "wörld 👍🏽"]
+        if isinstance(answer, BaseException):
+            raise answer
+        self.streams.append(FakeStream(kind, answer))
+        return self.streams[-1]
+
+    def chat_completion_stream(self, **request):
+        return self._begin("chat", request)
+
+    def completion_stream(self, **request):
+        return self._begin("completion", request)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.closed = True
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """run("chat", "hi") -> result with stdout, stderr, exit_code; the models directory holds the embedded default."""
+    (tmp_path / CATALOGUE_FILE).write_bytes(b"GGUF" + bytes(100))
+    monkeypatch.setenv("POLARGRID_LOCAL_MODELS", str(tmp_path))
+    monkeypatch.setattr("polargrid_local.engine.Engine", FakeEngine)
+    FakeEngine.made, FakeEngine.answers = [], []
+    runner = CliRunner()
+    return lambda *arguments, stdin="": runner.invoke(cli.app, [str(a) for a in arguments], input=stdin)
+
+
+def test_stdout_is_the_answer_and_nothing_else(run):
+    result = run("chat", "hi")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello, wörld 👍🏽\n", "")
+    (engine,) = FakeEngine.made
+    assert engine.closed and engine.streams[0].closed
+    assert engine.model == "smollm2-135m"
+    assert engine.requests == [{"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1024}]
+
+
+def test_options_reach_the_request_and_the_engine(run, tmp_path):
+    flags = "--max-tokens 7 --temperature 0 --top-p 0.5 --top-k 3 --seed 0 --stop a --stop b -m some-model --n-ctx 512"
+    flags += " --device cpu --n-gpu-layers 0 --threads 1 --no-kernels"
+    result = run("chat", "hi", "--system", "be brief", "--models-dir", tmp_path, *flags.split())
+    assert result.exit_code == 0, result.output
+    (engine,) = FakeEngine.made
+    (request,) = engine.requests
+    assert request.pop("messages") == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    sampling = {"max_tokens": 7, "temperature": 0.0, "top_p": 0.5, "top_k": 3, "seed": 0, "stop": ["a", "b"]}
+    assert request == sampling
+    engine.options.pop("on_load_progress")
+    options = {"n_ctx": 512, "device": "cpu", "n_gpu_layers": 0, "n_threads": 1, "kernels": False, "max_streams": 1}
+    assert (engine.model, engine.options) == ("some-model", {**options, "models_dir": tmp_path})
+
+
+def test_complete_sends_the_bare_text(run):
+    assert run("complete", "Once").stdout == "Hello, wörld 👍🏽\n"
+    assert FakeEngine.made[0].requests == [{"prompt": "Once", "max_tokens": 256}]
+
+
+@pytest.mark.parametrize("arguments", [["chat"], ["chat", "-"], ["complete"], ["complete", "-"]])
+def test_a_pipe_is_the_prompt(run, arguments):
+    assert run(*arguments, stdin="two\nlines\n").exit_code == 0
+    request = FakeEngine.made[0].requests[0]
+    assert (request.get("prompt") or request["messages"][0]["content"]) == "two\nlines"
+
+
+@pytest.mark.parametrize("command", ["chat", "complete"])
+def test_json_prints_the_raw_chunks(run, command):
+    lines = run(command, "hi", "--json").stdout.splitlines()
+    chunks = [json.loads(line) for line in lines]
+    kind = "chat" if command == "chat" else "completion"
+    assert chunks == list(FakeStream(kind, ["Hello", ", ", "wörld 👍🏽"]))
+    assert "👍🏽" in lines[2]
+
+
+def test_sse_prints_the_raw_events(run):
+    events = run("chat", "hi", "--sse").stdout.split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    assert [json.loads(event.removeprefix("data: ")) for event in events[:-2]] == list(
+        FakeStream("chat", ["Hello", ", ", "wörld 👍🏽"])
+    )
+    assert run("chat", "hi", "--sse", "--json").exit_code == 1
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"], ["--sse"]])
+def test_a_stream_that_breaks_keeps_its_text_and_fails(run, flags):
+    FakeEngine.answers = [["Half", EngineClosed("the engine was closed")]]
+    result = run("chat", "hi", *flags)
+    assert result.exit_code == 1
+    assert "Half" in result.stdout and "[DONE]" not in result.stdout
+    assert result.stderr == "error: the engine was closed\n"
+    assert FakeEngine.made[0].closed
+
+
+def test_errors_are_one_line_and_tracebacks_are_asked_for(run):
+    FakeEngine.answers = [ContextLengthError("prompt of 9000 tokens, context of 8192")] * 2
+    result = run("chat", "hi")
+    assert (result.exit_code, result.stdout, result.stderr) == (
+        1,
+        "",
+        "error: prompt of 9000 tokens, context of 8192\n",
+    )
+    assert isinstance(run("--debug", "chat", "hi").exception, ContextLengthError)
+    FakeEngine.answers = [ZeroDivisionError("oh")]
+    result = run("chat", "hi")
+    assert result.exit_code == 1 and result.stderr.startswith("internal error: ZeroDivisionError: oh")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["frob"], ["chat", "--bogus"], ["chat", "x", "--max-tokens", "0"], ["chat", "x", "--seed", "y"], ["pull"]],
+)
+def test_wrong_usage_is_exit_code_2(run, arguments):
+    result = run(*arguments)
+    assert result.exit_code == 2 and "Error: " in result.stderr and result.stdout == ""
+    assert FakeEngine.made == []
+
+
+def test_ctrl_c_is_130_and_closes_the_engine(run):
+    FakeEngine.answers = [["Half", KeyboardInterrupt()]]
+    result = run("chat", "hi")
+    assert (result.exit_code, result.stdout) == (130, "Half")
+    assert FakeEngine.made[0].closed and FakeEngine.made[0].streams[0].closed
+
+
+def test_without_a_model_the_preferred_one_wins_when_it_is_here(run, tmp_path):
+    (tmp_path / "Meta-Llama-3.1-8B-Instruct-Q4_K_M.gguf").write_bytes(b"GGUF")
+    assert run("chat", "hi").exit_code == 0
+    assert FakeEngine.made[0].model == "llama-3.1-8b"
+
+
+def test_the_embedded_default_is_fetched_once_and_said_so(run, tmp_path, monkeypatch):
+    pulled = []
+
+    def pull(self, name, progress):
+        pulled.append(name)
+        progress(1, 2)
+        (self.models_dir / CATALOGUE_FILE).write_bytes(b"GGUF")
+
+    monkeypatch.setattr(Store, "pull", pull)
+    (tmp_path / CATALOGUE_FILE).unlink()
+    result = run("chat", "hi")
+    assert (result.exit_code, result.stdout, pulled) == (0, "Hello, wörld 👍🏽\n", ["smollm2-135m"])
+    assert (
+        result.stderr == "No --model and no llama-3.1-8b on this disk: fetching smollm2-135m once (98 MB, Apache-2.0)\n"
+    )
+    assert run("chat", "hi").stderr == "" and pulled == ["smollm2-135m"]
+
+
+def test_when_nothing_can_be_fetched_the_message_says_what_to_put_where(run, tmp_path, monkeypatch):
+    (tmp_path / CATALOGUE_FILE).unlink()
+    monkeypatch.setattr(sys, "frozen", True, raising=False)  # no pip to be had
+    result = run("chat", "hi")
+    assert result.exit_code == 1 and FakeEngine.made == []
+    assert f"Or put {CATALOGUE_FILE} " in result.stderr and f"into {tmp_path}" in result.stderr
+
+
+def test_pull_prints_the_path(run, tmp_path, monkeypatch):
+    def pull(self, name, progress):
+        if name == "broken":
+            raise NetworkError("cut")
+        return self.models_dir / name
+
+    monkeypatch.setattr(Store, "pull", pull)
+    result = run("pull", "x")
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'x'}\n")
+    assert (run("pull", "broken").exit_code, run("pull", "broken").stderr) == (1, "error: cut\n")
+
+
+def test_list_shows_what_is_here_and_what_could_be(run, tmp_path):
+    (tmp_path / "own.gguf").write_bytes(b"GGUF")
+    result = run("list")
+    rows = {line.split()[0]: line.split()[1] for line in result.stdout.splitlines()[1:]}
+    assert rows == {"llama-3.1-8b": "-", "llama-3.2-1b": "-", "llama-3.2-3b": "-", "smollm2-135m": "yes", "own": "yes"}
+    assert str(tmp_path) in result.stderr
+    parsed = [json.loads(line) for line in run("list", "--json").stdout.splitlines()]
+    assert [(row["id"], row["bytes"]) for row in parsed][-2:] == [("smollm2-135m", 104), ("own", 4)]
+
+
+def test_info_estimates_memory_at_a_context_length(run, monkeypatch):
+    file = {
+        "architecture": "llama", "quantization": "Q4_1", "n_layer": 30, "n_vocab": 49152, "n_ctx_train": 8192,
+        "tensor_bytes": 90_000_000, "cache_bytes_f16": 20_000, "cache_bytes_q8_0": 10_000,
+        "chat_template": "{{ x }}", "metadata": {},
+    }  # fmt: skip
+    device = {"name": "CUDA0", "description": "Some GPU", "gpu": True, "memory_bytes": 8e9, "free_bytes": 5e9}
+    machine = {"devices": [device], "cpu_features": ["avx2"], "n_threads": 2, "kernels": "avx2", "build": "b1"}
+    machine["available_bytes"] = 6e9
+    monkeypatch.setattr("polargrid_local.engine.inspect_model", lambda path: file)
+    monkeypatch.setattr("polargrid_local.engine.system_info", lambda: machine)
+    text = run("info", "smollm2-135m", "--n-ctx", 1000).stdout
+    assert "110 MB with a cache of 1000 tokens" in text and "100 MB with that cache in q8_0" in text
+    assert "GPU Some GPU, 5.0 GB of 8.0 GB free" in text and "Apache-2.0" in text
+    facts = json.loads(run("info", "smollm2-135m", "--json").stdout)
+    assert facts["estimate"] == {
+        "n_ctx": 8192,
+        "bytes_f16": 90_000_000 + 8192 * 20_000,
+        "bytes_q8_0": 90_000_000 + 8192 * 10_000,
+    }
+    assert "model" not in json.loads(run("info", "--json").stdout)
+    assert run("info", "llama-3.1-8b").exit_code == 1
+
+
+def test_bench_reports_prefill_and_decode(run):
+    result = run("bench", "--n-prompt", 5, "--n-generate", 4, "--repeat", 2)
+    assert result.exit_code == 0, result.stderr
+    assert [line.split("  ")[0] for line in result.stdout.splitlines()[1:]] == [
+        "prefill of 8 tokens", "first token", "decode of 4 tokens",
+    ]  # fmt: skip
+    requests = FakeEngine.made[0].requests
+    assert len({request["prompt"] for request in requests}) == len(requests) == 3
+    assert all(request["ignore_eos"] and request["max_tokens"] == 4 for request in requests)
+
+
+def test_serve_passes_flags_on_and_names_the_extra(run, monkeypatch, tmp_path):
+    import polargrid_local.server as server
+
+    served = []
+    monkeypatch.setattr(server, "run", served.append)
+    result = run("serve", "--port", 9, "--device", "cpu", "--threads", 1, "--no-kernels", "-m", "a", "-m", "b")
+    assert result.exit_code == 0, result.output
+    (config,) = served
+    assert (config.port, config.device, config.n_threads, config.kernels, config.model) == (
+        9,
+        "cpu",
+        1,
+        False,
+        ("a", "b"),
+    )
+    assert run("serve").exit_code == 0 and served[1].model == ("smollm2-135m",)
+    assert run("serve", "--host", "0.0.0.0").exit_code == 1
+    monkeypatch.undo()
+    monkeypatch.setenv("POLARGRID_LOCAL_MODELS", str(tmp_path))
+    monkeypatch.setattr(server, "find_spec", lambda name: None)
+    assert "polargrid-local[server]" in run("serve", "-m", "a").stderr
+
+
+def test_a_reader_who_leaves_ends_it_silently(tmp_path):
+    done = _script("FakeEngine.answers = [['x' * 70000] * 50]; sys.argv[1:] = ['chat', 'hi']", tmp_path, "| head -c 10")
+    assert (done.stdout, done.stderr) == ("x" * 10, "")
+
+
+def test_help_is_quick_and_version_is_printed(tmp_path):
+    script = """
+import sys
+sys.argv = ["x", "--version"]
+from polargrid_local.cli import main
+try:
+    main()
+except SystemExit:
+    print([m for m in ("polargrid_local.engine", "huggingface_hub", "jinja2", "numpy", "fastapi") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], env=_environment(tmp_path), capture_output=True, text=True)
+    assert done.stdout.splitlines() == [polargrid_local.__version__, "[]"], done.stderr
+
+
+# --- at a terminal ---
+
+
+def _environment(models_dir):
+    paths = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
+    return {**os.environ, "PYTHONPATH": paths, "POLARGRID_LOCAL_MODELS": str(models_dir), "TERM": "dumb"}
+
+
+def _main(setup):
+    return f"""
+import fcntl, sys, termios
+if sys.stdin.isatty():
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # our terminal, whose Ctrl-C is our signal
+import polargrid_local.engine
+from polargrid_local.cli import main
+from polargrid_local.errors import ContextLengthError
+from test_cli import FakeEngine
+polargrid_local.engine.Engine = FakeEngine
+{setup}
+main()
+"""
+
+
+def _script(setup, models_dir, rest):
+    (models_dir / CATALOGUE_FILE).write_bytes(b"GGUF")
+    command = f'"$0" -c "$1" {rest}'
+    return subprocess.run(
+        ["sh", "-c", command, sys.executable, _main(setup)],
+        env=_environment(models_dir),
+        capture_output=True,
+        text=True,
+    )
+
+
+class Terminal:
+    """A command under a pseudo-terminal. `expect` waits for a text; nothing here waits for a time."""
+
+    def __init__(self, script, models_dir):
+        self.seen = ""
+        self.fd, inside = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", script],
+            env=_environment(models_dir),
+            stdin=inside,
+            stdout=inside,
+            stderr=inside,
+            start_new_session=True,
+        )
+        os.close(inside)
+
+    def expect(self, text):
+        while text not in self.seen:
+            if not select.select([self.fd], [], [], 60)[0]:
+                raise AssertionError(f"no {text!r} after {self.seen!r}")
+            try:
+                data = os.read(self.fd, 65536)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                data = b""
+            if not data:
+                raise AssertionError(f"ended without {text!r}: {self.seen!r}")
+            self.seen += data.decode(errors="replace")
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+    def send(self, text):
+        os.write(self.fd, text.encode())
+
+    def end(self):
+        """The exit status; reads what is left."""
+        with contextlib.suppress(OSError):
+            while os.read(self.fd, 65536):
+                pass
+        return self.process.wait(60)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        os.close(self.fd)
+        self.process.kill()
+        self.process.wait()
+
+
+def _chat(tmp_path, answers, *flags):
+    (tmp_path / CATALOGUE_FILE).write_bytes(b"GGUF")
+    setup = f"""
+import atexit
+FakeEngine.answers = {answers}
+sys.argv[1:] = {["chat", *flags]!r}
+atexit.register(lambda: print("REQUESTS", [r["messages"] for r in FakeEngine.made[0].requests]))
+"""
+    return Terminal(_main(setup), tmp_path)
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_the_chat(tmp_path):
+    with _chat(tmp_path, "[['One', ' moment', None], ['Two']]") as chat:
+        chat.expect("Ctrl-D ends the chat")
+        chat.expect("> ")
+        chat.send("first\r")
+        chat.expect("One moment")
+        chat.send("\x03")
+        chat.expect("[stopped]")
+        chat.expect("> ")
+        chat.send("second\r")
+        chat.expect("Two\r\n")
+        chat.expect("> ")
+        chat.send("\x03")
+        chat.expect("Ctrl-D or /exit to leave")
+        chat.expect("> ")
+        chat.send("\x04")
+        chat.expect("REQUESTS [[{'role': 'user', 'content': 'first'}], [{'role': 'user', 'content': 'first'}, ")
+        chat.expect("{'role': 'assistant', 'content': 'One moment'}, {'role': 'user', 'content': 'second'}]]")
+        assert chat.end() == 0
+
+
+def test_commands_of_the_chat(tmp_path):
+    with _chat(tmp_path, "[['One'], ['Two'], ['Three']]", "--system", "old") as chat:
+        for line, answer in [
+            ("first", "One"), ("/frob", "unknown command /frob"), ("/help", "/system [TEXT]"),
+            ("/reset", "conversation forgotten"), ("second", "Two"), ("/system new", "system message set"),
+            ("third", "Three"), ("/exit", "REQUESTS "),
+        ]:  # fmt: skip
+            chat.expect("> ")
+            chat.send(line + "\r")
+            chat.expect(answer)
+        system = "{'role': 'system', 'content': '%s'}"
+        chat.expect(f"[[{system % 'old'}, {{'role': 'user', 'content': 'first'}}], ")
+        chat.expect(f"[{system % 'old'}, {{'role': 'user', 'content': 'second'}}], ")
+        chat.expect(f"[{system % 'new'}, {{'role': 'user', 'content': 'second'}}, ")
+        chat.expect("{'role': 'assistant', 'content': 'Two'}, ")
+        chat.expect("{'role': 'user', 'content': 'third'}]]")
+        assert chat.end() == 0
+
+
+def test_an_error_is_told_and_the_chat_goes_on_without_that_turn(tmp_path):
+    with _chat(tmp_path, "[ContextLengthError('too long'), ['Two']]") as chat:
+        chat.expect("> ")
+        chat.send("first\r")
+        chat.expect("error: too long")
+        chat.expect("> ")
+        chat.send("second\r")
+        chat.expect("Two")
+        chat.expect("> ")
+        chat.send("/exit\r")
+        chat.expect("[{'role': 'user', 'content': 'second'}]]")
+        assert chat.end() == 0
