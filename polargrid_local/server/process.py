@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import struct
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +42,7 @@ def protocol(header_timeout_s: float) -> type[asyncio.Protocol]:
     class BoundedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
-            self.app_state = {**self.app_state, "abort": transport.abort}
+            self.app_state = {**self.app_state, "abort": lambda: _reset(transport)}
             self._head_timer: asyncio.TimerHandle | None = None
             self._watch_head()
 
@@ -58,7 +59,7 @@ def protocol(header_timeout_s: float) -> type[asyncio.Protocol]:
                 self._stop_timer()
             elif self._head_timer is None:
                 loop = asyncio.get_running_loop()
-                self._head_timer = loop.call_later(header_timeout_s, self.transport.abort)
+                self._head_timer = loop.call_later(header_timeout_s, _reset, self.transport)
 
         def _stop_timer(self) -> None:
             if self._head_timer is not None:
@@ -66,6 +67,14 @@ def protocol(header_timeout_s: float) -> type[asyncio.Protocol]:
                 self._head_timer = None
 
     return BoundedProtocol
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """Drops the connection with all that is buffered for it, here and in the kernel."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 def bind(config: ServeConfig) -> list[socket.socket]:

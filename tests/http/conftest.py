@@ -37,7 +37,7 @@ def server(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """The one that most tests share: three models, an alias, eight streams."""
     process = ServerProcess(
         models_dir, tmp_path_factory.mktemp("server") / "log", model=f"{SMOLLM2},random,scripted",
-        aliases=f"{ALIAS}={SMOLLM2}", n_ctx=2048, max_streams=8, max_queue=8, log_level="debug",
+        aliases=f"{ALIAS}={SMOLLM2}", n_ctx=2048, max_streams=8, max_queue=8, n_threads=1, log_level="debug",
     )  # fmt: skip
     try:
         yield process.wait_ready()
@@ -51,7 +51,7 @@ def start(tiny_dir: Path, tmp_path: Path) -> Iterator[Callable[..., ServerProces
     running: list[ServerProcess] = []
 
     def begin(**settings: Any) -> ServerProcess:
-        running.append(ServerProcess(tiny_dir, tmp_path / f"log{len(running)}", **{"model": "random", **settings}))
+        running.append(ServerProcess(tiny_dir, tmp_path / f"log{len(running)}", **{"model": "random", "n_threads": 1, **settings}))
         return running[-1]
 
     yield begin

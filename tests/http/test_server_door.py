@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -26,8 +27,9 @@ def exchange(port: int, data: bytes, seconds: float = 20) -> bytes:
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
         connection.sendall(data)
         parts = []
-        while part := connection.recv(65536):
-            parts.append(part)
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(65536):
+                parts.append(part)
     return b"".join(parts)
 
 

@@ -80,10 +80,9 @@ def test_a_stalled_reader_is_let_go(start: Callable[..., ServerProcess]) -> None
         server.wait_for(lambda: busy(server) == 0 and server.metric("polargrid_open_streams") == 0)
         assert server.metric("polargrid_generated_tokens_total") < 16000  # it did not just come to its end
         connection.settimeout(20)
-        with pytest.raises(OSError):  # cut, not closed: nothing more was flushed for it
+        with pytest.raises(ConnectionResetError):  # not closed in order: that would have kept its buffers until it reads
             while connection.recv(65536):
                 pass
-            raise ConnectionResetError  # an orderly end would have come after all 16000 chunks
 
 
 def test_silence_is_filled_with_comments(start: Callable[..., ServerProcess]) -> None:
