@@ -87,9 +87,11 @@ export class Answer {
   }
 }
 
+const sentence = (words) => words[0].toUpperCase() + words.slice(1) + (/[.!?]$/.test(words) ? '' : '.');
+
 /** `{title, text, key}`: an error in words for the reader; `key` when the API key is to blame. */
 export function explained(error) {
-  const text = error?.message ?? String(error);
+  const text = sentence(error?.message ?? String(error));
   if (error instanceof NetworkError) return { title: 'The server does not answer', text: 'It may have stopped. Start it with “polargrid-local serve”, then try again.' };
   if (error instanceof TimeoutError) return { title: 'The server has gone quiet', text: 'Nothing arrived for a long time. It may be overloaded.' };
   if (error instanceof AuthenticationError) return { title: 'This server wants an API key', text, key: true };

@@ -4,6 +4,7 @@ import { byId, copyButton, el, icon } from './dom.js';
 import { showMarkdown } from './markdown.js';
 
 const NEAR_BOTTOM_PX = 80;
+const LONG_CHARS = 1000;
 const IDEAS = [
   'Explain how a prefix cache saves work, in simple words',
   'Write a Python function that merges two sorted lists',
@@ -105,6 +106,7 @@ export class Transcript {
     this.#shown.set(message.id, parts);
     if (mine) {
       body.textContent = message.content;
+      if (message.content.length > LONG_CHARS) body.tabIndex = 0; // it scrolls within itself
       parts.footer.append(
         action('edit', 'Edit', () => this.edit(message), 'edit'), copyButton('Copy the message', () => message.content));
     } else {

@@ -9,7 +9,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from scripted_server import ScriptedServer
+from scripted_server import WEB, ScriptedServer
+
+__all__ = ["NODE_MODULES", "WEB", "chromium", "context", "page", "scripted"]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

@@ -1,0 +1,77 @@
+"""The chat page on a real server with a real model: it is served, it talks, it stops, it loads and unloads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from browser import chromium, context  # noqa: F401 - fixtures
+from serving import SAID, SMOLLM2, ServerProcess
+
+pytestmark = pytest.mark.browser
+
+
+def opened(context: Any, server: ServerProcess, model: str) -> Any:
+    page = context.new_page()
+    page.goto(server.url)
+    page.locator("#model-button").click()
+    page.locator("#model-menu b", has_text=model).click()
+    page.locator("#model-dot[data-state=loaded]").wait_for()
+    assert page.locator("#model-name").inner_text() == model
+    return page
+
+
+def ask(page: Any, text: str) -> None:
+    page.fill("#prompt", text)
+    page.keyboard.press("Enter")
+
+
+def test_a_trained_model_answers_twice_and_remembers(context: Any, server: ServerProcess) -> None:
+    page = opened(context, server, SMOLLM2)
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Longest answer").fill("24")
+    page.locator("#settings .primary").click()
+    for n, question in enumerate(["Write a short poem about the sea.", "Say it in other words."]):
+        ask(page, question)
+        page.locator(".message[data-role=assistant]").nth(n).locator(".figures").get_by_text("per second").wait_for(timeout=60_000)
+        assert len(page.locator(".body").nth(n).inner_text()) > 10
+        assert page.locator(".error").count() == 0
+    page.get_by_text("longest allowed length").last.wait_for()
+
+
+def test_every_piece_arrives(context: Any, server: ServerProcess) -> None:
+    page = opened(context, server, "scripted")
+    ask(page, "\ue001")
+    page.locator(".message footer .figures", has_text=f"{len(SAID)} tokens").wait_for()
+    assert page.locator(".body").text_content() == "".join(SAID)
+
+
+def test_stop_frees_the_engine(context: Any, server: ServerProcess) -> None:
+    page = opened(context, server, "random")
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Longest answer").fill("15000")
+    page.locator("#settings .primary").click()
+    ask(page, "go on for ever")
+    page.locator(".status .figures", has_text="tokens").wait_for()
+    assert server.metric("polargrid_running_requests") == 1
+    page.locator("#stop").click()
+    page.get_by_text("You stopped this answer.").wait_for()
+    server.wait_for(lambda: server.metric("polargrid_open_streams") == 0 and server.metric("polargrid_running_requests") == 0)
+
+
+def test_a_prompt_longer_than_the_context_is_explained(context: Any, server: ServerProcess) -> None:
+    page = opened(context, server, SMOLLM2)
+    ask(page, "word " * 5000)
+    page.get_by_role("alert").get_by_text("This chat no longer fits").wait_for()
+
+
+def test_models_are_unloaded_and_loaded_again_when_asked(context: Any, server: ServerProcess) -> None:
+    page = opened(context, server, "scripted")
+    page.locator("#model-button").click()
+    page.get_by_label("Unload scripted").click()
+    page.locator("#model-menu li", has_text="scripted").get_by_text("not loaded").wait_for()
+    page.keyboard.press("Escape")
+    ask(page, "\ue001")
+    page.locator(".message footer .figures").wait_for()
+    assert page.locator(".body").text_content() == "".join(SAID)
+    assert "scripted" in server.get("/v1/models/status").json()["loaded"]
