@@ -97,47 +97,64 @@ def write(path: str | Path, metadata: Mapping[str, Any], tensors: list[Tensor]) 
     os.replace(partial, path)
 
 
-def read_metadata(path: str | Path, prefix: str = "") -> dict[str, Raw]:
-    """The metadata of a GGUF whose keys start with `prefix`, unparsed. Raises ValueError if it is no GGUF v2/v3."""
-    data = np.memmap(path, mode="r")
-    pos = 0
+class Reader:
+    """Keys and tensor list of a GGUF file, unparsed and unchecked: for files of our own making or that have been loaded before.
 
-    def take(fmt: str) -> tuple[Any, ...]:
-        nonlocal pos
-        pos += struct.calcsize(fmt)
-        return struct.unpack_from(fmt, data, pos - struct.calcsize(fmt))
+    Raises ValueError if it is no GGUF v2/v3."""
 
-    def string() -> bytes:
-        nonlocal pos
-        (n,) = take("<Q")
-        pos += n
-        return bytes(data[pos - n:pos])
+    def __init__(self, path: str | Path) -> None:
+        self._data = np.memmap(path, mode="r")
+        self._at = 0
+        magic, version, n_tensors, n_keys = self._take("<4sIQQ")
+        if magic != b"GGUF" or version not in (2, 3):
+            raise ValueError(f"{path} is not a GGUF of version 2 or 3")
+        self.metadata: dict[str, Raw] = {}
+        for _ in range(n_keys):
+            key = self._string().decode()
+            start = self._at
+            self._skip(self._take("<I")[0])
+            self.metadata[key] = Raw(bytes(self._data[start:self._at]))
+        self.tensors: dict[str, tuple[tuple[int, ...], int]] = {}  # name -> shape (rows first), type code
+        for _ in range(n_tensors):
+            name = self._string().decode()
+            (n_dims,) = self._take("<I")
+            dims = self._take(f"<{n_dims}Q")
+            self.tensors[name] = dims[::-1], self._take("<IQ")[0]
 
-    def skip(code: int) -> None:
-        nonlocal pos
+    def _take(self, fmt: str) -> tuple[Any, ...]:
+        self._at += struct.calcsize(fmt)
+        return struct.unpack_from(fmt, self._data, self._at - struct.calcsize(fmt))
+
+    def _string(self) -> bytes:
+        (n,) = self._take("<Q")
+        self._at += n
+        return bytes(self._data[self._at - n:self._at])
+
+    def _skip(self, code: int) -> None:
         if code == _STRING:
-            string()
+            self._string()
         elif code == _ARRAY:
-            item, n = take("<IQ")
+            item, n = self._take("<IQ")
             if item in _SIZE:
-                pos += n * _SIZE[item]
+                self._at += n * _SIZE[item]
             else:
                 for _ in range(n):
-                    skip(item)
+                    self._skip(item)
         else:
-            pos += _SIZE[code]
+            self._at += _SIZE[code]
 
-    magic, version, _, n_keys = take("<4sIQQ")
-    if magic != b"GGUF" or version not in (2, 3):
-        raise ValueError(f"{path} is not a GGUF of version 2 or 3")
-    found = {}
-    for _ in range(n_keys):
-        key = string().decode()
-        start = pos
-        skip(take("<I")[0])
-        if key.startswith(prefix):
-            found[key] = Raw(bytes(data[start:pos]))
-    return found
+
+def work_per_token(path: str | Path) -> tuple[int, int, int]:
+    """Of a Llama file: multiply-adds of a prompt token (layers only) and of a decoded token, and weight bytes read per decode step."""
+    types = {t.code: t for t in TYPES.values()}
+    tensors = Reader(path).tensors
+    head = "output.weight" if "output.weight" in tensors else "token_embd.weight"
+    layers = n_bytes = 0
+    for name, (shape, code) in tensors.items():
+        if len(shape) == 2 and name != "token_embd.weight" or name == head:
+            n_bytes += types[code].n_bytes(shape[0] * shape[1])
+            layers += shape[0] * shape[1] if name != head else 0
+    return layers, layers + tensors[head][0][0] * tensors[head][0][1], n_bytes
 
 
 def q8_0(weights: np.ndarray) -> np.ndarray:

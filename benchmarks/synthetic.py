@@ -20,7 +20,8 @@ import gguf_file
 import numpy as np
 
 SHAPES = {"8b": dict(n_layer=32, n_embd=4096, n_ff=14336, n_head=32, n_head_kv=8),
-          "1b": dict(n_layer=16, n_embd=2048, n_ff=8192, n_head=32, n_head_kv=8)}
+          "1b": dict(n_layer=16, n_embd=2048, n_ff=8192, n_head=32, n_head_kv=8),
+          "tiny": dict(n_layer=1, n_embd=256, n_ff=256, n_head=4, n_head_kv=2)}  # for tests of vocabulary and template
 FILE_TYPES = {"q4_0": 2, "q8_0": 7, "q4_k_m": 15}
 N_VOCAB, N_CTX, ROPE_BASE = 128256, 131072, 500000.0
 PART_BYTES = 64 << 20
@@ -111,7 +112,8 @@ def vocabulary(path: Path | None) -> dict[str, Any]:
     if path is not None:
         template = path.parent / "templates" / "meta-llama-Llama-3.1-8B-Instruct.jinja"
         text = template.read_text() if template.exists() else FALLBACK_TEMPLATE
-        return {**gguf_file.read_metadata(path, "tokenizer."), **specials, "tokenizer.chat_template": text}
+        keys = {key: value for key, value in gguf_file.Reader(path).metadata.items() if key.startswith("tokenizer.")}
+        return {**keys, **specials, "tokenizer.chat_template": text}
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     tokens = [chr(c) for c in plain] + [chr(0x100 + i) for i in range(256 - len(plain))]
     pairs = ["".join(p) for p in itertools.product("etaoinshrdlucmfwypvbgkjqxz", repeat=2)]

@@ -1,0 +1,206 @@
+"""The whole engine against llama-cpp-python and against both CPU modes of llama.cpp, interleaved round by round.
+
+    python benchmarks/bench.py MODEL.gguf [--sections load,stream,...] [--rounds 5] [--threads N] [--n-ctx 2048]
+
+Every engine runs in a process of its own and takes its turn in every round. Prints tables of medians (min..max) and, last, one line of
+JSON. Needs the package installed, and llama-cpp-python built for this CPU.
+
+    load     seconds to load, memory after it        stream   first text cold and warm, tokens per second of one stream
+    turns    chats A, A's next turn, B, A again      streams  1, 2, 4, 8 readers at once
+    modes    prefill and decode against llama.cpp's bare loop, weights repacked and not
+    cancel   from cancel() to idle                   loop     longest gap of an event loop while a prompt of --long tokens prefills
+    chunk    CPU time our Python spends per chunk, on a scripted engine
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf_file
+import measure
+from measure import Samples, Worker, record
+
+ENGINES = measure.HERE / "engines.py"
+OURS, PEER, REPACK, PLAIN = "polargrid_local", "llama-cpp-python", "llama.cpp default", "llama.cpp no repack"
+SECTIONS = ("load", "stream", "turns", "streams", "modes", "cancel", "loop", "chunk")
+
+
+class Bench:
+    """One model, its workers (started when first needed) and the tables so far."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.seed = int(time.time()) % 100_000 * 1000
+        self.tables: dict[str, str] = {}
+        self.medians: dict[str, Any] = {}
+        self._workers: dict[str, Worker] = {}
+
+    def worker(self, name: str, n_ctx: int = 0, streams: int = 8) -> Worker:
+        """A loaded worker of its own."""
+        worker = Worker(ENGINES, name, str(self.args.model), *map(str, (self.args.threads, n_ctx or self.args.n_ctx, streams)))
+        worker("load")
+        return worker
+
+    def shared(self, name: str) -> Worker:
+        """The worker that stays for all sections."""
+        if name not in self._workers:
+            self._workers[name] = self.worker(name)
+        return self._workers[name]
+
+    def rounds(self, one: Callable[[int], None], warm_up: bool = False, n: int = 0) -> None:
+        """Calls `one` with a fresh seed per round. A warm-up round must be thrown away by its caller."""
+        for _ in range((n or self.args.rounds) + warm_up):
+            self.seed += 100
+            one(self.seed)
+
+    def add(self, section: str, title: str, samples: Samples, columns: list[str], **ratio: Any) -> None:
+        self.tables[section] = f"**{title}**\n\n{measure.table(samples, columns, **ratio)}"
+        self.medians[section] = measure.medians(samples)
+        print(self.tables[section] + "\n", flush=True)
+
+    def load(self) -> None:
+        samples: Samples = {}
+
+        def one(seed: int) -> None:
+            for column, name in ((OURS, "ours"), (PEER, "peer"), (PLAIN, "plain")):
+                worker = self.worker(name, streams=1)
+                worker("prefill", n_prompt=64, seed=seed)
+                values = worker("memory")
+                worker.close()
+                record(samples, column, {"load (s)": values["load_s"], "peak resident (MiB)": values["peak_mib"],
+                                         "not backed by the file (MiB)": values["anonymous_mib"]})
+        self.rounds(one, n=min(3, self.args.rounds))
+        self.add("load", "Load, then one short prompt", samples, [OURS, PEER, PLAIN], against=PEER)
+
+    def stream(self) -> None:
+        samples: Samples = {}
+        n_prompt, n_tokens = 128, self.args.tokens
+
+        def one(seed: int) -> None:
+            for column, name in ((OURS, "ours"), (PEER, "peer")):
+                v = self.shared(name)("stream", n_prompt=n_prompt, n_tokens=n_tokens, seed=seed)
+                record(samples, column, {f"first text, {n_prompt} tokens, cold (s)": v["cold_s"],
+                                         "first text, same prompt again (s)": v["warm_s"], "streamed, tokens/s": v["tokens_per_s"]})
+            record(samples, "bare loop", {"streamed, tokens/s": self.shared("ours")("bare", n_prompt=n_prompt, n_tokens=n_tokens)})
+        self.rounds(one)
+        cells = samples["streamed, tokens/s"]
+        share = measure.ratios("tokens/s", {"a": cells[OURS], "b": cells["bare loop"]}, "a", ["b"])
+        self.add("stream", f"One stream of {n_tokens} tokens through the public API (bare loop: llama.cpp's own greedy loop in the "
+                           f"same build and process; we stream at {measure.spread(share)} of it)",
+                 samples, [OURS, PEER, "bare loop"], against=PEER)
+        self.medians["stream"]["streamed / bare loop"] = statistics.median(share)
+
+    def turns(self) -> None:
+        samples: Samples = {}
+        n_prompt = min(self.args.n_ctx // 2, 1024)
+
+        def one(seed: int) -> None:
+            for column, name in ((OURS, "ours"), (PEER, "peer")):
+                v = self.shared(name)("turns", n_prompt=n_prompt, seed=seed)
+                record(samples, column, {f"chat {turn}, first text (s)": value for turn, value in v.items()})
+        self.rounds(one)
+        self.add("turns", f"Two chats in turn, first messages of {n_prompt} tokens", samples, [OURS, PEER], against=PEER)
+
+    def streams(self) -> None:
+        samples: Samples = {}
+
+        def one(seed: int) -> None:
+            for n in (1, 2, 4, 8):
+                row = f"{n} at once, total tokens/s"
+                record(samples, OURS, {row: self.shared("ours")("decode", n_streams=n, n_tokens=self.args.tokens, seed=seed + n)})
+                record(samples, PEER, {row: self.shared("peer")("one_by_one", n_streams=n, n_tokens=self.args.tokens // 2, seed=seed + n)})
+        self.rounds(one)
+        self.add("streams", "Concurrent streams (llama-cpp-python serves one after the other)", samples, [OURS, PEER], against=PEER)
+
+    def modes(self) -> None:
+        samples: Samples = {}
+        mac, _, n_bytes = gguf_file.work_per_token(self.args.model)
+        read, dots = measure.limits(self.args.threads)
+
+        def one(seed: int) -> None:
+            for operation, sizes in (("prefill", (128, 512)), ("decode", (1, 2, 4, 8))):
+                for n in sizes:
+                    for column, name in ((OURS, "ours"), (REPACK, "peer"), (PLAIN, "plain")):
+                        if operation == "prefill":
+                            value = self.shared(name)("prefill", n_prompt=n, seed=seed)
+                        else:
+                            value = self.shared(name)("decode", n_streams=n, n_tokens=self.args.tokens, seed=seed)
+                        record(samples, column, {f"{operation} {n}, tokens/s": value})
+        self.rounds(one)
+        share = {}
+        ours = {row: statistics.median(cells[OURS]) for row, cells in samples.items()}
+        if read:
+            share["one stream"] = f"{ours['decode 1, tokens/s'] * n_bytes / 1e9 / read:.0%} of the read bandwidth"
+        if dots:
+            share["prefill 512"] = f"{ours['prefill 512, tokens/s'] * mac / 1e9 / dots:.0%} of the int8 peak"
+        self.add("modes", "Prefill of one prompt and total decode rate of 1..8 streams; ours through the public API, llama.cpp's without "
+                          "sampling. Limits measured beforehand: " + ", ".join(f"{k} {v}" for k, v in share.items()),
+                 samples, [OURS, REPACK, PLAIN], best_of=[REPACK, PLAIN])
+        self.medians["modes"]["of the limits"] = share
+
+    def cancel(self) -> None:
+        samples: Samples = {}
+
+        def one(seed: int) -> None:
+            for column, name in ((OURS, "ours"), (PEER, "peer")):
+                v = self.shared(name)("cancel", n_prompt=self.args.n_ctx - 600, seed=seed)
+                record(samples, column, {"in prefill (ms)": v["prefill_ms"], "in decode (ms)": v["decode_ms"]})
+        self.rounds(one)
+        self.add("cancel", "From cancel() to idle (llama-cpp-python: until the object is free)", samples, [OURS, PEER])
+
+    def loop(self) -> None:
+        samples: Samples = {}
+
+        def one(seed: int) -> None:
+            for column, name in ((OURS, "ours"), (PEER, "peer")):
+                worker = self.worker(name, n_ctx=self.args.long + 64, streams=1)
+                v = worker("loop_gap", n_prompt=self.args.long, seed=seed)
+                worker.close()
+                record(samples, column, {"longest gap of the event loop (ms)": v["gap_ms"], "first text (s)": v["first_s"]})
+        self.rounds(one, n=min(3, self.args.rounds))
+        self.add("loop", f"An event loop while a prompt of {self.args.long} tokens prefills", samples, [OURS, PEER], against=PEER)
+
+    def chunk(self) -> None:
+        import scripted
+        samples: Samples = {}
+        self.rounds(lambda seed: record(samples, OURS, scripted.cost_per_chunk(self.args.model)))
+        self.add("chunk", "CPU time of our Python per chunk, whole process, engine scripted", samples, [OURS])
+
+    def close(self) -> None:
+        for worker in self._workers.values():
+            worker.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--sections", default=",".join(SECTIONS), help="some of " + ",".join(SECTIONS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=measure.n_threads())
+    parser.add_argument("--tokens", type=int, default=64, help="per answer")
+    parser.add_argument("--n-ctx", type=int, default=2048)
+    parser.add_argument("--long", type=int, default=8000, help="tokens of the prompt in section loop")
+    args = parser.parse_args()
+    unknown = set(args.sections.split(",")) - set(SECTIONS)
+    if unknown or not args.model.is_file():
+        parser.error(f"no such section: {', '.join(unknown)}" if unknown else f"no model file at {args.model}")
+    machine = measure.machine(args.threads)
+    print(f"`python benchmarks/bench.py {' '.join(sys.argv[1:])}`\n\n"
+          + ", ".join(f"{key} {value}" for key, value in machine.items()) + "\n", flush=True)
+    bench = Bench(args)
+    try:
+        for section in args.sections.split(","):
+            getattr(bench, section)()
+    finally:
+        bench.close()
+    print(json.dumps({"model": args.model.name, "machine": machine, "medians": bench.medians}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""A native engine that says a fixed text at a steady pace, to measure what our own Python costs per chunk."""
+from __future__ import annotations
+
+import queue
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+PAUSE_S = 0.001
+QUIET = dict(text="", code="", details={}, reason="", progress=0.0, n_prompt=10, n_cached=0, n_generated=1, queue_ms=0.0,
+             prefill_ms=1.0, first_token_ms=1.0, total_ms=1.0, logprobs=[], embedding=None)
+
+
+class Scripted:
+    """The eight verbs; every step yields one event for each running request."""
+
+    def __init__(self, path: str, options: dict[str, Any]) -> None:
+        self._running: dict[int, list[Any]] = {}  # id -> events still to come, the last one first
+        self._inbox: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+        self._next_id, self._loaded, self._closed = 1, False, False
+
+    def submit(self, request: dict[str, Any]) -> int:
+        self._next_id += 1
+        self._inbox.put((self._next_id, request["max_tokens"]))
+        return self._next_id
+
+    def wait_events(self, timeout_ms: int) -> list[Any]:
+        if self._closed:
+            raise RuntimeError("engine_closed", "the engine is closed", {})
+        if not self._loaded:
+            self._loaded = True
+            return [SimpleNamespace(id=0, kind="loaded", **QUIET)]
+        time.sleep(PAUSE_S)
+        while not self._inbox.empty():
+            key, n = self._inbox.get()
+            word = SimpleNamespace(id=key, kind="text", **{**QUIET, "text": " word"})
+            self._running[key] = [SimpleNamespace(id=key, kind="finished", **{**QUIET, "reason": "length"})] + [word] * n
+        events = [left.pop() for left in self._running.values()]
+        for event in events:
+            if event.kind == "finished":
+                del self._running[event.id]
+        return events
+
+    def cancel(self, id: int) -> None:  # noqa: A002 - the native name
+        self._running.pop(id, None)
+
+    def tokenize(self, spans: Any, add_bos: bool = True) -> list[int]:
+        return [1] * 10
+
+    def info(self) -> dict[str, Any]:
+        return {"n_ctx": 100_000, "n_vocab": 1000, "max_streams": 8, "chat_template": "{{ messages[0]['content'] }}"}
+
+    def stats(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        self._closed = True
+
+
+def cost_per_chunk(model: Path, n: int = 500) -> dict[str, float]:
+    """Process CPU microseconds per chunk, less what the scripted engine itself takes, for one and for eight streams."""
+    from polargrid_local import Engine
+
+    def bare(streams: int) -> float:
+        engine = Scripted("", {})
+        engine.wait_events(0)
+        for _ in range(streams):
+            engine.submit({"max_tokens": n})
+        start = time.process_time()
+        while engine.wait_events(0) or engine._running:
+            pass
+        return time.process_time() - start
+
+    costs = {}
+    with Engine(model, engine_factory=Scripted) as engine:
+        for n_streams in (1, 8):
+            own = bare(n_streams)
+            streams = [engine.chat_completion_stream(messages=[{"role": "user", "content": "x"}], max_tokens=n)
+                       for _ in range(n_streams)]
+            start = time.process_time()
+            chunks = sum(1 for together in zip(*streams, strict=True) for _ in together)
+            costs[f"{n_streams} streams (us)"] = 1e6 * (time.process_time() - start - own) / chunks
+    return costs
