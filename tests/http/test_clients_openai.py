@@ -1,0 +1,151 @@
+"""Clients made for OpenAI, unchanged: openai, langchain-openai, httpx-sse and curl."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+
+import httpx
+import httpx_sse
+import openai
+import pytest
+from serving import ALIAS, SAID, SMOLLM2, ServerProcess
+
+SAY = [{"role": "user", "content": "\ue001"}]
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+def test_chat(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="scripted", messages=SAY, stop="caf")  # type: ignore[arg-type]
+    assert answer.choices[0].message.content == "".join(SAID[:2]) + " "
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens >= 2
+
+
+def test_chat_stream_with_usage(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="scripted", messages=SAY, stream=True, stream_options={"include_usage": True}, max_completion_tokens=50  # type: ignore[arg-type]
+    )
+    chunks = list(stream)
+    assert [c.choices[0].delta.content for c in chunks if c.choices][1:-1] == SAID
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == len(SAID)
+
+
+def test_the_stream_helper_accumulates(client: openai.OpenAI) -> None:
+    with client.chat.completions.stream(model="scripted", messages=SAY) as stream:  # type: ignore[arg-type]
+        deltas = [event.delta for event in stream if event.type == "content.delta"]
+        assert stream.get_final_completion().choices[0].message.content == "".join(deltas) == "".join(SAID)
+
+
+def test_logprobs(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="scripted", messages=SAY, logprobs=True, top_logprobs=2)  # type: ignore[arg-type]
+    assert answer.choices[0].logprobs is not None
+    content = answer.choices[0].logprobs.content
+    assert content is not None
+    assert [entry.token for entry in content][: len(SAID)] == SAID
+    assert len(content[0].top_logprobs) == 2
+
+
+def test_completions(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="scripted", prompt=["\ue000", "a\ue000"])
+    assert [choice.text for choice in answer.choices] == ["".join(SAID)] * 2
+    pieces = [chunk.choices[0].text for chunk in client.completions.create(model="scripted", prompt="\ue000", stream=True)]
+    assert pieces == [*SAID, ""]
+
+
+def test_embeddings(client: openai.OpenAI) -> None:
+    answer = client.embeddings.create(model=SMOLLM2, input=["one", "two", "one"])
+    one, two, again = (row.embedding for row in answer.data)
+    assert len(one) == 576
+    assert one == pytest.approx(again, abs=1e-4)
+    assert one != pytest.approx(two, abs=1e-2)
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert {SMOLLM2, ALIAS} <= {model.id for model in client.models.list()}
+    assert client.models.retrieve("HuggingFaceTB/SmolLM2-135M-Instruct").id == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def test_errors(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.chat.completions.create(model="nope", messages=SAY)  # type: ignore[arg-type]
+    assert (missing.value.code, missing.value.param, missing.value.type) == ("model_not_loaded", "model", "not_found_error")
+    assert missing.value.message.startswith("Error code: 404")
+    assert missing.value.request_id
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.chat.completions.create(model="scripted", messages=SAY, n=3)  # type: ignore[arg-type]
+    assert bad.value.param == "n"
+    with pytest.raises(openai.BadRequestError) as long:
+        client.completions.create(model=SMOLLM2, prompt="word " * 5000)
+    assert long.value.code == "context_length_exceeded"
+
+
+def test_a_wrong_key(start: Callable[..., ServerProcess]) -> None:
+    server = start(api_key="right").wait_ready()
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong") as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="right") as client:
+        assert client.models.list().data
+
+
+async def test_async_client_and_early_end(server: ServerProcess) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="any") as client:
+        stream = await client.chat.completions.create(
+            model="random", messages=SAY, stream=True, max_tokens=2000, extra_body={"ignore_eos": True}  # type: ignore[arg-type]
+        )
+        async for chunk in stream:
+            if chunk.choices[0].delta.content:
+                break
+        await stream.close()
+    server.wait_for(lambda: server.metric("polargrid_running_requests") == 0)
+
+
+async def test_langchain(server: ServerProcess) -> None:
+    from langchain_core.messages import HumanMessage, SystemMessage
+    from langchain_openai import ChatOpenAI
+
+    async with httpx.AsyncClient() as http_async_client:
+        model = ChatOpenAI(
+            base_url=f"{server.url}/v1", api_key="any", model="scripted", max_retries=0, http_async_client=http_async_client  # type: ignore[arg-type]
+        )
+        messages = [SystemMessage("Be brief"), HumanMessage("\ue001")]
+        answer = model.invoke(messages)
+        assert answer.content == "".join(SAID)
+        assert answer.usage_metadata is not None
+        assert answer.usage_metadata["output_tokens"] == len(SAID)
+        assert "".join(str(chunk.content) for chunk in model.stream(messages)) == "".join(SAID)
+        assert "".join([str(chunk.content) async for chunk in model.astream(messages)]) == "".join(SAID)
+
+
+def test_httpx_sse(server: ServerProcess) -> None:
+    body = {"model": "scripted", "messages": SAY, "stream": True}
+    with httpx.Client(trust_env=False) as client:
+        with httpx_sse.connect_sse(client, "POST", f"{server.url}/v1/chat/completions", json=body) as source:
+            events = list(source.iter_sse())
+    assert events[-1].data == "[DONE]"
+    assert {event.event for event in events} == {"message"}
+    assert [json.loads(event.data)["choices"][0]["delta"].get("content") for event in events[1:-2]] == SAID
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_curl(server: ServerProcess) -> None:
+    run = subprocess.run(
+        ["curl", "-sSN", "--noproxy", "*", "--max-time", "60", f"{server.url}/v1/chat/completions",
+         "-H", "Content-Type: application/json", "-d", json.dumps({"model": "scripted", "messages": SAY, "stream": True})],
+        capture_output=True, check=True, timeout=90,
+    )  # fmt: skip
+    lines = run.stdout.split(b"\n\n")
+    assert lines[-2:] == [b"data: [DONE]", b""]
+    assert b'"delta":{"content":"Hi"}' in lines[1]
