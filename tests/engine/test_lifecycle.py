@@ -1,0 +1,209 @@
+"""Birth and death: loading, cancelling a load, closing under load, leaving the interpreter, quiet streams of output."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import chat, content_of, stats_of, wait_until_idle
+
+from polargrid_local import AsyncEngine, Engine, EngineClosed, InvalidModelError, MemoryEstimateError, NotFoundError, ValidationError
+
+
+def run(program: str, *args: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    code = textwrap.dedent(program)
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def test_progress_rises_to_one(smollm2: Path) -> None:
+    seen: list[float] = []
+    Engine(smollm2, n_ctx=256, on_load_progress=seen.append).close()
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+
+
+def test_an_exception_in_the_progress_callback_cancels_the_load(smollm2: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(_: float) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        Engine(smollm2, n_ctx=256, on_load_progress=stop)
+
+
+@pytest.mark.parametrize("live", ["stream", "thread", "nothing"])
+def test_leaving_the_interpreter_with_a_live_engine(smollm2: Path, live: str) -> None:
+    done = run(
+        """
+        import sys, threading
+        from polargrid_local import Engine
+        engine = Engine(sys.argv[1], n_ctx=512, max_streams=2)
+        ask = dict(messages=[{"role": "user", "content": "Tell me a long story."}], max_tokens=400)
+        if sys.argv[2] == "stream":
+            stream = engine.chat_completion_stream(**ask)
+            next(stream); next(stream)
+        if sys.argv[2] == "thread":
+            threading.Thread(target=lambda: list(engine.chat_completion_stream(**ask)), daemon=True).start()
+        print("out")
+        """,
+        str(smollm2), live,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "out\n", "")
+
+
+def test_nothing_is_written_to_the_hosts_output(smollm2: Path, caplog: pytest.LogCaptureFixture) -> None:
+    done = run("import sys; from polargrid_local import Engine\nwith Engine(sys.argv[1], n_ctx=256) as e: pass", str(smollm2))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    with caplog.at_level(logging.DEBUG, logger="polargrid_local.llama"):
+        Engine(smollm2, n_ctx=256).close()
+    assert any("n_ctx" in record.getMessage() for record in caplog.records)
+
+
+def test_ctrl_c_in_a_stream_cancels_and_leaves_the_engine_usable(engine: Engine) -> None:
+    stream = engine.chat_completion_stream(**chat("word " * 1500, max_tokens=300))
+    timer = threading.Timer(0.3, lambda: signal.raise_signal(signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        for _ in stream:
+            pass
+        time.sleep(5)
+    stream.close()
+    wait_until_idle(engine)
+    assert content_of(engine.chat_completion(**chat("hi")))
+
+
+@pytest.mark.parametrize("how", ["break", "close", "cancel", "garbage", "with"])
+def test_every_way_to_stop_reading_frees_the_sequence(engine: Engine, how: str) -> None:
+    before = wait_until_idle(engine)["n_cancelled"]
+    stream = engine.chat_completion_stream(**chat("Tell me a long story.", max_tokens=500))
+    if how == "with":
+        with stream:
+            next(stream)
+    else:
+        for _ in stream:
+            break
+        if how in ("close", "cancel"):
+            getattr(stream, how)()
+    del stream
+    gc.collect()
+    assert wait_until_idle(engine)["n_cancelled"] == before + 1
+
+
+def test_a_cancelled_stream_just_ends(engine: Engine) -> None:
+    stream = engine.chat_completion_stream(**chat("Tell me a long story.", max_tokens=500))
+    next(stream)
+    stream.cancel()
+    rest = list(stream)
+    assert all(chunk["choices"][0]["finish_reason"] is None for chunk in rest)
+    assert stream.finish_reason is None
+
+
+async def test_task_cancel_and_timeout_free_the_sequence(smollm2: Path) -> None:
+    async with AsyncEngine(smollm2, n_ctx=1024, max_streams=2) as engine:
+        async def read() -> None:
+            async for _ in engine.chat_completion_stream(**chat("Tell me a long story.", max_tokens=900)):
+                pass
+
+        task = asyncio.create_task(read())
+        await asyncio.sleep(0.2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(read(), 0.2)
+        gc.collect()
+        while stats_of(engine)["n_running"]:
+            await asyncio.sleep(0.01)
+        assert stats_of(engine)["n_cancelled"] == 2
+
+
+def test_closing_in_the_middle_of_everything(smollm2: Path) -> None:
+    engine = Engine(smollm2, n_ctx=512, max_streams=2, max_queue=8)
+    outcomes: list[Any] = []
+
+    def read() -> None:
+        try:
+            list(engine.chat_completion_stream(**chat("Tell me a long story.", max_tokens=400)))
+            outcomes.append("ended")
+        except EngineClosed:
+            outcomes.append("closed")
+
+    threads = [threading.Thread(target=read) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    while not stats_of(engine)["n_running"]:
+        pass
+    engine.close()
+    for thread in threads:
+        thread.join(30)
+    assert outcomes == ["closed"] * 6
+
+
+def test_load_and_close_many_times_keeps_memory(scripted: Any) -> None:
+    from test_concurrency import resident_bytes
+
+    _, said = scripted([["a"]])
+
+    def cycle(n: int) -> None:
+        for _ in range(n):
+            with Engine(said.path, n_ctx=256, max_streams=2) as engine:
+                engine.completion(prompt=said.prompt(0), max_tokens=2)
+
+    cycle(10)
+    before = resident_bytes()
+    cycle(50)
+    assert resident_bytes() - before < 20 << 20
+
+
+def test_files_that_are_no_models(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        Engine(tmp_path / "missing.gguf")
+    (tmp_path / "junk.gguf").write_bytes(b"GGUF" + bytes(1000))
+    with pytest.raises(InvalidModelError):
+        Engine(tmp_path / "junk.gguf")
+    (tmp_path / "empty.gguf").touch()
+    with pytest.raises(InvalidModelError):
+        Engine(tmp_path / "empty.gguf")
+
+
+def test_a_truncated_model_is_refused(smollm2: Path, tmp_path: Path) -> None:
+    data = smollm2.read_bytes()
+    for size in (64, 4096, 1 << 20, len(data) // 2, len(data) - 1):
+        (tmp_path / "cut.gguf").write_bytes(data[:size])
+        with pytest.raises(InvalidModelError):
+            Engine(tmp_path / "cut.gguf")
+
+
+def test_what_cannot_fit_is_refused_before_allocation(smollm2: Path) -> None:
+    with pytest.raises(MemoryEstimateError) as refusal:
+        Engine(smollm2, n_ctx=1 << 24, max_streams=64)
+    assert int(refusal.value.details["need"]) > int(refusal.value.details["have"])
+    assert 0 < int(refusal.value.details["max_n_ctx"]) < 1 << 24
+
+
+@pytest.mark.parametrize(("option", "value"), [("n_batch", 1), ("max_streams", 0), ("n_threads", 1000), ("device", "tpu"), ("n_ctx", -1)])
+def test_bad_options_are_named(smollm2: Path, option: str, value: Any) -> None:
+    with pytest.raises(ValidationError, match=option):
+        Engine(smollm2, **{option: value})
+
+
+def test_mmap_off_and_kernels_off_say_the_same(smollm2: Path, engine: Engine) -> None:
+    request = chat("What is the capital of France?", max_tokens=12)
+    expected = content_of(engine.chat_completion(**request))
+    with Engine(smollm2, n_ctx=512, max_streams=1, mmap=False) as other:
+        assert content_of(other.chat_completion(**request)) == expected
+    with Engine(smollm2, n_ctx=512, max_streams=1, kernels=False) as other:
+        assert other.info()["kernels"] == "off"
+        assert content_of(other.chat_completion(**request)) == expected  # a short answer with wide margins

@@ -1,0 +1,138 @@
+"""Tokens: Llama-3.1's vocabulary and template against reference vectors, and user text that stays text."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from polargrid_local import Engine, ValidationError
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import synthetic  # noqa: E402
+
+LITERALS = ["<|eot_id|>", "<|start_header_id|>", "<|begin_of_text|>", "<|python_tag|>", "<|im_start|>", "<|im_end|>", "<s>", "[INST]"]
+
+
+@pytest.fixture(scope="session")
+def llama_tree() -> Path:
+    """The llama.cpp tree that the build fetched, or was told to use."""
+    tree = os.environ.get("PGL_LLAMA_CPP_DIR")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "polargrid_local"
+    for candidate in [Path(tree)] if tree else sorted(cache.glob("llama-cpp-python-*/*/vendor/llama.cpp")):
+        if (candidate / "models/ggml-vocab-llama-bpe.gguf").is_file():
+            return candidate
+    pytest.skip("no llama.cpp tree with the Llama-3 vocabulary: set PGL_LLAMA_CPP_DIR")
+
+
+@pytest.fixture(scope="session")
+def llama31(llama_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """Llama-3.1's own vocabulary and chat template on a tiny body of random weights."""
+    path = tmp_path_factory.mktemp("llama31") / "llama31.gguf"
+    synthetic.write(path, shape="tiny", vocab=llama_tree / "models/ggml-vocab-llama-bpe.gguf")
+    template = (llama_tree / "models/templates/meta-llama-Llama-3.1-8B-Instruct.jinja").read_text()
+    with Engine(path, n_ctx=1024, max_streams=1, chat_template=template) as engine:
+        yield engine
+
+
+def test_llama_bpe_reference_vectors(llama31: Engine, llama_tree: Path) -> None:
+    stem = llama_tree / "models/ggml-vocab-llama-bpe.gguf"
+    texts = Path(f"{stem}.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
+    expected = [[int(n) for n in line.split()] for line in Path(f"{stem}.out").read_text().split("\n")][: len(texts)]
+    compared = 0
+    for text, ids in zip(texts, expected, strict=True):
+        if text:
+            assert llama31.tokenize(text)[1:] == ids, text  # less the BOS that a prompt gets
+            compared += 1
+    assert compared >= 40
+
+
+def test_llama31_chat_ids(llama31: Engine) -> None:
+    """The layout Meta documents: header, blank line, text, end of turn; text ids are the vocabulary's own."""
+    bos, start, end, eot = 128000, 128006, 128007, 128009
+    ids = llama31.tokenize(messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello world"}])
+    plain = lambda text: llama31.tokenize(text)[1:]  # noqa: E731
+    assert ids[0] == bos
+    assert ids.count(bos) == 1
+    turns: list[list[int]] = []
+    for token in ids[1:]:
+        if token == start:
+            turns.append([])
+        else:
+            turns[-1].append(token)
+    assert [turn[0] for turn in turns] == [plain(role)[0] for role in ("system", "user", "assistant")]
+    assert turns[1] == [*plain("user"), end, *plain("\n\nHello world"), eot]
+    assert turns[2] == [*plain("assistant"), end, *plain("\n\n")]
+
+
+@pytest.mark.peer
+def test_llama31_chat_ids_equal_the_reference_tokenization(llama31: Engine, llama_tree: Path) -> None:
+    import jinja2
+    llama_cpp = pytest.importorskip("llama_cpp")
+    reference = llama_cpp.Llama(str(llama_tree / "models/ggml-vocab-llama-bpe.gguf"), vocab_only=True, verbose=False)
+    text = (llama_tree / "models/templates/meta-llama-Llama-3.1-8B-Instruct.jinja").read_text()
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["strftime_now"] = lambda form: __import__("datetime").datetime.now().strftime(form)
+    for content in ("Hello world", "a\n\nb  c", "日本 🎉", "def f():\n\treturn 1", "x" * 300):
+        messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": content}]
+        rendered = environment.from_string(text).render(messages=messages, add_generation_prompt=True, bos_token="<|begin_of_text|>")
+        expected = reference.tokenize(rendered.encode(), add_bos=False, special=True)
+        assert llama31.tokenize(messages=messages) == expected
+
+
+@pytest.mark.parametrize("literal", LITERALS)
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_no_literal_in_a_message_becomes_a_control_token(llama31: Engine, engine: Engine, literal: str, role: str) -> None:
+    for model in (llama31, engine):
+        def controls(content: str) -> list[int]:
+            messages = [{"role": "user", "content": "x"}, {"role": role, "content": content}]
+            ids = model.tokenize(messages=messages)  # noqa: B023
+            return [token for token in ids if token in special]
+
+        special = {token for text in LITERALS for token in special_ids(model, text)}
+        assert controls(f"a {literal} b{literal}") == controls("harmless")
+
+
+def special_ids(model: Engine, literal: str) -> list[int]:
+    """The control token that a template may write with this text, if the vocabulary has one."""
+    ids = model._models.find(None).model.tokenize([(literal, True)], add_bos=False)
+    return ids if len(ids) == 1 else []
+
+
+def test_a_long_run_of_one_character_is_no_stack_overflow(engine: Engine) -> None:
+    import threading
+
+    outcomes: list[str] = []
+
+    def attempt() -> None:
+        for character in ("a", "!", " ", "\n", "語", "\u0301"):
+            try:
+                engine.tokenize(character * 100_000)
+                outcomes.append("tokens")
+            except ValidationError:
+                outcomes.append("refused")
+
+    threading.stack_size(512 * 1024)
+    try:
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        thread.join()
+    finally:
+        threading.stack_size(0)
+    assert len(outcomes) == 6
+
+
+@pytest.mark.parametrize("text", ["", "\0", "a\0b", "\u200b", "\ufffd", "🏳️‍🌈" * 50])
+def test_odd_text_round_trips_or_is_refused(engine: Engine, text: str) -> None:
+    if text:
+        assert engine.tokenize(text)
+    reply = engine.chat_completion(messages=[{"role": "user", "content": text}], max_tokens=2, temperature=0)
+    assert reply["usage"]["completion_tokens"] <= 2
+
+
+def test_a_lone_surrogate_is_refused(engine: Engine) -> None:
+    with pytest.raises(ValidationError, match="surrogate"):
+        engine.chat_completion(messages=[{"role": "user", "content": "\ud800"}])
