@@ -18,6 +18,7 @@ class Call:
 
     _model: LoadedModel
     _box: Mailbox
+    prefill: tuple[int, int] | None = None  # tokens of a long prompt read so far, and all; None before and after
 
     def __init__(self) -> None:
         self._assembler = Assembler("", "", 0, 0, 1)  # until there is a job: nothing said, nothing counted
@@ -34,6 +35,7 @@ class Call:
     def _feed(self, index: int, event: Any) -> None:
         if self._over:
             return  # cancelled while we waited
+        self.prefill = (round(event.progress * event.n_prompt), event.n_prompt) if event.kind == "progress" else None
         assembler = self._assembler
         try:
             self._chunks.extend(assembler.feed(event, index))
@@ -258,7 +260,7 @@ async def _text_of_async(stream: AsyncIterable[Mapping[str, Any]]) -> AsyncItera
 
 # A sentence ends with its stop, closing quotes and the blanks behind them, once the next character is there to show that
 # the blanks are over; a CJK stop needs no blank; a line break always ends one.
-_SENTENCE = re.compile(r"""(?:[^\n]*?(?:[.!?…]["'”’»)\]]*\s+|[。！？][」』”’）]*)|[^\n]*\n\s*)(?=\S)""")
+_SENTENCE = re.compile(r"""(?:[^\n]*?(?:[.!?…]["'”’»)\]]*\s+|[。！？][」』”’）]*\s*)|[^\n]*\n\s*)(?=\S)""")
 
 
 @overload
