@@ -114,9 +114,13 @@ inline void transpose(Vec * m) {
     }
 }
 
+inline Vec widen(__m256i x) {
+    return {_mm256_cvtph_ps(_mm256_castsi256_si128(x)), _mm256_cvtph_ps(_mm256_extracti128_si256(x, 1))};
+}
 }  // namespace
 }  // namespace pgl::kernels
 
+#include "attention_f16.h"
 #include "attention_body.h"
 
 namespace pgl::kernels {

@@ -82,9 +82,11 @@ inline void transpose(Vec * m) {
     }
 }
 
+inline Vec widen(__m256i halves16) { return _mm512_cvtph_ps(halves16); }
 }  // namespace
 }  // namespace pgl::kernels
 
+#include "attention_f16.h"
 #include "attention_body.h"
 
 namespace pgl::kernels {

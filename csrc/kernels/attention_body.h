@@ -7,6 +7,8 @@
 //   out    = fma over the cells of a block in order; a masked cell adds 0 * v, which is skipped or not, for no change
 //   sums   = four vectors of a block by pairs, then lanes by halves
 
+#include "attention_load.h"
+
 namespace pgl::kernels {
 namespace {
 
@@ -35,62 +37,12 @@ inline float negative_infinity() {
     return -__builtin_inff();
 }
 
-/// 16 values of a cell from element `d`.
-inline Vec load_cell(CellType type, const char * cell, int d) {
-    switch (type) {
-        case CellType::f16: return load_f16(cell + 2 * d);
-        case CellType::q8_0: {
-            const char * block = cell + (d / 32) * 34;  // f16 scale, 32 x int8
-            return mul(load_i8(block + 2 + d % 32), broadcast_f16(block));
-        }
-        default: return load(reinterpret_cast<const float *>(cell) + d);
-    }
-}
-
-/// K of cells [0, n) as kt[d][block_cells]; columns past n are zero.
-inline void load_k(const AttentionRows & a, int64_t first, int n, float * kt) {
-    for (int c = 0; c < block_cells; c += 16) {
-        const int m = n - c < 16 ? n - c : 16;
-        for (int d = 0; d < a.dk; d += 16) {
-            Vec tile[16];
-            for (int i = 0; i < 16; ++i) {
-                tile[i] = i < m ? load_cell(a.k_type, a.k + (first + c + i) * a.k_bytes, d) : set1(0.0f);
-            }
-            if (m > 0) {
-                transpose(tile);
-            }
-            for (int i = 0; i < 16; ++i) {
-                store(kt + (d + i) * block_cells + c, tile[i]);
-            }
-        }
-    }
-}
-
-/// V of the cells in `valid` as v[cell][dv], the others zero: what lies in a masked cell may be anything. False if a
-/// valid one holds NaN or infinity.
-inline bool load_v(const AttentionRows & a, int64_t first, uint64_t valid, float * v) {
-    Vec poison = set1(0.0f);
-    for (int c = 0; c < block_cells; ++c, v += a.dv) {
-        if (valid >> c & 1) {
-            for (int d = 0; d < a.dv; d += 16) {
-                const Vec x = load_cell(a.v_type, a.v + (first + c) * a.v_bytes, d);
-                poison = fma(x, set1(0.0f), poison);
-                store(v + d, x);
-            }
-        } else {
-            for (int d = 0; d < a.dv; d += 16) {
-                store(v + d, set1(0.0f));
-            }
-        }
-    }
-    return !any_nan(poison);
-}
-
 struct Block {
     int dk, dv;
     float scale;
     const float * kt;            // [dk][block_cells]
-    const float * v;             // [block_cells][dv]
+    const char * v;              // cells, v_bytes apart
+    size_t v_bytes;
 };
 
 struct Row {
@@ -99,20 +51,21 @@ struct Row {
     uint64_t valid;
 };
 
-/// out[R rows][16 * N] = rescale * out + p v over the first n cells.
-template <int R, int N>
-inline void accumulate_v(const float * v, int dv, const float (*p)[block_cells], int n, const float * rescale,
+/// out[R rows][16 * N from d] = rescale * out + p v over the cells in `any`.
+template <CellType type, int R, int N>
+inline void accumulate_v(const Block & b, int d, const float (*p)[block_cells], uint64_t any, const float * rescale,
                          float * out) {
     Vec acc[R][N];
     for (int r = 0; r < R; ++r) {
         for (int i = 0; i < N; ++i) {
-            acc[r][i] = mul(load(out + r * dv + 16 * i), set1(rescale[r]));
+            acc[r][i] = mul(load(out + r * b.dv + d + 16 * i), set1(rescale[r]));
         }
     }
-    for (int c = 0; c < n; ++c, v += dv) {
+    for (; any; any &= any - 1) {
+        const int c = __builtin_ctzll(any);
         Vec x[N];
         for (int i = 0; i < N; ++i) {
-            x[i] = load(v + 16 * i);
+            x[i] = load_cell<type>(b.v + c * b.v_bytes, d + 16 * i);
         }
         for (int r = 0; r < R; ++r) {
             const Vec weight = set1(p[r][c]);
@@ -123,7 +76,7 @@ inline void accumulate_v(const float * v, int dv, const float (*p)[block_cells],
     }
     for (int r = 0; r < R; ++r) {
         for (int i = 0; i < N; ++i) {
-            store(out + r * dv + 16 * i, acc[r][i]);
+            store(out + r * b.dv + d + 16 * i, acc[r][i]);
         }
     }
 }
@@ -197,7 +150,7 @@ inline void softmax(const Block & b, const Row * rows, AttentionState state, flo
     }
 }
 
-template <int R>
+template <CellType type, int R>
 void attend_tile(const Block & b, const Row * rows, AttentionState state) {
     uint64_t any = 0;
     for (int r = 0; r < R; ++r) {
@@ -210,26 +163,26 @@ void attend_tile(const Block & b, const Row * rows, AttentionState state) {
     alignas(64) float rescale[16];
     scores<R>(b, rows, p);
     softmax<R>(b, rows, state, p, rescale);
-    const int n = 64 - __builtin_clzll(any);
     int d = 0;
     for (; d + 16 * tile_vecs <= b.dv; d += 16 * tile_vecs) {
-        accumulate_v<R, tile_vecs>(b.v + d, b.dv, p, n, rescale, state.out + d);
+        accumulate_v<type, R, tile_vecs>(b, d, p, any, rescale, state.out);
     }
     for (; d < b.dv; d += 16) {
-        accumulate_v<R, 1>(b.v + d, b.dv, p, n, rescale, state.out + d);
+        accumulate_v<type, R, 1>(b, d, p, any, rescale, state.out);
     }
 }
 
-template <int R>
+template <CellType type, int R = tile_rows>
 inline void attend_tile_of(int n, const Block & b, const Row * rows, AttentionState state) {
     if (n == R) {
-        attend_tile<R>(b, rows, state);
+        attend_tile<type, R>(b, rows, state);
     } else if constexpr (R > 1) {
-        attend_tile_of<R - 1>(n, b, rows, state);
+        attend_tile_of<type, R - 1>(n, b, rows, state);
     }
 }
 
 /// Tokens [t0, t1) over one block, in tiles as equal as they come.
+template <CellType type>
 inline void attend_block(const AttentionRows & a, const Block & b, const uint16_t * mask, int64_t mask_stride,
                          const uint64_t * valid, int t0, int t1, AttentionState state) {
     const int begin = t0 * a.n_group, end = t1 * a.n_group;
@@ -245,11 +198,12 @@ inline void attend_block(const AttentionRows & a, const Block & b, const uint16_
             rows[j].mask = mask ? mask + token * mask_stride : nullptr;
             rows[j].valid = valid[token];
         }
-        attend_tile_of<tile_rows>(n, b, rows, at);
+        attend_tile_of<type>(n, b, rows, at);
     }
 }
 
-void attend(const AttentionRows & a, int64_t first, int64_t last, AttentionState state, char * scratch) {
+template <CellType k_type, CellType v_type>
+void attend_cells(const AttentionRows & a, int64_t first, int64_t last, AttentionState state, char * scratch) {
     float * kt = reinterpret_cast<float *>(scratch);
     float * v = kt + block_cells * a.dk;
     uint64_t * valid = reinterpret_cast<uint64_t *>(v + block_cells * a.dv);
@@ -262,7 +216,9 @@ void attend(const AttentionRows & a, int64_t first, int64_t last, AttentionState
     for (int64_t i = 0; i < static_cast<int64_t>(n_rows) * a.dv; i += 16) {
         store(state.out + i, set1(0.0f));
     }
-    const Block block = {a.dk, a.dv, a.scale, kt, v};
+    // One token: its rows see the same cells, and V is read where it lies. More: unpacked once for all.
+    const bool in_place = a.n_tokens == 1 && a.n_group <= 2 * tile_rows;
+    Block block = {a.dk, a.dv, a.scale, kt, reinterpret_cast<const char *>(v), a.dv * sizeof(float)};
     for (; first < last; first += block_cells) {
         const int n = last - first < block_cells ? static_cast<int>(last - first) : block_cells;
         const uint16_t * mask = a.mask ? a.mask + first : nullptr;
@@ -284,16 +240,39 @@ void attend(const AttentionRows & a, int64_t first, int64_t last, AttentionState
         if (!any) {
             continue;
         }
-        load_k(a, first, 64 - __builtin_clzll(any), kt);
-        if (load_v(a, first, any, v)) {
-            attend_block(a, block, mask, mask_stride, valid, 0, a.n_tokens, state);
-            continue;
+        load_k<k_type>(a, first, 64 - __builtin_clzll(any), kt);
+        for (int c = block_cells; c < 2 * block_cells && first + c < a.n_cells; ++c) {
+            prefetch(a.k + (first + c) * a.k_bytes, cell_bytes<k_type>(a.dk));
         }
-        // 0 * NaN is not 0: give each token a V without the cells masked for it.
-        for (int t = 0; t < a.n_tokens; ++t) {
-            load_v(a, first, valid[t], v);
-            attend_block(a, block, mask, mask_stride, valid, t, t + 1, state);
+        if (in_place) {
+            block.v = a.v + first * a.v_bytes;
+            block.v_bytes = a.v_bytes;
+            attend_block<v_type>(a, block, mask, mask_stride, valid, 0, 1, state);
+        } else if (load_v<v_type>(a, first, any, v)) {
+            attend_block<CellType::f32>(a, block, mask, mask_stride, valid, 0, a.n_tokens, state);
+        } else {  // 0 * NaN is not 0: give each token a V without the cells masked for it
+            for (int t = 0; t < a.n_tokens; ++t) {
+                load_v<v_type>(a, first, valid[t], v);
+                attend_block<CellType::f32>(a, block, mask, mask_stride, valid, t, t + 1, state);
+            }
         }
+    }
+}
+
+template <CellType k_type>
+inline void attend_with_k(const AttentionRows & a, int64_t first, int64_t last, AttentionState state, char * scratch) {
+    switch (a.v_type) {
+        case CellType::f16: return attend_cells<k_type, CellType::f16>(a, first, last, state, scratch);
+        case CellType::q8_0: return attend_cells<k_type, CellType::q8_0>(a, first, last, state, scratch);
+        default: return attend_cells<k_type, CellType::f32>(a, first, last, state, scratch);
+    }
+}
+
+void attend(const AttentionRows & a, int64_t first, int64_t last, AttentionState state, char * scratch) {
+    switch (a.k_type) {
+        case CellType::f16: return attend_with_k<CellType::f16>(a, first, last, state, scratch);
+        case CellType::q8_0: return attend_with_k<CellType::q8_0>(a, first, last, state, scratch);
+        default: return attend_with_k<CellType::f32>(a, first, last, state, scratch);
     }
 }
 

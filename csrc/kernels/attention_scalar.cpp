@@ -106,6 +106,15 @@ inline void transpose(Vec * m) {
     }
 }
 
+/// 16 rows of 16 f16 at rows[i] to 16 rows of floats at to[j * stride], rows becoming columns.
+inline void transpose_f16(const char * const * rows, float * to, int stride) {
+    for (int i = 0; i < 16; ++i) {
+        for (int j = 0; j < 16; ++j) {
+            to[j * stride + i] = half_to_float(rows[i] + 2 * j);
+        }
+    }
+}
+
 }  // namespace
 }  // namespace pgl::kernels
 
