@@ -23,6 +23,7 @@ from urllib.parse import parse_qsl, unquote
 
 import polargrid
 import pydantic
+from polargrid import *  # noqa: F403 - whatever else a program imports from the official package
 from polargrid import types
 from polargrid.errors import create_error_from_response
 
@@ -30,7 +31,7 @@ from polargrid_local.errors import NotFoundError, PolarGridError, RateLimitError
 from polargrid_local.server.backend import Backend, OpenStream
 from polargrid_local.server.config import ServeConfig
 
-__all__ = ["PolarGrid", "PolarGridSync"]
+__all__ = sorted({*polargrid.__all__, "PolarGrid", "PolarGridSync"})  # noqa: PLE0605
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 T = TypeVar("T")

@@ -46,8 +46,7 @@ class Backend:
     _sharing: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, config: ServeConfig, engine: Any = None) -> None:
-        own = engine is None
-        if own:
+        if engine is None:  # ours; its models close themselves when nobody refers to them any more
             from polargrid_local import AsyncEngine
 
             engine = AsyncEngine(**config.engine_options())
@@ -55,9 +54,7 @@ class Backend:
         self.service.ready = True
         self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=_run, args=(self._loop, engine if own else None), name="polargrid-backend", daemon=True
-        )
+        self._thread = threading.Thread(target=_run, args=(self._loop,), name="polargrid-backend", daemon=True)
         self._thread.start()
         weakref.finalize(self, _stop, self._loop, self._thread, self._pid)
 
@@ -117,16 +114,13 @@ class Backend:
         return OpenStream(chunks, release)
 
 
-def _run(loop: asyncio.AbstractEventLoop, engine: Any) -> None:
+def _run(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
     loop.run_forever()
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
         task.cancel()
     loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-    if engine is not None:
-        loop.run_until_complete(engine.close())
-    loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
 
 

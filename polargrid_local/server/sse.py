@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": keep-alive\n\n"
+PREFILL_TICK_S = 0.2  # how often a comment may tell how much of a long prompt was read
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -39,8 +40,9 @@ class Chunks(Protocol):
 class EventStream(Response):
     """One event per chunk, flushed as it comes.
 
-    A comment when nothing else was written for `heartbeat_s`. Ends with [DONE], or with an error event and no [DONE]. The
-    generation is cancelled when the client leaves, takes nothing for `write_timeout_s`, or the request exceeds its time.
+    A comment when nothing else was written for `heartbeat_s`; `: prefill DONE TOTAL`, in tokens, while a long prompt is read.
+    Ends with [DONE], or with an error event and no [DONE]. The generation is cancelled when the client leaves, takes nothing
+    for `write_timeout_s`, or the request exceeds its time.
     `started`: when the request came, monotonic. `on_end` is called once, whatever happened.
     """
 
@@ -56,6 +58,7 @@ class EventStream(Response):
         self.started = started
         self._written = time.monotonic()
         self._writing = False
+        self._silent = True  # no text yet
         self._failure: asyncio.Future[PolarGridError] = asyncio.get_running_loop().create_future()
 
     def fail(self, error: PolarGridError) -> None:
@@ -87,8 +90,10 @@ class EventStream(Response):
         """Until the pump is done, the client gone, the reader stalled, or the stream failed and said so."""
         config = self.config
         tick = min(config.heartbeat_s, config.write_timeout_s) / 4
+        told: tuple[int, int] | None = None
         while not pump.done():
-            await asyncio.wait({pump, gone, self._failure}, timeout=tick, return_when=asyncio.FIRST_COMPLETED)
+            wait_s = min(tick, PREFILL_TICK_S) if self._silent else tick
+            await asyncio.wait({pump, gone, self._failure}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if pump.done() or gone.done() or self._stalled():
                 return
             now = time.monotonic()
@@ -101,7 +106,11 @@ class EventStream(Response):
                 await asyncio.wait({last, gone}, timeout=config.write_timeout_s, return_when=asyncio.FIRST_COMPLETED)
                 last.cancel()
                 return
-            if not self._writing and now - self._written >= config.heartbeat_s:
+            prefill = getattr(self.chunks, "prefill", None)
+            if prefill not in (None, told) and not self._writing:
+                told = prefill
+                await self._write(send, b": prefill %d %d\n\n" % prefill)
+            elif not self._writing and now - self._written >= config.heartbeat_s:
                 await self._write(send, COMMENT)
 
     async def _pump(self, send: Send) -> None:
@@ -111,6 +120,7 @@ class EventStream(Response):
             async for chunk in self.chunks:
                 await self._write(send, _event(chunk))
                 if _carries_text(chunk):
+                    self._silent = False
                     now = time.monotonic()
                     if before:
                         self.metrics.between_tokens.observe(now - before)

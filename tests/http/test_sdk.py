@@ -1,0 +1,294 @@
+"""polargrid_local.sdk: the official classes served in this process."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import copy
+import gc
+import importlib.metadata
+import inspect
+import os
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import polargrid
+import pytest
+from polargrid.types import ChatCompletionChunk, ChatCompletionRequest, CompletionChunk, EmbeddingRequest, Message
+from serving import REPOSITORY, SAID, SMOLLM2
+
+from polargrid_local import sdk
+from polargrid_local.sdk import PolarGrid, PolarGridSync
+
+SAY = [{"role": "user", "content": "\ue001"}]
+TEXT = "".join(SAID)
+
+
+@pytest.fixture(autouse=True)
+def settings(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("POLARGRID_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("POLARGRID_LOCAL_MODELS", str(models_dir))
+    monkeypatch.setenv("POLARGRID_LOCAL_N_CTX", "1024")
+    monkeypatch.setenv("POLARGRID_LOCAL_N_THREADS", "1")
+    monkeypatch.setenv("POLARGRID_LOCAL_ALIASES", f"llama-3.1-8b={SMOLLM2}")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opens a connection fails."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def keep_models() -> Iterator[list[Any]]:
+    """Holds the shared engine over the module, so that each model is loaded once."""
+    kept: list[Any] = []
+    yield kept
+    kept.clear()
+
+
+@pytest.fixture
+def client(keep_models: list[Any]) -> PolarGrid:
+    client = PolarGrid(api_key="pg_any")
+    keep_models.append(client._backend)
+    return client
+
+
+@pytest.fixture
+def sync(client: PolarGrid) -> PolarGridSync:
+    return PolarGridSync(api_key="pg_any")
+
+
+def test_signatures_are_the_official_ones() -> None:
+    for ours, official in ((PolarGrid, polargrid.PolarGrid), (PolarGridSync, polargrid.PolarGridSync)):
+        for name, method in inspect.getmembers(official, inspect.isfunction):
+            if not name.startswith("_") or name == "__init__":
+                mine = inspect.signature(getattr(ours, name))
+                assert [(p.name, p.kind, p.default) for p in mine.parameters.values()] == [
+                    (p.name, p.kind, p.default) for p in inspect.signature(method).parameters.values()
+                ], name
+                assert inspect.iscoroutinefunction(getattr(ours, name)) == inspect.iscoroutinefunction(method), name
+                assert inspect.isasyncgenfunction(getattr(ours, name)) == inspect.isasyncgenfunction(method), name
+    assert list(inspect.signature(PolarGrid.create).parameters) == list(inspect.signature(polargrid.PolarGrid.create).parameters)
+    assert set(polargrid.__all__) <= set(dir(sdk))
+
+
+async def test_text_methods(client: PolarGrid) -> None:
+    assert (await client.chat_completion({"model": "scripted", "messages": SAY})).choices[0].message.content == TEXT
+    chunks = [chunk async for chunk in client.chat_completion_stream({"model": "scripted", "messages": SAY})]
+    assert all(type(chunk) is ChatCompletionChunk for chunk in chunks)
+    assert [c.choices[0].delta.content for c in chunks] == [None, *SAID, None]
+    assert [c.choices[0].finish_reason for c in chunks] == [None] * (len(SAID) + 1) + ["stop"]
+    assert (await client.completion({"model": "scripted", "prompt": "\ue000"})).choices[0].text == TEXT
+    texts = [chunk async for chunk in client.completion_stream({"model": "scripted", "prompt": "\ue000"})]
+    assert all(type(chunk) is CompletionChunk for chunk in texts)
+    assert [chunk.choices[0].text for chunk in texts] == [*SAID, ""]
+    answer = await client.generate({"model": "scripted", "prompt": "\ue001"})
+    assert (answer.content, answer.usage.completion_tokens) == (TEXT, len(SAID))
+
+
+async def test_other_methods(client: PolarGrid) -> None:
+    assert (await client.load_model({"model_name": "random"})).message == "Model random loaded successfully"
+    assert {"random", SMOLLM2, "llama-3.1-8b"} <= {model.id for model in (await client.list_models()).data}
+    assert (await client.get_model("HuggingFaceTB/SmolLM2-135M-Instruct")).root == SMOLLM2
+    assert "random" in (await client.get_model_status()).loaded
+    health = await client.health()
+    assert (health.status, "random" in health.backend.info.models_loaded) == ("healthy", True)  # type: ignore[attr-defined]
+    assert (await client.get_gpu_status()).status == (await client.get_gpu_memory()).status == "success"
+    vectors = await client.embeddings(EmbeddingRequest(model="random", input=["the", "of"]))
+    assert len(vectors.data) == 2
+    assert (await client.get_status()).status == "healthy"
+    assert (await client.get_usage()).usage.total_requests > 0
+    assert (await client.get_usage("2001-01-01", "2001-01-02")).usage.total_requests == 0
+    assert (await client.unload_model({"model_name": "random"})).status == "success"
+    assert (await client.purge_gpu()).status == "success"
+    assert (await client.unload_all_models()).errors == []
+    assert (client.get_region_id(), client.get_region_name()) == ("local", "Local")
+    assert isinstance(await PolarGrid.create(routing_scope="global"), PolarGrid)
+
+
+async def test_requests_stay_as_they_are_and_zero_is_zero(client: PolarGrid) -> None:
+    request = {"model": SMOLLM2, "messages": [{"role": "user", "content": "Name a colour"}], "temperature": 0, "max_tokens": 12}
+    before = copy.deepcopy(request)
+    answers = {(await client.chat_completion(request)).choices[0].message.content for _ in range(3)}
+    assert len(answers) == 1
+    assert request == before
+    model = ChatCompletionRequest(model="llama-3.1-8b", messages=[Message(role="user", content="Hi")], max_tokens=2)
+    answer = await client.chat_completion(model)
+    assert (answer.model, answer.usage.completion_tokens) == ("llama-3.1-8b", 2)
+
+
+async def test_errors_are_the_official_classes(client: PolarGrid) -> None:
+    with pytest.raises(polargrid.NotFoundError, match="^Model not loaded"):
+        await client.chat_completion({"model": "gpt2", "messages": SAY})
+    with pytest.raises(polargrid.NotFoundError) as missing:
+        async for _ in client.completion_stream({"model": "gpt2", "prompt": "x"}):
+            pass
+    assert polargrid.is_polargrid_error(missing.value)
+    assert missing.value.request_id is not None
+    with pytest.raises(polargrid.NotFoundError):
+        await client.get_model("a/b")
+    for wrong in ({"messages": []}, {"max_tokens": 5000}, {"temperature": 3}, {"messages": [{"role": "robot", "content": "x"}]}):
+        with pytest.raises(polargrid.ValidationError):
+            await client.chat_completion({"model": "scripted", "messages": SAY, **wrong})
+    with pytest.raises(polargrid.ValidationError) as long:
+        await client.completion({"model": SMOLLM2, "prompt": "word " * 3000})
+    assert long.value.details is not None
+    with pytest.raises(polargrid.ValidationError, match="tools"):
+        tool = {"type": "function", "function": {"name": "f"}}
+        await client.chat_completion({"model": "scripted", "messages": SAY, "tools": [tool]})
+
+
+async def test_voice_is_refused_and_never_leaves(client: PolarGrid) -> None:
+    speech = {"model": "tts-1", "input": "x", "voice": "alloy"}
+    calls = [
+        client.text_to_speech(speech), client.transcribe(Path("none.mp3"), {"model": "whisper-1"}),
+        client.translate(b"x", {"model": "whisper-1"}), client.transcribe_async(b"x", {"model": "whisper-1"}),
+        client.transcribe_and_wait(b"x", {"model": "whisper-1"}), client.get_transcription_job("1"),
+        client.get_transcription_result("1"), anext(client.text_to_speech_stream(speech)),
+        anext(client.transcribe_stream(b"x", {"model": "whisper-1"})),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(polargrid.ServerError) as refused:
+            await call
+        assert refused.value.status_code == 501
+
+
+def test_mock_mode_is_the_official_one() -> None:
+    client = PolarGridSync(use_mock_data=True)
+    assert client.chat_completion({"model": "m", "messages": SAY}).choices[0].message.content
+    assert list(client.completion_stream({"model": "m", "prompt": "x"}))
+    assert client.health().status == "healthy"
+    assert client.text_to_speech({"model": "tts-1", "input": "x", "voice": "alloy"})
+
+
+def test_sync_methods(sync: PolarGridSync) -> None:
+    assert sync.chat_completion({"model": "scripted", "messages": SAY}).choices[0].message.content == TEXT
+    assert sync.completion({"model": "scripted", "prompt": "\ue000"}).choices[0].text == TEXT
+    assert sync.generate({"model": "scripted", "prompt": "\ue001"}).content == TEXT
+    assert sync.health().status == "healthy"
+    chunks = list(sync.chat_completion_stream({"model": "scripted", "messages": SAY}))
+    assert [c.choices[0].delta.content for c in chunks] == [None, *SAID, None]
+    with pytest.raises(polargrid.NotFoundError):
+        sync.chat_completion_stream({"model": "gpt2", "messages": SAY})  # at the call, not at the first step
+
+
+def test_sync_streams_are_lazy_and_end_when_dropped(sync: PolarGridSync) -> None:
+    stats = sync._async_client._backend.service.stats
+    sync.load_model({"model_name": "random"})
+    stream = sync.completion_stream({"model": "random", "prompt": "the", "max_tokens": 900})
+    assert next(stream).choices[0].text
+    assert stats()["random"]["n_running"] == 1  # it is still being generated
+    del stream
+    gc.collect()
+    for _ in range(200):
+        if stats()["random"]["n_running"] == 0:
+            break
+        threading.Event().wait(0.05)
+    assert stats()["random"]["n_running"] == 0
+    assert stats()["random"]["n_cancelled"] >= 1
+
+
+async def test_a_dropped_async_stream_ends(client: PolarGrid) -> None:
+    async for chunk in (stream := client.chat_completion_stream({"model": "random", "messages": SAY, "max_tokens": 900})):
+        if chunk.choices[0].delta.content:
+            break
+    await stream.aclose()  # type: ignore[attr-defined]
+    for _ in range(200):
+        if client._backend.service.stats()["random"]["n_running"] == 0:
+            break
+        await asyncio.sleep(0.05)
+    assert client._backend.service.stats()["random"]["n_running"] == 0
+
+
+async def test_a_failure_in_the_middle_is_a_network_error(client: PolarGrid) -> None:
+    seen = 0
+    with pytest.raises(polargrid.NetworkError):
+        async for chunk in client.chat_completion_stream({"model": "random", "messages": SAY, "max_tokens": 900}):
+            seen += bool(chunk.choices[0].delta.content)
+            if seen == 1 and chunk.choices[0].delta.content:
+                await client.unload_model({"model_name": "random"})
+
+
+def test_threads_and_loops_share_one_engine(client: PolarGrid) -> None:
+    async def one(i: int) -> str:
+        mine = PolarGrid()
+        assert mine._backend is client._backend
+        request = {"model": "scripted", "messages": [{"role": "user", "content": "the " * i + "\ue001"}]}
+        return "".join([c.choices[0].delta.content or "" async for c in mine.chat_completion_stream(request)])
+
+    async def three(i: int) -> set[str]:
+        return set(await asyncio.gather(one(i), one(i + 1), one(i + 2)))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(texts == {TEXT} for texts in pool.map(lambda i: asyncio.run(three(i)), range(4)))
+
+
+def test_a_program_ends_by_itself(models_dir: Path) -> None:
+    """No close, no hang, and nothing on stderr, also with a stream left open."""
+    program = f"""
+        from polargrid_local.sdk import PolarGridSync
+        client = PolarGridSync()
+        stream = client.completion_stream({{"model": "random", "prompt": "the", "max_tokens": 800}})
+        next(stream)
+        print(client.completion({{"model": "scripted", "prompt": {chr(0xE000)!r}}}).choices[0].text)
+    """
+    run = subprocess.run([sys.executable, "-X", "utf8", "-c", textwrap.dedent(program)], capture_output=True, timeout=120,
+                         env={**os.environ, "PYTHONPATH": str(REPOSITORY)})  # fmt: skip
+    assert (run.returncode, run.stdout.decode(), run.stderr.decode()) == (0, TEXT + "\n", "")
+
+
+# --- the official README, as it stands but for one line ---
+
+README = importlib.metadata.metadata("polargrid-sdk").get_payload()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+VOICE = re.compile(r"\b(text_to_speech|text_to_speech_stream|transcribe|translate)\(")
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+async def test_readme_example(number: int, client: PolarGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLARGRID_LOCAL_ALIASES", f"*={SMOLLM2}")  # llama-3.1-70b and gpt2 are not on this disk
+    code = EXAMPLES[number].replace("from polargrid import", "from polargrid_local.sdk import")
+    if "asyncio.run(main())" in code:
+        code = code.replace("asyncio.run(main())", "await main()")  # this test runs in a loop already
+    names: dict[str, Any] = {
+        "client": PolarGrid(), "request": {"model": "llama-3.1-8b", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4},
+        "update_ui": lambda text: None, "asyncio": asyncio, "Path": Path, "RateLimitError": polargrid.RateLimitError,
+    }  # fmt: skip
+    if "PolarGrid(" in code and "import PolarGrid" not in code:
+        names["PolarGrid"] = PolarGrid
+    await names["client"].load_model({"model_name": SMOLLM2})
+    compiled = compile(code, f"README example {number}", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+    async def run() -> None:
+        result = eval(compiled, names)
+        if inspect.isawaitable(result):
+            await result
+
+    if VOICE.search(code):
+        with pytest.raises(polargrid.ServerError, match="voice"):
+            await run()
+    elif "routing_scope=" in code:
+        with pytest.raises(TypeError, match="routing_scope"):  # nor does the official constructor know it
+            await run()
+        with pytest.raises(TypeError, match="routing_scope"):
+            polargrid.PolarGrid(routing_scope="country")  # type: ignore[call-arg]
+    elif "memory.memory[0]" in code and not (await client.get_gpu_memory()).memory:
+        with pytest.raises(IndexError):  # a machine without a GPU has no first one
+            await run()
+    else:
+        await run()
