@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import ValidationError
+from .pipeline import Assembler
 from .registry import Models, Progress
 from .runtime import inspect, system
 from .streams import AsyncChatStream, Batch, ChatStream, sentences, text_of
@@ -122,7 +123,7 @@ class Engine(_Settings):
         """One vector per input text."""
         return Batch().run(*self._models.begin("embedding", request, kwargs)).response()
 
-    def _answer(self, kind: str, request: Any, kwargs: dict[str, Any]) -> Any:
+    def _answer(self, kind: str, request: Any, kwargs: dict[str, Any]) -> Assembler:
         model, job = self._models.begin(kind, request, kwargs)
         with ChatStream(model, job, quiet=not job.assembler.watches) as stream:
             for _ in stream:
@@ -244,7 +245,7 @@ class AsyncEngine(_Settings):
             batch.cancel()
             raise
 
-    async def _answer(self, kind: str, request: Any, kwargs: dict[str, Any]) -> Any:
+    async def _answer(self, kind: str, request: Any, kwargs: dict[str, Any]) -> Assembler:
         async with AsyncChatStream(lambda: self._models.begin(kind, request, kwargs), quiet=True) as stream:
             async for _ in stream:
                 pass

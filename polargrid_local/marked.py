@@ -40,22 +40,22 @@ class Ledger:
         self._pieces.append(text)
         return chr(_FIRST + len(self._pieces) - 1)
 
-    def spans(self, raw: str) -> Iterator[Span]:
+    def spans(self, text: str) -> Iterator[Span]:
         """Template text (trusted) and user text (not), in order; pieces as they were marked or cut."""
-        at = 0
+        raw, at = _raw(text), 0
         for match in _STAND_IN.finditer(raw):
             index = ord(match[0]) - _FIRST
             if index >= len(self._pieces):
                 continue  # the template's own character
             if match.start() > at:
-                yield str.__str__(raw)[at:match.start()], True
+                yield raw[at:match.start()], True
             yield self._pieces[index], False
             at = match.end()
         if at < len(raw):
             yield raw[at:], True
 
-    def plain(self, raw: str) -> str:
-        return "".join(text for text, _ in self.spans(raw))
+    def plain(self, text: str) -> str:
+        return "".join(part for part, _ in self.spans(text))
 
     def build(self, spans: Iterable[Span]) -> str:
         raw = "".join(text if trusted else self._stand_in(text) for text, trusted in spans if text)
@@ -81,13 +81,18 @@ def merged(spans: Iterable[Span]) -> list[Span]:
 def joined(items: Iterable[Any]) -> str:
     """"".join of strings, marked where one of them is."""
     parts = list(items)
-    ledger = next((part._ledger for part in parts if part.__class__ is Text), None)
+    ledger = next((part._ledger for part in parts if isinstance(part, Text)), None)
     raw = "".join(parts)
     return raw if ledger is None else Text(raw, ledger)
 
 
+def _raw(text: str) -> str:
+    """With its stand-ins, as a str that nobody has taught anything."""
+    return str.__str__(text)
+
+
 def _plain(value: Any) -> Any:
-    if value.__class__ is Text:
+    if isinstance(value, Text):
         return value._plain()
     return tuple(map(_plain, value)) if isinstance(value, tuple) else value
 
@@ -97,24 +102,21 @@ class Text(str):
 
     _ledger: Ledger
 
-    def __new__(cls, raw: str, ledger: Ledger | None = None) -> Any:
+    def __new__(cls, raw: str, ledger: Ledger | None = None) -> Text:
         if ledger is None:  # some library builds one: without a ledger it is a plain string, its stand-ins still marked
-            return str.__new__(str, raw)
+            return str.__new__(str, raw)  # type: ignore[return-value]
         text = super().__new__(cls, raw)
         text._ledger = ledger
         return text
 
-    def _raw(self) -> str:
-        return str.__getitem__(self, slice(None)) if self.__class__ is str else "".join((self,))
-
     def _plain(self) -> str:
-        return self._ledger.plain(self._raw())
+        return self._ledger.plain(self)
 
     def _cut(self, start: int, stop: int) -> str:
         """The plain text's [start:stop], marks kept."""
         out: list[Span] = []
         at = 0
-        for text, trusted in self._ledger.spans(self._raw()):
+        for text, trusted in self._ledger.spans(self):
             low, high = max(start - at, 0), min(stop - at, len(text))
             if low < high:
                 out.append((text[low:high], trusted))
@@ -135,22 +137,22 @@ class Text(str):
         return hash(self._plain())
 
     def __eq__(self, other: object) -> bool:
-        return self._plain() == _plain(other)
+        return bool(self._plain() == _plain(other))
 
     def __ne__(self, other: object) -> bool:
-        return self._plain() != _plain(other)
+        return bool(self._plain() != _plain(other))
 
     def __lt__(self, other: str) -> bool:
-        return self._plain() < _plain(other)
+        return bool(self._plain() < _plain(other))
 
     def __le__(self, other: str) -> bool:
-        return self._plain() <= _plain(other)
+        return bool(self._plain() <= _plain(other))
 
     def __gt__(self, other: str) -> bool:
-        return self._plain() > _plain(other)
+        return bool(self._plain() > _plain(other))
 
     def __ge__(self, other: str) -> bool:
-        return self._plain() >= _plain(other)
+        return bool(self._plain() >= _plain(other))
 
     def __contains__(self, other: object) -> bool:
         return _plain(other) in self._plain()
@@ -159,7 +161,7 @@ class Text(str):
         return len(self._plain())
 
     def __iter__(self) -> Iterator[str]:
-        for text, trusted in self._ledger.spans(self._raw()):
+        for text, trusted in self._ledger.spans(self):
             for char in text:
                 yield char if trusted else self._ledger.mark(char)
 
@@ -172,18 +174,18 @@ class Text(str):
         return self._cut(index, index + 1)
 
     def __add__(self, other: str) -> str:
-        return Text(self._raw() + _raw(other), self._ledger) if isinstance(other, str) else NotImplemented
+        return Text(_raw(self) + _raw(other), self._ledger) if isinstance(other, str) else NotImplemented
 
     def __radd__(self, other: str) -> str:
-        return Text(_raw(other) + self._raw(), self._ledger) if isinstance(other, str) else NotImplemented
+        return Text(_raw(other) + _raw(self), self._ledger) if isinstance(other, str) else NotImplemented
 
     def __mul__(self, n: Any) -> str:
-        return Text(self._raw() * n, self._ledger)
+        return Text(_raw(self) * n, self._ledger)
 
     __rmul__ = __mul__
 
     def __mod__(self, args: Any) -> str:
-        return Text(self._raw() % args, self._ledger)
+        return Text(_raw(self) % args, self._ledger)
 
     # cutting
 
@@ -230,15 +232,17 @@ class Text(str):
             at += len(part) + gap
         return out
 
-    def splitlines(self, keepends: bool = False) -> list[str]:  # type: ignore[override]
+    def splitlines(self, keepends: bool = False) -> list[str]:
         lines = self._between(self._plain().splitlines(keepends=True), 0)
         return lines if keepends else [line[:len(bare)] for line, bare in zip(lines, self._plain().splitlines())]
 
-    def partition(self, sep: str) -> tuple[str, str, str]:  # type: ignore[override]
-        return tuple(self._between(self._plain().partition(_plain(sep)), 0))  # type: ignore[return-value]
+    def partition(self, sep: str) -> tuple[str, str, str]:
+        head, found, tail = self._between(self._plain().partition(_plain(sep)), 0)
+        return head, found, tail
 
-    def rpartition(self, sep: str) -> tuple[str, str, str]:  # type: ignore[override]
-        return tuple(self._between(self._plain().rpartition(_plain(sep)), 0))  # type: ignore[return-value]
+    def rpartition(self, sep: str) -> tuple[str, str, str]:
+        head, found, tail = self._between(self._plain().rpartition(_plain(sep)), 0)
+        return head, found, tail
 
     def replace(self, old: str, new: str, count: int = -1) -> str:  # type: ignore[override]
         if not old:
@@ -246,14 +250,10 @@ class Text(str):
         return Text("".join(_join(_raw(new), self.split(old, count))), self._ledger)
 
     def join(self, items: Iterable[str]) -> str:
-        return Text("".join(_join(self._raw(), items)), self._ledger)
+        return Text("".join(_join(_raw(self), items)), self._ledger)
 
     def encode(self, *args: Any, **kwargs: Any) -> bytes:
         return self._plain().encode(*args, **kwargs)
-
-
-def _raw(text: str) -> str:
-    return text._raw() if text.__class__ is Text else text
 
 
 def _join(separator: str, items: Iterable[str]) -> Iterator[str]:
@@ -280,7 +280,7 @@ def _change(name: str) -> Any:
 def _each(name: str) -> Any:
     """A change that works character by character."""
     def method(self: Text) -> Any:
-        spans = self._ledger.spans(self._raw())
+        spans = self._ledger.spans(self)
         return self._ledger.build([(getattr(text, name)(), trusted) for text, trusted in spans])
     return method
 
@@ -328,8 +328,5 @@ def to_json(value: Any, ledger: Ledger, **options: Any) -> str:
     # Stand-ins pass through unescaped; the template's own text is made ASCII afterwards, where that is asked for.
     text = json.dumps(walk(value), **{**options, "ensure_ascii": False})
     if ascii_only:
-        text = "".join(
-            part if _STAND_IN.match(part) else json.dumps(part)[1:-1].replace('\\"', '"').replace("\\\\", "\\").replace("\\n", "\n")
-            for part in re.split(f"({_STAND_IN.pattern})", text)
-        )
+        text = re.sub(r"[^\x00-\x7f]", lambda found: found[0] if _STAND_IN.match(found[0]) else json.dumps(found[0])[1:-1], text)
     return Text(text, ledger) if _STAND_IN.search(text) else text

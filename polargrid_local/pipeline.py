@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from .errors import ContextLengthError, ValidationError, from_code
 from .template import ChatTemplate
-from .types import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, Event, GenerateRequest, Message
+from .types import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, Event, GenerateRequest, Message, TextPart
 
 # No vocabulary has a longer piece; a prompt of more than n_ctx such pieces need not be tokenized to be refused.
 LONGEST_PIECE_BYTES = 512
@@ -92,7 +92,7 @@ def messages_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
     for message in messages:
         content = message.content
         if isinstance(content, list):
-            content = "\n".join(part.text for part in content)
+            content = "\n".join(part.text for part in content if isinstance(part, TextPart))  # images were refused
         entry: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": content or ""}
         if message.name is not None:
             entry["name"] = message.name
@@ -323,11 +323,16 @@ class Assembler:
         raise NotImplementedError
 
     def response(self) -> dict[str, Any]:
+        """The whole answer as one reply. Once `done`."""
+        raise NotImplementedError
+
+    def generate_response(self) -> dict[str, Any]:
+        """The whole answer as generate() gives it."""
         raise NotImplementedError
 
 
 def _token_text(entry: dict[str, Any]) -> str:
-    return entry["bytes"].decode("utf-8", "replace")
+    return str(entry["bytes"], "utf-8", "replace")
 
 
 class ChatAssembler(Assembler):
@@ -458,7 +463,7 @@ class EmbeddingAssembler(Assembler):
             "object": "list",
             "data": [
                 {"object": "embedding", "index": index, "embedding": [float(x) for x in choice.event.embedding]}
-                for index, choice in enumerate(self.choices)
+                for index, choice in enumerate(self.choices) if choice.event is not None
             ],
             "model": self.model,
             "usage": {"prompt_tokens": prompt, "total_tokens": prompt},

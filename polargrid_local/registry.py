@@ -99,13 +99,13 @@ class Models:
             if model is not None:
                 model.abort()
 
-    def unload(self, name: str) -> dict[str, Any]:
+    def unload(self, name: str | Path) -> dict[str, Any]:
         entry = self.find(name)
         with self._lock:
             self._entries.pop(entry.target.name, None)
             self._status[entry.target.name] = "unloaded"
         entry.model.close()
-        return {"status": "success", "model": name, "message": f"Model {name} unloaded successfully"}
+        return {"status": "success", "model": str(name), "message": f"Model {name} unloaded successfully"}
 
     def unload_all(self) -> dict[str, Any]:
         self._check()
@@ -138,7 +138,7 @@ class Models:
         if self.closed:
             raise EngineClosed("the engine is closed")
 
-    def find(self, name: str | None) -> Entry:
+    def find(self, name: str | Path | None) -> Entry:
         """A loaded model by id, alias, path or file name; the first one for None."""
         self._check()
         with self._lock:
@@ -147,7 +147,7 @@ class Models:
             if entries:
                 return next(iter(entries.values()))
             raise NotFoundError("Model not loaded: this engine has no model yet", code="model_not_loaded", param="model")
-        if name in entries:
+        if isinstance(name, str) and name in entries:
             return entries[name]
         with contextlib.suppress(NotFoundError, ValidationError):
             found = self._store.resolve(name)
@@ -155,7 +155,7 @@ class Models:
                 if found.path == entry.model.path:
                     return entry
         raise NotFoundError(
-            f"Model not loaded: '{name[:200]}'. Loaded: {', '.join(entries) or 'none'}",
+            f"Model not loaded: '{str(name)[:200]}'. Loaded: {', '.join(entries) or 'none'}",
             code="model_not_loaded", param="model",
         )
 
@@ -174,7 +174,7 @@ class Models:
         entry = self.find(model)
         if (text is None) == (messages is None):
             raise ValidationError("tokenize: give either text or messages", param="text")
-        if messages is None:
+        if text is not None:
             return entry.model.tokenize([(text, False)])
         request = parse_request("chat", None, {"messages": messages})
         return entry.model.tokenize(entry.target.template.render(messages_of(request.messages), now=datetime.now().astimezone()))

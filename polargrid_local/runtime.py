@@ -43,7 +43,7 @@ def core() -> Any:
 
 def system() -> dict[str, Any]:
     """Devices, CPU features and build of the native module."""
-    return core().system()
+    return dict(core().system())
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise NotFoundError(f"no model file at {path}", param="path")
     try:
-        return core().inspect(str(path))
+        return dict(core().inspect(str(path)))
     except Exception as error:
         raise _translate(error) from None
 

@@ -181,7 +181,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise TemplateError("chat template: makes a number of more than 4096 bits")
         return value
 
-    def concat(self, items: Any) -> str:  # type: ignore[override]
+    def concat(self, items: Any) -> str:
         parts = []
         for part in items:
             self.allow(len(part))
@@ -207,14 +207,14 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             _check_format(left)
         return self.checked(super().call_binop(context, operator, left, right))
 
-    def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
         self.tick()
         owner = getattr(obj, "__self__", None)
         if owner is self:
             return None  # tick itself
         if isinstance(owner, str):
             self.check_string(getattr(obj, "__name__", ""), owner, args)
-        elif isinstance(getattr(obj, "__wrapped__", None), Callable):  # str.format, wrapped by the sandbox
+        elif callable(getattr(obj, "__wrapped__", None)):  # str.format, wrapped by the sandbox
             _check_format(getattr(obj.__wrapped__, "__self__", ""))
         _check_numbers(args, kwargs)
         return self.checked(super().call(context, obj, *args, **kwargs))

@@ -20,7 +20,7 @@ MAY = {
     "runtime": WORDS | {"_core"},
     "registry": WORDS | {"pipeline", "runtime", "store", "template", "__init__"},
     "streams": WORDS | {"pipeline", "runtime"},
-    "engine": WORDS | {"registry", "streams", "runtime"},
+    "engine": WORDS | {"pipeline", "registry", "streams", "runtime"},
     "store": WORDS | {"partial", "download"},
     "partial": WORDS,
     "download": WORDS | {"store", "partial"},
