@@ -45,6 +45,8 @@ Panels panels_of(const Isa & isa, int64_t n_tokens, int block, int64_t n_blocks)
 constexpr int64_t private_limit = 8192;
 /// A block of weight rows that stays in the second-level cache while all tokens pass over it.
 constexpr int64_t cached_bytes = 384 << 10;
+/// Row groups shorter than this end before the hardware prefetcher is up to speed; then we ask, this far ahead.
+constexpr int64_t short_run = 16 << 10, prefetch_bytes = 18 << 10;
 constexpr int64_t alignment = 64;
 
 int64_t rows_of(const ggml_tensor * tensor) {
@@ -117,13 +119,14 @@ void matmul_compute(const ggml_compute_params * params, ggml_tensor * op) {
     // All tokens pass over a stretch of rows while its weights are cached; even, so that kernels can pair row groups.
     const int64_t group_bytes = planes.n_blocks * (shape.code_bytes + shape.scale_bytes);
     int64_t stretch = std::max<int64_t>(2, cached_bytes / group_bytes / 2 * 2);
+    const int64_t ahead = planes.n_blocks * shape.code_bytes < short_run ? prefetch_bytes : 0;
     const auto multiply = [&](int64_t first, int64_t last) {
         for (int64_t panel = 0; panel < panels.n_panels; ++panel) {
             isa.multiply[planes.type]({planes.codes + first * planes.n_blocks * shape.code_bytes,
                                        planes.scales + first * planes.n_blocks * shape.scale_bytes, last - first,
                                        planes.n_blocks, panels.at(scratch, panel), panels.width(panel),
                                        out + panels.first_token(panel) * weights->ne[1] + first * group_rows,
-                                       weights->ne[1], 2 * planes.n_blocks * shape.code_bytes});
+                                       weights->ne[1], ahead});
         }
     };
 

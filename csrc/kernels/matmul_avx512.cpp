@@ -21,7 +21,7 @@ struct Simd {
     static I load(const uint8_t * p) { return _mm512_loadu_si512(p); }
     static void store(uint8_t * p, I v) { _mm512_store_si512(p, v); }
     static void store(float * p, F v) { _mm512_storeu_ps(p, v); }
-    static void prefetch(const uint8_t * p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T0); }
+    static void prefetch(const uint8_t * p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1); }
     static I broadcast(uint32_t word) { return _mm512_set1_epi32(static_cast<int>(word)); }
     static F broadcast_f(float value) { return _mm512_set1_ps(value); }
     static I mask(I v, int bits) { return _mm512_and_si512(v, _mm512_set1_epi8(static_cast<char>(bits))); }

@@ -20,7 +20,7 @@ struct Simd256 {
     static I load(const uint8_t * p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
     static void store(uint8_t * p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), v); }
     static void store(float * p, F v) { _mm256_storeu_ps(p, v); }
-    static void prefetch(const uint8_t * p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T0); }
+    static void prefetch(const uint8_t * p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1); }
     static I broadcast(uint32_t word) { return _mm256_set1_epi32(static_cast<int>(word)); }
     static F broadcast_f(float value) { return _mm256_set1_ps(value); }
     static I mask(I v, int bits) { return _mm256_and_si256(v, _mm256_set1_epi8(static_cast<char>(bits))); }
