@@ -28,6 +28,7 @@ TERMINAL = frozenset(("finished", "embedding", "error"))
 LOG_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}  # as ggml numbers them
 
 log = logging.getLogger("polargrid_local.llama")
+logging.getLogger("polargrid_local").addHandler(logging.NullHandler())  # without it, warnings would go to stderr
 _MISSING: Any = object()
 _NEWS: Any = object()  # no event: a reader that finds it looks at its own state again
 
