@@ -87,7 +87,7 @@ export class Answer {
   }
 }
 
-const sentence = (words) => words[0].toUpperCase() + words.slice(1) + (/[.!?]$/.test(words) ? '' : '.');
+const sentence = (words) => words.replace(/^./u, (first) => first.toUpperCase()) + (/[.!?]$/.test(words) ? '' : '.');
 
 /** `{title, text, key}`: an error in words for the reader; `key` when the API key is to blame. */
 export function explained(error) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -46,17 +48,38 @@ def test_every_piece_arrives(context: Any, server: ServerProcess) -> None:
     assert page.locator(".body").text_content() == "".join(SAID)
 
 
-def test_stop_frees_the_engine(context: Any, server: ServerProcess) -> None:
+@pytest.fixture
+def endless(context: Any, start: Callable[..., ServerProcess]) -> tuple[Any, ServerProcess]:
+    """A page on a server whose model talks for up to 16384 tokens."""
+    server = start(model="random", n_ctx=16384, n_batch=32).wait_ready()
     page = opened(context, server, "random")
     page.get_by_role("button", name="Settings").click()
-    page.get_by_label("Longest answer").fill("15000")
+    page.get_by_label("Longest answer").fill("16000")
     page.locator("#settings .primary").click()
-    ask(page, "go on for ever")
-    page.locator(".status .figures", has_text="tokens").wait_for()
+    return page, server
+
+
+def stop(page: Any, server: ServerProcess) -> None:
     assert server.metric("polargrid_running_requests") == 1
     page.locator("#stop").click()
     page.get_by_text("You stopped this answer.").wait_for()
     server.wait_for(lambda: server.metric("polargrid_open_streams") == 0 and server.metric("polargrid_running_requests") == 0)
+
+
+def test_stop_frees_the_engine(endless: tuple[Any, ServerProcess]) -> None:
+    page, server = endless
+    ask(page, "go on for ever")
+    page.locator(".status .figures", has_text="tokens").wait_for()
+    stop(page, server)
+    assert page.locator(".body").inner_text() != ""
+
+
+def test_a_long_prefill_tells_how_far_it_is_and_can_be_stopped(endless: tuple[Any, ServerProcess]) -> None:
+    page, server = endless
+    ask(page, "of the " * 5000)
+    page.get_by_text(re.compile(r"Reading the prompt, [\d,]+ of 1[\d,]+ tokens")).wait_for()
+    stop(page, server)
+    assert page.locator(".body").inner_text() == ""
 
 
 def test_a_prompt_longer_than_the_context_is_explained(context: Any, server: ServerProcess) -> None:
