@@ -54,7 +54,8 @@ void join_nibbles_256(const uint8_t * codes, uint8_t * qs) {
 constexpr int k_scales = 4, k_high = 16, q4_k_codes = 16, q5_k_codes = 48;  // offsets inside Q4_K and Q5_K blocks
 constexpr int q6_k_high = 128, q6_k_scales = 192, q6_k_d = 208;
 
-void split(Type type, const uint8_t * block, uint8_t * codes) {
+template <Type type>
+void split(const uint8_t * block, uint8_t * codes) {
     switch (type) {
         case q4_0: nibbles_32(block + 2, codes); break;
         case q4_1: nibbles_32(block + 4, codes); break;
@@ -89,7 +90,8 @@ void split(Type type, const uint8_t * block, uint8_t * codes) {
     }
 }
 
-void join(Type type, const uint8_t * codes, uint8_t * block) {
+template <Type type>
+void join(const uint8_t * codes, uint8_t * block) {
     switch (type) {
         case q4_0: join_nibbles_32(codes, block + 2); break;
         case q4_1: join_nibbles_32(codes, block + 4); break;
@@ -132,20 +134,21 @@ struct CodePlane {
     int high_bits;   // per code
 };
 
-CodePlane code_plane(Type type) {
+constexpr CodePlane code_plane(Type type) {
     return type == q5_k ? CodePlane{8, 1} : type == q6_k ? CodePlane{4, 2} : CodePlane{8, 0};
 }
 
-void put_codes(Type type, const uint8_t * codes, uint8_t * plane) {
-    const int n = shapes[type].block / 4;
-    if (type == q8_0) {
+template <Type type>
+void put_codes(const uint8_t * codes, uint8_t * plane) {
+    constexpr int n = shapes[type].block / 4;
+    if constexpr (type == q8_0) {
         for (int o = 0; o < n; ++o) {
             store32(plane + o * vector_bytes, load32(codes + 4 * o));
         }
         return;
     }
-    const auto [operands, high_bits] = code_plane(type);
-    const uint32_t mask = high_bits == 2 ? 0x03030303u : 0x01010101u;
+    constexpr int operands = code_plane(type).operands, high_bits = code_plane(type).high_bits;
+    constexpr uint32_t mask = high_bits == 2 ? 0x03030303u : 0x01010101u;
     for (int o = 0; o < n; o += operands) {
         uint32_t high = 0;
         for (int i = 0; i < operands; i += 2) {
@@ -161,16 +164,17 @@ void put_codes(Type type, const uint8_t * codes, uint8_t * plane) {
     }
 }
 
-void get_codes(Type type, const uint8_t * plane, uint8_t * codes) {
-    const int n = shapes[type].block / 4;
-    if (type == q8_0) {
+template <Type type>
+void get_codes(const uint8_t * plane, uint8_t * codes) {
+    constexpr int n = shapes[type].block / 4;
+    if constexpr (type == q8_0) {
         for (int o = 0; o < n; ++o) {
             store32(codes + 4 * o, load32(plane + o * vector_bytes));
         }
         return;
     }
-    const auto [operands, high_bits] = code_plane(type);
-    const uint32_t mask = high_bits == 2 ? 0x03030303u : high_bits == 1 ? 0x01010101u : 0;
+    constexpr int operands = code_plane(type).operands, high_bits = code_plane(type).high_bits;
+    constexpr uint32_t mask = high_bits == 2 ? 0x03030303u : high_bits == 1 ? 0x01010101u : 0;
     for (int o = 0; o < n; o += operands) {
         const uint32_t high = high_bits ? load32(plane + operands / 2 * vector_bytes) : 0;
         for (int i = 0; i < operands; ++i) {
@@ -236,8 +240,8 @@ void get_scales(Type type, const uint8_t * plane, uint8_t * block, int row) {
     }
 }
 
-template <typename Visit>  // Visit(row_block_offset, code_offset, scale_offset, row_in_group)
-void each_block(Type type, int64_t row_length, int64_t first, int64_t last, Visit visit) {
+template <Type type, typename Visit>  // Visit(row_block_offset, code_offset, scale_offset, row_in_group)
+void each_block(int64_t row_length, int64_t first, int64_t last, Visit visit) {
     const Shape & shape = shapes[type];
     const int64_t n_blocks = row_length / shape.block;
     for (int64_t group = first; group < last; ++group) {
@@ -251,30 +255,43 @@ void each_block(Type type, int64_t row_length, int64_t first, int64_t last, Visi
     }
 }
 
-}  // namespace
-
-void pack(Type type, int64_t n_rows, int64_t row_length, const void * source, void * packed, int64_t first, int64_t last) {
-    const Planes planes = Planes::of(type, n_rows, row_length, packed);
+template <Type type>
+void pack_groups(const Planes & planes, int64_t row_length, const uint8_t * rows, int64_t first, int64_t last) {
     auto * codes = const_cast<uint8_t *>(planes.codes);
     auto * scales = const_cast<uint8_t *>(planes.scales);
-    const auto * rows = static_cast<const uint8_t *>(source);
-    each_block(type, row_length, first, last, [&](int64_t from, int64_t code, int64_t scale, int row) {
+    each_block<type>(row_length, first, last, [&](int64_t from, int64_t code, int64_t scale, int row) {
         uint8_t bytes[256];
-        split(type, rows + from, bytes);
-        put_codes(type, bytes, codes + code);
+        split<type>(rows + from, bytes);
+        put_codes<type>(bytes, codes + code);
         put_scales(type, rows + from, scales + scale, row);
     });
 }
 
-void unpack(Type type, int64_t n_rows, int64_t row_length, const void * packed, void * rows, int64_t first, int64_t last) {
-    const Planes planes = Planes::of(type, n_rows, row_length, packed);
-    each_block(type, row_length, first, last, [&](int64_t to, int64_t code, int64_t scale, int row) {
+template <Type type>
+void unpack_groups(const Planes & planes, int64_t row_length, uint8_t * rows, int64_t first, int64_t last) {
+    each_block<type>(row_length, first, last, [&](int64_t to, int64_t code, int64_t scale, int row) {
         uint8_t bytes[256] = {};
-        uint8_t * block = static_cast<uint8_t *>(rows) + to;
-        get_codes(type, planes.codes + code, bytes);
-        join(type, bytes, block);
-        get_scales(type, planes.scales + scale, block, row);
+        get_codes<type>(planes.codes + code, bytes);
+        join<type>(bytes, rows + to);
+        get_scales(type, planes.scales + scale, rows + to, row);
     });
+}
+
+using Pack = void (*)(const Planes &, int64_t, const uint8_t *, int64_t, int64_t);
+using Unpack = void (*)(const Planes &, int64_t, uint8_t *, int64_t, int64_t);
+constexpr Pack packs[n_types] = {pack_groups<q4_0>, pack_groups<q4_1>, pack_groups<q8_0>,
+                                 pack_groups<q4_k>, pack_groups<q5_k>, pack_groups<q6_k>};
+constexpr Unpack unpacks[n_types] = {unpack_groups<q4_0>, unpack_groups<q4_1>, unpack_groups<q8_0>,
+                                     unpack_groups<q4_k>, unpack_groups<q5_k>, unpack_groups<q6_k>};
+
+}  // namespace
+
+void pack(Type type, int64_t n_rows, int64_t row_length, const void * source, void * packed, int64_t first, int64_t last) {
+    packs[type](Planes::of(type, n_rows, row_length, packed), row_length, static_cast<const uint8_t *>(source), first, last);
+}
+
+void unpack(Type type, int64_t n_rows, int64_t row_length, const void * packed, void * rows, int64_t first, int64_t last) {
+    unpacks[type](Planes::of(type, n_rows, row_length, packed), row_length, static_cast<uint8_t *>(rows), first, last);
 }
 
 }  // namespace pgl::kernels
