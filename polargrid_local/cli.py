@@ -350,6 +350,13 @@ def serve(
     api_key: Annotated[Optional[str], typer.Option(help="Required of every client.", show_default=False)] = None,
     no_api_key: Annotated[Optional[bool], typer.Option("--no-api-key", help="Allow others without a key.")] = None,
     allow_origin: Annotated[Optional[list[str]], typer.Option(help="Further origin of web pages; repeatable.")] = None,
+    alias: Annotated[Optional[list[str]], typer.Option(help="NAME=MODEL, another name for a model; repeatable.")] = None,
+    keep_alive: Annotated[
+        Optional[float], typer.Option(help="Unload a model idle for so many seconds; else 1800; -1 = never.", show_default=False)
+    ] = None,
+    memory_budget: Annotated[
+        Optional[int], typer.Option(min=0, help="Bytes for all loaded models; else 80 % of the machine's.", show_default=False)
+    ] = None,
     config: Annotated[Optional[Path], typer.Option(help="TOML file of settings.", show_default=False)] = None,
     max_streams: Annotated[Optional[int], typer.Option(min=1, help="Requests at once; else 4.")] = None,
     n_ctx: Annotated[Optional[int], typer.Option(min=0, help="Context length in tokens, per request.")] = None,
@@ -370,6 +377,9 @@ def serve(
         api_key=api_key,
         no_api_key=no_api_key,
         allow_origins=allow_origin,
+        aliases=alias,
+        keep_alive_s=keep_alive,
+        memory_budget_bytes=memory_budget,
         max_streams=max_streams,
         n_ctx=n_ctx,
         device=device,

@@ -1,0 +1,123 @@
+"""Settings and counters of the server, without a server."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+
+from polargrid_local.errors import ValidationError
+from polargrid_local.server import ServeConfig
+from polargrid_local.server.config import is_loopback
+from polargrid_local.server.metrics import Histogram, Metrics
+from polargrid_local.server.usage import UsageCounter
+
+FILE = """
+model = ["a", "b"]
+port = 1111
+n_ctx = 512
+keep_alive_s = 60
+[aliases]
+"llama-3.1-8b" = "a"
+"""
+
+
+def test_flags_win_over_variables_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text(FILE)
+    env = {"POLARGRID_LOCAL_PORT": "2222", "POLARGRID_LOCAL_N_CTX": "1024", "POLARGRID_LOCAL_CONFIG": str(file), "OTHER": "x"}
+    config = ServeConfig.load({"port": 3333, "n_ctx": None, "model": []}, env)
+    assert (config.port, config.n_ctx, config.keep_alive_s, config.model) == (3333, 1024, 60, ("a", "b"))
+    assert config.aliases == {"llama-3.1-8b": "a"}
+    assert ServeConfig.load({}, {"POLARGRID_LOCAL_PORT": "2222"}, file).port == 2222
+    assert ServeConfig.load({}, {}, file).port == 1111
+
+
+def test_what_a_variable_can_say() -> None:
+    config = ServeConfig.load({}, {
+        "POLARGRID_LOCAL_MODEL": "a, b", "POLARGRID_LOCAL_ALIASES": "x=a,*=b", "POLARGRID_LOCAL_MODELS": "/srv/models",
+        "POLARGRID_LOCAL_KERNELS": "false", "POLARGRID_LOCAL_ALLOW_ORIGINS": "https://a.example", "POLARGRID_LOCAL_HOST": "",
+    })  # fmt: skip
+    assert (config.model, config.aliases, config.models_dir) == (("a", "b"), {"x": "a", "*": "b"}, Path("/srv/models"))
+    assert (config.kernels, config.allow_origins, config.host) == (False, ("https://a.example",), "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"port": 70000}, "port"),
+        ({"heartbeat_s": 0}, "heartbeat_s"),
+        ({"device": "tpu"}, "device"),
+        ({"aliases": ["nonsense"]}, "aliases: .*NAME=MODEL"),
+        ({"unknown": 1}, "unknown"),
+        ({"host": "0.0.0.0"}, "api_key"),
+        ({"max_json_depth": "deep"}, "max_json_depth"),
+    ],
+)
+def test_wrong_settings_are_named(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ServeConfig.load(settings)
+
+
+def test_wrong_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="missing.toml"):
+        ServeConfig.load({}, {}, tmp_path / "missing.toml")
+    (tmp_path / "broken.toml").write_text("port = = 1")
+    with pytest.raises(ValidationError, match="broken.toml"):
+        ServeConfig.load({}, {}, tmp_path / "broken.toml")
+
+
+def test_a_key_is_not_shown() -> None:
+    assert "pg_secret" not in repr(ServeConfig(api_key="pg_secret"))
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.1", "127.255.0.3", "::1", "[::1]", "0:0:0:0:0:0:0:1"])
+def test_loopback(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "10.0.0.1", "localhost.example", "127.0.0.1.example", "1", "2130706433"])
+def test_not_loopback(host: str) -> None:
+    assert not is_loopback(host)
+
+
+def test_usage_counts_by_day_and_model() -> None:
+    day = datetime.date(2026, 5, 1)
+    later = datetime.date(2026, 5, 3)
+    counter = UsageCounter(day)
+    counter.add(day, "a", 10, 100)
+    counter.add(later, "a", 5, 200)
+    counter.add(later, "b", 7, 300)
+    report = counter.report(later, None, None)
+    assert report["period"] == {"start_date": "2026-05-01", "end_date": "2026-05-03"}
+    assert report["usage"] == {
+        "total_requests": 3, "total_tokens": 22, "total_cost": 0.0,
+        "by_model": [{"model_id": "a", "requests": 2, "tokens": 15, "cost": 0.0}, {"model_id": "b", "requests": 1, "tokens": 7, "cost": 0.0}],
+        "by_region": [{"region": "local", "requests": 3, "avg_latency_ms": 200}],
+    }  # fmt: skip
+    assert counter.report(later, "2026-05-02", None)["usage"]["total_requests"] == 2
+    assert counter.report(later, None, "2026-05-02")["usage"]["total_requests"] == 1
+    assert counter.report(later, "2027-01-01", None)["usage"]["by_region"] == []
+    assert (counter.latency_ms("a"), counter.latency_ms("nobody")) == (150, 0)
+    with pytest.raises(ValidationError, match="start_date"):
+        counter.report(later, "soon", None)
+
+
+def test_histograms_are_cumulative() -> None:
+    histogram = Histogram((0.1, 1.0))
+    for seconds in (0.05, 0.1, 0.5, 3.0):
+        histogram.observe(seconds)
+    samples = {(s.name, s.labels.get("le")): s.value for s in histogram.family("x", "help").samples}
+    assert samples["x_bucket", "0.1"] == 2
+    assert samples["x_bucket", "1.0"] == 3
+    assert samples["x_bucket", "+Inf"] == samples["x_count", None] == 4
+    assert samples["x_sum", None] == pytest.approx(3.65)
+
+
+def test_two_registries_do_not_meet() -> None:
+    one, two = Metrics(lambda: {}), Metrics(lambda: {"m": {"n_running": 2}})
+    one.requests["/health", 200] += 1
+    assert b'polargrid_requests_total{route="/health"' in one.render()
+    assert b'route="/health"' not in two.render()
+    assert b'polargrid_running_requests{model="m"} 2.0' in two.render()
