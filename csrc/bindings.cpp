@@ -324,9 +324,9 @@ PYBIND11_MODULE(_core, m) {
             return py::array_t<float>(static_cast<py::ssize_t>(e.embedding.size()), e.embedding.data());
         });
 
-    py::class_<Engine>(m, "Engine")
+    py::class_<Engine, std::unique_ptr<Engine, Engine::Release>>(m, "Engine")
         .def(py::init([](const std::string & path, const py::dict & options) {
-                 return std::make_unique<Engine>(path, options_from(options));
+                 return std::unique_ptr<Engine, Engine::Release>(new Engine(path, options_from(options)));
              }),
              py::arg("path"), py::arg("options"))
         .def(

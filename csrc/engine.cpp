@@ -70,14 +70,14 @@ Engine::Engine(std::string path, EngineOptions options)
 }
 
 Engine::~Engine() {
-    if (machine::process_id() != process_id_) {
-        // A forked child has the handles and not the threads: freeing would wait for ever. Leave it all in place.
-        thread_.detach();
-        new std::shared_ptr<Model>(model_);
-        (void) cache_.release();
-        return;
-    }
     close();
+}
+
+void Engine::Release::operator()(Engine * engine) const {
+    // A forked child has the handles and not the threads: even a condition variable's destructor would wait for ever.
+    if (engine->process_id_ == machine::process_id()) {
+        delete engine;
+    }
 }
 
 void Engine::close() {

@@ -31,6 +31,11 @@ class Engine {
     Engine(std::string path, EngineOptions options);
     ~Engine();
 
+    // Deletes an engine, unless this process inherited it through fork(): then it stays where it is.
+    struct Release {
+        void operator()(Engine * engine) const;
+    };
+
     // Tokenizes here, in the caller's thread, and queues. Throws Error: queue_full, context_length_exceeded,
     // invalid_request, invalid_model (not a generative model; not loaded).
     RequestId submit(Request request);

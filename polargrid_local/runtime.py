@@ -25,7 +25,6 @@ SLICE_S = 0.05  # a blocked reader looks up this often, so that Ctrl-C is delive
 BUSY_WAIT_MS, IDLE_WAIT_MS = 100, 500
 MAX_PENDING = 256  # events per mailbox; beyond them the text of one request is gathered into one
 TERMINAL = frozenset(("finished", "embedding", "error"))
-LOG_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}  # as ggml numbers them
 
 log = logging.getLogger("polargrid_local.llama")
 logging.getLogger("polargrid_local").addHandler(logging.NullHandler())  # without it, warnings would go to stderr
@@ -63,6 +62,13 @@ def _translate(error: Exception) -> Exception:
         code, message, details = error.args
         return from_code(code, message, dict(details or {}))
     return error
+
+
+def rest_if_leaving() -> None:
+    """Does not return in a daemon thread of an interpreter that is on its way out. Such a thread is about to be frozen
+    wherever it is; the EngineClosed it would raise first could only print a traceback over the program's last words."""
+    if not threading.main_thread().is_alive() and threading.current_thread().daemon:
+        threading.Event().wait()
 
 
 # --- mailboxes --------------------------------------------------------------------------------------------------------
@@ -276,7 +282,7 @@ class _Hub:
     def log(self) -> None:
         if self.drain_log is not None:
             for level, text in self.drain_log():
-                log.log(LOG_LEVELS.get(level, logging.DEBUG), "%s", text.rstrip("\n"))
+                log.log(level, "%s", text)
 
     def close(self) -> None:
         """Also a finalizer, in any thread and at interpreter exit: takes no lock of ours; never acts in a forked child."""

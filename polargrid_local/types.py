@@ -317,6 +317,11 @@ class _Sampled(Model):
     ignore_eos: bool = False
     content_filter: Annotated[Any, BeforeValidator(_filter)] = None
     n: Whole = 1
+    grammar: Any = None  # constraints of other engines: refused by name, since an answer without them would be a wrong one
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
 
     @property
     def include_usage(self) -> bool:
@@ -490,6 +495,9 @@ def _check_supported(request: Any) -> None:
     """What this engine cannot do yet is refused by name, never ignored."""
     if getattr(request, "n", 1) != 1:
         raise _refuse("n", f"only 1 is supported, got {request.n}", limit=1)
+    for field in ("grammar", "guided_json", "guided_regex", "guided_choice", "guided_grammar"):
+        if getattr(request, field, None) is not None:
+            raise _refuse(field, "not supported by this engine")
     if isinstance(request, ChatCompletionRequest):
         if request.tools:
             raise _refuse("tools", "not supported by this engine")

@@ -70,18 +70,19 @@ async def test_06_and_07_a_prefill_neither_freezes_the_loop_nor_resists_a_cancel
         async def count_turns() -> None:
             nonlocal turns
             while True:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.002)
                 turns += 1
 
         counter = asyncio.create_task(count_turns())
         stream = engine.chat_completion_stream(**chat("word " * 7000, max_tokens=2))
         before = turns
         chunks = [chunk async for chunk in stream]
-        assert turns - before > 1000
+        assert turns - before > 100
         assert chunks[-1]["choices"][0]["finish_reason"] in ("stop", "length")
         counter.cancel()
 
         long = engine.chat_completion_stream(**chat("other words " * 3500, max_tokens=2))
+        assert (await long.__anext__())["choices"][0]["delta"] == {"role": "assistant"}  # before any compute
         task = asyncio.ensure_future(long.__anext__())
         await asyncio.sleep(0.05)
         task.cancel()
@@ -206,7 +207,7 @@ def test_17_alternating_chats_stay_warm(engine: Engine) -> None:
     for messages in (turn, [{"role": "user", "content": long_b}], turn):
         stream = engine.chat_completion_stream(messages=messages, max_tokens=4, temperature=0)
         list(stream)
-        cached.append(stream.usage["prompt_tokens_details"]["cached_tokens"] / stream.usage["prompt_tokens"])
+        cached.append(stream.timings["cached_tokens"] / stream.usage["prompt_tokens"])
     assert cached[0] > 0.9
     assert cached[2] > 0.9
 
