@@ -30,7 +30,8 @@ std::atomic<bool> registered{false};
 
 struct MatmulTraits : ggml::cpu::tensor_traits {
     bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
-        size = matmul_work_size(n_threads, op);
+        matmul_plan(n_threads, op);
+        size = 0;   // our scratch is our own
         return true;
     }
     bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {

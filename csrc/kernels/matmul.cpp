@@ -7,6 +7,7 @@
 
 #include "dispatch.h"
 #include "layout.h"
+#include "plan.h"
 
 namespace pgl::kernels {
 namespace {
@@ -85,6 +86,21 @@ void quantize(const Isa & isa, const Panels & panels, int block, int64_t n_block
     }
 }
 
+/// First row group of thread `ith` when rows are divided once and for all; even, for the pairs.
+int64_t share_begin(int64_t n_groups, int64_t ith, int64_t nth) {
+    return std::min(n_groups, (n_groups + 1) / 2 * ith / nth * 2);
+}
+
+/// Starts the memory on what this thread reads next, while the others finish.
+void fetch_share(const ggml_tensor * weights, int64_t ith, int64_t nth) {
+    const Planes planes = Planes::of(type_of(weights->type), weights->ne[1], weights->ne[0], weights->data);
+    const int64_t run = planes.n_blocks * shapes[planes.type].code_bytes;
+    const uint8_t * begin = planes.codes + share_begin(weights->ne[1] / group_rows, ith, nth) * run;
+    for (int64_t at = 0; at < std::min(2 * run, prefetch_bytes); at += alignment) {
+        __builtin_prefetch(begin + at, 0, 2);
+    }
+}
+
 }  // namespace
 
 bool matmul_supports(const ggml_tensor * op) {
@@ -96,10 +112,10 @@ bool matmul_supports(const ggml_tensor * op) {
            activations->type == GGML_TYPE_F32 && activations->nb[0] == sizeof(float) && op->type == GGML_TYPE_F32;
 }
 
-size_t matmul_work_size(int n_threads, const ggml_tensor * op) {
+void matmul_plan(int n_threads, const ggml_tensor * op) {
     const Shape & shape = shapes[type_of(op->src[0]->type)];
     const Panels panels = panels_of(*active_isa(), rows_of(op->src[1]), shape.block, op->src[0]->ne[0] / shape.block);
-    return alignment + scratch_bytes(panels) * (is_private(op->src[1]) ? n_threads : 1);
+    plan_product(op, shape.block, scratch_bytes(panels) * (is_private(op->src[1]) ? n_threads : 1));
 }
 
 void matmul_compute(const ggml_compute_params * params, ggml_tensor * op) {
@@ -110,11 +126,16 @@ void matmul_compute(const ggml_compute_params * params, ggml_tensor * op) {
     const Shape & shape = shapes[planes.type];
     const int64_t n_groups = weights->ne[1] / group_rows;
     const Panels panels = panels_of(isa, rows_of(activations), shape.block, planes.n_blocks);
+    const Plan plan = plan_of(op);
+    const bool own_copy = is_private(activations);
+    if (params->ith == 0) {
+        forget_plan();   // this thread plans; what it plans after this graph runs is another graph
+    }
     if (panels.n_tokens == 0) {
         return;
     }
-    const auto wdata = (reinterpret_cast<uintptr_t>(params->wdata) + alignment - 1) / alignment * alignment;
-    char * scratch = reinterpret_cast<char *>(wdata);
+
+    char * scratch = plan.scratch->data + (own_copy ? params->ith * scratch_bytes(panels) : 0);
     auto * out = static_cast<float *>(op->data);
     // All tokens pass over a stretch of rows while its weights are cached; even, so that kernels can pair row groups.
     const int64_t group_bytes = planes.n_blocks * (shape.code_bytes + shape.scale_bytes);
@@ -130,26 +151,27 @@ void matmul_compute(const ggml_compute_params * params, ggml_tensor * op) {
         }
     };
 
-    if (is_private(activations)) {
-        scratch += params->ith * scratch_bytes(panels);
-        quantize(isa, panels, shape.block, planes.n_blocks, activations, scratch, 0, 1);
-        // One linear stream of weights per thread; a shared counter would need the barrier back.
-        const int64_t n_pairs = (n_groups + 1) / 2;
-        const int64_t end = std::min(n_groups, n_pairs * (params->ith + 1) / params->nth * 2);
-        for (int64_t first = n_pairs * params->ith / params->nth * 2; first < end; first += stretch) {
+    if (own_copy) {
+        if (!plan.reuses) {
+            quantize(isa, panels, shape.block, planes.n_blocks, activations, scratch, 0, 1);
+        }
+        // One linear stream of weights per thread.
+        const int64_t end = share_begin(n_groups, params->ith + 1, params->nth);
+        for (int64_t first = share_begin(n_groups, params->ith, params->nth); first < end; first += stretch) {
             multiply(first, std::min(end, first + stretch));
+        }
+        if (plan.next) {
+            fetch_share(plan.next, params->ith, params->nth);
         }
         return;
     }
-    if (params->ith == 0) {
-        ggml_threadpool_chunk_set(params->threadpool, params->nth);
+    if (!plan.reuses) {
+        quantize(isa, panels, shape.block, planes.n_blocks, activations, scratch, params->ith, params->nth);
+        ggml_barrier(params->threadpool);
     }
-    quantize(isa, panels, shape.block, planes.n_blocks, activations, scratch, params->ith, params->nth);
-    ggml_barrier(params->threadpool);
     stretch = std::min(stretch, std::max<int64_t>(2, n_groups / (params->nth * 4) / 2 * 2));  // enough to balance
-    for (int64_t next = params->ith; next * stretch < n_groups;
-         next = ggml_threadpool_chunk_add(params->threadpool, 1)) {
-        multiply(next * stretch, std::min(n_groups, (next + 1) * stretch));
+    for (int64_t first; (first = take_piece(op) * stretch) < n_groups;) {
+        multiply(first, std::min(n_groups, first + stretch));
     }
 }
 

@@ -1,4 +1,5 @@
 // The buffer type: what it takes, what it refuses, and that weights come back as they went in.
+#include <memory>
 #include <thread>
 
 #include "check.h"
@@ -105,6 +106,72 @@ void three_dimensional_input() {
     ggml_free(context);
 }
 
+/// Products that share their activations, computed again and again with new data in the same tensors.
+void shared_activations_are_never_stale() {
+    constexpr int64_t n = 64, k = 512;
+    const ggml_type kinds[] = {GGML_TYPE_Q4_K, GGML_TYPE_Q6_K, GGML_TYPE_Q8_0, GGML_TYPE_Q4_1, GGML_TYPE_Q4_K};
+    constexpr int n_weights = 5;
+    for (const int n_threads : {1, 2, 3}) {
+        std::vector<std::unique_ptr<Product>> products;
+        for (int w = 0; w < n_weights; ++w) {
+            products.push_back(std::make_unique<Product>(kinds[w], n, k, trained_rows(kinds[w], n, k, 20 + w),
+                                                         our_buffer_type(), n_threads));
+        }
+        for (const int64_t m : {1, 3, 40}) {
+            check::context = "shared, tokens " + std::to_string(m) + ", threads " + std::to_string(n_threads);
+            ggml_context * context = ggml_init({ggml_tensor_overhead() * 32 + ggml_graph_overhead() * 2, nullptr, true});
+            ggml_tensor * x = ggml_new_tensor_2d(context, GGML_TYPE_F32, k, m);
+            ggml_tensor * z = ggml_scale(context, x, 3);
+            ggml_cgraph * graph = ggml_new_graph(context);
+            std::vector<ggml_tensor *> outs;
+            for (int w = 0; w < n_weights; ++w) {   // x is used, then z, then x again
+                outs.push_back(ggml_mul_mat(context, products[w]->weight, w == 3 ? z : x));
+                ggml_build_forward_expand(graph, outs.back());
+                ggml_build_forward_expand(graph, ggml_silu(context, outs.back()));
+            }
+            ggml_backend_t backend = products[0]->backend;
+            ggml_backend_buffer_t memory = ggml_backend_alloc_ctx_tensors(context, backend);
+            for (unsigned round = 0; round < 3; ++round) {
+                const auto values = normal_values(static_cast<size_t>(k * m), 30 + round);
+                ggml_backend_tensor_set(x, values.data(), 0, ggml_nbytes(x));
+                ggml_backend_graph_compute(backend, graph);
+                for (int w = 0; w < n_weights; ++w) {
+                    std::vector<float> out(n * m), input = values;
+                    for (auto & value : input) {
+                        value *= w == 3 ? 3 : 1;
+                    }
+                    ggml_backend_tensor_get(outs[w], out.data(), 0, ggml_nbytes(outs[w]));
+                    CHECK(same_bits(out.data(), (*products[w])(input.data(), m).data(), out.size()));
+                }
+            }
+            ggml_backend_buffer_free(memory);
+            ggml_free(context);
+        }
+    }
+}
+
+/// Two graphs at once on two threads, as two engines run them: each has its own scratch.
+void engines_do_not_share_scratch() {
+    constexpr int64_t n = 32, k = 512, m = 33;
+    std::vector<std::thread> engines;
+    std::vector<int> wrong(2);
+    for (unsigned e = 0; e < 2; ++e) {
+        engines.emplace_back([e, &wrong] {
+            const auto rows = trained_rows(GGML_TYPE_Q5_K, n, k, 40 + e);
+            Product product(GGML_TYPE_Q5_K, n, k, rows, our_buffer_type(), 2);
+            const auto x = normal_values(k * m, 50 + e);
+            const auto expected = product(x.data(), m);
+            for (int i = 0; i < 20; ++i) {
+                wrong[e] += !same_bits(product(x.data(), m).data(), expected.data(), expected.size());
+            }
+        });
+    }
+    for (auto & engine : engines) {
+        engine.join();
+    }
+    CHECK_EQ(wrong[0] + wrong[1], 0);
+}
+
 void reference_flag_gives_the_same_bits() {
     constexpr int64_t n = 32, k = 512, m = 3;
     Product product(GGML_TYPE_Q6_K, n, k, trained_rows(GGML_TYPE_Q6_K, n, k, 1), our_buffer_type(), 2);
@@ -152,6 +219,8 @@ int main() {
     supports_what_it_accelerates();
     weights_come_back();
     three_dimensional_input();
+    shared_activations_are_never_stale();
+    engines_do_not_share_scratch();
     reference_flag_gives_the_same_bits();
     names_choose();
     return check::result("kernels_backend");

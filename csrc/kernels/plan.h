@@ -1,0 +1,37 @@
+// What ggml's planning pass, one thread in node order before every graph, leaves in an operation for its compute pass.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+struct ggml_tensor;
+
+namespace pgl::kernels {
+
+/// Quantised activations live here, not in ggml's work area: they outlive the operations between q, v and k.
+/// One per planning thread, which is the engine's thread; it is also thread 0 of the compute pass.
+struct Scratch {
+    char * data = nullptr;   // 64-byte aligned
+    size_t size = 0;
+
+    Scratch() = default;
+    Scratch(const Scratch &) = delete;
+    ~Scratch();
+    void grow(size_t bytes);
+};
+
+struct Plan {
+    Scratch * scratch;
+    const ggml_tensor * next;   // the weights of the following product, or null
+    bool reuses;                // its activations are in `scratch` already, put there by an earlier product
+};
+
+/// Notes `op` as the next product of this thread's graph. `format` tells which quantised forms are interchangeable.
+void plan_product(const ggml_tensor * op, int format, size_t scratch_bytes);
+/// The next planned product starts a new graph: nothing is carried over, tensors keep their addresses but not their data.
+void forget_plan();
+Plan plan_of(const ggml_tensor * op);
+/// Takes the next piece of work of a planned product; every thread gets different ones, from 0.
+int64_t take_piece(ggml_tensor * op);
+
+}  // namespace pgl::kernels
