@@ -34,7 +34,6 @@ from polargrid_local.server.config import ServeConfig
 __all__ = sorted({*polargrid.__all__, "PolarGrid", "PolarGridSync"})  # noqa: PLE0605
 
 M = TypeVar("M", bound=pydantic.BaseModel)
-T = TypeVar("T")
 VOICE = (
     "text_to_speech", "text_to_speech_stream", "transcribe", "transcribe_stream", "transcribe_async",
     "transcribe_and_wait", "get_transcription_job", "get_transcription_result", "translate",
@@ -228,7 +227,7 @@ class PolarGridSync(polargrid.PolarGridSync):
     def completion_stream(self, request: types.CompletionRequest | dict[str, Any]) -> Iterator[types.CompletionChunk]:
         """Raises what is wrong with the request here, not in the first step."""
         if self._async_client._use_mock_data:
-            return super().completion_stream(request)
+            return iter(super().completion_stream(request))
         return SyncStream(self._async_client, "completion", self._checked(types.CompletionRequest, request), types.CompletionChunk)
 
     def chat_completion_stream(
@@ -236,13 +235,13 @@ class PolarGridSync(polargrid.PolarGridSync):
     ) -> Iterator[types.ChatCompletionChunk]:
         """Raises what is wrong with the request here, not in the first step."""
         if self._async_client._use_mock_data:
-            return super().chat_completion_stream(request)
+            return iter(super().chat_completion_stream(request))
         return SyncStream(self._async_client, "chat", self._checked(types.ChatCompletionRequest, request), types.ChatCompletionChunk)
 
     def _checked(self, cls: type[M], request: M | dict[str, Any]) -> M:
         return self._async_client._checked(cls, request)
 
-    def _run(self, coro: Coroutine[Any, Any, T]) -> T:
+    def _run(self, coro: Coroutine[Any, Any, Any]) -> Any:
         return _result(self._async_client, coro)
 
 

@@ -19,7 +19,7 @@ from polargrid_local.server.body import ClientGone
 from polargrid_local.server.config import ServeConfig
 from polargrid_local.server.gate import Gate
 from polargrid_local.server.metrics import Metrics
-from polargrid_local.server.replies import JsonReply, error_reply, internal_error, unknown_path
+from polargrid_local.server.replies import JsonReply, error_reply, unknown_path
 from polargrid_local.server.routes import api
 from polargrid_local.server.service import Service
 from polargrid_local.server.static import read_pages
@@ -42,11 +42,12 @@ def create_app(engine: Any, config: ServeConfig) -> FastAPI:
     app.state.stop = lambda: None
     app.state.fail_streams = lambda error: [stream.fail(error) for stream in list(metrics.streams)]
     app.include_router(api(service, metrics))
-    document = _openapi(app)
-    page = HTMLResponse(docs.render(document), headers=docs.HEADERS)
+    if config.loopback:
+        document = _openapi(app)
+        page = HTMLResponse(docs.render(document), headers=docs.HEADERS)
+        _add_page(app, "/openapi.json", lambda request: JsonReply(document))
+        _add_page(app, "/docs", lambda request: page)
     pages = read_pages()
-    _add_page(app, "/openapi.json", lambda request: JsonReply(document))
-    _add_page(app, "/docs", lambda request: page)
     for path, item in pages.items():
         _add_page(app, path, item.reply)
 
@@ -67,10 +68,6 @@ def create_app(engine: Any, config: ServeConfig) -> FastAPI:
         reply = error_reply(refusal)
         reply.headers.update(error.headers or {})
         return reply
-
-    @app.exception_handler(Exception)
-    async def crashed(request: Request, error: Exception) -> Response:
-        return error_reply(internal_error())
 
     app.add_middleware(Gate, config=config, metrics=metrics, public=frozenset(pages))
     return app

@@ -48,17 +48,17 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    n_gpu_layers: int = Field(-1, ge=-1)
-    n_ctx: int = Field(0, ge=0)
-    max_streams: int = Field(4, ge=1, le=256)
-    max_queue: int = Field(32, ge=0)
-    n_threads: int = Field(0, ge=0)
-    n_batch: int = Field(512, ge=1)
+    n_gpu_layers: int = Field(default=-1, ge=-1)
+    n_ctx: int = Field(default=0, ge=0)
+    max_streams: int = Field(default=4, ge=1, le=256)
+    max_queue: int = Field(default=32, ge=0)
+    n_threads: int = Field(default=0, ge=0)
+    n_batch: int = Field(default=512, ge=1)
     cache_type: Literal["f16", "q8_0"] = "f16"
     flash_attention: bool = True
     mmap: bool = True
     kernels: bool = True
-    prefix_cache_bytes: int = Field(-1, ge=-1)
+    prefix_cache_bytes: int = Field(default=-1, ge=-1)
     check_tensors: bool = False
     embeddings: bool = True
 
@@ -66,28 +66,28 @@ class EngineConfig(BaseModel):
 class ServeConfig(EngineConfig):
     """Settings of `polargrid-local serve`; a flag wins over a variable, a variable over the file. Seconds and bytes."""
 
-    model: Words = Field((), description="models loaded at the start; the first answers requests that name none")
-    aliases: Pairs = Field({}, description="other names for models: NAME=MODEL; *=MODEL answers for any unknown name")
-    models_dir: Path | None = Field(None, description="where model files lie")
-    on_demand: bool = Field(True, description="load any model of this disk when a request names it")
-    keep_alive_s: float = Field(1800, description="unload a model idle for this long; negative: never")
-    memory_budget_bytes: int = Field(0, ge=0, description="for all loaded models; 0: 80 % of this machine's memory")
+    model: Words = Field(default=(), description="models loaded at the start; the first answers requests that name none")
+    aliases: Pairs = Field(default={}, description="other names for models: NAME=MODEL; *=MODEL answers for any unknown name")
+    models_dir: Path | None = Field(default=None, description="where model files lie")
+    on_demand: bool = Field(default=True, description="load any model of this disk when a request names it")
+    keep_alive_s: float = Field(default=1800, description="unload a model idle for this long; negative: never")
+    memory_budget_bytes: int = Field(default=0, ge=0, description="for all loaded models; 0: 80 % of this machine's memory")
 
-    host: str = Field("127.0.0.1", description="127.0.0.1, ::1 or localhost: both loopback addresses, nothing else")
-    port: int = Field(8484, ge=0, le=65535)
-    api_key: str | None = Field(None, min_length=1, repr=False, description="required of every client when set")
-    no_api_key: bool = Field(False, description="allow an address beyond loopback without a key")
-    allow_hosts: Words = Field((), description="further values of the Host header: NAME or NAME:PORT")
-    allow_origins: Words = Field((), description="further origins of web pages, `null` for files, `*` for any")
+    host: str = Field(default="127.0.0.1", description="127.0.0.1, ::1 or localhost: both loopback addresses, nothing else")
+    port: int = Field(default=8484, ge=0, le=65535)
+    api_key: str | None = Field(default=None, min_length=1, repr=False, description="required of every client when set")
+    no_api_key: bool = Field(default=False, description="allow an address beyond loopback without a key")
+    allow_hosts: Words = Field(default=(), description="further values of the Host header: NAME or NAME:PORT")
+    allow_origins: Words = Field(default=(), description="further origins of web pages, `null` for files, `*` for any")
 
-    max_body_bytes: int = Field(4 << 20, ge=1024)
-    max_json_depth: int = Field(64, ge=8, le=512)
+    max_body_bytes: int = Field(default=4 << 20, ge=1024)
+    max_json_depth: int = Field(default=64, ge=8, le=512)
     header_timeout_s: Seconds = 10
     body_timeout_s: Seconds = 30
-    write_timeout_s: Seconds = Field(60, description="a reader that takes nothing for this long is let go")
-    request_timeout_s: Seconds = Field(3600, description="the longest one request may take")
-    heartbeat_s: Seconds = Field(15, description="a silent event stream gets a comment this often")
-    drain_s: float = Field(30, ge=0, description="at the end, running requests may take this much longer")
+    write_timeout_s: Seconds = Field(default=60, description="a reader that takes nothing for this long is let go")
+    request_timeout_s: Seconds = Field(default=3600, description="the longest one request may take")
+    heartbeat_s: Seconds = Field(default=15, description="a silent event stream gets a comment this often")
+    drain_s: float = Field(default=30, ge=0, description="at the end, running requests may take this much longer")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from polargrid_local.errors import AuthenticationError, PolarGridError
 from polargrid_local.server.config import ServeConfig, is_loopback
 from polargrid_local.server.metrics import Metrics
-from polargrid_local.server.replies import error_reply, forbidden
+from polargrid_local.server.replies import error_reply, forbidden, internal_error
 from polargrid_local.server.sse import log_crash
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Gate:
         if not _REQUEST_ID.fullmatch(request_id):
             request_id = f"req_{uuid.uuid4().hex}".encode()
         extra = [(b"x-request-id", request_id), (b"x-content-type-options", b"nosniff"), (b"vary", b"origin")]
-        start, status = time.monotonic(), 499
+        start, status = time.monotonic(), 0
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -58,7 +58,9 @@ class Gate:
         try:
             await self._pass(scope, headers, extra)(scope, receive, send_with_headers)
         except Exception as error:
-            log_crash(error)  # the application has answered 500 already
+            log_crash(error)
+            if not status:
+                await error_reply(internal_error())(scope, receive, send_with_headers)
         route = getattr(scope.get("route"), "path", "none")
         self.metrics.requests[route, status] += 1
         seconds = time.monotonic() - start

@@ -42,7 +42,7 @@ def protocol(header_timeout_s: float) -> type[asyncio.Protocol]:
     class BoundedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
-            self.app_state = {**self.app_state, "abort": lambda: _reset(transport)}
+            self.app_state: dict[str, Any] = {**self.app_state, "abort": lambda: _reset(transport)}
             self._head_timer: asyncio.TimerHandle | None = None
             self._watch_head()
 

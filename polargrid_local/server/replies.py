@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 from starlette.responses import Response
@@ -22,10 +23,14 @@ class JsonReply(Response):
         return dump(content).encode("ascii")
 
 
+_PATH = re.compile(r"(?<![\w./])/(?:[^\s/:;,'\"]+/)+(?=[^\s/])")
+
+
 def error_body(error: PolarGridError) -> dict[str, Any]:
-    """What a client of either family reads: `detail` for one, `error` for the other."""
-    inner = {"message": error.message, "type": error.type, "code": error.code, "param": error.param}
-    return {"detail": error.message, "error": inner}
+    """What a client of either family reads: `detail` for one, `error` for the other. Files go by their names, not their paths."""
+    message = _PATH.sub("", error.message)
+    inner = {"message": message, "type": error.type, "code": error.code, "param": error.param}
+    return {"detail": message, "error": inner}
 
 
 def error_reply(error: PolarGridError) -> JsonReply:

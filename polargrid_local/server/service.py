@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import logging
 import math
@@ -103,7 +104,7 @@ class Service:
     async def lease(self, name: str | None) -> Lease:
         """Loads the model first where needed."""
         model = self.find(name)
-        if model not in self._loaded:
+        while model not in self._loaded:  # again, should another load have needed its room at once
             await self._load(model)
         self._active[model] += 1
         return Lease(model, name or model, self._released)
@@ -169,8 +170,9 @@ class Service:
             await asyncio.sleep(min(30.0, max(0.1, keep / 4)))
             now = time.monotonic()
             for model, used in list(self._loaded.items()):
-                if now - used > keep and not self._active[model]:
-                    await self._unload(model)
+                if now - used > keep and not self._active[model] and model in self._loaded:
+                    with contextlib.suppress(PolarGridError):  # it may be gone already
+                        await self._unload(model)
 
     # --- text ---
 

@@ -93,7 +93,8 @@ class EventStream(Response):
         told: tuple[int, int] | None = None
         while not pump.done():
             wait_s = min(tick, PREFILL_TICK_S) if self._silent else tick
-            await asyncio.wait({pump, gone, self._failure}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            ends: list[asyncio.Future[Any]] = [pump, gone, self._failure]
+            await asyncio.wait(ends, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if pump.done() or gone.done() or self._stalled():
                 return
             now = time.monotonic()
