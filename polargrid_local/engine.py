@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import ValidationError
-from .pipeline import Assembler
+from .errors import EngineClosed, ValidationError
+from .pipeline import Assembler, Job
 from .registry import Models, Progress
-from .runtime import inspect, system
+from .runtime import LoadedModel, inspect, rest_if_leaving, system
 from .streams import AsyncChatStream, Batch, ChatStream, sentences, text_of
 from .types import parse_filter
 
@@ -101,11 +101,11 @@ class Engine(_Settings):
 
     def chat_completion_stream(self, request: Any = None, **kwargs: Any) -> ChatStream:
         """Chunks of a chat answer, as they are produced. What is wrong with the request is raised here."""
-        return ChatStream(*self._models.begin("chat", request, kwargs))
+        return ChatStream(*self._begin("chat", request, kwargs))
 
     def completion_stream(self, request: Any = None, **kwargs: Any) -> ChatStream:
         """Chunks that continue a prompt; of several prompts, interleaved, told apart by `choices[0]["index"]`."""
-        return ChatStream(*self._models.begin("completion", request, kwargs))
+        return ChatStream(*self._begin("completion", request, kwargs))
 
     def chat_completion(self, request: Any = None, **kwargs: Any) -> dict[str, Any]:
         """A chat answer in one piece: the joined stream."""
@@ -121,10 +121,17 @@ class Engine(_Settings):
 
     def embeddings(self, request: Any = None, **kwargs: Any) -> dict[str, Any]:
         """One vector per input text."""
-        return Batch().run(*self._models.begin("embedding", request, kwargs)).response()
+        return Batch().run(*self._begin("embedding", request, kwargs)).response()
+
+    def _begin(self, kind: str, request: Any, kwargs: dict[str, Any]) -> tuple[LoadedModel, Job]:
+        try:
+            return self._models.begin(kind, request, kwargs)
+        except EngineClosed:
+            rest_if_leaving()
+            raise
 
     def _answer(self, kind: str, request: Any, kwargs: dict[str, Any]) -> Assembler:
-        model, job = self._models.begin(kind, request, kwargs)
+        model, job = self._begin(kind, request, kwargs)
         with ChatStream(model, job, quiet=not job.assembler.watches) as stream:
             for _ in stream:
                 pass

@@ -10,7 +10,7 @@ from typing import Any, overload
 
 from .errors import EngineClosed
 from .pipeline import Assembler, Job
-from .runtime import LoadedModel, Mailbox
+from .runtime import LoadedModel, Mailbox, rest_if_leaving
 
 
 class Call:
@@ -107,7 +107,11 @@ class ChatStream(Call, Iterator[dict[str, Any]]):
 
     def __init__(self, model: LoadedModel, job: Job, *, quiet: bool = False) -> None:
         super().__init__()
-        self._submit(model, job, Mailbox(quiet=quiet))
+        try:
+            self._submit(model, job, Mailbox(quiet=quiet))
+        except EngineClosed:
+            rest_if_leaving()
+            raise
 
     def __iter__(self) -> ChatStream:
         return self
@@ -123,7 +127,11 @@ class ChatStream(Call, Iterator[dict[str, Any]]):
             except BaseException:  # Ctrl-C
                 self.cancel()
                 raise
-            self._feed(index, event)
+            try:
+                self._feed(index, event)
+            except EngineClosed:
+                rest_if_leaving()
+                raise
         if self._cancelled:
             raise StopIteration
         return chunks.popleft()
