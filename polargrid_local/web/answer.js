@@ -40,7 +40,6 @@ export class Answer {
       if (signal.aborted) {
         message.finish = 'stopped';
       } else {
-        if (error instanceof NotFoundError) models.forget(message.model);
         message.error = explained(error);
       }
     }
@@ -77,8 +76,7 @@ export class Answer {
       }
       if (choice?.finishReason) message.finish = choice.finishReason;
       if (chunk.usage) {
-        const { promptTokens, completionTokens, promptTokensDetails } = chunk.usage;
-        message.stats = { ...measure(completionTokens), promptTokens, cachedTokens: promptTokensDetails?.cachedTokens ?? null };
+        message.stats = { ...measure(chunk.usage.completionTokens), promptTokens: chunk.usage.promptTokens };
       }
       onChange();
     }

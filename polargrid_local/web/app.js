@@ -146,10 +146,10 @@ function rename(id, title) {
 
 async function remove(id) {
   answers.get(id)?.stop();
-  chats = chats.filter((other) => other.id !== id);
+  chats = chats.filter((other) => other.id !== id); // first: the answer, as it ends, saves what is in the list
+  await store.remove(id);
   if (chat.id === id) create();
   else showChats();
-  await store.remove(id);
 }
 
 async function restore(removed) {

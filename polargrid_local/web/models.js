@@ -30,15 +30,21 @@ export class Models {
   }
 
   async refresh() {
-    const [list, status] = await Promise.all([this.#client().listModels(), this.#client().getModelStatus()]);
+    const [list] = await Promise.all([this.#client().listModels(), this.#ask()]);
     this.#list = list.data;
-    this.#states = status.loadingStatus ?? {};
-    for (const id of status.loaded ?? []) this.#states[id] = 'loaded';
     this.#show();
+  }
+
+  // How far each load is; the states are brought up to date. A server may unload what it has not used for long.
+  async #ask(options) {
+    const { loaded, loadingStatus, progress } = await this.#client().getModelStatus(options);
+    this.#states = { ...loadingStatus, ...Object.fromEntries(loaded.map((id) => [id, 'loaded'])) };
+    return progress ?? {};
   }
 
   /** Returns when `id` can answer; `onProgress(0..1 or undefined)` is called while it loads. Stopping to wait does not stop the load. */
   async load(id, { signal, onProgress = () => {} } = {}) {
+    await this.#ask({ signal });
     if (this.#states[id] === 'loaded') return;
     if (!this.#loads.has(id)) {
       this.#states[id] = 'loading';
@@ -51,7 +57,7 @@ export class Models {
       try {
         waiting = await Promise.race([load.then(() => false), stopped, new Promise((resolve) => setTimeout(resolve, POLL_MS, true))]);
         if (!waiting) break;
-        const progress = (await this.#client().getModelStatus({ signal })).progress?.[id];
+        const progress = (await this.#ask({ signal }))[id];
         onProgress(progress);
         this.#show(id, progress);
       } catch (error) {
@@ -63,11 +69,6 @@ export class Models {
     this.#states[id] = 'loaded';
     this.#show();
     announce(`${id} is loaded`);
-  }
-
-  /** Forgets that `id` is loaded: the server has said otherwise. */
-  forget(id) {
-    this.#states[id] = 'unloaded';
   }
 
   async #choose(id) {
@@ -99,12 +100,11 @@ export class Models {
       'There is no model on this machine yet. Fetch one with ', el('code', {}, 'polargrid-local pull'), '.'));
   }
 
-  #row({ id, pgMaxTokens }, chosen) {
+  #row({ id }, chosen) {
     const state = this.#states[id];
-    const facts = [words(state), pgMaxTokens && `${pgMaxTokens.toLocaleString()} tokens of context`].filter(Boolean).join(' · ');
     return el('li', {},
       el('button', { type: 'button', class: 'model', 'aria-pressed': String(chosen), onclick: () => this.#choose(id) },
-        el('span', { class: 'dot', 'data-state': state ?? 'unloaded', 'aria-hidden': 'true' }), el('span', {}, el('b', {}, id), el('small', {}, facts))),
+        el('span', { class: 'dot', 'data-state': state ?? 'unloaded', 'aria-hidden': 'true' }), el('span', {}, el('b', {}, id), el('small', {}, words(state)))),
       state === 'loaded' && el('button', { type: 'button', class: 'quiet', title: 'Unload', 'aria-label': `Unload ${id}`, onclick: () => this.#unload(id) }, icon('eject')));
   }
 

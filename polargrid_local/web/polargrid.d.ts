@@ -69,7 +69,7 @@ export interface ChatCompletionChunk extends Reply<{
 export interface Completion extends Reply<{ index: number; text: string; finishReason: FinishReason }> { usage: Usage; pgMetadata?: Metadata }
 export interface CompletionChunk extends Reply<{ index: number; text: string; finishReason: FinishReason | null }> { usage?: Usage }
 export interface GenerateResponse { id: string; model: string; content: string; usage: Usage; createdAt: string; processingTimeMs: number }
-export interface Model { id: string; object: 'model'; created: number; ownedBy: string; root: string; pgMaxTokens?: number | null }
+export interface Model { id: string; object: 'model'; created: number; ownedBy: string; root: string }
 export type ModelState = 'loaded' | 'loading' | 'unloaded' | 'failed';
 
 export class PolarGrid {

@@ -140,7 +140,7 @@ export class Transcript {
     if (state === 'writing') return [el('small', { class: 'figures' }, `${live.tokens.toLocaleString()} tokens${speed(live)}`)];
     const why = {
       stopped: 'You stopped this answer.', interrupted: 'This answer was interrupted.', content_filter: 'The content filter ended this answer.',
-      length: 'The answer reached its longest allowed length. It can be raised in the settings.',
+      length: 'The answer was cut: it reached the longest length set, or the end of what the model can hold.',
     }[finish];
     return why ? [el('small', { class: 'why' }, why)] : [];
   }
@@ -155,11 +155,10 @@ const speed = ({ perSecond }) => (perSecond ? ` · ${perSecond.toFixed(perSecond
 
 function figures({ model, stats }) {
   if (!stats?.tokens) return null;
-  const cached = stats.cachedTokens ? ` (${stats.cachedTokens.toLocaleString()} cached)` : '';
   const facts = [
     `${stats.tokens.toLocaleString()} tokens${speed(stats)}`,
     stats.firstMs !== null && `first after ${(stats.firstMs / 1000).toFixed(2)} s`,
-    stats.promptTokens && `prompt ${stats.promptTokens.toLocaleString()}${cached}`,
+    stats.promptTokens && `prompt ${stats.promptTokens.toLocaleString()}`,
     model,
   ];
   return el('small', { class: 'figures' }, facts.filter(Boolean).join(' · '));

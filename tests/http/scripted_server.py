@@ -78,8 +78,7 @@ class ScriptedServer:
                 elif not self.allowed():
                     pass
                 elif path == "/v1/models":
-                    data = [{"id": id, "object": "model", "created": 1, "owned_by": "local", "permission": [], "root": id, "parent": None,
-                             "pg_max_tokens": 8192} for id in server.models]
+                    data = [{"id": id, "object": "model", "created": 1, "owned_by": "local", "permission": [], "root": id, "parent": None} for id in server.models]
                     self.json(200, {"object": "list", "data": data})
                 elif path == "/v1/models/status":
                     loading = [id for id, state in server.models.items() if state == "loading"]
