@@ -2,15 +2,16 @@
 
     python benchmarks/bench.py MODEL.gguf [--sections load,stream,...] [--rounds 5] [--threads N] [--n-ctx 2048]
 
-Every engine runs in a process of its own and takes its turn in every round. Prints tables of medians (min..max) and, last, one line of
-JSON. Needs the package installed, and llama-cpp-python built for this CPU.
+Every engine runs in a process of its own and takes its turn in every round. Prints tables of medians (min..max) and,
+last, one line of JSON. Needs the package installed, and llama-cpp-python built for this CPU.
 
     load     seconds to load, memory after it        stream   first text cold and warm, tokens per second of one stream
     turns    chats A, A's next turn, B, A again      streams  1, 2, 4, 8 readers at once
     modes    prefill and decode against llama.cpp's bare loop, weights repacked and not
-    cancel   from cancel() to idle                   loop     longest gap of an event loop while a prompt of --long tokens prefills
+    cancel   from cancel() to idle                   loop     an event loop's longest gap in a prefill of --long
     chunk    CPU time our Python spends per chunk, on a scripted engine
 """
+
 from __future__ import annotations
 
 import argparse
@@ -43,7 +44,9 @@ class Bench:
 
     def worker(self, name: str, n_ctx: int = 0, streams: int = 8) -> Worker:
         """A loaded worker of its own."""
-        worker = Worker(ENGINES, name, str(self.args.model), *map(str, (self.args.threads, n_ctx or self.args.n_ctx, streams)))
+        worker = Worker(
+            ENGINES, name, str(self.args.model), *map(str, (self.args.threads, n_ctx or self.args.n_ctx, streams))
+        )
         worker("load")
         return worker
 
@@ -73,8 +76,16 @@ class Bench:
                 worker("prefill", n_prompt=64, seed=seed)
                 values = worker("memory")
                 worker.close()
-                record(samples, column, {"load (s)": values["load_s"], "peak resident (MiB)": values["peak_mib"],
-                                         "not backed by the file (MiB)": values["anonymous_mib"]})
+                record(
+                    samples,
+                    column,
+                    {
+                        "load (s)": values["load_s"],
+                        "peak resident (MiB)": values["peak_mib"],
+                        "not backed by the file (MiB)": values["anonymous_mib"],
+                    },
+                )
+
         self.rounds(one, n=min(3, self.args.rounds))
         self.add("load", "Load, then one short prompt", samples, [OURS, PEER, PLAIN], against=PEER)
 
@@ -85,15 +96,32 @@ class Bench:
         def one(seed: int) -> None:
             for column, name in ((OURS, "ours"), (PEER, "peer")):
                 v = self.shared(name)("stream", n_prompt=n_prompt, n_tokens=n_tokens, seed=seed)
-                record(samples, column, {f"first text, {n_prompt} tokens, cold (s)": v["cold_s"],
-                                         "first text, same prompt again (s)": v["warm_s"], "streamed, tokens/s": v["tokens_per_s"]})
-            record(samples, "bare loop", {"streamed, tokens/s": self.shared("ours")("bare", n_prompt=n_prompt, n_tokens=n_tokens)})
+                record(
+                    samples,
+                    column,
+                    {
+                        f"first text, {n_prompt} tokens, cold (s)": v["cold_s"],
+                        "first text, same prompt again (s)": v["warm_s"],
+                        "streamed, tokens/s": v["tokens_per_s"],
+                    },
+                )
+            record(
+                samples,
+                "bare loop",
+                {"streamed, tokens/s": self.shared("ours")("bare", n_prompt=n_prompt, n_tokens=n_tokens)},
+            )
+
         self.rounds(one)
         cells = samples["streamed, tokens/s"]
         share = measure.ratios("tokens/s", {"a": cells[OURS], "b": cells["bare loop"]}, "a", ["b"])
-        self.add("stream", f"One stream of {n_tokens} tokens through the public API (bare loop: llama.cpp's own greedy loop in the "
-                           f"same build and process; we stream at {measure.spread(share)} of it)",
-                 samples, [OURS, PEER, "bare loop"], against=PEER)
+        self.add(
+            "stream",
+            f"One stream of {n_tokens} tokens through the public API (bare loop: llama.cpp's own greedy loop in the "
+            f"same build and process; we stream at {measure.spread(share)} of it)",
+            samples,
+            [OURS, PEER, "bare loop"],
+            against=PEER,
+        )
         self.medians["stream"]["streamed / bare loop"] = statistics.median(share)
 
     def turns(self) -> None:
@@ -104,8 +132,11 @@ class Bench:
             for column, name in ((OURS, "ours"), (PEER, "peer")):
                 v = self.shared(name)("turns", n_prompt=n_prompt, seed=seed)
                 record(samples, column, {f"chat {turn}, first text (s)": value for turn, value in v.items()})
+
         self.rounds(one)
-        self.add("turns", f"Two chats in turn, first messages of {n_prompt} tokens", samples, [OURS, PEER], against=PEER)
+        self.add(
+            "turns", f"Two chats in turn, first messages of {n_prompt} tokens", samples, [OURS, PEER], against=PEER
+        )
 
     def streams(self) -> None:
         samples: Samples = {}
@@ -113,10 +144,29 @@ class Bench:
         def one(seed: int) -> None:
             for n in (1, 2, 4, 8):
                 row = f"{n} at once, total tokens/s"
-                record(samples, OURS, {row: self.shared("ours")("decode", n_streams=n, n_tokens=self.args.tokens, seed=seed + n)})
-                record(samples, PEER, {row: self.shared("peer")("one_by_one", n_streams=n, n_tokens=self.args.tokens // 2, seed=seed + n)})
+                record(
+                    samples,
+                    OURS,
+                    {row: self.shared("ours")("decode", n_streams=n, n_tokens=self.args.tokens, seed=seed + n)},
+                )
+                record(
+                    samples,
+                    PEER,
+                    {
+                        row: self.shared("peer")(
+                            "one_by_one", n_streams=n, n_tokens=self.args.tokens // 2, seed=seed + n
+                        )
+                    },
+                )
+
         self.rounds(one)
-        self.add("streams", "Concurrent streams (llama-cpp-python serves one after the other)", samples, [OURS, PEER], against=PEER)
+        self.add(
+            "streams",
+            "Concurrent streams (llama-cpp-python serves one after the other)",
+            samples,
+            [OURS, PEER],
+            against=PEER,
+        )
 
     def modes(self) -> None:
         samples: Samples = {}
@@ -132,6 +182,7 @@ class Bench:
                         else:
                             value = self.shared(name)("decode", n_streams=n, n_tokens=self.args.tokens, seed=seed)
                         record(samples, column, {f"{operation} {n}, tokens/s": value})
+
         self.rounds(one)
         share = {}
         ours = {row: statistics.median(cells[OURS]) for row, cells in samples.items()}
@@ -139,9 +190,15 @@ class Bench:
             share["one stream"] = f"{ours['decode 1, tokens/s'] * n_bytes / 1e9 / read:.0%} of the read bandwidth"
         if dots:
             share["prefill 512"] = f"{ours['prefill 512, tokens/s'] * mac / 1e9 / dots:.0%} of the int8 peak"
-        self.add("modes", "Prefill of one prompt and total decode rate of 1..8 streams; ours through the public API, llama.cpp's without "
-                          "sampling. Limits measured beforehand: " + ", ".join(f"{k} {v}" for k, v in share.items()),
-                 samples, [OURS, REPACK, PLAIN], best_of=[REPACK, PLAIN])
+        self.add(
+            "modes",
+            "Prefill of one prompt and total decode rate of 1..8 streams; ours through the public API, "
+            "llama.cpp's without "
+            "sampling. Limits measured beforehand: " + ", ".join(f"{k} {v}" for k, v in share.items()),
+            samples,
+            [OURS, REPACK, PLAIN],
+            best_of=[REPACK, PLAIN],
+        )
         self.medians["modes"]["of the limits"] = share
 
     def cancel(self) -> None:
@@ -151,6 +208,7 @@ class Bench:
             for column, name in ((OURS, "ours"), (PEER, "peer")):
                 v = self.shared(name)("cancel", n_prompt=self.args.n_ctx - 600, seed=seed)
                 record(samples, column, {"in prefill (ms)": v["prefill_ms"], "in decode (ms)": v["decode_ms"]})
+
         self.rounds(one)
         self.add("cancel", "From cancel() to idle (llama-cpp-python: until the object is free)", samples, [OURS, PEER])
 
@@ -162,12 +220,22 @@ class Bench:
                 worker = self.worker(name, n_ctx=self.args.long + 64, streams=1)
                 v = worker("loop_gap", n_prompt=self.args.long, seed=seed)
                 worker.close()
-                record(samples, column, {"longest gap of the event loop (ms)": v["gap_ms"], "first text (s)": v["first_s"]})
+                record(
+                    samples, column, {"longest gap of the event loop (ms)": v["gap_ms"], "first text (s)": v["first_s"]}
+                )
+
         self.rounds(one, n=min(3, self.args.rounds))
-        self.add("loop", f"An event loop while a prompt of {self.args.long} tokens prefills", samples, [OURS, PEER], against=PEER)
+        self.add(
+            "loop",
+            f"An event loop while a prompt of {self.args.long} tokens prefills",
+            samples,
+            [OURS, PEER],
+            against=PEER,
+        )
 
     def chunk(self) -> None:
         import scripted
+
         samples: Samples = {}
         self.rounds(lambda seed: record(samples, OURS, scripted.cost_per_chunk(self.args.model)))
         self.add("chunk", "CPU time of our Python per chunk, whole process, engine scripted", samples, [OURS])
@@ -191,8 +259,12 @@ def main() -> None:
     if unknown or not args.model.is_file():
         parser.error(f"no such section: {', '.join(unknown)}" if unknown else f"no model file at {args.model}")
     machine = measure.machine(args.threads)
-    print(f"`python benchmarks/bench.py {' '.join(sys.argv[1:])}`\n\n"
-          + ", ".join(f"{key} {value}" for key, value in machine.items()) + "\n", flush=True)
+    print(
+        f"`python benchmarks/bench.py {' '.join(sys.argv[1:])}`\n\n"
+        + ", ".join(f"{key} {value}" for key, value in machine.items())
+        + "\n",
+        flush=True,
+    )
     bench = Bench(args)
     try:
         for section in args.sections.split(","):

@@ -61,6 +61,7 @@ int main(int argc, char ** argv) {
         return 2;
     }
 
+    ggml_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     pgl::kernels::register_backend();
     const auto & extra = ggml_backend_cpu_get_extra_buffer_types();
     ggml_backend_t backend = ggml_backend_cpu_init();

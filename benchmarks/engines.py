@@ -1,10 +1,11 @@
 """The engines under test, each behind the same operations, run as worker processes by bench.py.
 
-    ours    polargrid_local through its public API
-    peer    llama-cpp-python through its public API, and llama.cpp's bare decode loop on the same model (its default mode: weights
-            repacked for this CPU where it can)
-    plain   llama.cpp's bare decode loop with repacking off, its other CPU mode (tiled products, weights mapped from the file)
+ours    polargrid_local through its public API
+peer    llama-cpp-python through its public API, and llama.cpp's bare decode loop on the same model (its default mode: weights
+        repacked for this CPU where it can)
+plain   llama.cpp's bare decode loop with repacking off, its other CPU mode (tiled products, weights mapped from the file)
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -18,11 +19,14 @@ from typing import Any
 
 import measure
 
-WORDS = ("time year people way day man thing woman life child world school state family student group country problem hand part place"
-         " case week company system program question work government number night point home water room mother area money story fact"
-         " month lot right study book eye job word business issue side kind head house service friend father power hour game line end"
-         " member law car city community name president team minute idea kid body information back parent face others level office"
-         " door health person art war history party result change morning reason research girl guy moment air teacher force").split()
+WORDS = (
+    "time year people way day man thing woman life child world school state family student group country problem "
+    "hand part place case week company system program question work government number night point home water room "
+    "mother area money story fact month lot right study book eye job word business issue side kind head house "
+    "service friend father power hour game line end member law car city community name president team minute idea "
+    "kid body information back parent face others level office door health person art war history party result "
+    "change morning reason research girl guy moment air teacher force"
+).split()
 now = time.perf_counter
 
 
@@ -31,7 +35,7 @@ def prompt_of(n_tokens: int, seed: int, count: Callable[[str], int]) -> str:
     rng = random.Random(seed)
     words = [rng.choice(WORDS) for _ in range(n_tokens)]
     while count(" ".join(words)) > n_tokens:
-        words = words[:-max(1, (count(" ".join(words)) - n_tokens) // 4)]
+        words = words[: -max(1, (count(" ".join(words)) - n_tokens) // 4)]
     text = " ".join(words)
     while count(text) < n_tokens:
         text += " a"
@@ -46,7 +50,10 @@ class Chats:
 
     def turns(self, n_prompt: int, seed: int) -> dict[str, float]:
         """Chats A, A's next turn, B, A's third turn: seconds to the first piece of text of each."""
-        chats = {name: [{"role": "user", "content": prompt_of(n_prompt, seed + i, self._count)}] for i, name in enumerate("AB")}
+        chats = {
+            name: [{"role": "user", "content": prompt_of(n_prompt, seed + i, self._count)}]
+            for i, name in enumerate("AB")
+        }
         times = []
         for name in "AABA":
             start = now()
@@ -64,6 +71,7 @@ class Ours(Chats):
 
     def __init__(self, path: str, threads: int, n_ctx: int, streams: int, kernels: bool = True) -> None:
         from polargrid_local import Engine
+
         start = now()
         self.engine = Engine(path, n_ctx=n_ctx, max_streams=streams, n_threads=threads, kernels=kernels, device="cpu")
         self.load_s = now() - start
@@ -79,8 +87,9 @@ class Ours(Chats):
                     yield piece
 
     def _stream(self, n_prompt: int, n_tokens: int, seed: int) -> Any:
-        return self.engine.completion_stream(prompt=prompt_of(n_prompt, seed, self._count), max_tokens=n_tokens, temperature=0,
-                                             ignore_eos=True)
+        return self.engine.completion_stream(
+            prompt=prompt_of(n_prompt, seed, self._count), max_tokens=n_tokens, temperature=0, ignore_eos=True
+        )
 
     def stream(self, n_prompt: int, n_tokens: int, seed: int) -> dict[str, float]:
         """One answer: seconds to the first text (cold), tokens per second of the rest as the reader sees them; the same prompt
@@ -138,6 +147,7 @@ class Ours(Chats):
     def bare(self, n_prompt: int, n_tokens: int) -> float:
         """Tokens per second of llama.cpp's own loop in this build, with our kernels: what the engine could at most reach."""
         from polargrid_local import _core
+
         times = _core.bare_loop(self._path, n_prompt, n_tokens, self._n_ctx, self._threads, True)["token_ms"]
         return 1000 * len(times) / sum(times)
 
@@ -160,11 +170,14 @@ class Ours(Chats):
     def loop_gap(self, n_prompt: int, seed: int) -> dict[str, float]:
         """The longest time (ms) an event loop stood still while a prompt prefilled and 16 tokens streamed, and the first text (s)."""
         from polargrid_local import AsyncEngine
+
         prompt = prompt_of(n_prompt, seed, self._count)
         self.engine.close()
 
         async def run() -> dict[str, float]:
-            async with AsyncEngine(self._path, n_ctx=self._n_ctx, max_streams=1, n_threads=self._threads, device="cpu") as engine:
+            async with AsyncEngine(
+                self._path, n_ctx=self._n_ctx, max_streams=1, n_threads=self._threads, device="cpu"
+            ) as engine:
                 async with Ticker() as ticker:
                     start, first = now(), 0.0
                     async for chunk in engine.completion_stream(prompt=prompt, max_tokens=16, temperature=0):
@@ -202,6 +215,7 @@ class Plain:
 
     def __init__(self, path: str, threads: int, n_ctx: int, streams: int, repack: bool = False) -> None:
         import llama_cpp
+
         self.lib = llama_cpp
         self._log = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self._log, None)
@@ -219,7 +233,12 @@ class Plain:
         lib = self.lib
         if self._context is None:
             options = lib.llama_context_default_params()
-            options.n_ctx, options.n_seq_max, options.n_batch, options.n_ubatch = 1024 * self._streams, self._streams, 2048, 512
+            options.n_ctx, options.n_seq_max, options.n_batch, options.n_ubatch = (
+                1024 * self._streams,
+                self._streams,
+                2048,
+                512,
+            )
             options.n_threads = options.n_threads_batch = self._threads
             self._context = lib.llama_init_from_model(self.handle, options)
             if not self._context:
@@ -266,6 +285,7 @@ class Peer(Plain, Chats):
 
     def __init__(self, path: str, threads: int, n_ctx: int, streams: int) -> None:
         import llama_cpp
+
         self.lib = llama_cpp
         start = now()
         self.llama = llama_cpp.Llama(path, n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, verbose=False)
@@ -302,7 +322,9 @@ class Peer(Plain, Chats):
         """What its users get from `n_streams` requests at once: it serves one at a time, behind a lock."""
         start, done = now(), 0
         for i in range(n_streams):
-            answer = self.llama.create_completion(prompt_of(32, seed + i, self._count), max_tokens=n_tokens, temperature=0)
+            answer = self.llama.create_completion(
+                prompt_of(32, seed + i, self._count), max_tokens=n_tokens, temperature=0
+            )
             done += answer["usage"]["completion_tokens"]
         return done / (now() - start)
 

@@ -1,4 +1,5 @@
 """A GGUF (v3) file, written as a stream: metadata first, then one tensor at a time. Needs numpy and nothing else."""
+
 from __future__ import annotations
 
 import os
@@ -11,8 +12,19 @@ from typing import Any
 import numpy as np
 
 ALIGNMENT = 32
-_SCALAR = {"u8": (0, "<B"), "i8": (1, "<b"), "u16": (2, "<H"), "i16": (3, "<h"), "u32": (4, "<I"), "i32": (5, "<i"),
-           "f32": (6, "<f"), "bool": (7, "<?"), "u64": (10, "<Q"), "i64": (11, "<q"), "f64": (12, "<d")}
+_SCALAR = {
+    "u8": (0, "<B"),
+    "i8": (1, "<b"),
+    "u16": (2, "<H"),
+    "i16": (3, "<h"),
+    "u32": (4, "<I"),
+    "i32": (5, "<i"),
+    "f32": (6, "<f"),
+    "bool": (7, "<?"),
+    "u64": (10, "<Q"),
+    "i64": (11, "<q"),
+    "f64": (12, "<d"),
+}
 _STRING, _ARRAY = 8, 9
 _SIZE = {code: struct.calcsize(fmt) for code, fmt in _SCALAR.values()}
 
@@ -20,6 +32,7 @@ _SIZE = {code: struct.calcsize(fmt) for code, fmt in _SCALAR.values()}
 @dataclass(frozen=True)
 class TensorType:
     """A ggml type: its code in the file, weights per block, bytes per block."""
+
     code: int
     block: int
     block_bytes: int
@@ -28,14 +41,22 @@ class TensorType:
         return n_weights // self.block * self.block_bytes
 
 
-TYPES = {"f32": TensorType(0, 1, 4), "f16": TensorType(1, 1, 2), "q4_0": TensorType(2, 32, 18),
-         "q4_1": TensorType(3, 32, 20), "q8_0": TensorType(8, 32, 34), "q4_k": TensorType(12, 256, 144),
-         "q5_k": TensorType(13, 256, 176), "q6_k": TensorType(14, 256, 210)}
+TYPES = {
+    "f32": TensorType(0, 1, 4),
+    "f16": TensorType(1, 1, 2),
+    "q4_0": TensorType(2, 32, 18),
+    "q4_1": TensorType(3, 32, 20),
+    "q8_0": TensorType(8, 32, 34),
+    "q4_k": TensorType(12, 256, 144),
+    "q5_k": TensorType(13, 256, 176),
+    "q6_k": TensorType(14, 256, 210),
+}
 
 
 @dataclass(frozen=True)
 class Tensor:
     """A tensor to be written: `shape` as numpy has it (rows first), `parts()` yields its bytes in file order."""
+
     name: str
     shape: tuple[int, ...]
     type: str
@@ -49,6 +70,7 @@ class Tensor:
 @dataclass(frozen=True)
 class Raw:
     """A metadata value already in file form (type code and payload), as `read_metadata` returns it."""
+
     data: bytes
 
 
@@ -113,7 +135,7 @@ class Reader:
             key = self._string().decode()
             start = self._at
             self._skip(self._take("<I")[0])
-            self.metadata[key] = Raw(bytes(self._data[start:self._at]))
+            self.metadata[key] = Raw(bytes(self._data[start : self._at]))
         self.tensors: dict[str, tuple[tuple[int, ...], int]] = {}  # name -> shape (rows first), type code
         for _ in range(n_tensors):
             name = self._string().decode()
@@ -128,7 +150,7 @@ class Reader:
     def _string(self) -> bytes:
         (n,) = self._take("<Q")
         self._at += n
-        return bytes(self._data[self._at - n:self._at])
+        return bytes(self._data[self._at - n : self._at])
 
     def _skip(self, code: int) -> None:
         if code == _STRING:

@@ -1,4 +1,5 @@
 """What the benchmarks share: the machine they ran on, workers in processes of their own, rounds, medians, tables."""
+
 from __future__ import annotations
 
 import json
@@ -27,12 +28,24 @@ def machine(threads: int) -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), cpu)
-    git = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=HERE, capture_output=True, text=True)
+        cpu = next(
+            (line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), cpu
+        )
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=HERE, capture_output=True, text=True
+    )
     read, dots = limits(threads)
-    return {"cpu": cpu, "cpus": n_threads(), "threads": threads, "load": round(os.getloadavg()[0], 1), "commit": git.stdout.strip(),
-            "python": platform.python_version(), "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
-            "read_gb_per_s": read, "int8_gmac_per_s": dots}
+    return {
+        "cpu": cpu,
+        "cpus": n_threads(),
+        "threads": threads,
+        "load": round(os.getloadavg()[0], 1),
+        "commit": git.stdout.strip(),
+        "python": platform.python_version(),
+        "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+        "read_gb_per_s": read,
+        "int8_gmac_per_s": dots,
+    }
 
 
 def limits(threads: int) -> tuple[float | None, float | None]:
@@ -40,8 +53,12 @@ def limits(threads: int) -> tuple[float | None, float | None]:
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "machine"
         try:
-            subprocess.run(["cc", "-O3", "-march=native", "-pthread", str(HERE / "machine.c"), "-o", str(program)], check=True)
-            out = subprocess.run([str(program), str(threads)], check=True, capture_output=True, text=True).stdout.split()
+            subprocess.run(
+                ["cc", "-O3", "-march=native", "-pthread", str(HERE / "machine.c"), "-o", str(program)], check=True
+            )
+            out = subprocess.run(
+                [str(program), str(threads)], check=True, capture_output=True, text=True
+            ).stdout.split()
         except (OSError, subprocess.CalledProcessError):
             return None, None
     return float(out[0]), float(out[1]) or None
@@ -51,8 +68,13 @@ class Worker:
     """An engine in a process of its own, so that memory and thread pools do not mix: one JSON line in, one out."""
 
     def __init__(self, script: Path, *args: str) -> None:
-        self.process = subprocess.Popen([sys.executable, str(script), "--worker", *args], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), "--worker", *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
 
     def __call__(self, operation: str, **arguments: Any) -> Any:
         """The operation's result. Raises RuntimeError with the worker's message if it failed there."""
@@ -88,7 +110,10 @@ def serve(operations: Callable[[str, dict[str, Any]], Any]) -> None:
 def memory_mib() -> dict[str, float]:
     """Of this process: peak resident, and now resident but not backed by a file."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    return {"peak_mib": int(status["VmHWM"].split()[0]) / 1024, "anonymous_mib": int(status["RssAnon"].split()[0]) / 1024}
+    return {
+        "peak_mib": int(status["VmHWM"].split()[0]) / 1024,
+        "anonymous_mib": int(status["RssAnon"].split()[0]) / 1024,
+    }
 
 
 def record(samples: Samples, column: str, values: dict[str, float | None]) -> None:
@@ -103,7 +128,10 @@ def table(samples: Samples, columns: Iterable[str], against: str | None = None, 
     round by round, > 1 = better. A row named "... (s)", "(ms)", "(us)" or "(MiB)" is better when smaller."""
     columns, rivals = list(columns), list(best_of) or ([against] if against else [])
     title = f"ratio to {against or 'best of ' + ' / '.join(rivals)}"
-    lines = ["| | " + " | ".join(columns) + (f" | {title} |" if rivals else " |"), "|--" * (len(columns) + 1 + bool(rivals)) + "|"]
+    lines = [
+        "| | " + " | ".join(columns) + (f" | {title} |" if rivals else " |"),
+        "|--" * (len(columns) + 1 + bool(rivals)) + "|",
+    ]
     for row, cells in samples.items():
         line = [row] + [spread(cells.get(column, [])) for column in columns]
         if rivals:
@@ -117,8 +145,8 @@ def ratios(row: str, cells: dict[str, list[float]], ours: str, rivals: list[str]
     smaller = row.endswith(("(s)", "(ms)", "(us)", "(MiB)"))
     found = []
     for values in zip(cells.get(ours, []), *(cells[r] for r in rivals if r in cells), strict=False):
-        if len(values) > 1:
-            best = min(values[1:]) if smaller else max(values[1:])
+        best = (min if smaller else max)(values[1:], default=0.0)
+        if best and values[0]:
             found.append(best / values[0] if smaller else values[0] / best)
     return found
 
@@ -137,4 +165,6 @@ def spread(values: list[float]) -> str:
 
 def medians(samples: Samples) -> dict[str, dict[str, float]]:
     """For programs: the median of each cell."""
-    return {row: {column: round(statistics.median(v), 4) for column, v in cells.items()} for row, cells in samples.items()}
+    return {
+        row: {column: round(statistics.median(v), 4) for column, v in cells.items()} for row, cells in samples.items()
+    }

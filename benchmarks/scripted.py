@@ -1,4 +1,5 @@
 """A native engine that says a fixed text at a steady pace, to measure what our own Python costs per chunk."""
+
 from __future__ import annotations
 
 import queue
@@ -8,8 +9,22 @@ from types import SimpleNamespace
 from typing import Any
 
 PAUSE_S = 0.001
-QUIET = dict(text="", code="", details={}, reason="", progress=0.0, n_prompt=10, n_cached=0, n_generated=1, queue_ms=0.0,
-             prefill_ms=1.0, first_token_ms=1.0, total_ms=1.0, logprobs=[], embedding=None)
+QUIET = dict(
+    text="",
+    code="",
+    details={},
+    reason="",
+    progress=0.0,
+    n_prompt=10,
+    n_cached=0,
+    n_generated=1,
+    queue_ms=0.0,
+    prefill_ms=1.0,
+    first_token_ms=1.0,
+    total_ms=1.0,
+    logprobs=[],
+    embedding=None,
+)
 
 
 class Scripted:
@@ -35,7 +50,9 @@ class Scripted:
         while not self._inbox.empty():
             key, n = self._inbox.get()
             word = SimpleNamespace(id=key, kind="text", **{**QUIET, "text": " word"})
-            self._running[key] = [SimpleNamespace(id=key, kind="finished", **{**QUIET, "reason": "length"})] + [word] * n
+            self._running[key] = [SimpleNamespace(id=key, kind="finished", **{**QUIET, "reason": "length"})] + [
+                word
+            ] * n
         events = [left.pop() for left in self._running.values()]
         for event in events:
             if event.kind == "finished":
@@ -76,8 +93,10 @@ def cost_per_chunk(model: Path, n: int = 500) -> dict[str, float]:
     with Engine(model, engine_factory=Scripted) as engine:
         for n_streams in (1, 8):
             own = bare(n_streams)
-            streams = [engine.chat_completion_stream(messages=[{"role": "user", "content": "x"}], max_tokens=n)
-                       for _ in range(n_streams)]
+            streams = [
+                engine.chat_completion_stream(messages=[{"role": "user", "content": "x"}], max_tokens=n)
+                for _ in range(n_streams)
+            ]
             start = time.process_time()
             chunks = sum(1 for together in zip(*streams, strict=True) for _ in together)
             costs[f"{n_streams} streams (us)"] = 1e6 * (time.process_time() - start - own) / chunks
