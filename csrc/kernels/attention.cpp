@@ -54,7 +54,7 @@ AttentionState state_at(float * memory, int64_t n_rows) {
     return {memory, memory + padded, memory + 2 * padded};
 }
 
-/// wdata: per thread two states, the kernel's scratch and the streams' lengths; then the splits of the one KV head
+/// wdata: per thread a state, the kernel's scratch and the streams' lengths; then the splits of the one KV head
 /// that thread i begins and another finishes.
 struct Memory {
     int64_t state_bytes, thread_bytes, slots_bytes;
@@ -65,7 +65,7 @@ struct Memory {
         state_bytes = round_up(state_floats(n_rows, dv) * static_cast<int64_t>(sizeof(float)), 64);
         const auto scratch = static_cast<int64_t>(attention_scratch_bytes(dk, dv, static_cast<int>(n_tokens)));
         const auto lengths = shape.n_streams * static_cast<int64_t>(sizeof(int64_t));
-        thread_bytes = 2 * state_bytes + round_up(scratch, 64) + round_up(lengths, 64);
+        thread_bytes = state_bytes + round_up(scratch, 64) + round_up(lengths, 64);
         slots_bytes = shape.shares_cells() && n_threads > 1 ? shape.n_splits() * state_bytes : 0;
     }
     size_t total(int n_threads) const { return 64 + static_cast<size_t>(n_threads) * (thread_bytes + slots_bytes); }
@@ -105,10 +105,8 @@ struct Worker {
         GGML_ASSERT(p->wsize >= memory.total(p->nth));
     }
 
-    AttentionState state(int i) const {
-        return state_at(reinterpret_cast<float *>(own + i * memory.state_bytes), n_rows);
-    }
-    char * scratch() const { return own + 2 * memory.state_bytes; }
+    AttentionState state() const { return state_at(reinterpret_cast<float *>(own), n_rows); }
+    char * scratch() const { return own + memory.state_bytes; }
     int64_t * lengths() const {
         return reinterpret_cast<int64_t *>(own + memory.thread_bytes) - round_up(shape.n_streams, 8);
     }
@@ -153,17 +151,12 @@ struct Worker {
         return end;
     }
 
-    void attend(const AttentionRows & a, int64_t split, int64_t end, AttentionState state) const {
-        isa.attend(a, split * split_cells, std::min((split + 1) * split_cells, end), state, scratch());
-    }
-
-    /// All splits in order, into state(0).
-    void attend_all(const AttentionRows & a, int64_t end) const {
-        const int n = a.n_tokens * a.n_group;
-        attend(a, 0, end, state(0));
-        for (int64_t split = 1; split * split_cells < end; ++split) {
-            attend(a, split, end, state(1));
-            isa.fold(state(0), state(1), n, a.dv);
+    /// Splits [split, last) in order, from nothing.
+    void attend(const AttentionRows & a, int64_t split, int64_t last, int64_t end, AttentionState state) const {
+        isa.start(state, a.n_tokens * a.n_group, a.dv);
+        for (; split < last; ++split) {
+            const int64_t first = split * split_cells;
+            isa.attend(a, first, static_cast<int>(std::min<int64_t>(split_cells, end - first)), state, scratch());
         }
     }
 
@@ -189,8 +182,9 @@ struct Worker {
             const int64_t token = (n_ranges - 1 - i / (shape.n_kv_heads * shape.n_streams)) * n_tokens;
             const int64_t n = std::min(n_tokens, shape.n_tokens - token);
             const AttentionRows a = rows(stream, head, token, n);
-            attend_all(a, length(a));
-            finish(stream, head, token, n, state(0));
+            const int64_t end = length(a);
+            attend(a, 0, round_up(end, split_cells) / split_cells, end, state());
+            finish(stream, head, token, n, state());
         }
     }
 
@@ -217,12 +211,12 @@ struct Worker {
             }
             const AttentionRows a = rows(stream, head, 0, n_tokens);
             if (!cut) {
-                attend_all(a, end);
-                finish(stream, head, 0, n_tokens, state(0));
+                attend(a, 0, n, end, state());
+                finish(stream, head, 0, n_tokens, state());
                 continue;
             }
             for (int64_t i = std::max(first, lo); i < std::min(begin, hi); ++i) {
-                attend(a, i - first, end, slot(owner(first), i - first));
+                attend(a, i - first, i - first + 1, end, slot(owner(first), i - first));
             }
             if (owner(first) == params->ith) {
                 cut_stream = stream;

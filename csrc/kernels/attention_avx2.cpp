@@ -124,5 +124,5 @@ inline Vec widen(__m256i x) {
 #include "attention_body.h"
 
 namespace pgl::kernels {
-const AttentionIsa attention_avx2 = {attend, fold, finish, valid_end};
+const AttentionIsa attention_avx2 = {start, attend, fold, finish, valid_end};
 }

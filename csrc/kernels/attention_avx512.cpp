@@ -90,5 +90,5 @@ inline Vec widen(__m256i halves16) { return _mm512_cvtph_ps(halves16); }
 #include "attention_body.h"
 
 namespace pgl::kernels {
-const AttentionIsa attention_avx512 = {attend, fold, finish, valid_end};
+const AttentionIsa attention_avx512 = {start, attend, fold, finish, valid_end};
 }

@@ -37,35 +37,43 @@ inline float negative_infinity() {
     return -__builtin_inff();
 }
 
+constexpr int split_blocks = split_cells / block_cells;
+
 struct Block {
+    const float * kt;            // [dk][block_cells]
+    const char * v;              // cells, Split::v_bytes apart
+    bool any;                    // some row sees some cell
+};
+
+struct Split {
     int dk, dv;
     float scale;
-    const float * kt;            // [dk][block_cells]
-    const char * v;              // cells, v_bytes apart
     size_t v_bytes;
+    int n_blocks;
+    Block blocks[split_blocks];
 };
 
 struct Row {
     const float * q;
-    const uint16_t * mask;       // block_cells values, or null
-    uint64_t valid;
+    const uint16_t * mask;       // a value per cell of the split, or null
+    const uint64_t * valid;      // a set of cells per block
 };
 
 /// out[R rows][16 * N from d] = rescale * out + p v over the cells in `any`.
 template <CellType type, int R, int N>
-inline void accumulate_v(const Block & b, int d, const float (*p)[block_cells], uint64_t any, const float * rescale,
-                         float * out) {
+inline void accumulate_v(const Split & split, const char * v, int d, const float (*p)[block_cells], uint64_t any,
+                         const float * rescale, float * out) {
     Vec acc[R][N];
     for (int r = 0; r < R; ++r) {
         for (int i = 0; i < N; ++i) {
-            acc[r][i] = mul(load(out + r * b.dv + d + 16 * i), set1(rescale[r]));
+            acc[r][i] = mul(load(out + r * split.dv + d + 16 * i), set1(rescale[r]));
         }
     }
     for (; any; any &= any - 1) {
         const int c = __builtin_ctzll(any);
         Vec x[N];
         for (int i = 0; i < N; ++i) {
-            x[i] = load_cell<type>(b.v + c * b.v_bytes, d + 16 * i);
+            x[i] = load_cell<type>(v + c * split.v_bytes, d + 16 * i);
         }
         for (int r = 0; r < R; ++r) {
             const Vec weight = set1(p[r][c]);
@@ -76,24 +84,24 @@ inline void accumulate_v(const Block & b, int d, const float (*p)[block_cells], 
     }
     for (int r = 0; r < R; ++r) {
         for (int i = 0; i < N; ++i) {
-            store(out + r * b.dv + d + 16 * i, acc[r][i]);
+            store(out + r * split.dv + d + 16 * i, acc[r][i]);
         }
     }
 }
 
 /// q . k of R rows and every cell of the block.
 template <int R>
-inline void scores(const Block & b, const Row * rows, float (*p)[block_cells]) {
+inline void scores(const float * kt, int dk, const Row * rows, float (*p)[block_cells]) {
     for (int c = 0; c < block_vecs; c += tile_vecs) {
-        const float * k = b.kt + 16 * c;
-        for (int d = 0; d < b.dk;) {
+        const float * k = kt + 16 * c;
+        for (int d = 0; d < dk;) {
             Vec acc[R][tile_vecs];
             for (int r = 0; r < R; ++r) {
                 for (int i = 0; i < tile_vecs; ++i) {
                     acc[r][i] = set1(0.0f);
                 }
             }
-            for (const int stop = d + chain < b.dk ? d + chain : b.dk; d < stop; ++d, k += block_cells) {
+            for (const int stop = d + chain < dk ? d + chain : dk; d < stop; ++d, k += block_cells) {
                 Vec x[tile_vecs];
                 for (int i = 0; i < tile_vecs; ++i) {
                     x[i] = load(k + 16 * i);
@@ -115,17 +123,20 @@ inline void scores(const Block & b, const Row * rows, float (*p)[block_cells]) {
     }
 }
 
-/// Scores to weights exp(score - new maximum), in place.
+/// Scores of block `b` to weights exp(score - new maximum), in place.
 template <int R>
-inline void softmax(const Block & b, const Row * rows, AttentionState state, float (*p)[block_cells], float * rescale) {
+inline void softmax(float scale, int b, const Row * rows, AttentionState state, float (*p)[block_cells],
+                    float * rescale) {
     const Vec nothing = set1(negative_infinity());
     alignas(64) float old_max[16] = {}, new_max[16] = {}, sums[16] = {};
     for (int r = 0; r < R; ++r) {
+        const uint16_t * mask = rows[r].mask ? rows[r].mask + b * block_cells : nullptr;
+        const uint64_t valid = rows[r].valid[b];
         Vec best = nothing;
         for (int i = 0; i < block_vecs; ++i) {
-            const Vec bias = rows[r].mask ? load_f16(rows[r].mask + 16 * i) : set1(0.0f);
-            const Vec score = fma(load(p[r] + 16 * i), set1(b.scale), bias);
-            const Vec s = keep(static_cast<uint16_t>(rows[r].valid >> 16 * i), score, nothing);
+            const Vec bias = mask ? load_f16(mask + 16 * i) : set1(0.0f);
+            const Vec score = fma(load(p[r] + 16 * i), set1(scale), bias);
+            const Vec s = keep(static_cast<uint16_t>(valid >> 16 * i), score, nothing);
             store(p[r] + 16 * i, s);
             best = max(s, best);
         }
@@ -150,143 +161,201 @@ inline void softmax(const Block & b, const Row * rows, AttentionState state, flo
     }
 }
 
+/// total = total (+) part, up to 16 rows.
+inline void fold_rows(AttentionState total, AttentionState part, int n, int dv) {
+    alignas(64) float x[16] = {}, y[16] = {};
+    for (int r = 0; r < n; ++r) {
+        const float top = part.max[r] > total.max[r] ? part.max[r] : total.max[r];
+        const float shift = top == negative_infinity() ? 0.0f : top;
+        x[r] = total.max[r] - shift;
+        y[r] = part.max[r] - shift;
+        total.max[r] = top;
+    }
+    store(x, exp_negative(load(x)));
+    store(y, exp_negative(load(y)));
+    for (int r = 0; r < n; ++r) {
+        total.sum[r] = fma1(part.sum[r], y[r], total.sum[r] * x[r]);
+        for (int i = r * dv; i < (r + 1) * dv; i += 16) {
+            store(total.out + i, fma(load(part.out + i), set1(y[r]), mul(load(total.out + i), set1(x[r]))));
+        }
+    }
+}
+
+/// R rows over one split, from nothing; then folded into `total`.
 template <CellType type, int R>
-void attend_tile(const Block & b, const Row * rows, AttentionState state) {
-    uint64_t any = 0;
-    for (int r = 0; r < R; ++r) {
-        any |= rows[r].valid;
+void attend_tile(const Split & split, const Row * rows, AttentionState total) {
+    alignas(64) float max[R], sum[R], out[R * max_head_size];
+    const AttentionState part = {max, sum, out};
+    bool started = false;
+    for (int b = 0; b < split.n_blocks; ++b) {
+        uint64_t any = 0;
+        for (int r = 0; r < R; ++r) {
+            any |= rows[r].valid[b];
+        }
+        if (!any) {
+            continue;
+        }
+        if (!started) {
+            started = true;
+            for (int r = 0; r < R; ++r) {
+                max[r] = negative_infinity();
+                sum[r] = 0.0f;
+            }
+            for (int i = 0; i < R * split.dv; i += 16) {
+                store(out + i, set1(0.0f));
+            }
+        }
+        alignas(64) float p[R][block_cells];
+        alignas(64) float rescale[16];
+        scores<R>(split.blocks[b].kt, split.dk, rows, p);
+        softmax<R>(split.scale, b, rows, part, p, rescale);
+        int d = 0;
+        for (; d + 16 * tile_vecs <= split.dv; d += 16 * tile_vecs) {
+            accumulate_v<type, R, tile_vecs>(split, split.blocks[b].v, d, p, any, rescale, out);
+        }
+        for (; d < split.dv; d += 16) {
+            accumulate_v<type, R, 1>(split, split.blocks[b].v, d, p, any, rescale, out);
+        }
     }
-    if (!any) {
-        return;
-    }
-    alignas(64) float p[R][block_cells];
-    alignas(64) float rescale[16];
-    scores<R>(b, rows, p);
-    softmax<R>(b, rows, state, p, rescale);
-    int d = 0;
-    for (; d + 16 * tile_vecs <= b.dv; d += 16 * tile_vecs) {
-        accumulate_v<type, R, tile_vecs>(b, d, p, any, rescale, state.out);
-    }
-    for (; d < b.dv; d += 16) {
-        accumulate_v<type, R, 1>(b, d, p, any, rescale, state.out);
+    if (started) {
+        fold_rows(total, part, R, split.dv);
     }
 }
 
 template <CellType type, int R = tile_rows>
-inline void attend_tile_of(int n, const Block & b, const Row * rows, AttentionState state) {
+inline void attend_tile_of(int n, const Split & split, const Row * rows, AttentionState total) {
     if (n == R) {
-        attend_tile<type, R>(b, rows, state);
+        attend_tile<type, R>(split, rows, total);
     } else if constexpr (R > 1) {
-        attend_tile_of<type, R - 1>(n, b, rows, state);
+        attend_tile_of<type, R - 1>(n, split, rows, total);
     }
 }
 
-/// Tokens [t0, t1) over one block, in tiles as equal as they come.
+/// What the cells of a split mean to each token.
+struct Masks {
+    const uint16_t * mask;       // or null
+    int64_t stride;
+    const uint64_t * valid;      // [tokens][split_blocks]
+};
+
+/// Tokens [t0, t1), in tiles as equal as they come.
 template <CellType type>
-inline void attend_block(const AttentionRows & a, const Block & b, const uint16_t * mask, int64_t mask_stride,
-                         const uint64_t * valid, int t0, int t1, AttentionState state) {
+inline void attend_tokens(const AttentionRows & a, const Split & split, const Masks & masks, int t0, int t1,
+                          AttentionState total) {
     const int begin = t0 * a.n_group, end = t1 * a.n_group;
     const int n_tiles = (end - begin + tile_rows - 1) / tile_rows;
     Row rows[tile_rows];
     for (int i = 0, r = begin; i < n_tiles; ++i) {
         const int stop = begin + static_cast<int>(static_cast<int64_t>(end - begin) * (i + 1) / n_tiles);
         const int n = stop - r;
-        const AttentionState at = {state.max + r, state.sum + r, state.out + static_cast<int64_t>(r) * a.dv};
+        const AttentionState at = {total.max + r, total.sum + r, total.out + static_cast<int64_t>(r) * a.dv};
         for (int j = 0; j < n; ++j, ++r) {
             const int token = r / a.n_group, head = r % a.n_group;
             rows[j].q = reinterpret_cast<const float *>(a.q + token * a.q_token_bytes + head * a.q_head_bytes);
-            rows[j].mask = mask ? mask + token * mask_stride : nullptr;
-            rows[j].valid = valid[token];
+            rows[j].mask = masks.mask ? masks.mask + token * masks.stride : nullptr;
+            rows[j].valid = masks.valid + token * split_blocks;
         }
-        attend_tile_of<type>(n, b, rows, at);
+        attend_tile_of<type>(n, split, rows, at);
     }
 }
 
 template <CellType k_type, CellType v_type>
-void attend_cells(const AttentionRows & a, int64_t first, int64_t last, AttentionState state, char * scratch) {
+void attend_cells(const AttentionRows & a, int64_t first, int n, AttentionState total, char * scratch) {
     float * kt = reinterpret_cast<float *>(scratch);
-    float * v = kt + block_cells * a.dk;
-    uint64_t * valid = reinterpret_cast<uint64_t *>(v + block_cells * a.dv);
-    uint16_t * padded = reinterpret_cast<uint16_t *>(valid + a.n_tokens);
-    const int n_rows = a.n_tokens * a.n_group;
-    for (int r = 0; r < n_rows; ++r) {
-        state.max[r] = negative_infinity();
-        state.sum[r] = 0.0f;
-    }
-    for (int64_t i = 0; i < static_cast<int64_t>(n_rows) * a.dv; i += 16) {
-        store(state.out + i, set1(0.0f));
+    float * v = kt + split_cells * a.dk;
+    uint64_t * valid = reinterpret_cast<uint64_t *>(v + split_cells * a.dv);
+    uint16_t * padded = reinterpret_cast<uint16_t *>(valid + split_blocks * a.n_tokens);
+    Masks masks = {a.mask ? a.mask + first : nullptr, a.mask_stride, valid};
+    if (masks.mask && n % block_cells != 0) {  // whole blocks are read: not past the end of the last row
+        for (int t = 0; t < a.n_tokens; ++t) {
+            for (int c = 0; c < split_cells; ++c) {
+                padded[t * split_cells + c] = c < n ? masks.mask[t * masks.stride + c] : 0xfc00;
+            }
+        }
+        masks.mask = padded;
+        masks.stride = split_cells;
     }
     // One token: its rows see the same cells, and V is read where it lies. More: unpacked once for all.
     const bool in_place = a.n_tokens == 1 && a.n_group <= 2 * tile_rows;
-    Block block = {a.dk, a.dv, a.scale, kt, reinterpret_cast<const char *>(v), a.dv * sizeof(float)};
-    for (; first < last; first += block_cells) {
-        const int n = last - first < block_cells ? static_cast<int>(last - first) : block_cells;
-        const uint16_t * mask = a.mask ? a.mask + first : nullptr;
-        int64_t mask_stride = a.mask_stride;
-        if (mask && n < block_cells) {  // whole vectors are read: not past the end of the last row
-            for (int t = 0; t < a.n_tokens; ++t) {
-                for (int c = 0; c < block_cells; ++c) {
-                    padded[t * block_cells + c] = c < n ? mask[t * mask_stride + c] : 0xfc00;
-                }
-            }
-            mask = padded;
-            mask_stride = block_cells;
-        }
-        uint64_t any = 0;
+    Split split{};
+    split.dk = a.dk;
+    split.dv = a.dv;
+    split.scale = a.scale;
+    split.v_bytes = in_place ? a.v_bytes : a.dv * sizeof(float);
+    split.n_blocks = (n + block_cells - 1) / block_cells;
+    uint64_t any[split_blocks] = {};
+    bool finite = true;
+    for (int b = 0; b < split.n_blocks; ++b) {
+        const int c = b * block_cells, m = n - c < block_cells ? n - c : block_cells;
         for (int t = 0; t < a.n_tokens; ++t) {
-            valid[t] = mask ? unmasked(mask + t * mask_stride) : ~uint64_t{0} >> (block_cells - n);
-            any |= valid[t];
+            const uint64_t bits = masks.mask ? unmasked(masks.mask + t * masks.stride + c)
+                                             : ~uint64_t{0} >> (block_cells - m);
+            valid[t * split_blocks + b] = bits;
+            any[b] |= bits;
         }
-        if (!any) {
+        if (!any[b]) {
             continue;
         }
-        load_k<k_type>(a, first, 64 - __builtin_clzll(any), kt);
-        for (int c = block_cells; c < 2 * block_cells && first + c < a.n_cells; ++c) {
-            prefetch(a.k + (first + c) * a.k_bytes, cell_bytes<k_type>(a.dk));
-        }
+        Block & block = split.blocks[b];
+        block.kt = kt + c * a.dk;
+        load_k<k_type>(a, first + c, 64 - __builtin_clzll(any[b]), kt + c * a.dk);
         if (in_place) {
-            block.v = a.v + first * a.v_bytes;
-            block.v_bytes = a.v_bytes;
-            attend_block<v_type>(a, block, mask, mask_stride, valid, 0, 1, state);
-        } else if (load_v<v_type>(a, first, any, v)) {
-            attend_block<CellType::f32>(a, block, mask, mask_stride, valid, 0, a.n_tokens, state);
-        } else {  // 0 * NaN is not 0: give each token a V without the cells masked for it
-            for (int t = 0; t < a.n_tokens; ++t) {
-                load_v<v_type>(a, first, valid[t], v);
-                attend_block<CellType::f32>(a, block, mask, mask_stride, valid, t, t + 1, state);
+            block.v = a.v + (first + c) * a.v_bytes;
+        } else {
+            block.v = reinterpret_cast<const char *>(v + c * a.dv);
+            finite = load_v<v_type>(a, first + c, any[b], v + c * a.dv) && finite;
+        }
+    }
+    for (int c = split_cells; c < 2 * split_cells && first + c < a.n_cells; ++c) {
+        prefetch(a.k + (first + c) * a.k_bytes, cell_bytes<k_type>(a.dk));
+    }
+    if (in_place) {
+        attend_tokens<v_type>(a, split, masks, 0, 1, total);
+    } else if (finite) {
+        attend_tokens<CellType::f32>(a, split, masks, 0, a.n_tokens, total);
+    } else {  // 0 * NaN is not 0: give each token a V without the cells masked for it
+        for (int t = 0; t < a.n_tokens; ++t) {
+            for (int b = 0; b < split.n_blocks; ++b) {
+                const int c = b * block_cells;
+                load_v<v_type>(a, first + c, valid[t * split_blocks + b], v + c * a.dv);
             }
+            attend_tokens<CellType::f32>(a, split, masks, t, t + 1, total);
         }
     }
 }
 
 template <CellType k_type>
-inline void attend_with_k(const AttentionRows & a, int64_t first, int64_t last, AttentionState state, char * scratch) {
+inline void attend_with_k(const AttentionRows & a, int64_t first, int n, AttentionState total, char * scratch) {
     switch (a.v_type) {
-        case CellType::f16: return attend_cells<k_type, CellType::f16>(a, first, last, state, scratch);
-        case CellType::q8_0: return attend_cells<k_type, CellType::q8_0>(a, first, last, state, scratch);
-        default: return attend_cells<k_type, CellType::f32>(a, first, last, state, scratch);
+        case CellType::f16: return attend_cells<k_type, CellType::f16>(a, first, n, total, scratch);
+        case CellType::q8_0: return attend_cells<k_type, CellType::q8_0>(a, first, n, total, scratch);
+        default: return attend_cells<k_type, CellType::f32>(a, first, n, total, scratch);
     }
 }
 
-void attend(const AttentionRows & a, int64_t first, int64_t last, AttentionState state, char * scratch) {
+void attend(const AttentionRows & a, int64_t first, int n, AttentionState total, char * scratch) {
     switch (a.k_type) {
-        case CellType::f16: return attend_with_k<CellType::f16>(a, first, last, state, scratch);
-        case CellType::q8_0: return attend_with_k<CellType::q8_0>(a, first, last, state, scratch);
-        default: return attend_with_k<CellType::f32>(a, first, last, state, scratch);
+        case CellType::f16: return attend_with_k<CellType::f16>(a, first, n, total, scratch);
+        case CellType::q8_0: return attend_with_k<CellType::q8_0>(a, first, n, total, scratch);
+        default: return attend_with_k<CellType::f32>(a, first, n, total, scratch);
+    }
+}
+
+void start(AttentionState state, int n_rows, int dv) {
+    for (int r = 0; r < n_rows; ++r) {
+        state.max[r] = negative_infinity();
+        state.sum[r] = 0.0f;
+    }
+    for (int64_t i = 0; i < static_cast<int64_t>(n_rows) * dv; i += 16) {
+        store(state.out + i, set1(0.0f));
     }
 }
 
 void fold(AttentionState total, AttentionState part, int n_rows, int dv) {
-    for (int r = 0; r < n_rows; ++r) {
-        const float top = part.max[r] > total.max[r] ? part.max[r] : total.max[r];
-        const float shift = top == negative_infinity() ? 0.0f : top;
-        alignas(64) float x[16] = {total.max[r] - shift, part.max[r] - shift};
-        store(x, exp_negative(load(x)));
-        total.max[r] = top;
-        total.sum[r] = fma1(part.sum[r], x[1], total.sum[r] * x[0]);
-        for (int64_t i = static_cast<int64_t>(r) * dv; i < static_cast<int64_t>(r + 1) * dv; i += 16) {
-            store(total.out + i, fma(load(part.out + i), set1(x[1]), mul(load(total.out + i), set1(x[0]))));
-        }
+    for (int r = 0; r < n_rows; r += 16) {
+        const int64_t i = static_cast<int64_t>(r) * dv;
+        fold_rows({total.max + r, total.sum + r, total.out + i}, {part.max + r, part.sum + r, part.out + i},
+                  n_rows - r < 16 ? n_rows - r : 16, dv);
     }
 }
 

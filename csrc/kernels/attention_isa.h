@@ -38,9 +38,11 @@ struct AttentionState {
 };
 
 struct AttentionIsa {
-    /// Sets `state` from cells [first, last) alone; `first` is a multiple of split_cells.
-    void (*attend)(const AttentionRows & rows, int64_t first, int64_t last, AttentionState state, char * scratch);
-    /// total = total (+) part.
+    /// Nothing seen yet.
+    void (*start)(AttentionState state, int n_rows, int dv);
+    /// Works out the split of n cells from `first`, a multiple of split_cells, and folds it into `total`.
+    void (*attend)(const AttentionRows & rows, int64_t first, int n, AttentionState total, char * scratch);
+    /// total = total (+) part. Folding into nothing gives part's own bits.
     void (*fold)(AttentionState total, AttentionState part, int n_rows, int dv);
     /// One row's result; zeros if it saw no cell.
     void (*finish)(float sum, const float * out, int dv, float * dst);
@@ -48,10 +50,10 @@ struct AttentionIsa {
     int64_t (*valid_end)(const uint16_t * mask, int64_t n);
 };
 
-/// Bytes of `scratch`: K transposed, V, a padded mask and a bit set per token.
+/// Bytes of `scratch`: K transposed, V, then per token its cells as a set and a padded mask.
 constexpr size_t attention_scratch_bytes(int dk, int dv, int n_tokens) {
-    return sizeof(float) * block_cells * (static_cast<size_t>(dk) + dv) +
-           (sizeof(uint64_t) + sizeof(uint16_t) * block_cells) * static_cast<size_t>(n_tokens + 8);
+    return sizeof(float) * split_cells * (static_cast<size_t>(dk) + dv) +
+           (split_cells / 8 + sizeof(uint16_t) * split_cells) * static_cast<size_t>(n_tokens);
 }
 
 extern const AttentionIsa attention_scalar;

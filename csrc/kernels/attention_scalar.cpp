@@ -121,5 +121,5 @@ inline void transpose_f16(const char * const * rows, float * to, int stride) {
 #include "attention_body.h"
 
 namespace pgl::kernels {
-const AttentionIsa attention_scalar = {attend, fold, finish, valid_end};
+const AttentionIsa attention_scalar = {start, attend, fold, finish, valid_end};
 }
