@@ -85,7 +85,8 @@ def bind(config: ServeConfig) -> list[socket.socket]:
     for host in hosts:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            sock = socket.socket(family, socket.SOCK_STREAM)
+            # asyncio turns Nagle's delay off only where the protocol is named; a chunk would wait 40 ms for it.
+            sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         except OSError:
             continue
         try:

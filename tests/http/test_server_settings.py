@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from polargrid_local.errors import ValidationError
 from polargrid_local.server import ServeConfig
 from polargrid_local.server.config import is_loopback
 from polargrid_local.server.metrics import Histogram, Metrics
+from polargrid_local.server.process import bind
 from polargrid_local.server.usage import UsageCounter
 
 FILE = """
@@ -121,3 +124,33 @@ def test_two_registries_do_not_meet() -> None:
     assert b'polargrid_requests_total{route="/health"' in one.render()
     assert b'route="/health"' not in two.render()
     assert b'polargrid_running_requests{model="m"} 2.0' in two.render()
+
+
+async def test_small_writes_leave_at_once() -> None:
+    """Nagle's algorithm would hold each event back until the one before it was acknowledged."""
+    sockets = bind(ServeConfig(port=0))
+    accepted: list[socket.socket] = []
+
+    async def see(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.append(writer.get_extra_info("socket"))
+        assert accepted[-1].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        writer.write(b"x")
+        writer.close()
+
+    assert len({sock.getsockname()[1] for sock in sockets}) == 1
+    for sock in sockets:
+        server = await asyncio.start_server(see, sock=sock)
+        reader, writer = await asyncio.open_connection(*sock.getsockname()[:2])
+        assert await reader.read() == b"x"
+        writer.close()
+        server.close()
+        await server.wait_closed()
+
+
+def test_a_taken_port_is_named() -> None:
+    sockets = bind(ServeConfig(port=0))
+    port = sockets[0].getsockname()[1]
+    with pytest.raises(ValidationError, match=f"cannot listen on 127.0.0.1 port {port}"):
+        bind(ServeConfig(port=port))
+    for sock in sockets:
+        sock.close()
