@@ -268,7 +268,7 @@ async def _text_of_async(stream: AsyncIterable[Mapping[str, Any]]) -> AsyncItera
 
 # A sentence ends with its stop, closing quotes and the blanks behind them, once the next character is there to show that
 # the blanks are over; a CJK stop needs no blank; a line break always ends one.
-_SENTENCE = re.compile(r"""(?:[^\n]*?(?:[.!?…]["'”’»)\]]*\s+|[。！？][」』”’）]*\s*)|[^\n]*\n\s*)(?=\S)""")
+_SENTENCE = re.compile(r"""(?:[^\n]*?(?:[.!?…]["'”’»)\]]*\s+|[。！？][」』”’）]*\s*(?![」』”’）]))|[^\n]*\n\s*)(?=\S)""")
 
 
 @overload

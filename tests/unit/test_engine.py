@@ -10,6 +10,8 @@ import weakref
 import fakes
 import polargrid.types as sdk
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from fakes import Error, endless, factory
 
 from polargrid_local import (
@@ -147,6 +149,15 @@ def test_helpers_give_text_and_whole_sentences(open_engine):
     assert list(text_of(engine.completion_stream(prompt="x"))) == said
     assert list(sentences(engine.completion_stream(prompt="x"))) == [
         "One. ", "Two?  ", '"Three!" ', "4.5 four.\n\n", "Five。", "六。 ", "end"]
+
+
+@settings(deadline=None)
+@given(st.lists(st.text("aB.!?…。！ \n\"')」”", max_size=6), max_size=12))
+def test_sentences_lose_nothing(pieces):
+    chunks = [{"choices": []}, *({"choices": [{"index": 0, "text": piece, "finish_reason": None}]} for piece in pieces)]
+    cut = list(sentences(iter(chunks)))
+    assert "".join(cut) == "".join(pieces)
+    assert all(cut) and cut == list(sentences(iter([{"choices": [{"index": 0, "text": "".join(pieces), "finish_reason": None}]}])))
 
 
 async def test_helpers_take_async_streams(path, tmp_path):

@@ -137,12 +137,12 @@ def test_a_missing_file_is_named(tmp_path):
 def test_the_native_log_goes_to_logging(caplog, tmp_path):
     from polargrid_local.runtime import _Hub
 
-    lines = [(3, "beware\n"), (4, "broken"), (2, "fine")]
+    lines = [(logging.WARNING, "beware"), (logging.ERROR, "broken"), (logging.INFO, "100 %s fine")]
     hub = _Hub(None, lambda: [lines.pop(0) for _ in range(len(lines))])
     with caplog.at_level(logging.INFO, "polargrid_local.llama"):
         hub.log()
     assert [(record.levelname, record.message) for record in caplog.records] == [
-        ("WARNING", "beware"), ("ERROR", "broken"), ("INFO", "fine")]
+        ("WARNING", "beware"), ("ERROR", "broken"), ("INFO", "100 %s fine")]
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
