@@ -56,4 +56,4 @@ def test_openai_for_node(server: ServerProcess) -> None:
 def test_declarations_compile() -> None:
     assert NODE is not None
     run(NODE, "node_modules/typescript/bin/tsc", "--noEmit", "--strict", "--target", "es2022", "--lib", "es2022,dom,dom.iterable,dom.asynciterable",
-        "--module", "esnext", "--moduleResolution", "bundler", "types.ts")  # fmt: skip
+        "--module", "nodenext", "--moduleResolution", "nodenext", "types.ts")  # fmt: skip
