@@ -14,7 +14,7 @@ namespace pgl::kernels {
 namespace {
 
 // Rows of one KV head that share one pass over K and V: enough to forget the cost of unpacking them.
-constexpr int64_t most_rows = 128;
+constexpr int64_t most_rows = 256;
 // Below this many rows a task is not worth splitting by rows: threads share the cells instead.
 constexpr int64_t few_rows = 16;
 
