@@ -112,16 +112,27 @@ class Text(str):
     def _plain(self) -> str:
         return self._ledger.plain(self)
 
+    def _cuts(self, bounds: Iterable[tuple[int, int]]) -> list[str]:
+        """The plain text's [start:stop] for each of the bounds, marks kept; in one pass, so the bounds must ascend."""
+        spans = list(self._ledger.spans(self))
+        out: list[str] = []
+        first = at = 0  # the first span that may still matter, and where it begins
+        for start, stop in bounds:
+            while first < len(spans) and at + len(spans[first][0]) <= start:
+                at += len(spans[first][0])
+                first += 1
+            part: list[Span] = []
+            i, offset = first, at
+            while i < len(spans) and offset < stop:
+                text, trusted = spans[i]
+                part.append((text[max(start - offset, 0):stop - offset], trusted))
+                offset += len(text)
+                i += 1
+            out.append(self._ledger.build(part))
+        return out
+
     def _cut(self, start: int, stop: int) -> str:
-        """The plain text's [start:stop], marks kept."""
-        out: list[Span] = []
-        at = 0
-        for text, trusted in self._ledger.spans(self):
-            low, high = max(start - at, 0), min(stop - at, len(text))
-            if low < high:
-                out.append((text[low:high], trusted))
-            at += len(text)
-        return self._ledger.build(out)
+        return self._cuts([(start, stop)])[0]
 
     def __str__(self) -> str:
         return self
@@ -207,30 +218,30 @@ class Text(str):
     def removesuffix(self, suffix: str) -> str:
         return self._cut(0, len(self) - len(suffix)) if suffix and self.endswith(suffix) else self
 
-    def _pieces(self, parts: Iterable[str]) -> list[str]:
+    def _found(self, parts: Iterable[str]) -> list[str]:
         """The marked counterparts of plain parts that lie in this order in the plain text."""
-        plain, at, out = self._plain(), 0, []
+        plain, at, bounds = self._plain(), 0, []
         for part in parts:
             at = plain.index(part, at)
-            out.append(self._cut(at, at + len(part)))
+            bounds.append((at, at + len(part)))
             at += len(part)
-        return out
-
-    def split(self, sep: str | None = None, maxsplit: int = -1) -> list[str]:  # type: ignore[override]
-        parts = self._plain().split(_plain(sep), maxsplit)
-        return self._pieces(parts) if sep is None else self._between(parts, len(sep))
-
-    def rsplit(self, sep: str | None = None, maxsplit: int = -1) -> list[str]:  # type: ignore[override]
-        parts = self._plain().rsplit(_plain(sep), maxsplit)
-        return self._pieces(parts) if sep is None else self._between(parts, len(sep))
+        return self._cuts(bounds)
 
     def _between(self, parts: Iterable[str], gap: int) -> list[str]:
         """The marked counterparts of plain parts with `gap` characters between them."""
-        at, out = 0, []
+        at, bounds = 0, []
         for part in parts:
-            out.append(self._cut(at, at + len(part)))
+            bounds.append((at, at + len(part)))
             at += len(part) + gap
-        return out
+        return self._cuts(bounds)
+
+    def split(self, sep: str | None = None, maxsplit: int = -1) -> list[str]:  # type: ignore[override]
+        parts = self._plain().split(_plain(sep), maxsplit)
+        return self._found(parts) if sep is None else self._between(parts, len(sep))
+
+    def rsplit(self, sep: str | None = None, maxsplit: int = -1) -> list[str]:  # type: ignore[override]
+        parts = self._plain().rsplit(_plain(sep), maxsplit)
+        return self._found(parts) if sep is None else self._between(parts, len(sep))
 
     def splitlines(self, keepends: bool = False) -> list[str]:
         lines = self._between(self._plain().splitlines(keepends=True), 0)

@@ -1,0 +1,112 @@
+"""Marked strings answer as plain ones would, and nothing done to them turns user text into template text."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polargrid_local.errors import TemplateError
+from polargrid_local.marked import Ledger, Text, joined, marked, merged, to_json
+
+USER, OURS = "aé \n<>", "XY.\t{}"  # disjoint, so that every character of a result tells where it came from
+SPANS = st.lists(st.tuples(st.text(USER, max_size=5), st.just(False)) | st.tuples(st.text(OURS, max_size=5), st.just(True)), max_size=6)
+PLAIN = st.text(USER + OURS, max_size=2)
+
+
+def whole(ledger, value):
+    """Plain value of what an operation gave; checks that every character still knows its writer."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(whole(ledger, item) for item in value)
+    if not isinstance(value, str):
+        return value
+    for text, trusted in ledger.spans(value):
+        assert not trusted or not set(text) & set(USER + USER.upper()), (text, trusted)
+    return ledger.plain(value)
+
+
+OPERATIONS = [
+    ("strip", []), ("lstrip", []), ("rstrip", []), ("strip", [PLAIN]), ("split", []), ("split", [PLAIN.filter(bool)]),
+    ("split", [PLAIN.filter(bool), st.integers(-1, 3)]), ("rsplit", []), ("rsplit", [PLAIN.filter(bool), st.integers(0, 2)]),
+    ("splitlines", []), ("splitlines", [st.booleans()]), ("partition", [PLAIN.filter(bool)]), ("rpartition", [PLAIN.filter(bool)]),
+    ("removeprefix", [PLAIN]), ("removesuffix", [PLAIN]), ("replace", [PLAIN, st.text(OURS, max_size=2)]),
+    ("replace", [PLAIN.filter(bool), st.text(OURS, max_size=2), st.integers(0, 2)]),
+    ("upper", []), ("lower", []), ("title", []), ("capitalize", []), ("startswith", [PLAIN]), ("endswith", [PLAIN]), ("find", [PLAIN]),
+    ("count", [PLAIN]), ("isspace", []), ("isdigit", []), ("center", [st.integers(0, 12)]), ("zfill", [st.integers(0, 12)]),
+    ("__len__", []), ("__contains__", [PLAIN]), ("__add__", [st.text(OURS, max_size=3)]), ("__radd__", [st.text(OURS, max_size=3)]),
+    ("__mul__", [st.integers(0, 3)]), ("__getitem__", [st.slices(8)]), ("__iter__", []), ("__eq__", [PLAIN]), ("__lt__", [PLAIN]),
+    ("__hash__", []), ("__repr__", []), ("__format__", [st.sampled_from(["", ">9"])]),
+    ("join", [st.lists(st.text(OURS, max_size=2), max_size=3)]),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), OPERATIONS, ids=lambda value: value if isinstance(value, str) else "")
+def test_an_operation_does_what_it_does_to_plain_text(name, arguments):
+    @settings(deadline=None, max_examples=25)
+    @given(SPANS, st.tuples(*arguments))
+    def check(spans, args):
+        ledger = Ledger()
+        text = ledger.build(spans)
+        plain = "".join(part for part, _ in spans)
+        if not isinstance(text, Text):  # nothing of the user's in it
+            text = Text(text, ledger)
+        if name == "__radd__":
+            expected = args[0] + plain
+        else:
+            expected = getattr(plain, name)(*args)
+        got = getattr(text, name)(*args)
+        if name == "__iter__":
+            expected, got = list(expected), list(got)
+        assert whole(ledger, got) == expected
+
+    check()
+
+
+@settings(deadline=None)
+@given(SPANS)
+def test_marks_are_exact_and_survive_joining(spans):
+    ledger = Ledger()
+    built = ledger.build(spans)
+    exact = merged((text, trusted) for text, trusted in spans if text)
+    assert merged(ledger.spans(built)) == exact
+    assert merged(ledger.spans("".join([built]))) == exact  # as a plain str, in C
+    assert merged(ledger.spans("%s" % built)) == exact  # noqa: UP031
+    assert merged(ledger.spans(f"{built}")) == exact
+    assert merged(ledger.spans(joined([built, ""]))) == exact
+
+
+JSON = st.recursive(st.text(USER + '"\\\u2028', max_size=4) | st.integers() | st.none() | st.booleans(),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(USER, max_size=3), inner, max_size=3), max_leaves=6)
+
+
+@settings(deadline=None)
+@given(JSON, st.sampled_from([None, 1, 4]), st.booleans())
+def test_json_is_json(value, indent, ascii_only):
+    ledger = Ledger()
+    text = to_json(marked(value, ledger), ledger, indent=indent, ensure_ascii=ascii_only)
+    assert ledger.plain(text) == json.dumps(value, ensure_ascii=ascii_only, indent=indent)
+    assert not any(set(part) & set("aé<>") for part, trusted in ledger.spans(text)
+                   if trusted and part not in ("false", "true")
+                   for part in part.replace("false", "").replace("true", "").split())
+
+
+def test_user_text_cannot_bring_a_stand_in():
+    ledger = Ledger()
+    first = ledger.mark("secret")
+    copy = ledger.mark(str.__str__(first))  # the stand-in's own character, as user text
+    assert ledger.plain(copy) == str.__str__(first) != "secret"
+    assert list(ledger.spans(chr(0x40000 + 500))) == [(chr(0x40000 + 500), True)]  # the template's own character
+
+
+def test_the_number_of_pieces_is_bounded(monkeypatch):
+    monkeypatch.setattr("polargrid_local.marked._LAST", 0x40000 + 9)
+    ledger = Ledger()
+    with pytest.raises(TemplateError, match="too many pieces"):
+        list(ledger.mark("x" * 30))
+
+
+def test_cutting_takes_one_pass():
+    ledger = Ledger()
+    text = ledger.build([("a", False), ("X", True)] * 20_000)
+    assert len(text.split("X")) == 20_001
+    assert ledger.plain(text.replace("a", "Y")) == "YX" * 20_000
