@@ -231,6 +231,9 @@ document.addEventListener('keydown', (event) => {
   const run = SHORTCUTS[`${event.shiftKey ? 'shift+' : ''}${event.key.toLowerCase()}`];
   if (run) { event.preventDefault(); run(); }
 });
+if (/Mac|iP(hone|ad)/.test(navigator.platform)) {
+  for (const key of document.querySelectorAll('#keys kbd')) key.textContent = { Ctrl: '⌘', Shift: '⇧' }[key.textContent] ?? key.textContent;
+}
 byId('open-settings').addEventListener('click', () => openSettings());
 byId('toggle-theme').addEventListener('click', turnTheme);
 byId('open-keys').addEventListener('click', () => byId('keys').showModal());

@@ -33,6 +33,8 @@ export class Models {
     const [list] = await Promise.all([this.#client().listModels(), this.#ask()]);
     this.#list = list.data;
     this.#show();
+    const { current } = this;
+    if (this.#states[current] === 'loading') this.load(current).catch(this.#onError); // begun elsewhere: joined, to show how far it is
   }
 
   // How far each load is; the states are brought up to date. A server may unload what it has not used for long.

@@ -137,7 +137,7 @@ export class Transcript {
     }
     if (state === 'loading') return [waiting('Loading the model', progress)];
     if (state === 'reading') return [waiting(live?.total ? `Reading the prompt, ${live.done.toLocaleString()} of ${live.total.toLocaleString()} tokens` : 'Thinking', progress)];
-    if (state === 'writing') return [el('small', { class: 'figures' }, `${live.tokens.toLocaleString()} tokens${speed(live)}`)];
+    if (state === 'writing') return [el('small', { class: 'figures' }, `${tokens(live)}${speed(live)}`)];
     const why = {
       stopped: 'You stopped this answer.', interrupted: 'This answer was interrupted.', content_filter: 'The content filter ended this answer.',
       length: 'The answer was cut: it reached the longest length set, or the end of what the model can hold.',
@@ -151,12 +151,13 @@ const action = (name, label, onclick, extra = '') => el('button', { type: 'butto
 const waiting = (text, progress) => el('div', { class: 'waiting' }, el('span', {}, text),
   progress === undefined ? el('i', { 'aria-hidden': 'true' }) : el('progress', { max: '1', value: String(progress), 'aria-label': text }));
 
+const tokens = ({ tokens: n }) => `${n.toLocaleString()} ${n === 1 ? 'token' : 'tokens'}`;
 const speed = ({ perSecond }) => (perSecond ? ` · ${perSecond.toFixed(perSecond < 10 ? 1 : 0)} per second` : '');
 
 function figures({ model, stats }) {
   if (!stats?.tokens) return null;
   const facts = [
-    `${stats.tokens.toLocaleString()} tokens${speed(stats)}`,
+    `${tokens(stats)}${speed(stats)}`,
     stats.firstMs !== null && `first after ${(stats.firstMs / 1000).toFixed(2)} s`,
     stats.promptTokens && `prompt ${stats.promptTokens.toLocaleString()}`,
     model,

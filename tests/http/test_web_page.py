@@ -242,6 +242,39 @@ def test_chats_are_kept_renamed_deleted_and_brought_back(page: Any, scripted: Sc
     assert titles.all_inner_texts() == ["Rouge"]
 
 
+def test_two_tabs_share_the_chats(page: Any, context: Any, scripted: ScriptedServer) -> None:
+    other = context.new_page()
+    other.goto(scripted.url)
+    other.locator("#model-name", has_text="scripted").wait_for()
+    scripted.say(*answer("shared"))
+    ask(page, "from the first tab")
+    finished(page)
+    other.locator("#chat-list .chat", has_text="from the first tab").click()
+    other.locator(".body", has_text="shared").wait_for()
+    other.get_by_label("Delete from the first tab").click(force=True)
+    page.locator("#chat-list .chat").wait_for(state="detached")
+
+
+def test_a_browser_that_forbids_storage_still_talks(context: Any, scripted: ScriptedServer) -> None:
+    context.add_init_script("""
+      Object.defineProperty(window, 'indexedDB', { get() { throw new DOMException('forbidden', 'SecurityError'); } });
+      Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('forbidden', 'SecurityError'); } });
+    """)
+    page = context.new_page()
+    page.goto(scripted.url)
+    page.locator("#model-name", has_text="scripted").wait_for()
+    for n, words in enumerate(("one", "two")):
+        scripted.say(*answer(words))
+        page.locator("#new-chat").click()
+        ask(page, words)
+        assert finished(page).locator(".body").inner_text() == words
+        assert page.locator("#chat-list .chat").count() == n + 1
+    page.get_by_text("This browser keeps no chats").wait_for()
+    page.locator("#chat-list .chat").nth(1).click()
+    assert page.locator(".body").inner_text() == "one"
+    page.get_by_role("button", name="Theme").click()
+
+
 def test_two_chats_are_answered_at_once(page: Any, scripted: ScriptedServer) -> None:
     gate = threading.Event()
     scripted.say(chunk(), chunk("slow "), gate, chunk("but sure"), chunk(reason="stop"), DONE)
@@ -321,6 +354,19 @@ def test_a_model_is_picked_and_loaded_with_progress(page: Any, scripted: Scripte
     page.locator("#model-button").click()
     page.get_by_label("Unload other").click()
     menu.locator("li", has_text="other").get_by_text("not loaded").wait_for()
+
+
+def test_a_load_begun_elsewhere_is_shown(context: Any, scripted: ScriptedServer) -> None:
+    scripted.models["scripted"] = "loading"
+    scripted.load_gate.clear()
+    scripted.load_progress = 0.25
+    page = context.new_page()
+    page.goto(scripted.url)
+    page.locator("#model-progress[value='0.25']").wait_for()
+    assert page.locator("#model-dot").get_attribute("data-state") == "loading"
+    scripted.load_gate.set()
+    page.locator("#model-dot[data-state=loaded]").wait_for()
+    assert page.locator("#model-progress").is_hidden()
 
 
 def test_no_model_is_said_plainly(context: Any, scripted: ScriptedServer) -> None:
