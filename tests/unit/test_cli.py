@@ -398,7 +398,7 @@ class Terminal:
     def end(self):
         """The exit status; reads what is left."""
         with contextlib.suppress(OSError):
-            while os.read(self.fd, 65536):
+            while select.select([self.fd], [], [], 60)[0] and os.read(self.fd, 65536):
                 pass
         return self.process.wait(60)
 

@@ -47,6 +47,7 @@ main()
             chat.expect("> ")
             chat.send("/reset\r")
             chat.expect("conversation forgotten")
+        chat.expect("> ")
         chat.send("\x04")
         assert chat.end() == 0
 
