@@ -42,6 +42,40 @@ int token_byte(std::string_view token) {
     return high < 0 || low < 0 ? -1 : high * 16 + low;
 }
 
+// RWKV tokens are written escaped. The tokenizer walks on from a first byte that begins any token, and does not come
+// back if nothing on the way is one: so each such byte must be a token itself.
+void rwkv_first_bytes(const std::vector<std::string_view> & tokens) {
+    bool begins[256] = {}, whole[256] = {};
+    for (const std::string_view token : tokens) {
+        if (token.empty()) {
+            begins['['] = true;   // renamed, as in unique_tokens
+            continue;
+        }
+        size_t used = 1;
+        int byte = static_cast<unsigned char>(token[0]);
+        if (byte == '\\') {
+            const auto digit = [&](size_t i) { return token[i] >= 'a' ? token[i] - 'a' + 10 : token[i] - '0'; };
+            used = token.size() > 1 && token[1] == 'x' ? 4 : 2;
+            if (token.size() < used) {
+                continue;   // stands for nothing
+            }
+            const char c = token[1];
+            byte = used == 4 ? digit(2) * 16 + digit(3) : c == 't' ? '\t' : c == 'n' ? '\n' : c == 'r' ? '\r' : c;
+            byte &= 0xFF;
+        }
+        begins[byte] = true;
+        whole[byte] = whole[byte] || token.size() == used;
+    }
+    for (int byte = 0; byte < 256; ++byte) {
+        if (begins[byte] && !whole[byte]) {
+            char text[64];
+            std::snprintf(text, sizeof(text), "without the byte 0x%02X, which begins a token",
+                          static_cast<unsigned>(byte));
+            refuse("key", "tokenizer.ggml.tokens", text, "a token for every byte that begins one");
+        }
+    }
+}
+
 void unique_tokens(const std::vector<std::string_view> & tokens) {
     std::vector<std::string> renamed;   // the loader gives empty tokens a name, which may clash
     renamed.reserve(static_cast<size_t>(std::count(tokens.begin(), tokens.end(), std::string_view())));
@@ -177,6 +211,9 @@ GgufVocab check_vocab(const GgufFile & file, const std::string & vocab_size_key)
                 refuse("key", tokens_key, text, "a token for every byte");
             }
         }
+    }
+    if (name == "rwkv") {
+        rwkv_first_bytes(tokens);
     }
 
     if (const Value * scores = array_of(file, "tokenizer.ggml.scores", {Type::f32, Type::i32})) {

@@ -173,6 +173,9 @@ void kill_classes() {
              tokens.back() = "x";
              g = with_tokens("llama", tokens);
          }},
+        {"RWKV with a first byte that is no token: endless", key,
+         [](Gguf & g) { g = with_tokens("rwkv", {"a", "\\x62c"}); }},
+        {"the same by an escape", key, [](Gguf & g) { g = with_tokens("rwkv", {"a", "\\nb"}); }},
         {"a byte token of no form", "key " + types_key,
          [](Gguf & g) {
              Strings tokens = builder::byte_tokens();
@@ -424,6 +427,7 @@ void accepted() {
         tokens.push_back("<0x00>");
         g = with_tokens("llama", tokens);
     });
+    accept("RWKV", tiny, [](Gguf & g) { g = with_tokens("rwkv", {"a", "ab", "\\x62", "bc", "\\n", "\\n\\n", "\\"}); });
     accept("integer scores", tiny,
            [](Gguf & g) { g.set("tokenizer.ggml.scores", builder::i32, std::vector<int32_t>(263, -5)); });
     accept("byte pairs", bpe(), [](Gguf &) {});
