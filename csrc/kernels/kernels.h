@@ -10,8 +10,12 @@ namespace pgl::kernels {
 /// once; a value this CPU cannot honour falls back to the best it can.
 void register_backend();
 
-/// The switch the next model load sees: off leaves every weight to ggml. Weights already loaded are not touched.
+/// The calling thread's switch, for the models it loads and the graphs it plans: off leaves every operation to ggml.
+/// Weights already loaded are not touched.
 void set_enabled(bool enabled);
+
+/// The same for every thread, for good: what a failed self-test does.
+void disable_for_all();
 
 /// The instruction set in use: "avx512-vnni", "avx-vnni", "avx2", "scalar" or "off".
 const char * isa();

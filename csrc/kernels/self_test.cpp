@@ -82,7 +82,7 @@ std::string self_test() {
         for (int n_tokens = 1; n_tokens <= isa->max_tokens; n_tokens += isa->max_tokens - 1) {
             const auto difference = test(*isa, static_cast<Type>(type), 48, 512, n_tokens);
             if (!difference.empty()) {
-                set_enabled(false);
+                disable_for_all();
                 use_isa(&scalar);  // for weights that are already repacked
                 return difference;
             }

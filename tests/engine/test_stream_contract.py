@@ -70,8 +70,6 @@ def test_stops_in_every_position(speaker: tuple[Engine, Any], data: st.DataObjec
     first = min((at for at in (text.find(stop) for stop in stops) if at >= 0), default=len(text))
     if budget == 400:
         assert joined == text[:first]
-    else:
-        assert len(joined) <= first
     assert plain["usage"]["completion_tokens"] <= budget
     assert [c["choices"][0]["finish_reason"] for c in chunks if c["choices"][0]["finish_reason"]] == [
         plain["choices"][0]["finish_reason"]
