@@ -142,6 +142,19 @@ def test_gpus_are_reported_as_the_sdk_reads_them(open_engine):
     assert (memory.free_gb, memory.percent_free) == (6.0, 75.0)
 
 
+def test_a_stream_says_how_much_of_a_long_prompt_is_read(open_engine):
+    go = threading.Event()
+    engine = open_engine(lambda request: [{"kind": "progress", "progress": 0.25, "n_prompt": 400}, lambda: go.wait(20) and None, "text"])
+    stream = engine.completion_stream(prompt="x")
+    assert stream.prefill is None
+    reader = threading.Thread(target=lambda: next(stream))
+    reader.start()
+    until(lambda: stream.prefill == (100, 400))
+    go.set()
+    reader.join()
+    assert stream.prefill is None and stream.text == "text"
+
+
 def test_helpers_give_text_and_whole_sentences(open_engine):
     said = ["One", ". T", "wo? ", ' "Three!" ', "4.5 four", ".\n\nFive。", "六。", " end"]
     engine = open_engine(lambda request: said)
