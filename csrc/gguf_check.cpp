@@ -213,7 +213,14 @@ private:
             const uint64_t swa_dim = count(key("attention.key_length_swa"), 0, most);
             rotation("rope.dimension_count_swa", std::max(k_dim, swa_dim));
         }
+        const bool uniform = facts::contains(facts::uniform_heads, out_.architecture);
         for (uint32_t i = 0; i < n_layer; ++i) {   // 0 KV heads: a recurrent layer
+            if (uniform && (heads[i] != heads[0] || kv[i] != kv[0])) {
+                const bool is_kv = kv[i] != kv[0];
+                refuse("key", is_kv ? kv_key : head_key,
+                       std::to_string(is_kv ? kv[i] : heads[i]) + " for layer " + std::to_string(i),
+                       std::to_string(is_kv ? kv[0] : heads[0]) + " for every layer of this architecture");
+            }
             if (heads[i] > 0 && kv[i] > 0 && heads[i] % kv[i] != 0) {
                 refuse("key", kv_key, std::to_string(kv[i]) + " for layer " + std::to_string(i),
                        "a divisor of head_count " + std::to_string(heads[i]));

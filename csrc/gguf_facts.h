@@ -31,6 +31,13 @@ constexpr std::string_view headless[] = {
     "arwkv7", "mamba", "mamba2", "pockettts", "rwkv6", "rwkv6qwen2", "rwkv7", "wavtokenizer-dec",
 };
 
+// Whose computation takes layer 0's head counts for all layers; with others it stops at an assertion. Not complete:
+// only architectures known to have no file with differing counts.
+constexpr std::string_view uniform_heads[] = {
+    "command-r", "exaone", "falcon", "gemma", "gemma2", "glm4", "gpt2", "internlm2", "llama", "mistral3", "mpt", "olmo",
+    "olmo2", "phi2", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "smollm3", "stablelm", "starcoder2",
+};
+
 // By number of general.file_type; the names users know files by.
 constexpr std::string_view quantizations[] = {
     "F32", "F16", "Q4_0", "Q4_1", "", "", "", "Q8_0", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L",

@@ -284,6 +284,8 @@ void meaning() {
         {"more heads than the width", count, set("llama.attention.head_count", 128u)},
         {"KV heads that do not divide the heads", kv, set("llama.attention.head_count_kv", 3u)},
         {"heads for one layer of two", count, heads("llama.attention.head_count", {4})},
+        {"head counts that differ, where the architecture has one", kv,
+         heads("llama.attention.head_count_kv", {2, 4})},
         {"a negative head count", kv + ": -2 for layer 1", heads("llama.attention.head_count_kv", {2, -2})},
         {"heads as an array of floats", kv,
          [](Gguf & g) { g.set("llama.attention.head_count_kv", builder::f32, std::vector<float>{2, 2}); }},
@@ -380,11 +382,20 @@ void accepted() {
         g.tensors.clear();
         for (const char * k : {"block_count", "context_length", "embedding_length"}) g.erase(std::string("llama.") + k);
     });
-    accept("0 KV heads on a recurrent layer", tiny,
-           [](Gguf & g) { g.set("llama.attention.head_count_kv", builder::u32, std::vector<uint32_t>{0, 2}); });
-    accept("0 heads on a layer without attention", tiny, [](Gguf & g) {
-        g.set("llama.attention.head_count", builder::i32, std::vector<int32_t>{4, 0});
-        g.set("llama.attention.head_count_kv", builder::i32, std::vector<int32_t>{2, 0});
+    const auto as = [](Gguf & g, const std::string & architecture) {
+        for (builder::Key & k : g.keys) {
+            if (k.name.rfind("llama.", 0) == 0) k.name = architecture + k.name.substr(5);
+        }
+        g.set("general.architecture", architecture.c_str());
+    };
+    accept("0 KV heads on a recurrent layer", tiny, [&](Gguf & g) {
+        as(g, "lfm2");
+        g.set("lfm2.attention.head_count_kv", builder::u32, std::vector<uint32_t>{0, 2});
+    });
+    accept("0 heads on a layer without attention", tiny, [&](Gguf & g) {
+        as(g, "deci");
+        g.set("deci.attention.head_count", builder::i32, std::vector<int32_t>{4, 0});
+        g.set("deci.attention.head_count_kv", builder::i32, std::vector<int32_t>{2, 0});
     });
     accept("explicit head size", tiny, [](Gguf & g) {
         g.set("llama.attention.head_count", 6u);
@@ -411,11 +422,8 @@ void accepted() {
         g.tensors.push_back({"d2t", {8}, I64});
         g.tensors.push_back({"blk.0.ffn_gate_tid2eid.weight", {8, 8}, I32});
     });
-    accept("other attention-free architectures say 0 heads", tiny, [](Gguf & g) {
-        for (builder::Key & k : g.keys) {
-            if (k.name.rfind("llama.", 0) == 0) k.name = "mamba." + k.name.substr(6);
-        }
-        g.set("general.architecture", "mamba");
+    accept("attention-free architectures say 0 heads", tiny, [&](Gguf & g) {
+        as(g, "mamba");
         g.set("mamba.attention.head_count", 0u);
     });
     accept("a padding id out of range, as released files have", tiny,
