@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, Protocol, TypedDict, TypeVar, Union
+from typing import Annotated, Any, Literal, Protocol, TypeVar, Union
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic import ValidationError as PydanticError
 from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict  # pydantic describes no other before Python 3.12
 
 from .errors import ValidationError
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel, TypeAdapter
 from starlette.responses import Response
 
 from polargrid_local import types
@@ -53,25 +52,49 @@ _ERROR = {
 }
 _STREAMS = "With `stream: true`: Server-Sent Events, one chunk each, then [DONE]."
 
-# Name -> tag, summary, description, request body, media types of a good answer.
-_ROUTES: dict[str, tuple[str, str, str, type[BaseModel] | None, tuple[str, ...]]] = {
-    "chat": ("Text", "Chat completion", _STREAMS, types.ChatCompletionRequest, ("application/json", "text/event-stream")),
-    "completion": ("Text", "Text completion", _STREAMS, types.CompletionRequest, ("application/json", "text/event-stream")),
-    "completion_stream": ("Text", "Text completion, always streamed", "", types.CompletionRequest, ("text/event-stream",)),
-    "embedding": ("Text", "Embeddings", "Vectors of floats, one per input.", types.EmbeddingRequest, ("application/json",)),
-    "models": ("Models", "Models of this machine", "", None, ("application/json",)),
-    "model": ("Models", "One model", "", None, ("application/json",)),
-    "model_status": ("Models", "What is loaded, and how far a load has come", "", None, ("application/json",)),
-    "load": ("Models", "Load a model", "Answers when it is loaded.", LoadModelRequest, ("application/json",)),
-    "unload": ("Models", "Unload a model", "", UnloadModelRequest, ("application/json",)),
-    "unload_all": ("Models", "Unload all models", "", None, ("application/json",)),
-    "gpu_status": ("Machine", "GPUs", "Empty lists without one.", None, ("application/json",)),
-    "gpu_memory": ("Machine", "GPU memory", "", None, ("application/json",)),
-    "gpu_purge": ("Machine", "Free GPU memory", "Unloads models.", GPUPurgeRequest, ("application/json",)),
-    "health": ("Machine", "Health", "Needs no API key.", None, ("application/json",)),
-    "status": ("Machine", "Models with latency and queue", "", None, ("application/json",)),
-    "usage": ("Machine", "Requests and tokens since the start", "", None, ("application/json",)),
-    "metrics": ("Machine", "Prometheus metrics", "", None, ("text/plain",)),
+
+class _Route(NamedTuple):
+    tag: str
+    summary: str
+    answer: Any  # a TypedDict of types.py, or the keys of the object
+    body: type[BaseModel] | None = None
+    chunk: Any = None  # of its event stream
+    text: str = ""
+
+
+_ROUTES = {
+    "chat": _Route(
+        "Text", "Chat completion", types.ChatCompletionResponse, types.ChatCompletionRequest, types.ChatCompletionChunk, _STREAMS
+    ),
+    "completion": _Route(
+        "Text", "Text completion", types.CompletionResponse, types.CompletionRequest, types.CompletionChunk, _STREAMS
+    ),
+    "completion_stream": _Route("Text", "Text completion, always streamed", None, types.CompletionRequest, types.CompletionChunk),
+    "embedding": _Route("Text", "Embeddings: one vector of floats per input", types.EmbeddingResponse, types.EmbeddingRequest),
+    "models": _Route("Models", "Models of this machine", ("object", "data")),
+    "model": _Route("Models", "One model", ("id", "object", "created", "owned_by", "permission", "root", "parent")),
+    "model_status": _Route(
+        "Models", "What is loaded, and how far a load has come", ("loaded", "loading_status", "repository", "progress")
+    ),
+    "load": _Route(
+        "Models", "Load a model; answers when it is loaded", ("status", "model", "force_reload", "message"), LoadModelRequest
+    ),
+    "unload": _Route("Models", "Unload a model", ("status", "model", "message"), UnloadModelRequest),
+    "unload_all": _Route("Models", "Unload all models", ("status", "unloaded_models", "errors", "total_unloaded")),
+    "gpu_status": _Route("Machine", "GPUs", ("status", "timestamp", "gpus", "processes", "total_gpus")),
+    "gpu_memory": _Route("Machine", "GPU memory", ("status", "timestamp", "memory")),
+    "gpu_purge": _Route(
+        "Machine",
+        "Unload models to free GPU memory",
+        ("status", "timestamp", "actions", "memory_before", "memory_after", "memory_freed_gb", "models_unloaded", "errors", "recommendation"),
+        GPUPurgeRequest,
+    ),
+    "health": _Route(
+        "Machine", "Health; needs no API key", ("status", "node", "runtime", "timestamp", "features", "backend")
+    ),
+    "status": _Route("Machine", "Models with latency and queue", ("status", "regions")),
+    "usage": _Route("Machine", "Requests and tokens since the start", ("period", "usage")),
+    "metrics": _Route("Machine", "Prometheus metrics", None),
 }
 _DATES = [
     {"name": name, "in": "query", "required": False, "schema": {"type": "string", "format": "date"}}
@@ -81,32 +104,45 @@ _DATES = [
 
 def describe(name: str) -> dict[str, Any]:
     """Keyword arguments of a FastAPI route."""
-    tag, summary, text, body, media = _ROUTES[name]
+    route = _ROUTES[name]
     extra: dict[str, Any] = {}
-    if body is not None:
-        schema = {"$ref": f"#/components/schemas/{body.__name__}"}
-        needed = body is not GPUPurgeRequest
-        extra["requestBody"] = {"required": needed, "content": {"application/json": {"schema": schema}}}
+    if route.body is not None:
+        extra["requestBody"] = {"required": route.body is not GPUPurgeRequest, "content": _content(_ref(route.body.__name__))}
     if name == "usage":
         extra["parameters"] = _DATES
-    responses: dict[int | str, dict[str, Any]] = {
-        "default": {"description": "Error", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
-    }
-    responses[200] = {"description": "Success", "content": {kind: {} for kind in media}}
+    good: dict[str, Any] = {}
+    if isinstance(route.answer, tuple):
+        good |= _content({"type": "object", "required": list(route.answer)})
+    elif route.answer is not None:
+        good |= _content(_ref(route.answer.__name__))
+    if route.chunk is not None:
+        good["text/event-stream"] = {"schema": {"type": "string", "description": f"Events of {route.chunk.__name__}"}}
     return {
-        "tags": [tag],
-        "summary": summary,
-        "description": text or None,
+        "tags": [route.tag],
+        "summary": route.summary,
+        "description": route.text or None,
         "openapi_extra": extra,
-        "responses": responses,
+        "responses": {
+            200: {"description": "Success", "content": good or {"text/plain": {}}},
+            "default": {"description": "Error", "content": _content(_ref("Error"))},
+        },
         "response_model": None,
         "response_class": Response,
     }
 
 
+def _content(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
 def schemas() -> dict[str, Any]:
     """The components every route refers to."""
-    _, definitions = models_json_schema(
-        [(body, "validation") for body in _BODIES], ref_template="#/components/schemas/{model}"
-    )
+    replies = {kind for route in _ROUTES.values() for kind in (route.answer, route.chunk) if isinstance(kind, type)}
+    kinds = [*_BODIES, *sorted(replies, key=lambda kind: kind.__name__)]
+    adapters: list[Any] = [(kind.__name__, "validation", TypeAdapter(kind)) for kind in kinds]
+    _, definitions = TypeAdapter.json_schemas(adapters, ref_template="#/components/schemas/{model}")
     return {**definitions["$defs"], "Error": _ERROR}

@@ -7,12 +7,20 @@ import re
 from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 from serving import ALIAS, SAID, SMOLLM2, ServerProcess
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 SAID_MESSAGE, SAID_PROMPT = "\ue001", "\ue000"
+
+
+def described(server: ServerProcess, name: str, value: Any) -> bool:
+    """Whether the OpenAPI document's component `name` allows `value`."""
+    document = server.get("/openapi.json").json()
+    jsonschema.validate(value, {"$ref": f"#/components/schemas/{name}", "components": document["components"]})
+    return True
 
 
 def chat(**fields: Any) -> dict[str, Any]:
@@ -54,6 +62,7 @@ def test_text_stream_is_text_reason_done(server: ServerProcess, path: str, extra
     body = {"model": "scripted", "prompt": SAID_PROMPT, "stop": None, "user": None, **extra}
     _, chunks, done = stream(server, path, body)
     assert done
+    assert described(server, "CompletionChunk", chunks[0])
     assert re.fullmatch("cmpl-[0-9a-f]{24}", chunks[0]["id"])
     assert [list(chunk) for chunk in chunks] == [["id", "object", "created", "model", "choices"]] * len(chunks)
     assert {chunk["object"] for chunk in chunks} == {"text_completion"}
@@ -91,6 +100,7 @@ def test_chat_answer_shape(server: ServerProcess) -> None:
     assert answer["choices"][0]["message"]["role"] == "assistant"
     assert answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] + answer["usage"]["completion_tokens"]
     assert answer["pg_metadata"]["region"] == "local"
+    assert described(server, "ChatCompletionResponse", answer)
     assert all(type(v) in (int, type(None)) for k, v in answer["pg_metadata"].items() if k != "region")
     assert b": " not in reply.content.split(b'"content"')[0]  # compact
     _, chunks, _ = stream(server, CHAT, chat(model=ALIAS, stream=True))
@@ -208,6 +218,7 @@ def test_embeddings_are_floats(server: ServerProcess) -> None:
     body = {"model": SMOLLM2, "input": ["one", "two"], "encoding_format": "base64"}
     answer = server.post("/v1/embeddings", body).json()
     assert list(answer) == ["object", "data", "model", "usage"]
+    assert described(server, "EmbeddingResponse", answer)
     assert [(row["object"], row["index"], len(row["embedding"])) for row in answer["data"]] == [
         ("embedding", 0, 576),
         ("embedding", 1, 576),
@@ -260,6 +271,12 @@ def test_openapi_and_docs_need_no_network(server: ServerProcess) -> None:
     document = server.get("/openapi.json").json()
     assert {CHAT, TEXT, "/v1/completions/stream", "/v1/embeddings", "/v1/models", "/health"} <= set(document["paths"])
     assert document["components"]["schemas"]["ChatCompletionRequest"]["properties"]["temperature"]["maximum"] == 2
+    referred = set(re.findall(r"#/components/schemas/([^\"]+)", json.dumps(document)))
+    assert referred <= set(document["components"]["schemas"])
+    for path, operation in (("/health", "get"), ("/v1/models", "get"), ("/v1/models/status", "get"), ("/v1/gpu/status", "get"),
+                            ("/v1/gpu/memory", "get"), ("/v1/status", "get"), ("/v1/usage", "get")):  # fmt: skip
+        said = document["paths"][path][operation]["responses"]["200"]["content"]["application/json"]["schema"]["required"]
+        assert said == list(server.get(path).json()), path
     page = server.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert "script" not in page.headers["content-security-policy"]
