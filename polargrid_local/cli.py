@@ -65,7 +65,8 @@ def main() -> None:
     """The console script."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an answer may hold what a terminal cannot show
+            # An answer may hold what a terminal cannot show.
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     app()
 
 
@@ -313,9 +314,8 @@ def bench(
     with _engine(model, models_dir, **options) as (engine, name):
         for run in range(repeat + 1):
             # A prompt of its own for every run: a shared beginning would come from the prefix cache.
-            prompt = f"Run {run} of {os.getpid()}:" + "".join(
-                f" word{(run * 7919 + i) % 9973}" for i in range(n_prompt)
-            )
+            words = (WORDS[(run + i * i) % len(WORDS)] for i in range(n_prompt))
+            prompt = f"Run {run}: {' '.join(words)}"
             began = time.perf_counter()
             stream = engine.completion_stream(prompt=prompt, max_tokens=n_generate, temperature=0, ignore_eos=True)
             with stream:
@@ -350,12 +350,12 @@ def serve(
     api_key: Annotated[Optional[str], typer.Option(help="Required of every client.", show_default=False)] = None,
     no_api_key: Annotated[Optional[bool], typer.Option("--no-api-key", help="Allow others without a key.")] = None,
     allow_origin: Annotated[Optional[list[str]], typer.Option(help="Further origin of web pages; repeatable.")] = None,
-    alias: Annotated[Optional[list[str]], typer.Option(help="NAME=MODEL, another name for a model; repeatable.")] = None,
+    alias: Annotated[Optional[list[str]], typer.Option(help="Another name, NAME=MODEL; repeatable.")] = None,
     keep_alive: Annotated[
-        Optional[float], typer.Option(help="Unload a model idle for so many seconds; else 1800; -1 = never.", show_default=False)
+        Optional[float], typer.Option(help="Unload a model idle for so many seconds; else 1800; -1 = never.")
     ] = None,
     memory_budget: Annotated[
-        Optional[int], typer.Option(min=0, help="Bytes for all loaded models; else 80 % of the machine's.", show_default=False)
+        Optional[int], typer.Option(min=0, help="Bytes for all loaded models; else 80 % of the machine's.")
     ] = None,
     config: Annotated[Optional[Path], typer.Option(help="TOML file of settings.", show_default=False)] = None,
     max_streams: Annotated[Optional[int], typer.Option(min=1, help="Requests at once; else 4.")] = None,

@@ -82,8 +82,8 @@ def test_unknown_name_suggests_the_nearest(store):
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "../secret", "..\\secret", "/etc/passwd", "a/../b", "nul\0byte", "C:model", "link", "link.gguf", "folder", "~/x", "x" * 97,
-     "file:///etc/passwd", ".store", ".hidden", "é"],
+    ["", ".", "..", "../secret", "..\\secret", "/etc/passwd", "a/../b", "nul\0byte", "C:model", "link", "link.gguf",
+     "folder", "~/x", "x" * 97, "file:///etc/passwd", ".store", ".hidden", "é"],
 )  # fmt: skip
 def test_names_never_lead_out_of_the_directory(tmp_path, name):
     (tmp_path / "secret").write_bytes(GGUF)
@@ -124,7 +124,8 @@ def test_list_shows_catalogue_models_first(store):
 
 def test_a_site_adds_its_own_catalogue(tmp_path):
     (tmp_path / "catalog.toml").write_text(
-        'embedded = "house"\n[models.house]\naliases = ["Haus"]\nsource = "hf:site/models@v1/sub/house.gguf"\nfile = "house.gguf"\n'
+        'embedded = "house"\n[models.house]\naliases = ["Haus"]\n'
+        'source = "hf:site/models@v1/sub/house.gguf"\nfile = "house.gguf"\n'
     )
     store = Store(tmp_path)
     put(store, "house.gguf")

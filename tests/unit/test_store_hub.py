@@ -400,8 +400,8 @@ def test_what_a_power_cut_spoils_is_fetched_again(hub, tmp_path, damage):
     assert hub.gets[-1][2] == (resumed and f"bytes={resumed}-")
 
 
-# A forked child pulls and kills itself at its n-th line of store and download code, for points n spread over all of them.
-# What one leaves behind is what the next one finds.
+# A forked child pulls and kills itself at its n-th line of store and download code, n spread over all of them. What
+# one leaves behind is what the next one finds.
 KILLER = f"""
 import hashlib, os, random, shutil, signal, sys
 from polargrid_local import download, partial, store
