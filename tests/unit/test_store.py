@@ -159,7 +159,8 @@ def test_sources():
     assert parse_source("hf:a/b/c/d.gguf") == HubSource("a/b", None, "c/d.gguf")
     assert parse_source("hf:a/b@main/d.gguf") == HubSource("a/b", "main", "d.gguf")
     assert parse_source("pypi:p-q==1.2.post1/p_q/d.gguf") == WheelSource("p-q==1.2.post1", "p_q/d.gguf")
-    for bad in ("hf:a/d.gguf", "hf:a/b/../d.gguf", "hf:a/b/d.bin", "pypi:p/d.gguf", "pypi:p>=1/d.gguf", "pypi:-r==1/d.gguf",
+    for bad in ("hf:a/d.gguf", "hf:a/b/../d.gguf", "hf:a/b/d.bin", "pypi:p/d.gguf", "pypi:p>=1/d.gguf",
+                "pypi:-r==1/d.gguf",
                 "pypi:p==1 --index-url=x/d.gguf", "http://x/y.gguf", "hf:a/b/d.gguf\n"):  # fmt: skip
         with pytest.raises(ValidationError, match="Not a model source"):
             parse_source(bad)
