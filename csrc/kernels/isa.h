@@ -23,7 +23,7 @@ struct Multiply {
     int n_tokens;             // in the panel, 1..max_tokens
     float * out;              // [n_tokens][16 * n_groups], tokens out_stride floats apart
     int64_t out_stride;
-    int64_t ahead;            // bytes of codes to prefetch ahead of the reads; 0 = none
+    int64_t ahead[2];         // bytes of codes to prefetch ahead of the reads, even and odd groups; 0 = none
 };
 
 struct Isa {

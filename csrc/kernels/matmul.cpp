@@ -48,6 +48,8 @@ constexpr int64_t private_limit = 8192;
 constexpr int64_t cached_bytes = 384 << 10;
 /// Row groups shorter than this end before the hardware prefetcher is up to speed; then we ask, this far ahead.
 constexpr int64_t short_run = 16 << 10, prefetch_bytes = 18 << 10;
+/// Up to this many panels the memory is the limit as much as the arithmetic.
+constexpr int64_t few_panels = 4;
 constexpr int64_t alignment = 64;
 
 int64_t rows_of(const ggml_tensor * tensor) {
@@ -84,6 +86,34 @@ void quantize(const Isa & isa, const Panels & panels, int block, int64_t n_block
             panels.width(panel), static_cast<int>(token - panels.first_token(panel)));
         unit = end;
     }
+}
+
+/// Row groups that all tokens pass over before the next ones, and what to prefetch meanwhile.
+struct Stretch {
+    int64_t n_groups;
+    int64_t run;        // code bytes of a group
+    Panels panels;
+
+    int64_t ahead(int64_t panel, int group) const {
+        if (run < short_run) {
+            return prefetch_bytes;
+        }
+        if (panels.n_tokens <= 2) {
+            return 0;   // pure streaming: the hardware does it best
+        }
+        // The next pair of groups arrives while this one is multiplied, one group per pass if there are several.
+        return panels.n_panels == 1 || panel == group ? 2 * run : 0;
+    }
+};
+
+Stretch stretch_of(const Planes & planes, const Panels & panels) {
+    const int64_t run = planes.n_blocks * shapes[planes.type].code_bytes;
+    if (panels.n_panels > 1 && panels.n_panels <= few_panels && run >= short_run) {
+        return {2, run, panels};
+    }
+    // As many as the second-level cache keeps; even, so that kernels can pair row groups.
+    const int64_t group_bytes = run + planes.n_blocks * shapes[planes.type].scale_bytes;
+    return {std::max<int64_t>(2, cached_bytes / group_bytes / 2 * 2), run, panels};
 }
 
 /// First row group of thread `ith` when rows are divided once and for all; even, for the pairs.
@@ -137,17 +167,14 @@ void matmul_compute(const ggml_compute_params * params, ggml_tensor * op) {
 
     char * scratch = plan.scratch->data + (own_copy ? params->ith * scratch_bytes(panels) : 0);
     auto * out = static_cast<float *>(op->data);
-    // All tokens pass over a stretch of rows while its weights are cached; even, so that kernels can pair row groups.
-    const int64_t group_bytes = planes.n_blocks * (shape.code_bytes + shape.scale_bytes);
-    int64_t stretch = std::max<int64_t>(2, cached_bytes / group_bytes / 2 * 2);
-    const int64_t ahead = planes.n_blocks * shape.code_bytes < short_run ? prefetch_bytes : 0;
+    const Stretch stretch = stretch_of(planes, panels);
     const auto multiply = [&](int64_t first, int64_t last) {
         for (int64_t panel = 0; panel < panels.n_panels; ++panel) {
             isa.multiply[planes.type]({planes.codes + first * planes.n_blocks * shape.code_bytes,
                                        planes.scales + first * planes.n_blocks * shape.scale_bytes, last - first,
                                        planes.n_blocks, panels.at(scratch, panel), panels.width(panel),
                                        out + panels.first_token(panel) * weights->ne[1] + first * group_rows,
-                                       weights->ne[1], ahead});
+                                       weights->ne[1], {stretch.ahead(panel, 0), stretch.ahead(panel, 1)}});
         }
     };
 
@@ -157,8 +184,8 @@ void matmul_compute(const ggml_compute_params * params, ggml_tensor * op) {
         }
         // One linear stream of weights per thread.
         const int64_t end = share_begin(n_groups, params->ith + 1, params->nth);
-        for (int64_t first = share_begin(n_groups, params->ith, params->nth); first < end; first += stretch) {
-            multiply(first, std::min(end, first + stretch));
+        for (int64_t first = share_begin(n_groups, params->ith, params->nth); first < end; first += stretch.n_groups) {
+            multiply(first, std::min(end, first + stretch.n_groups));
         }
         if (plan.next) {
             fetch_share(plan.next, params->ith, params->nth);
@@ -169,9 +196,13 @@ void matmul_compute(const ggml_compute_params * params, ggml_tensor * op) {
         quantize(isa, panels, shape.block, planes.n_blocks, activations, scratch, params->ith, params->nth);
         ggml_barrier(params->threadpool);
     }
-    stretch = std::min(stretch, std::max<int64_t>(2, n_groups / (params->nth * 4) / 2 * 2));  // enough to balance
-    for (int64_t first; (first = take_piece(op) * stretch) < n_groups;) {
-        multiply(first, std::min(n_groups, first + stretch));
+    const int64_t fair = std::max<int64_t>(2, n_groups / (params->nth * 4) / 2 * 2);   // enough pieces to balance
+    const int64_t piece = stretch.n_groups > 2 ? std::min(stretch.n_groups, fair) : fair;
+    for (int64_t begin; (begin = take_piece(op) * piece) < n_groups;) {
+        const int64_t end = std::min(n_groups, begin + piece);
+        for (int64_t first = begin; first < end; first += stretch.n_groups) {
+            multiply(first, std::min(end, first + stretch.n_groups));
+        }
     }
 }
 

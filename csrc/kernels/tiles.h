@@ -27,7 +27,7 @@ struct Tile {
     const uint32_t * panel;
     float * out;
     int64_t out_stride;
-    int64_t ahead;
+    int64_t ahead[2];
 };
 
 inline float as_float(uint32_t word) {
@@ -75,7 +75,7 @@ void tile_32(const Tile & t) {
                 Simd::Bytes w[RG];
                 PGL_UNROLL for (int g = 0; g < RG; ++g) {
                     const uint8_t * at = codes + g * t.codes_stride + 64 * o;
-                    Simd::prefetch(at + t.ahead);
+                    Simd::prefetch(at + t.ahead[g]);
                     w[g] = Simd::bytes(Simd::load(at));
                 }
                 PGL_UNROLL for (int j = 0; j < NT; ++j) {
@@ -96,7 +96,7 @@ void tile_32(const Tile & t) {
                 I low[RG], high[RG];
                 PGL_UNROLL for (int g = 0; g < RG; ++g) {
                     const uint8_t * at = codes + g * t.codes_stride + 64 * p;
-                    Simd::prefetch(at + t.ahead);
+                    Simd::prefetch(at + t.ahead[g]);
                     const I v = Simd::load(at);
                     low[g] = Simd::mask(v, 0x0f);
                     high[g] = Simd::mask(Simd::template shift<-4>(v), 0x0f);
@@ -188,7 +188,7 @@ inline void pair(I (&acc)[RG][NT], Simd::Part (&part)[RG][NT], const Tile & t, c
     I v[RG];
     PGL_UNROLL for (int g = 0; g < RG; ++g) {
         const uint8_t * at = codes + g * t.codes_stride + 64 * (o / 2);
-        Simd::prefetch(at + t.ahead);
+        Simd::prefetch(at + t.ahead[g]);
         v[g] = Simd::load(at);
     }
     if constexpr (o % fold == 0) {
@@ -255,7 +255,7 @@ void tile_256(const Tile & t) {
                     h[g] = Simd::zero();
                 } else {
                     const uint8_t * at = sub + g * t.codes_stride + 64 * (operands / 2);
-                    Simd::prefetch(at + t.ahead);
+                    Simd::prefetch(at + t.ahead[g]);
                     h[g] = Simd::load(at);
                 }
             }
@@ -325,7 +325,7 @@ void groups(const Multiply & task) {
         for (int row = 0; row < group_rows; row += Simd::lanes) {
             const Tile t = {task.codes + g * codes_stride + 4 * row, task.scales + g * scales_stride, codes_stride,
                             scales_stride, row, task.n_blocks, task.panel, task.out + g * group_rows + row,
-                            task.out_stride, task.ahead};
+                            task.out_stride, {task.ahead[0], task.ahead[1]}};
             two ? tile<T, wide, NT>(t) : tile<T, 1, NT>(t);
         }
         g += two ? 2 : 1;
