@@ -26,7 +26,6 @@ struct Shape {
           n_kv_heads(op->src[1]->ne[2]), n_group(n_heads / n_kv_heads), n_cells(op->src[1]->ne[1]),
           n_streams(op->src[0]->ne[3]) {}
 
-    int64_t n_splits() const { return (n_cells + split_cells - 1) / split_cells; }
     bool shares_cells() const { return n_tokens == 1 || n_tokens * n_group <= few_rows; }
     int64_t tokens_per_task(int n_threads) const {
         if (shares_cells()) {
@@ -43,6 +42,10 @@ struct Shape {
 
 int64_t round_up(int64_t n, int64_t unit) {
     return (n + unit - 1) / unit * unit;
+}
+
+int64_t n_splits(int64_t n_cells) {
+    return (n_cells + split_cells - 1) / split_cells;
 }
 
 int64_t state_floats(int64_t n_rows, int64_t dv) {
@@ -66,7 +69,7 @@ struct Memory {
         const auto scratch = static_cast<int64_t>(attention_scratch_bytes(dk, dv, static_cast<int>(n_tokens)));
         const auto lengths = shape.n_streams * static_cast<int64_t>(sizeof(int64_t));
         thread_bytes = state_bytes + round_up(scratch, 64) + round_up(lengths, 64);
-        slots_bytes = shape.shares_cells() && n_threads > 1 ? shape.n_splits() * state_bytes : 0;
+        slots_bytes = shape.shares_cells() && n_threads > 1 ? n_splits(shape.n_cells) * state_bytes : 0;
     }
     size_t total(int n_threads) const { return 64 + static_cast<size_t>(n_threads) * (thread_bytes + slots_bytes); }
 };
@@ -133,7 +136,6 @@ struct Worker {
                                                         stream % mask->ne[3] * mask->nb[3]);
             a.mask_stride = static_cast<int64_t>(mask->nb[1] / sizeof(uint16_t));
         }
-        a.n_cells = shape.n_cells;
         a.n_tokens = static_cast<int>(n);
         a.n_group = static_cast<int>(shape.n_group);
         a.dk = static_cast<int>(shape.dk);
@@ -144,19 +146,19 @@ struct Worker {
 
     /// Past the last cell any of the rows sees.
     int64_t length(const AttentionRows & a) const {
-        int64_t end = a.mask ? 0 : a.n_cells;
-        for (int t = 0; t < a.n_tokens && a.mask && end < a.n_cells; ++t) {
-            end = std::max(end, isa.valid_end(a.mask + t * a.mask_stride, a.n_cells));
+        int64_t end = a.mask ? 0 : shape.n_cells;
+        for (int t = 0; t < a.n_tokens && a.mask && end < shape.n_cells; ++t) {
+            end = std::max(end, isa.valid_end(a.mask + t * a.mask_stride, shape.n_cells));
         }
         return end;
     }
 
     /// Splits [split, last) in order, from nothing.
-    void attend(const AttentionRows & a, int64_t split, int64_t last, int64_t end, AttentionState state) const {
+    void attend(const AttentionRows & a, int64_t split, int64_t last, AttentionState state) const {
         isa.start(state, a.n_tokens * a.n_group, a.dv);
         for (; split < last; ++split) {
             const int64_t first = split * split_cells;
-            isa.attend(a, first, static_cast<int>(std::min<int64_t>(split_cells, end - first)), state, scratch());
+            isa.attend(a, first, static_cast<int>(std::min<int64_t>(split_cells, a.n_cells - first)), state, scratch());
         }
     }
 
@@ -181,9 +183,9 @@ struct Worker {
             const int64_t head = i % shape.n_kv_heads, stream = i / shape.n_kv_heads % shape.n_streams;
             const int64_t token = (n_ranges - 1 - i / (shape.n_kv_heads * shape.n_streams)) * n_tokens;
             const int64_t n = std::min(n_tokens, shape.n_tokens - token);
-            const AttentionRows a = rows(stream, head, token, n);
-            const int64_t end = length(a);
-            attend(a, 0, round_up(end, split_cells) / split_cells, end, state());
+            AttentionRows a = rows(stream, head, token, n);
+            a.n_cells = length(a);
+            attend(a, 0, n_splits(a.n_cells), state());
             finish(stream, head, token, n, state());
         }
     }
@@ -194,7 +196,7 @@ struct Worker {
         int64_t n_total = 0;
         for (int64_t stream = 0; stream < shape.n_streams; ++stream) {
             lengths()[stream] = length(rows(stream, 0, 0, n_tokens));
-            n_total += shape.n_kv_heads * round_up(lengths()[stream], split_cells) / split_cells;
+            n_total += shape.n_kv_heads * n_splits(lengths()[stream]);
         }
         const int64_t lo = n_total * params->ith / params->nth, hi = n_total * (params->ith + 1) / params->nth;
         const auto owner = [&](int64_t i) { return ((i + 1) * params->nth - 1) / n_total; };
@@ -202,21 +204,22 @@ struct Worker {
         int64_t cut_stream = -1, cut_head = 0, begin = 0;
         for (int64_t pair = 0; pair < shape.n_streams * shape.n_kv_heads; ++pair) {
             const int64_t stream = pair / shape.n_kv_heads, head = pair % shape.n_kv_heads, end = lengths()[stream];
-            const int64_t n = round_up(end, split_cells) / split_cells, first = begin;
+            const int64_t n = n_splits(end), first = begin;
             begin += n;
             const bool cut = n > 0 && owner(first) != owner(begin - 1);
             any_cut = any_cut || cut;
             if (n == 0 ? pair % params->nth != params->ith : begin <= lo || first >= hi) {
                 continue;
             }
-            const AttentionRows a = rows(stream, head, 0, n_tokens);
+            AttentionRows a = rows(stream, head, 0, n_tokens);
+            a.n_cells = end;
             if (!cut) {
-                attend(a, 0, n, end, state());
+                attend(a, 0, n, state());
                 finish(stream, head, 0, n_tokens, state());
                 continue;
             }
             for (int64_t i = std::max(first, lo); i < std::min(begin, hi); ++i) {
-                attend(a, i - first, i - first + 1, end, slot(owner(first), i - first));
+                attend(a, i - first, i - first + 1, slot(owner(first), i - first));
             }
             if (owner(first) == params->ith) {
                 cut_stream = stream;
@@ -228,7 +231,7 @@ struct Worker {
         }
         ggml_barrier(params->threadpool);
         if (cut_stream >= 0) {
-            for (int64_t split = 1; split * split_cells < lengths()[cut_stream]; ++split) {
+            for (int64_t split = 1; split < n_splits(lengths()[cut_stream]); ++split) {
                 isa.fold(slot(params->ith, 0), slot(params->ith, split), static_cast<int>(n_rows),
                          static_cast<int>(shape.dv));
             }

@@ -283,6 +283,9 @@ void attend_cells(const AttentionRows & a, int64_t first, int n, AttentionState 
     split.scale = a.scale;
     split.v_bytes = in_place ? a.v_bytes : a.dv * sizeof(float);
     split.n_blocks = (n + block_cells - 1) / block_cells;
+    if (first == 0) {
+        prefetch(a.k, a.k_bytes, 0, n < ahead ? n : ahead, cell_bytes<k_type>(a.dk));
+    }
     uint64_t any[split_blocks] = {};
     bool finite = true;
     for (int b = 0; b < split.n_blocks; ++b) {
@@ -298,16 +301,13 @@ void attend_cells(const AttentionRows & a, int64_t first, int n, AttentionState 
         }
         Block & block = split.blocks[b];
         block.kt = kt + c * a.dk;
-        load_k<k_type>(a, first + c, 64 - __builtin_clzll(any[b]), kt + c * a.dk);
+        load_k<k_type, v_type>(a, first + c, 64 - __builtin_clzll(any[b]), kt + c * a.dk);
         if (in_place) {
             block.v = a.v + (first + c) * a.v_bytes;
         } else {
             block.v = reinterpret_cast<const char *>(v + c * a.dv);
             finite = load_v<v_type>(a, first + c, any[b], v + c * a.dv) && finite;
         }
-    }
-    for (int c = split_cells; c < 2 * split_cells && first + c < a.n_cells; ++c) {
-        prefetch(a.k + (first + c) * a.k_bytes, cell_bytes<k_type>(a.dk));
     }
     if (in_place) {
         attend_tokens<v_type>(a, split, masks, 0, 1, total);

@@ -24,7 +24,7 @@ struct AttentionRows {
     CellType k_type, v_type;
     const uint16_t * mask;       // f16 at mask + token * mask_stride + cell; null: every cell counts
     int64_t mask_stride;
-    int64_t n_cells;
+    int64_t n_cells;             // past the last unmasked one
     int n_tokens, n_group;
     int dk, dv;                  // multiples of 16
     float scale;

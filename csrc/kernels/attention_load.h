@@ -21,15 +21,18 @@ inline Vec load_cell(const char * cell, int d) {
     }
 }
 
-/// A cell's rows lie a whole token apart: too far for the hardware's own prefetch.
-inline void prefetch(const char * cell, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64) {
-        __builtin_prefetch(cell + i, 0, 2);
+/// Cells of one head lie a whole token apart: too far for the hardware's own prefetch.
+inline void prefetch(const char * cells, size_t stride, int64_t first, int64_t last, size_t bytes) {
+    for (; first < last; ++first) {
+        for (size_t i = 0; i < bytes; i += 64) {
+            __builtin_prefetch(cells + first * stride + i, 0, 2);
+        }
     }
 }
+constexpr int64_t ahead = 64;  // cells: unpacking them takes longer than memory
 
-/// K of cells [first, first + n) as kt[d][block_cells]; columns past n are zero. Fetches their V meanwhile.
-template <CellType type>
+/// K of cells [first, first + n) as kt[d][block_cells]; columns past n are zero. Fetches their V and the next K.
+template <CellType type, CellType v_type>
 inline void load_k(const AttentionRows & a, int64_t first, int n, float * kt) {
     alignas(64) static const char nothing[4 * 16] = {};
     for (int c = 0; c < block_cells; c += 16) {
@@ -40,10 +43,10 @@ inline void load_k(const AttentionRows & a, int64_t first, int n, float * kt) {
             }
             continue;
         }
-        const char * cells = a.k + (first + c) * a.k_bytes;
-        for (int i = 0; i < m; ++i) {
-            prefetch(a.v + (first + c + i) * a.v_bytes, cell_bytes<type>(a.dv));
-        }
+        const int64_t cell = first + c, next = cell + ahead;
+        const char * cells = a.k + cell * a.k_bytes;
+        prefetch(a.v, a.v_bytes, cell, cell + m, cell_bytes<v_type>(a.dv));
+        prefetch(a.k, a.k_bytes, next, next + 16 < a.n_cells ? next + 16 : a.n_cells, cell_bytes<type>(a.dk));
         for (int d = 0; d < a.dk; d += 16) {
             float * to = kt + d * block_cells + c;
             if constexpr (type == CellType::f16) {
