@@ -25,6 +25,8 @@ Queue & queue() {
     return *instance;
 }
 
+thread_local bool abort_expected = false;
+
 void push(Queue & q, int level, std::string line) {
     while (!line.empty() && (line.back() == '\n' || line.back() == ' ')) {
         line.pop_back();
@@ -45,7 +47,8 @@ void on_llama_log(ggml_log_level level, const char * text, void *) {
     if (level != GGML_LOG_LEVEL_CONT) {
         push(q, q.partial_level, std::move(q.partial));
         q.partial.clear();
-        q.partial_level = level == GGML_LOG_LEVEL_ERROR ? error
+        q.partial_level = abort_expected                ? debug
+                        : level == GGML_LOG_LEVEL_ERROR ? error
                         : level == GGML_LOG_LEVEL_WARN  ? warning
                                                         : debug;  // its "info" is chatter to a host program
     }
@@ -73,6 +76,10 @@ std::vector<std::pair<int, std::string>> drain() {
     lines.insert(lines.end(), std::make_move_iterator(q.lines.begin()), std::make_move_iterator(q.lines.end()));
     q.lines.clear();
     return lines;
+}
+
+void expect_abort(bool on) {
+    abort_expected = on;
 }
 
 void write(Level level, const std::string & line) {

@@ -15,6 +15,9 @@ void capture();
 // Lines since the last call, oldest first. Past 4,096 unread lines the oldest are dropped and one line says how many.
 std::vector<std::pair<int, std::string>> drain();
 
+// While on, this thread's lines are debug: an abort that we asked for is no error, though llama.cpp logs four.
+void expect_abort(bool on);
+
 void write(Level level, const std::string & line);
 
 }  // namespace pgl::log

@@ -3,6 +3,7 @@
 #include "devices.h"
 #include "gguf_check.h"
 #include "kernels/kernels.h"
+#include "log.h"
 #include "machine.h"
 
 #include <ggml-cpu.h>
@@ -27,7 +28,11 @@ std::string mib(uint64_t bytes) {
 }
 
 bool abort_requested(void * flag) {
-    return static_cast<const std::atomic<bool> *>(flag)->load(std::memory_order_relaxed);
+    const bool requested = static_cast<const std::atomic<bool> *>(flag)->load(std::memory_order_relaxed);
+    if (requested) {
+        log::expect_abort(true);  // polled on the thread that called decode
+    }
+    return requested;
 }
 
 void check_options(const EngineOptions & options) {
@@ -260,6 +265,7 @@ bool Model::decode(const Batch & batch) {
     std::string fault;
     try {
         const int32_t status = llama_decode(context_.get(), native);
+        log::expect_abort(false);
         if (status == 0) {
             return true;
         }
@@ -344,6 +350,7 @@ std::vector<float> Model::embed(const std::vector<Token> & tokens) {
         const llama_batch batch = llama_batch_get_one(copy.data(), static_cast<int32_t>(copy.size()));
         const int32_t status = llama_get_memory(embedder_.get()) != nullptr ? llama_decode(embedder_.get(), batch)
                                                                             : llama_encode(embedder_.get(), batch);
+        log::expect_abort(false);
         if (status == 2) {
             throw Error("cancelled", "the request was cancelled");
         }
