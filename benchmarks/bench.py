@@ -108,7 +108,7 @@ class Bench:
             record(
                 samples,
                 "bare loop",
-                {"streamed, tokens/s": self.shared("ours")("bare", n_prompt=n_prompt, n_tokens=n_tokens)},
+                {"streamed, tokens/s": self.shared("bare")("bare", n_prompt=n_prompt, n_tokens=n_tokens)},
             )
 
         self.rounds(one)
@@ -117,7 +117,7 @@ class Bench:
         self.add(
             "stream",
             f"One stream of {n_tokens} tokens through the public API (bare loop: llama.cpp's own greedy loop in the "
-            f"same build and process; we stream at {measure.spread(share)} of it)",
+            f"same build; we stream at {measure.spread(share)} of it)",
             samples,
             [OURS, PEER, "bare loop"],
             against=PEER,

@@ -1,9 +1,10 @@
 """The engines under test, each behind the same operations, run as worker processes by bench.py.
 
 ours    polargrid_local through its public API
-peer    llama-cpp-python through its public API, and llama.cpp's bare decode loop on the same model (its default mode: weights
-        repacked for this CPU where it can)
-plain   llama.cpp's bare decode loop with repacking off, its other CPU mode (tiled products, weights mapped from the file)
+peer    llama-cpp-python through its public API, and llama.cpp's bare decode loop on the same model (its default mode:
+        weights repacked for this CPU where it can)
+bare    llama.cpp's own loop in our build (_core.bare_loop)
+plain   llama.cpp's bare decode loop with repacking off, its other CPU mode (tiled products, weights in the file)
 """
 
 from __future__ import annotations
@@ -92,8 +93,10 @@ class Ours(Chats):
         )
 
     def stream(self, n_prompt: int, n_tokens: int, seed: int) -> dict[str, float]:
-        """One answer: seconds to the first text (cold), tokens per second of the rest as the reader sees them; the same prompt
-        again: seconds to the first text (warm)."""
+        """One answer: seconds to the first text (cold), tokens per second of the rest as the reader sees them.
+
+        Then the same prompt again: seconds to the first text (warm).
+        """
         prompt = prompt_of(n_prompt, seed, self._count)
         request = {"prompt": prompt, "max_tokens": n_tokens, "temperature": 0, "ignore_eos": True}
         start = now()
@@ -144,13 +147,6 @@ class Ours(Chats):
     def _stats(self, name: str) -> int:
         return sum(model[name] for model in self.engine.stats().values())
 
-    def bare(self, n_prompt: int, n_tokens: int) -> float:
-        """Tokens per second of llama.cpp's own loop in this build, with our kernels: what the engine could at most reach."""
-        from polargrid_local import _core
-
-        times = _core.bare_loop(self._path, n_prompt, n_tokens, self._n_ctx, self._threads, True)["token_ms"]
-        return 1000 * len(times) / sum(times)
-
     def cancel(self, n_prompt: int, seed: int) -> dict[str, float]:
         """Milliseconds from cancel() to no running sequence, in the middle of a prefill and of decoding."""
         result = {}
@@ -168,7 +164,7 @@ class Ours(Chats):
         return result
 
     def loop_gap(self, n_prompt: int, seed: int) -> dict[str, float]:
-        """The longest time (ms) an event loop stood still while a prompt prefilled and 16 tokens streamed, and the first text (s)."""
+        """How long an event loop stood still at most while a prompt prefilled and 16 tokens streamed."""
         from polargrid_local import AsyncEngine
 
         prompt = prompt_of(n_prompt, seed, self._count)
@@ -210,8 +206,26 @@ class Ticker:
         self._task.cancel()
 
 
+class Bare:
+    """llama.cpp's own greedy loop in our build, with our kernels: what the engine could reach at most.
+
+    In a process of its own: a second team of OpenMP threads beside the engine's would change how long both of them spin.
+    """
+
+    def __init__(self, path: str, threads: int, n_ctx: int, streams: int) -> None:
+        from polargrid_local import _core
+
+        self._loop = lambda n_prompt, n_tokens: _core.bare_loop(path, n_prompt, n_tokens, n_ctx, threads, True)
+        self.load_s = 0.0
+
+    def bare(self, n_prompt: int, n_tokens: int) -> float:
+        """Tokens per second; loads the model each time."""
+        times = self._loop(n_prompt, n_tokens)["token_ms"]
+        return 1000 * len(times) / sum(times)
+
+
 class Plain:
-    """llama.cpp's bare loop through llama-cpp-python's C bindings: random tokens, nothing sampled, as llama-batched-bench does it."""
+    """llama.cpp's bare loop through llama-cpp-python's C bindings: random tokens, nothing sampled."""
 
     def __init__(self, path: str, threads: int, n_ctx: int, streams: int, repack: bool = False) -> None:
         import llama_cpp
@@ -329,7 +343,7 @@ class Peer(Plain, Chats):
         return done / (now() - start)
 
     def cancel(self, n_prompt: int, seed: int) -> dict[str, float]:
-        """Milliseconds from asking to stop until the object is free: a prefill cannot be stopped, so its rest counts."""
+        """Milliseconds from asking to stop until the object is free: the rest of a prefill counts."""
         chunks = self.llama.create_completion(prompt_of(n_prompt, seed, self._count), max_tokens=500, stream=True)
         asked = now() + 0.1
         next(chunks)
@@ -355,7 +369,7 @@ class Peer(Plain, Chats):
         return asyncio.run(run())
 
 
-ENGINES: dict[str, Callable[..., Any]] = {"ours": Ours, "peer": Peer, "plain": Plain}
+ENGINES: dict[str, Callable[..., Any]] = {"ours": Ours, "bare": Bare, "peer": Peer, "plain": Plain}
 
 
 def main() -> None:

@@ -120,7 +120,7 @@ def write(path: str | Path, metadata: Mapping[str, Any], tensors: list[Tensor]) 
 
 
 class Reader:
-    """Keys and tensor list of a GGUF file, unparsed and unchecked: for files of our own making or that have been loaded before.
+    """Keys and tensor list of a GGUF file, unparsed and unchecked: for files that can be trusted.
 
     Raises ValueError if it is no GGUF v2/v3."""
 
@@ -167,7 +167,7 @@ class Reader:
 
 
 def work_per_token(path: str | Path) -> tuple[int, int, int]:
-    """Of a Llama file: multiply-adds of a prompt token (layers only) and of a decoded token, and weight bytes read per decode step."""
+    """Of a Llama file: multiply-adds of a prompt token (layers only) and of a decoded one, weight bytes per decode step."""
     types = {t.code: t for t in TYPES.values()}
     tensors = Reader(path).tensors
     head = "output.weight" if "output.weight" in tensors else "token_embd.weight"

@@ -124,8 +124,8 @@ def record(samples: Samples, column: str, values: dict[str, float | None]) -> No
 
 
 def table(samples: Samples, columns: Iterable[str], against: str | None = None, best_of: Iterable[str] = ()) -> str:
-    """Markdown: median (min..max) per row and column; then the first column's ratio to `against` or to the best of `best_of`,
-    round by round, > 1 = better. A row named "... (s)", "(ms)", "(us)" or "(MiB)" is better when smaller."""
+    """Markdown: median (min..max) per row and column; then the first column's ratio to `against` or to the best of
+    `best_of`, round by round, > 1 = better. A row named "... (s)", "(ms)", "(us)" or "(MiB)" is better when smaller."""
     columns, rivals = list(columns), list(best_of) or ([against] if against else [])
     title = f"ratio to {against or 'best of ' + ' / '.join(rivals)}"
     lines = [
