@@ -78,27 +78,23 @@ async function* events(body, onBytes) {
   const decoder = new TextDecoder();
   let rest = '';
   let data = [];
-  try {
-    for (let done = false; !done;) {
-      const read = await reader.read();
-      done = read.done;
-      onBytes();
-      rest += done ? decoder.decode() + '\n\n' : decoder.decode(read.value, { stream: true });
-      const lines = rest.split(/\r\n|\n|\r(?!$)/); // a final CR may be half of a CRLF
-      rest = lines.pop();
-      for (const line of lines) {
-        if (line === '') {
-          if (data.length) yield { data: data.join('\n') };
-          data = [];
-        } else if (line[0] === ':') {
-          yield { comment: line.slice(1).trim() };
-        } else if (line === 'data' || line.startsWith('data:')) {
-          data.push(line.slice(5).replace(/^ /, ''));
-        }
+  for (let done = false; !done;) {
+    const read = await reader.read();
+    done = read.done;
+    onBytes();
+    rest += done ? decoder.decode() + '\n\n' : decoder.decode(read.value, { stream: true });
+    const lines = rest.split(/\r\n|\n|\r(?!$)/); // a final CR may be half of a CRLF
+    rest = lines.pop();
+    for (const line of lines) {
+      if (line === '') {
+        if (data.length) yield { data: data.join('\n') };
+        data = [];
+      } else if (line[0] === ':') {
+        yield { comment: line.slice(1).trim() };
+      } else if (line === 'data' || line.startsWith('data:')) {
+        data.push(line.slice(5).replace(/^ /, ''));
       }
     }
-  } finally {
-    await reader.cancel().catch(() => {}); // also after `break` in the caller's loop: the server then stops generating
   }
 }
 
@@ -319,7 +315,7 @@ export class PolarGrid {
       throw watch.explain(error);
     } finally {
       watch.close();
-      watch.abort();
+      watch.abort(); // also after `break` in the caller's loop: the server then stops generating
     }
   }
 }

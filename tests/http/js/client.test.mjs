@@ -33,14 +33,7 @@ beforeEach(() => {
 
 const url = () => `http://127.0.0.1:${server.address().port}`;
 const json = (status, body, headers = {}) => (request, response) => response.writeHead(status, { ...JSON_TYPE, ...headers }).end(JSON.stringify(body));
-const stream = (...parts) => async (request, response) => {
-  response.writeHead(200, SSE);
-  for (const part of parts) {
-    response.write(part);
-    await new Promise(setImmediate); // its own packet, mostly
-  }
-  response.end();
-};
+const stream = (...parts) => (request, response) => response.writeHead(200, SSE).end(parts.join(''));
 const chunk = (content, reason = null) => `data: ${JSON.stringify({ choices: [{ delta: content === undefined ? {} : { content }, finish_reason: reason }] })}`;
 const collect = async (iterable) => {
   const all = [];
@@ -51,14 +44,27 @@ const textOf = (chunks) => chunks.map((item) => item.choices[0]?.delta.content ?
 
 test('the class is the default export too', () => assert.equal(PolarGridDefault, PolarGrid));
 
+// Packets merge on their way; here the cuts stay where they are put.
+async function withPieces(pieces, run) {
+  const { fetch } = globalThis;
+  globalThis.fetch = async () => new Response(new ReadableStream({
+    start(controller) {
+      for (const piece of pieces) controller.enqueue(new Uint8Array(piece));
+      controller.close();
+    },
+  }), { headers: SSE });
+  try { return await run(); } finally { globalThis.fetch = fetch; }
+}
+
 test('a stream cut at every byte reads the same', async () => {
   const words = ['Grüße, ', '世界 ', '👩‍👩‍👧 ', 'a\u2028b\u0085c', '', ' data: x', '\r\n\n'];
   for (const end of ['\n\n', '\r\n\r\n', '\r\r']) {
-    const bytes = Buffer.from(['\ufeff: hello', ...words.map((word) => chunk(word)), ':', 'event: ping\nid: 7\nretry: 1', chunk(undefined, 'stop'), 'data: [DONE]', 'data: junk after the end', ''].join(end));
-    for (let cut = 0; cut <= bytes.length; cut += end === '\n\n' ? 1 : 7) {
-      script = stream(bytes.subarray(0, cut), bytes.subarray(cut));
-      const chunks = await collect(client.chatCompletionStream({ messages: message }));
-      assert.equal(textOf(chunks), words.join(''), `cut at ${cut} of ${JSON.stringify(end)}`);
+    const eol = end.slice(0, end.length / 2);
+    const twoLines = chunk('two').replace(/,/, `,${eol}data: `);
+    const bytes = Buffer.from(['\ufeff: hello', twoLines, ...words.map((word) => chunk(word)), ':', 'event: ping\nid: 7\nretry: 1', chunk(undefined, 'stop'), 'data: [DONE]', 'data: junk after the end', ''].join(end));
+    for (let cut = 0; cut <= bytes.length; cut++) {
+      const chunks = await withPieces([bytes.subarray(0, cut), bytes.subarray(cut)], () => collect(client.chatCompletionStream({ messages: message })));
+      assert.equal(textOf(chunks), `two${words.join('')}`, `cut at ${cut} of ${JSON.stringify(end)}`);
       assert.equal(chunks.at(-1).choices[0].finishReason, 'stop');
     }
   }
@@ -68,8 +74,7 @@ test('a stream one byte at a time, data over several lines, no final blank line'
   const whole = chunk('é').slice('data: '.length);
   const cut = whole.indexOf(',') + 1;
   const bytes = Buffer.from(`data:${whole.slice(0, cut)}\ndata: ${whole.slice(cut)}\n\n${chunk(undefined, 'length')}`);
-  script = stream(...Array.from(bytes, (byte) => Buffer.of(byte)));
-  const chunks = await collect(client.chatCompletionStream({ messages: message }));
+  const chunks = await withPieces(Array.from(bytes, (byte) => [byte]), () => collect(client.chatCompletionStream({ messages: message })));
   assert.equal(textOf(chunks), 'é');
   assert.equal(chunks.at(-1).choices[0].finishReason, 'length');
 });
@@ -81,6 +86,24 @@ test('a refusal inside a stream throws after what came before', async () => {
     for await (const item of client.chatCompletionStream({ messages: message })) seen.push(item.choices[0].delta.content);
   }, (thrown) => thrown instanceof sdk.ServerError && thrown.message === 'NaN' && thrown.code === 'numeric_error' && sdk.isPolarGridError(thrown));
   assert.deepEqual(seen, ['one']);
+  for (const [type, kind] of [['invalid_request_error', sdk.ValidationError], ['rate_limit_error', sdk.RateLimitError], ['unheard_of', sdk.ServerError]]) {
+    script = stream(`data: {"error":{"message":"m","type":"${type}"}}\n\n`);
+    await assert.rejects(collect(client.chatCompletionStream({ messages: message })), kind);
+  }
+});
+
+test('a consumer may take longer than the timeout', async () => {
+  script = async (request, response) => {
+    response.writeHead(200, SSE);
+    for (let n = 0; n < 3; n++) response.write(`${chunk('x'.repeat(20_000))}\n\n`);
+    response.end(`${chunk(undefined, 'stop')}\n\n`);
+  };
+  let text = '';
+  for await (const item of client.chatCompletionStream({ messages: message }, { timeout: 400 })) {
+    text += item.choices[0].delta.content ?? '';
+    await new Promise((resolve) => setTimeout(resolve, 500));
+  }
+  assert.equal(text.length, 60_000);
 });
 
 test('a stream that breaks off never looks complete', async () => {
@@ -259,7 +282,7 @@ test('prefill progress and keep-alives are not chunks', async () => {
 test('generate, base addresses, region', async () => {
   script = json(200, { id: 'i', model: 'm', created: 0, choices: [{ message: { content: 'text' } }], usage: {} });
   const reply = await (await PolarGrid.create({ baseUrl: `${url()}/v1/` })).generate({ prompt: 'p', maxTokens: 3 });
-  assert.deepEqual([reply.content, reply.createdAt, asked[0].body.max_tokens], ['text', '1970-01-01T00:00:00.000Z', 3]);
+  assert.deepEqual([reply.content, reply.createdAt, asked[0].body.max_tokens, asked[0].url], ['text', '1970-01-01T00:00:00.000Z', 3, '/v1/chat/completions']);
   assert.equal(new PolarGrid().baseUrl, process.env.POLARGRID_BASE_URL ?? 'http://127.0.0.1:8484');
   assert.deepEqual([client.getRegionId(), client.getRegionName()], ['local', 'Local']);
 });
