@@ -23,14 +23,21 @@ def chunk(content: str | None = None, reason: str | None = None, **extra: Any) -
     """One chat chunk as a server-sent event; without content the role chunk, or with a reason the last one."""
     delta = {"content": content} if content is not None else {} if reason else {"role": "assistant"}
     body = {
-        "id": "chatcmpl-0123456789abcdef01234567", "object": "chat.completion.chunk", "created": 1700000000, "model": "scripted",
-        "choices": [{"index": 0, "delta": delta, "finish_reason": reason}], **extra,
+        "id": "chatcmpl-0123456789abcdef01234567",
+        "object": "chat.completion.chunk",
+        "created": 1700000000,
+        "model": "scripted",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": reason}],
+        **extra,
     }
     return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
 def usage(n_prompt: int, n_generated: int) -> bytes:
-    return chunk(choices=[], usage={"prompt_tokens": n_prompt, "completion_tokens": n_generated, "total_tokens": n_prompt + n_generated})
+    return chunk(
+        choices=[],
+        usage={"prompt_tokens": n_prompt, "completion_tokens": n_generated, "total_tokens": n_prompt + n_generated},
+    )
 
 
 DONE = b"data: [DONE]\n\n"
@@ -78,12 +85,30 @@ class ScriptedServer:
                 elif not self.allowed():
                     pass
                 elif path == "/v1/models":
-                    data = [{"id": id, "object": "model", "created": 1, "owned_by": "local", "permission": [], "root": id, "parent": None} for id in server.models]
+                    data = [
+                        {
+                            "id": id,
+                            "object": "model",
+                            "created": 1,
+                            "owned_by": "local",
+                            "permission": [],
+                            "root": id,
+                            "parent": None,
+                        }
+                        for id in server.models
+                    ]
                     self.json(200, {"object": "list", "data": data})
                 elif path == "/v1/models/status":
                     loading = [id for id, state in server.models.items() if state == "loading"]
-                    self.json(200, {"loaded": [id for id, state in server.models.items() if state == "loaded"], "loading_status": server.models,
-                                    "repository": "/models", "progress": {id: server.load_progress for id in loading}})
+                    self.json(
+                        200,
+                        {
+                            "loaded": [id for id, state in server.models.items() if state == "loaded"],
+                            "loading_status": server.models,
+                            "repository": "/models",
+                            "progress": {id: server.load_progress for id in loading},
+                        },
+                    )
                 elif path == "/health":
                     self.json(200, {"status": "healthy"})
                 else:
@@ -140,7 +165,9 @@ class ScriptedServer:
                     self.json(404, refusal("No such path", "not_found_error", "not_found"))
                     return
                 kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-                self.reply(200, file.read_bytes(), {"Content-Type": f"{kind}; charset=utf-8", "Content-Security-Policy": CSP})
+                self.reply(
+                    200, file.read_bytes(), {"Content-Type": f"{kind}; charset=utf-8", "Content-Security-Policy": CSP}
+                )
 
             def json(self, status: int, body: Any) -> None:
                 self.reply(status, json.dumps(body).encode(), {"Content-Type": "application/json"})
@@ -151,7 +178,12 @@ class ScriptedServer:
 
             def head(self, status: int, headers: dict[str, str]) -> None:
                 self.send_response(status)
-                for name, value in {**headers, "Access-Control-Allow-Origin": "*", "Access-Control-Allow-Headers": "*", "Connection": "close"}.items():
+                for name, value in {
+                    **headers,
+                    "Access-Control-Allow-Origin": "*",
+                    "Access-Control-Allow-Headers": "*",
+                    "Connection": "close",
+                }.items():
                     self.send_header(name, value)
                 self.end_headers()
 
@@ -165,8 +197,14 @@ class ScriptedServer:
         """Scripts the next answer; a stream unless the headers say otherwise."""
         self.scripts.append((status, {"Content-Type": EVENT_STREAM, **(headers or {})}, steps))
 
-    def refuse(self, status: int, message: str, kind: str = "server_error", code: str = "internal_error", **headers: str) -> None:
-        self.say(json.dumps(refusal(message, kind, code)).encode(), status=status, headers={"Content-Type": "application/json", **headers})
+    def refuse(
+        self, status: int, message: str, kind: str = "server_error", code: str = "internal_error", **headers: str
+    ) -> None:
+        self.say(
+            json.dumps(refusal(message, kind, code)).encode(),
+            status=status,
+            headers={"Content-Type": "application/json", **headers},
+        )
 
     def close(self) -> None:
         self._http.shutdown()

@@ -55,5 +55,6 @@ def test_openai_for_node(server: ServerProcess) -> None:
 @needs("typescript")
 def test_declarations_compile() -> None:
     assert NODE is not None
-    run(NODE, "node_modules/typescript/bin/tsc", "--noEmit", "--strict", "--target", "es2022", "--lib", "es2022,dom,dom.iterable,dom.asynciterable",
+    run(NODE, "node_modules/typescript/bin/tsc", "--noEmit", "--strict", "--target", "es2022", "--lib",
+        "es2022,dom,dom.iterable,dom.asynciterable",
         "--module", "nodenext", "--moduleResolution", "nodenext", "types.ts")  # fmt: skip

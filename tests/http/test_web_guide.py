@@ -13,7 +13,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from browser import NODE_MODULES, WEB, chromium, context  # noqa: F401 - fixtures
+from browser import NODE_MODULES
+from scripted_server import WEB
 from serving import SAID, ServerProcess
 
 pytestmark = pytest.mark.browser
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.browser
 JS = NODE_MODULES.parent
 NODE = shutil.which("node")
 
+HEAD = '<!doctype html><link rel="icon" href="data:,">'
 LOOP = """
 import { PolarGrid } from '%s/polargrid.js';
 const client = new PolarGrid({ apiKey: 'pg_any' });
@@ -32,7 +34,9 @@ document.getElementById('ask').addEventListener('click', async () => {
     const content = chunk.choices[0]?.delta?.content;
     if (content) output.textContent += content;
   }
-  for await (const chunk of client.completionStream({ model: 'scripted', prompt: '\\ue000', maxTokens: 50 })) output.textContent += chunk.choices[0].text;
+  for await (const chunk of client.completionStream({ model: 'scripted', prompt: '\\ue000', maxTokens: 50 })) {
+    output.textContent += chunk.choices[0].text;
+  }
   output.dataset.done = client.baseUrl;
 });
 """
@@ -58,7 +62,8 @@ def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 def test_the_browser_example(context: Any, site: tuple[Path, str], server: ServerProcess) -> None:
     folder, url = site
     (folder / "index.html").write_text(
-        '<!doctype html><link rel="icon" href="data:,"><button id="ask">Ask</button><pre id="output">old</pre><script type="module" src="app.js"></script>')
+        HEAD + '<button id="ask">Ask</button><pre id="output">old</pre><script type="module" src="app.js"></script>'
+    )
     (folder / "app.js").write_text(LOOP % server.url)
     page = context.new_page()
     page.goto(url)
@@ -69,14 +74,20 @@ def test_the_browser_example(context: Any, site: tuple[Path, str], server: Serve
 
 
 @pytest.mark.node
-@pytest.mark.skipif(NODE is None or not (NODE_MODULES / "react-dom").is_dir(), reason="needs Node.js and React: run npm install in tests/http/js")
+@pytest.mark.skipif(
+    NODE is None or not (NODE_MODULES / "react-dom").is_dir(),
+    reason="needs Node.js and React: run npm install in tests/http/js",
+)
 def test_the_react_hook(context: Any, site: tuple[Path, str], server: ServerProcess) -> None:
     folder, url = site
     subprocess.run(
-        [NODE_MODULES / ".bin" / "esbuild", "hook.jsx", "--bundle", "--format=esm", "--jsx=automatic", f"--outfile={folder / 'hook.js'}",
+        [NODE_MODULES / ".bin" / "esbuild", "hook.jsx", "--bundle", "--format=esm", "--jsx=automatic",
+         f"--outfile={folder / 'hook.js'}",
          f"--alias:polargrid={WEB / 'polargrid.js'}", "--log-level=warning", "--log-override:empty-import-meta=error"],
         cwd=JS, check=True, timeout=60)  # fmt: skip
-    (folder / "index.html").write_text('<!doctype html><link rel="icon" href="data:,"><div id="root"></div><script type="module" src="hook.js"></script>')
+    (folder / "index.html").write_text(
+        HEAD + '<div id="root"></div><script type="module" src="hook.js"></script>'
+    )
     page = context.new_page()
     page.goto(f"{url}/?{urlencode({'server': server.url, 'model': 'scripted'})}")
     for _ in range(2):  # the client is shared by successive calls

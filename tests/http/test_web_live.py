@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from browser import chromium, context  # noqa: F401 - fixtures
+from browser import ask
 from serving import SAID, SMOLLM2, ServerProcess
 
 pytestmark = pytest.mark.browser
@@ -21,11 +21,6 @@ def opened(context: Any, server: ServerProcess, model: str) -> Any:
     page.locator("#model-dot[data-state=loaded]").wait_for()
     assert page.locator("#model-name").inner_text() == model
     return page
-
-
-def ask(page: Any, text: str) -> None:
-    page.fill("#prompt", text)
-    page.keyboard.press("Enter")
 
 
 def test_a_trained_model_answers_twice_and_remembers(context: Any, server: ServerProcess) -> None:
@@ -63,7 +58,9 @@ def stop(page: Any, server: ServerProcess) -> None:
     assert server.metric("polargrid_running_requests") == 1
     page.locator("#stop").click()
     page.get_by_text("You stopped this answer.").wait_for()
-    server.wait_for(lambda: server.metric("polargrid_open_streams") == 0 and server.metric("polargrid_running_requests") == 0)
+    server.wait_for(
+        lambda: server.metric("polargrid_open_streams") == 0 and server.metric("polargrid_running_requests") == 0
+    )
 
 
 def test_stop_frees_the_engine(endless: tuple[Any, ServerProcess]) -> None:

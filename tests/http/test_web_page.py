@@ -4,61 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from typing import Any
 
 import pytest
-from browser import NODE_MODULES, chromium, context, page, scripted  # noqa: F401 - fixtures
+from browser import MARKDOWN, NODE_MODULES, ask, finished, until
 from scripted_server import DONE, ScriptedServer, answer, chunk, usage
 
 pytestmark = pytest.mark.browser
-
-TABLE = "| a | b |\n|---|--:|\n| 1 | **2** |"
-MARKDOWN = f"""## Head\n\nSome *soft* and **bold** `code & <b>` text.\n\n```python\nprint("<hi>")\n```\n\n1. one\n2. two\n   - [x] deep\n
-{TABLE}\n\n> said\n\n[site](https://example.org/a) &amp; &#x41; ~~gone~~\n\n---\n\nend"""
-
-HOSTILE = [
-    "<script>window.pwned=1</script>",
-    "<img src=x onerror=window.pwned=1>",
-    "<svg/onload=window.pwned=1>",
-    '<a href="javascript:window.pwned=1">x</a>',
-    "[x](javascript:window.pwned=1)",
-    "[x](<java\nscript:window.pwned=1>)",
-    "[x](data:text/html,<script>window.pwned=1</script>)",
-    "[x](vbscript:window.pwned=1) [y](//evil.example/z) [z](/v1/models)",
-    '[x](https://evil.example/" onclick="window.pwned=1)',
-    "![x](https://evil.example/beacon.png) ![y](javascript:window.pwned=1)",
-    '![x](https://evil.example/a.png "t\\" onerror=\\"window.pwned=1")',
-    "<iframe srcdoc='<script>parent.pwned=1</script>'></iframe>",
-    "<style>body{display:none}</style><link rel=stylesheet href=https://evil.example/x.css>",
-    "<form action=https://evil.example><button>go</button></form>",
-    "```<img src=x onerror=window.pwned=1>\n</code></pre><script>window.pwned=1</script>\n```",
-    "| <img src=x onerror=window.pwned=1> |\n|---|\n| <script>window.pwned=1</script> |",
-    "&lt;script&gt;window.pwned=1&lt;/script&gt; &#60;img src=x onerror=window.pwned=1&#62;",
-    "<think><img src=x onerror=window.pwned=1></think>",
-    "<https://evil.example/><javascript:window.pwned=1>",
-    "[ref]: javascript:window.pwned=1\n\n[ref]",
-]
-
-
-def ask(page: Any, text: str) -> None:
-    page.fill("#prompt", text)
-    page.keyboard.press("Enter")
-
-
-def finished(page: Any, n: int = 1) -> Any:
-    """The n-th answer, once it is complete."""
-    last = page.locator(".message[data-role=assistant]").nth(n - 1)
-    last.locator("css=[data-state=done]").wait_for()
-    return last
-
-
-def until(page: Any, expression: str) -> None:
-    """Waits for a JavaScript expression to hold. (Playwright's own way needs a policy that allows eval.)"""
-    deadline = time.monotonic() + 20
-    while not page.evaluate(expression):
-        assert time.monotonic() < deadline, expression
-        page.wait_for_timeout(20)
 
 
 def test_an_answer_streams_in_with_its_figures(page: Any, scripted: ScriptedServer) -> None:
@@ -76,78 +28,14 @@ def test_an_answer_streams_in_with_its_figures(page: Any, scripted: ScriptedServ
     assert "2 tokens" in figures and "prompt 1,234" in figures and "scripted" in figures and "per second" in figures
     assert "Hello there" in page.locator("#announcer").inner_text()
     (asked,) = scripted.asked
-    assert asked == {"model": "scripted", "messages": [{"role": "user", "content": "hi\nyou"}], "max_tokens": 2048, "stream": True,
-                     "stream_options": {"include_usage": True}}
-    assert page.title() == "hi · PolarGrid Local"
-
-
-def test_markdown_has_its_structure_and_code_can_be_copied(page: Any, scripted: ScriptedServer) -> None:
-    scripted.say(*answer(*MARKDOWN))
-    ask(page, "show me")
-    body = finished(page).locator(".body")
-    for selector, text in {
-        "h3": "Head", "em": "soft", "strong": "bold", "p > code": "code & <b>", "pre code": 'print("<hi>")', "figcaption span": "python",
-        "ol > li:first-child": "one", "td:first-child": "1", "td.to-right": "2", "blockquote": "said", "del": "gone", "hr": "",
-    }.items():
-        assert body.locator(selector).first.inner_text() == text, selector
-    assert body.locator("li.task input[type=checkbox]").is_checked()
-    assert body.locator("a").get_attribute("href") == "https://example.org/a"
-    assert "noopener" in (body.locator("a").get_attribute("rel") or "")
-    assert "& A" in body.inner_text()
-    body.get_by_label("Copy code").click()
-    page.locator(".copy use[href='#i-check']").wait_for()
-    assert page.evaluate("navigator.clipboard.readText()") == 'print("<hi>")'
-    finished(page).get_by_label("Copy the answer").click()
-    until(page, "navigator.clipboard.readText().then(text => text.startsWith('## Head'))")
-
-
-FOREIGN = """() => {
-  const bad = [...document.querySelectorAll('#transcript, #sidebar nav')].flatMap(root =>
-    [...root.querySelectorAll('script, img, iframe, style, link, object, embed, base, meta, form')].map(node => node.outerHTML));
-  for (const node of document.querySelectorAll('*')) {
-    for (const { name, value } of node.attributes) {
-      if (name.startsWith('on') || name === 'srcdoc' || (name === 'href' && !/^(https?:|mailto:|#|app.css|icon.svg)/.test(value))) bad.push(node.outerHTML);
+    assert asked == {
+        "model": "scripted",
+        "messages": [{"role": "user", "content": "hi\nyou"}],
+        "max_tokens": 2048,
+        "stream": True,
+        "stream_options": {"include_usage": True},
     }
-  }
-  return bad.concat(window.pwned ? ['pwned'] : []);
-}"""
-
-
-def test_nothing_a_model_or_a_user_writes_becomes_markup(page: Any, scripted: ScriptedServer) -> None:
-    for hostile in HOSTILE:
-        scripted.say(*answer(*hostile))
-        page.locator("#new-chat").click()
-        ask(page, hostile)
-        finished(page)
-        assert page.evaluate(FOREIGN) == []
-        assert page.locator(".bubble").inner_text() == hostile
-    page.reload()  # and again as saved chats, with their titles
-    for n in range(len(HOSTILE)):
-        page.locator("#chat-list .chat").nth(n).click()
-        finished(page)
-        assert page.evaluate(FOREIGN) == []
-
-
-BREAKERS = [">" * 4000, "[" * 20_000, "*a " * 20_000, "- " * 3000, "`" * 9999, "| " * 9000, "<" * 9000, "x" * 250_000, "&#99999999;\0"]
-
-
-def test_text_made_to_break_parsers_is_shown_anyway(page: Any, scripted: ScriptedServer) -> None:
-    for text in BREAKERS:
-        scripted.say(*answer(text[: len(text) // 2], text[len(text) // 2 :]))
-        page.locator("#new-chat").click()
-        ask(page, "go")
-        assert finished(page).locator(".body").inner_text().strip() or set(text) <= set(">-| ")
-
-
-def test_a_character_cut_in_two_arrives_whole(page: Any, scripted: ScriptedServer) -> None:
-    first, second = threading.Event(), threading.Event()
-    raw = chunk("x").replace(b'"x"', '"né👩‍👧世"'.encode())
-    cut = raw.index("👩".encode()) + 2
-    scripted.say(chunk(), raw[:cut], first, raw[cut:-1], second, raw[-1:], chunk(reason="stop"), DONE)
-    ask(page, "go")
-    first.set()
-    second.set()
-    assert finished(page).locator(".body").inner_text() == "né👩‍👧世"
+    assert page.title() == "hi · PolarGrid Local"
 
 
 def test_a_long_prefill_shows_progress_and_can_be_stopped(page: Any, scripted: ScriptedServer) -> None:
@@ -179,7 +67,11 @@ def test_stop_keeps_what_was_said(page: Any, scripted: ScriptedServer) -> None:
     gate.set()
     ask(page, "on")
     finished(page, 2)
-    assert [(m["role"], m["content"]) for m in scripted.asked[1]["messages"]] == [("user", "go"), ("assistant", "as far as this"), ("user", "on")]
+    assert [(m["role"], m["content"]) for m in scripted.asked[1]["messages"]] == [
+        ("user", "go"),
+        ("assistant", "as far as this"),
+        ("user", "on"),
+    ]
 
 
 def test_edit_and_answer_again(page: Any, scripted: ScriptedServer) -> None:
@@ -257,8 +149,9 @@ def test_two_tabs_share_the_chats(page: Any, context: Any, scripted: ScriptedSer
 
 def test_a_browser_that_forbids_storage_still_talks(context: Any, scripted: ScriptedServer) -> None:
     context.add_init_script("""
-      Object.defineProperty(window, 'indexedDB', { get() { throw new DOMException('forbidden', 'SecurityError'); } });
-      Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('forbidden', 'SecurityError'); } });
+      for (const name of ['indexedDB', 'localStorage']) {
+        Object.defineProperty(window, name, { get() { throw new DOMException('forbidden', 'SecurityError'); } });
+      }
     """)
     page = context.new_page()
     page.goto(scripted.url)
@@ -321,13 +214,20 @@ def test_settings_reach_the_server(page: Any, scripted: ScriptedServer) -> None:
     ask(page, "go")
     finished(page)
     wanted = {"temperature": 0, "seed": 7, "stop": ["END", "###"]}
-    assert {key: value for key, value in scripted.asked[0].items() if key not in ("model", "messages", "stream", "stream_options")} == wanted
+    assert {
+        key: value
+        for key, value in scripted.asked[0].items()
+        if key not in ("model", "messages", "stream", "stream_options")
+    } == wanted
     assert scripted.asked[0]["messages"][0] == {"role": "system", "content": "Be brief."}
     page.reload()
     page.locator("#model-name", has_text="scripted").wait_for()
     ask(page, "again")
     finished(page)
-    assert scripted.asked[1]["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "again"}]
+    assert scripted.asked[1]["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "again"},
+    ]
     assert "max_tokens" not in scripted.asked[1] and scripted.asked[1]["seed"] == 7
 
 
@@ -381,7 +281,15 @@ def test_no_model_is_said_plainly(context: Any, scripted: ScriptedServer) -> Non
 
 
 def test_an_error_in_the_middle_keeps_the_text_and_offers_another_try(page: Any, scripted: ScriptedServer) -> None:
-    event = {"detail": "<b>NaN</b> in the logits", "error": {"message": "<b>NaN</b> in the logits", "type": "server_error", "code": "numeric_error", "param": None}}
+    event = {
+        "detail": "<b>NaN</b> in the logits",
+        "error": {
+            "message": "<b>NaN</b> in the logits",
+            "type": "server_error",
+            "code": "numeric_error",
+            "param": None,
+        },
+    }
     scripted.say(chunk(), chunk("so far"), b"data: " + json.dumps(event).encode() + b"\n\n")
     scripted.say(chunk(), chunk("cut"))  # ends without a reason
     scripted.say(*answer("whole"))
@@ -394,13 +302,18 @@ def test_an_error_in_the_middle_keeps_the_text_and_offers_another_try(page: Any,
     assert finished(page).locator(".body").inner_text() == "whole"
 
 
-@pytest.mark.parametrize(("status", "kind", "code", "words"), [
-    (429, "rate_limit_error", "queue_full", "Try again in 4 s."),
-    (400, "invalid_request_error", "context_length_exceeded", "no longer fits"),
-    (404, "not_found_error", "model_not_loaded", "That model is not here"),
-    (503, "server_error", "unavailable", "Server words"),
-])
-def test_a_refusal_says_what_to_do(page: Any, scripted: ScriptedServer, status: int, kind: str, code: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("status", "kind", "code", "words"),
+    [
+        (429, "rate_limit_error", "queue_full", "Try again in 4 s."),
+        (400, "invalid_request_error", "context_length_exceeded", "no longer fits"),
+        (404, "not_found_error", "model_not_loaded", "That model is not here"),
+        (503, "server_error", "unavailable", "Server words"),
+    ],
+)
+def test_a_refusal_says_what_to_do(
+    page: Any, scripted: ScriptedServer, status: int, kind: str, code: str, words: str
+) -> None:
     scripted.refuse(status, "Server words", kind, code, **{"Retry-After": "4"})
     scripted.say(*answer("fine"))
     ask(page, "go")
@@ -440,7 +353,11 @@ def test_the_page_follows_the_answer_only_while_the_reader_does(page: Any, scrip
     gate = threading.Event()
     scripted.say(chunk(), chunk("line\n\n" * 80), gate, chunk("last words"), chunk(reason="stop"), DONE)
     ask(page, "go")
-    until(page, "(s => s.scrollHeight > s.clientHeight * 2 && s.scrollHeight - s.scrollTop - s.clientHeight < 5)(document.querySelector('#scroller'))")
+    until(
+        page,
+        "(({ scrollHeight: all, clientHeight: seen, scrollTop: top }) => all > seen * 2 && all - top - seen < 5)"
+        "(document.querySelector('#scroller'))",
+    )
     page.evaluate("document.querySelector('#scroller').scrollTop = 300")
     page.locator("#latest").wait_for()
     top = page.evaluate("document.querySelector('#scroller').scrollTop")
@@ -466,7 +383,11 @@ def test_the_theme_is_kept(page: Any) -> None:
 
 
 def test_a_narrow_screen_has_room_for_everything(page: Any, scripted: ScriptedServer) -> None:
-    scripted.say(*answer("`" + "long" * 60 + "`\n\n```\n" + "wide " * 60 + "\n```\n\n" + "| wide " * 20 + "|\n" + "|---" * 20 + "|\n"))
+    scripted.say(
+        *answer(
+            "`" + "long" * 60 + "`\n\n```\n" + "wide " * 60 + "\n```\n\n" + "| wide " * 20 + "|\n" + "|---" * 20 + "|\n"
+        )
+    )
     page.set_viewport_size({"width": 320, "height": 640})
     ask(page, "w" * 200)
     finished(page)
@@ -498,9 +419,31 @@ def test_everything_works_from_the_keyboard(page: Any, scripted: ScriptedServer)
     seen = []
     for _ in range(30):
         page.keyboard.press("Tab")
-        seen.append(page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.id || document.activeElement.textContent.trim()"))
-    order = ["New chat", "first line", "List of chats", "Model: scripted, loaded", "Theme", "Settings", "Conversation", "Edit", "Answer again", "Message"]
-    labels = [next(i for i, label in enumerate(seen) if label.startswith(wanted) or (wanted == "New chat" and label == "new-chat")) for wanted in order]
+        seen.append(
+            page.evaluate(
+                "(n => n.getAttribute('aria-label') || n.id || n.textContent.trim())(document.activeElement)"
+            )
+        )
+    order = [
+        "New chat",
+        "first line",
+        "List of chats",
+        "Model: scripted, loaded",
+        "Theme",
+        "Settings",
+        "Conversation",
+        "Edit",
+        "Answer again",
+        "Message",
+    ]
+    labels = [
+        next(
+            i
+            for i, label in enumerate(seen)
+            if label.startswith(wanted) or (wanted == "New chat" and label == "new-chat")
+        )
+        for wanted in order
+    ]
     assert labels == sorted(labels), seen
 
 
