@@ -37,11 +37,19 @@ def create_app(engine: Any, config: ServeConfig) -> FastAPI:
         await asyncio.gather(loading, return_exceptions=True)
         await service.close()
 
+    ends: set[asyncio.Future[PolarGridError]] = set()
+
+    def end_requests(error: PolarGridError) -> None:
+        for stream in list(metrics.streams):
+            stream.fail(error)
+        for end in ends:
+            end.set_result(error)
+
     app = FastAPI(title="polargrid-local", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.state.service = service
     app.state.stop = lambda: None
-    app.state.fail_streams = lambda error: [stream.fail(error) for stream in list(metrics.streams)]
-    app.include_router(api(service, metrics))
+    app.state.end_requests = end_requests
+    app.include_router(api(service, metrics, ends))
     if config.loopback:
         document = _openapi(app)
         page = HTMLResponse(docs.render(document), headers=docs.HEADERS)

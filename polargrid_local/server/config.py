@@ -75,6 +75,7 @@ class ServeConfig(EngineConfig):
 
     host: str = Field(default="127.0.0.1", description="127.0.0.1, ::1 or localhost: both loopback addresses, nothing else")
     port: int = Field(default=8484, ge=0, le=65535)
+    unix_socket: Path | None = Field(default=None, description="listen here, for this user alone, and nowhere else")
     api_key: str | None = Field(default=None, min_length=1, repr=False, description="required of every client when set")
     no_api_key: bool = Field(default=False, description="allow an address beyond loopback without a key")
     allow_hosts: Words = Field(default=(), description="further values of the Host header: NAME or NAME:PORT")
@@ -100,7 +101,8 @@ class ServeConfig(EngineConfig):
 
     @property
     def loopback(self) -> bool:
-        return is_loopback(self.host)
+        """Nobody beyond this machine can connect."""
+        return self.unix_socket is not None or is_loopback(self.host)
 
     def engine_options(self) -> dict[str, Any]:
         """Keyword arguments of AsyncEngine."""

@@ -92,7 +92,8 @@ class Gate:
         name, _, port = host.rpartition(":") if re.search(r":\d+$", host) else (host, "", "80")
         if name in self.config.allow_hosts or host in self.config.allow_hosts:
             return
-        right_port = scope["server"] is None or port == str(scope["server"][1])
+        own_port = scope["server"] and scope["server"][1]  # a Unix socket has none
+        right_port = own_port is None or port == str(own_port)
         # A rebound DNS name is what this check is for; a bare address cannot be rebound.
         known = is_loopback(name) or (not self.config.loopback and _IP_LITERAL.fullmatch(name) is not None)
         if not (known and right_port):

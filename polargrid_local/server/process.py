@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import struct
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -22,16 +24,16 @@ SEND_BUFFER_BYTES = 128 << 10  # what the kernel keeps for a reader that stalls;
 
 
 class Server(uvicorn.Server):
-    """Ends in three steps: no new connections, `drain_s` for what runs, an error event for what still does."""
+    """Ends in three steps: no new connections, `drain_s` for what runs, an error for what still does."""
 
-    def __init__(self, config: uvicorn.Config, drain_s: float, fail_streams: Callable[[PolarGridError], None]) -> None:
+    def __init__(self, config: uvicorn.Config, drain_s: float, end_requests: Callable[[PolarGridError], None]) -> None:
         super().__init__(config)
         self.drain_s = drain_s
-        self.fail_streams = fail_streams
+        self.end_requests = end_requests
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         error = EngineClosed("the server is shutting down")
-        timer = asyncio.get_running_loop().call_later(self.drain_s, self.fail_streams, error)
+        timer = asyncio.get_running_loop().call_later(self.drain_s, self.end_requests, error)
         await super().shutdown(sockets)
         timer.cancel()
 
@@ -78,7 +80,9 @@ def _reset(transport: asyncio.Transport) -> None:
 
 
 def bind(config: ServeConfig) -> list[socket.socket]:
-    """Listening sockets: both loopback addresses where the machine has both, or the one address asked for."""
+    """Listening sockets: the Unix one, both loopback addresses where the machine has both, or the one address asked for."""
+    if config.unix_socket is not None:
+        return [_bind_unix(config.unix_socket)]
     hosts = ["127.0.0.1", "::1"] if config.loopback and config.host in ("localhost", "127.0.0.1", "::1") else [config.host]
     sockets: list[socket.socket] = []
     port = config.port
@@ -109,6 +113,27 @@ def bind(config: ServeConfig) -> list[socket.socket]:
     return sockets
 
 
+def _bind_unix(path: Path) -> socket.socket:
+    """For this user alone. A socket that a server left behind is replaced, one that answers is not."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(str(path)) == 0:
+                    raise OSError("another server answers there")
+            path.unlink()
+        before = os.umask(0o177)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(before)
+    except OSError as error:
+        sock.close()
+        raise ValidationError(f"cannot listen on {path}: {error.strerror or error}", param="unix_socket") from None
+    sock.listen(2048)
+    return sock
+
+
 def run(config: ServeConfig, engine: Any = None) -> None:
     """Serve `config`; `engine` is for tests."""
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -130,10 +155,10 @@ def run(config: ServeConfig, engine: Any = None) -> None:
         proxy_headers=False,
         timeout_graceful_shutdown=int(config.drain_s) + 5,
     )
-    server = Server(settings, config.drain_s, app.state.fail_streams)
+    server = Server(settings, config.drain_s, app.state.end_requests)
     app.state.stop = lambda: setattr(server, "should_exit", True)
     shown = f"[{config.host}]" if ":" in config.host else config.host
-    log.info("listening on http://%s:%d", shown, sockets[0].getsockname()[1])
+    log.info("listening on %s", config.unix_socket or f"http://{shown}:{sockets[0].getsockname()[1]}")
     server.run(sockets=sockets)
     if app.state.service.startup_error is not None:
         raise app.state.service.startup_error

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from polargrid_local import types
-from polargrid_local.errors import TimeoutError, ValidationError
+from polargrid_local.errors import PolarGridError, TimeoutError, ValidationError
 from polargrid_local.server.body import read_json
 from polargrid_local.server.metrics import Metrics
 from polargrid_local.server.openapi import describe
@@ -19,7 +19,8 @@ from polargrid_local.server.service import Service
 from polargrid_local.server.sse import EventStream, while_connected
 
 
-def api(service: Service, metrics: Metrics) -> APIRouter:
+def api(service: Service, metrics: Metrics, ends: set[asyncio.Future[PolarGridError]]) -> APIRouter:
+    """`ends`: one future per answer being waited for; set to an error, it ends that request."""
     router = APIRouter()
     config = service.config
 
@@ -27,11 +28,15 @@ def api(service: Service, metrics: Metrics) -> APIRouter:
         return await read_json(request.scope, request.receive, config)
 
     async def bounded(request: Request, work: Awaitable[Any]) -> Any:
-        """`work`, cancelled when the client leaves or the time is up."""
+        """`work`, cancelled when the client leaves, the time is up or the server ends."""
+        stop = asyncio.get_running_loop().create_future()
+        ends.add(stop)
         try:
-            return await while_connected(request.receive, asyncio.wait_for(work, config.request_timeout_s))
+            return await while_connected(request.receive, asyncio.wait_for(work, config.request_timeout_s), stop)
         except asyncio.TimeoutError:
             raise TimeoutError(f"the request took longer than {config.request_timeout_s:g} s") from None
+        finally:
+            ends.discard(stop)
 
     async def generate(request: Request, kind: str, always_stream: bool = False) -> Response:
         asked = types.parse_request(kind, await body(request), max_tokens_limit=None)

@@ -163,15 +163,16 @@ async def disconnected(receive: Receive) -> None:
         message = await receive()
 
 
-async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
-    """The result of `work`; ClientGone, with `work` cancelled, when the client leaves first."""
+async def while_connected(receive: Receive, work: Awaitable[T], stop: asyncio.Future[PolarGridError]) -> T:
+    """The result of `work`. It is cancelled when the client leaves first (ClientGone) or `stop` comes (its error)."""
     task = asyncio.ensure_future(work)
     gone = asyncio.create_task(disconnected(receive))
+    ends: list[asyncio.Future[Any]] = [task, gone, stop]
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone
-        return await task
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return await task
+        raise stop.result() if stop.done() else ClientGone
     finally:
         gone.cancel()
         task.cancel()

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -186,6 +187,37 @@ def test_ending_cuts_what_runs_too_long(start: Callable[..., ServerProcess]) -> 
     assert json.loads(rest[-1][6:])["error"]["code"] == "engine_closed"
     server.stop()
     assert "Traceback" not in server.log
+
+
+def test_ending_refuses_plain_requests_that_run_too_long(start: Callable[..., ServerProcess]) -> None:
+    server = start(drain_s=0.2, n_ctx=16384).wait_ready()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.post, CHAT, ENDLESS)
+        server.wait_for(lambda: server.metric(RUNNING) == 1)
+        server.process.send_signal(signal.SIGTERM)
+        reply = answer.result(30)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_closed")
+    server.stop()
+    assert "Traceback" not in server.log
+
+
+def test_a_unix_socket_serves_its_user_alone(start: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    server = start(unix_socket=path)
+    server.wait_for(lambda: "listening on" in server.log)
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost", timeout=30) as client:
+        server.wait_for(lambda: client.get("/health").json()["status"] == "healthy")
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert client.post(CHAT, json={**ENDLESS, "max_tokens": 2}).json()["usage"]["completion_tokens"] == 2
+        assert client.get("/health", headers={"Host": "evil.example"}).status_code == 403
+        second = start(unix_socket=path)
+        assert second.process.wait(60) != 0
+        assert "another server answers there" in second.log
+    server.stop(signal.SIGKILL)
+    third = start(unix_socket=path)  # what the first one left behind is no obstacle
+    third.wait_for(lambda: "listening on" in third.log)
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost", timeout=30) as client:
+        third.wait_for(lambda: client.get("/health").status_code == 200)
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server(start: Callable[..., ServerProcess], tiny_dir: Any) -> None:
