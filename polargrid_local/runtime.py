@@ -36,8 +36,16 @@ def core() -> Any:
     """The native module, imported when first needed."""
     # ggml would otherwise run gdb on this process when it aborts.
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-    from . import _core
-
+    # libgomp reads its spin count when it is loaded. Its default is milliseconds of spinning at each of hundreds of
+    # barriers per token when another program holds a core; a thousand rounds lose nothing on a quiet machine.
+    brief = not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
+    if brief:
+        os.environ["GOMP_SPINCOUNT"] = "1000"
+    try:
+        from . import _core
+    finally:
+        if brief:
+            del os.environ["GOMP_SPINCOUNT"]  # the host's other programs choose for themselves
     return _core
 
 
