@@ -260,7 +260,7 @@ class SyncStream(Iterator[M], Generic[M]):
             raise StopIteration
         try:
             with _official_errors(streaming=True):
-                chunk = _result(self._client, anext(self._stream, None))
+                chunk = _result(self._client, self._stream.step())
         except BaseException:
             self.close()
             raise
@@ -278,11 +278,9 @@ class SyncStream(Iterator[M], Generic[M]):
         self.close()
 
 
-def _result(client: PolarGrid, work: Any) -> Any:
-    async def run() -> Any:
-        return await work
-
-    future = client._backend.submit(run())
+def _result(client: PolarGrid, work: Coroutine[Any, Any, Any]) -> Any:
+    with _official_errors():
+        future = client._backend.submit(work)
     try:
         return future.result()
     except BaseException:  # Ctrl-C among them

@@ -33,6 +33,10 @@ class OpenStream:
         chunk: dict[str, Any] = await self._steps.__anext__()
         return chunk
 
+    async def step(self) -> dict[str, Any] | None:
+        """The next chunk, None after the last."""
+        return await anext(self, None)
+
     def close(self) -> None:
         self._chunks.cancel()
         self._release(self._chunks.usage["total_tokens"])

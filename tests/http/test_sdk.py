@@ -25,8 +25,9 @@ import pytest
 from polargrid.types import ChatCompletionChunk, ChatCompletionRequest, CompletionChunk, EmbeddingRequest, Message
 from serving import REPOSITORY, SAID, SMOLLM2
 
-from polargrid_local import sdk
+from polargrid_local import AsyncEngine, sdk
 from polargrid_local.sdk import PolarGrid, PolarGridSync
+from polargrid_local.server import ServeConfig
 
 SAY = [{"role": "user", "content": "\ue001"}]
 TEXT = "".join(SAID)
@@ -238,8 +239,16 @@ def test_threads_and_loops_share_one_engine(client: PolarGrid) -> None:
         assert all(texts == {TEXT} for texts in pool.map(lambda i: asyncio.run(three(i)), range(4)))
 
 
-def test_a_program_ends_by_itself(models_dir: Path) -> None:
-    """No close, no hang, and nothing on stderr, also with a stream left open."""
+def output_of(program: str) -> str:
+    """What a program prints that must end well and say nothing on stderr."""
+    run = subprocess.run([sys.executable, "-X", "utf8", "-c", textwrap.dedent(program)], capture_output=True, timeout=120,
+                         env={**os.environ, "PYTHONPATH": str(REPOSITORY)})  # fmt: skip
+    assert (run.returncode, run.stderr.decode()) == (0, "")
+    return run.stdout.decode()
+
+
+def test_a_program_ends_by_itself() -> None:
+    """No close and no hang, also with a stream left open."""
     program = f"""
         from polargrid_local.sdk import PolarGridSync
         client = PolarGridSync()
@@ -247,9 +256,38 @@ def test_a_program_ends_by_itself(models_dir: Path) -> None:
         next(stream)
         print(client.completion({{"model": "scripted", "prompt": {chr(0xE000)!r}}}).choices[0].text)
     """
-    run = subprocess.run([sys.executable, "-X", "utf8", "-c", textwrap.dedent(program)], capture_output=True, timeout=120,
-                         env={**os.environ, "PYTHONPATH": str(REPOSITORY)})  # fmt: skip
-    assert (run.returncode, run.stdout.decode(), run.stderr.decode()) == (0, TEXT + "\n", "")
+    assert output_of(program) == TEXT + "\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_client_says_so() -> None:
+    program = """
+        import os, sys, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import polargrid
+        from polargrid_local.sdk import PolarGridSync
+        client = PolarGridSync()
+        client.load_model({"model_name": "scripted"})
+        if os.fork() == 0:
+            try:
+                client.completion({"model": "scripted", "prompt": "x"})
+            except polargrid.ServerError as error:
+                os.write(1, error.message.encode())
+            os._exit(0)
+        os.wait()
+    """
+    assert "new one after fork" in output_of(program)
+
+
+async def test_a_client_over_an_engine_of_ones_own(tiny_dir: Path) -> None:
+    async with AsyncEngine(models_dir=tiny_dir, n_ctx=512, n_threads=1) as engine:
+        client = PolarGrid.over(engine, ServeConfig(models_dir=tiny_dir, aliases={"gpt2": "scripted"}))
+        answer = await client.completion({"model": "gpt2", "prompt": "\ue000"})
+        assert (answer.model, answer.choices[0].text) == ("gpt2", TEXT)
+        assert list(engine.stats()) == ["scripted"]
+        del client
+        gc.collect()
+        assert list(engine.stats()) == ["scripted"]  # it stays its owner's
 
 
 # --- the official README, as it stands but for one line ---
