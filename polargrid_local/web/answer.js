@@ -4,7 +4,10 @@ import { NetworkError, AuthenticationError, NotFoundError, RateLimitError, Timeo
 
 const IDLE_MS = 180_000; // longer than any pause of a server that sends keep-alives
 
-/** The messages of a request: the system prompt, then the talk. Empty answers drop out, so neighbours of one role are joined: many templates want turns. */
+/**
+ * The messages of a request: the system prompt, then the talk.
+ * Empty answers drop out, so neighbours of one role are joined: many templates want turns.
+ */
 export function turns(chat, upTo) {
   const talk = chat.messages.slice(0, chat.messages.indexOf(upTo)).filter(({ content }) => content.trim() !== '');
   const all = chat.system.trim() ? [{ role: 'system', content: chat.system.trim() }, ...talk] : talk;
@@ -27,14 +30,20 @@ export class Answer {
     this.#abort.abort();
   }
 
-  /** Fills `message`; calls `onChange()` after every change. Never throws: what goes wrong ends up in `message.error`. */
+  /** Fills `message`, calling `onChange()` after every change. Never throws: what goes wrong is in `message.error`. */
   async run(client, models, sampling, onChange) {
     const { message } = this;
     const { signal } = this.#abort;
     try {
       message.state = 'loading';
       onChange();
-      await models.load(message.model, { signal, onProgress: (progress) => { message.progress = progress; onChange(); } });
+      await models.load(message.model, {
+        signal,
+        onProgress: (progress) => {
+          message.progress = progress;
+          onChange();
+        },
+      });
       await this.#stream(client, sampling, onChange);
     } catch (error) {
       if (signal.aborted) {
@@ -54,16 +63,26 @@ export class Answer {
     let first = 0;
     let last = 0;
     let pieces = 0;
-    const measure = (tokens) => ({ tokens, firstMs: first - started, perSecond: tokens > 1 && last > first ? (1000 * (tokens - 1)) / (last - first) : null });
+    const measure = (tokens) => ({
+      tokens,
+      firstMs: first - started,
+      perSecond: tokens > 1 && last > first ? (1000 * (tokens - 1)) / (last - first) : null,
+    });
     message.state = 'reading';
     message.progress = undefined;
     onChange();
-    const stream = client.chatCompletionStream({
-      ...sampling, model: message.model, messages: turns(this.chat, message), streamOptions: { includeUsage: true },
-    }, {
-      signal: this.#abort.signal, timeout: IDLE_MS,
-      onPrefill: ({ done, total }) => { message.progress = total ? done / total : undefined; message.live = { done, total }; onChange(); },
-    });
+    const stream = client.chatCompletionStream(
+      { ...sampling, model: message.model, messages: turns(this.chat, message), streamOptions: { includeUsage: true } },
+      {
+        signal: this.#abort.signal,
+        timeout: IDLE_MS,
+        onPrefill: ({ done, total }) => {
+          message.progress = total ? done / total : undefined;
+          message.live = { done, total };
+          onChange();
+        },
+      },
+    );
     for await (const chunk of stream) {
       const choice = chunk.choices[0];
       if (choice?.delta?.content) {
@@ -90,14 +109,23 @@ const sentence = (words) => words.replace(/^./u, (first) => first.toUpperCase())
 /** `{title, text, key}`: an error in words for the reader; `key` when the API key is to blame. */
 export function explained(error) {
   const text = sentence(error?.message ?? String(error));
-  if (error instanceof NetworkError) return { title: 'The server does not answer', text: 'It may have stopped. Start it with “polargrid-local serve”, then try again.' };
-  if (error instanceof TimeoutError) return { title: 'The server has gone quiet', text: 'Nothing arrived for a long time. It may be overloaded.' };
+  if (error instanceof NetworkError)
+    return {
+      title: 'The server does not answer',
+      text: 'It may have stopped. Start it with “polargrid-local serve”, then try again.',
+    };
+  if (error instanceof TimeoutError)
+    return { title: 'The server has gone quiet', text: 'Nothing arrived for a long time. It may be overloaded.' };
   if (error instanceof AuthenticationError) return { title: 'This server wants an API key', text, key: true };
   if (error instanceof RateLimitError) {
     const wait = error.retryAfter ? ` Try again in ${Math.ceil(error.retryAfter)} s.` : '';
     return { title: 'The machine is busy', text: `Others are being answered and the queue is full.${wait}` };
   }
-  if (error?.code === 'context_length_exceeded') return { title: 'This chat no longer fits', text: `${text} Start a new chat, or edit an earlier message to shorten it.` };
+  if (error?.code === 'context_length_exceeded')
+    return {
+      title: 'This chat no longer fits',
+      text: `${text} Start a new chat, or edit an earlier message to shorten it.`,
+    };
   if (error instanceof NotFoundError) return { title: 'That model is not here', text };
   return { title: 'Something went wrong', text };
 }

@@ -21,7 +21,12 @@ let chats = [];
 let chat = newChat(settings.system);
 let reconnect = 0;
 
-const transcript = new Transcript({ regenerate, edit, useIdea: (text) => submit(text), askKey: () => openSettings('apiKey') });
+const transcript = new Transcript({
+  regenerate,
+  edit,
+  useIdea: (text) => submit(text),
+  askKey: () => openSettings('apiKey'),
+});
 const sidebar = new Sidebar({ choose, rename, remove, restore, create });
 
 function makeClient() {
@@ -89,7 +94,10 @@ async function answer(asked) {
   save(asked);
   await running.run(client, models, settings.sampling, () => {
     transcript.update(message);
-    if (Date.now() - saved > SAVE_EVERY_MS) { saved = Date.now(); save(asked); }
+    if (Date.now() - saved > SAVE_EVERY_MS) {
+      saved = Date.now();
+      save(asked);
+    }
   });
   if (answers.get(asked.id) === running) answers.delete(asked.id);
   if (asked === chat) announce(message.error ? '' : `Answer: ${message.content}`); // errors are alerts of their own
@@ -100,16 +108,21 @@ async function answer(asked) {
 // ---- the chats
 
 async function save(asked) {
-  if (!await store.save(asked)) byId('sidebar').querySelector('.note').textContent = 'This browser keeps no chats: they end with the page. Nothing leaves this machine.';
+  if (!(await store.save(asked)))
+    byId('sidebar').querySelector('.note').textContent =
+      'This browser keeps no chats: they end with the page. Nothing leaves this machine.';
 }
 
 async function refreshChats() {
   const stored = await store.all();
   // What is being answered here is newer than what is stored.
-  chats = stored.map((other) => chats.find(({ id }) => id === other.id && (answers.has(id) || id === chat.id)) ?? other);
+  chats = stored.map(
+    (other) => chats.find(({ id }) => id === other.id && (answers.has(id) || id === chat.id)) ?? other,
+  );
   for (const other of chats) {
     const last = other.messages.at(-1);
-    if (last?.role === 'assistant' && !answers.has(other.id) && !last.finish && !last.error) last.finish = 'interrupted';
+    if (last?.role === 'assistant' && !answers.has(other.id) && !last.finish && !last.error)
+      last.finish = 'interrupted';
   }
   showChats();
 }
@@ -161,7 +174,9 @@ async function restore(removed) {
 // ---- the box at the bottom
 
 const prompt = byId('prompt');
-const focusPrompt = () => { if (matchMedia('(hover: hover)').matches) prompt.focus(); };
+const focusPrompt = () => {
+  if (matchMedia('(hover: hover)').matches) prompt.focus();
+};
 
 function showComposer() {
   const busy = answers.has(chat.id);
@@ -194,19 +209,26 @@ prompt.addEventListener('keydown', (event) => {
     byId('composer').requestSubmit();
   } else if (event.key === 'ArrowUp' && !prompt.value) {
     const last = chat.messages.findLast(({ role }) => role === 'user');
-    if (last) { event.preventDefault(); transcript.edit(last); }
+    if (last) {
+      event.preventDefault();
+      transcript.edit(last);
+    }
   }
 });
 
 // ---- the rest of the page
 
 function openSettings(focus) {
-  settings.edit(chat.system, (system) => {
-    chat.system = system;
-    client = makeClient();
-    if (chats.includes(chat)) save(chat);
-    connect();
-  }, focus);
+  settings.edit(
+    chat.system,
+    (system) => {
+      chat.system = system;
+      client = makeClient();
+      if (chats.includes(chat)) save(chat);
+      connect();
+    },
+    focus,
+  );
 }
 
 function turnTheme() {
@@ -214,7 +236,11 @@ function turnTheme() {
   const dark = root.dataset.theme ? root.dataset.theme === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches;
   root.dataset.theme = dark ? 'light' : 'dark';
   announce(`${root.dataset.theme} theme`);
-  try { localStorage.setItem('polargrid.theme', root.dataset.theme); } catch { /* then it lasts as long as the page */ }
+  try {
+    localStorage.setItem('polargrid.theme', root.dataset.theme);
+  } catch {
+    /* then it lasts as long as the page */
+  }
 }
 
 const SHORTCUTS = {
@@ -229,16 +255,22 @@ document.addEventListener('keydown', (event) => {
   if (event.key === 'Escape' && !document.querySelector(':popover-open')) answers.get(chat.id)?.stop();
   if (!(event.ctrlKey || event.metaKey) || event.altKey) return;
   const run = SHORTCUTS[`${event.shiftKey ? 'shift+' : ''}${event.key.toLowerCase()}`];
-  if (run) { event.preventDefault(); run(); }
+  if (run) {
+    event.preventDefault();
+    run();
+  }
 });
 if (/Mac|iP(hone|ad)/.test(navigator.platform)) {
-  for (const key of document.querySelectorAll('#keys kbd')) key.textContent = { Ctrl: '⌘', Shift: '⇧' }[key.textContent] ?? key.textContent;
+  for (const key of document.querySelectorAll('#keys kbd'))
+    key.textContent = { Ctrl: '⌘', Shift: '⇧' }[key.textContent] ?? key.textContent;
 }
 byId('open-settings').addEventListener('click', () => openSettings());
 byId('toggle-theme').addEventListener('click', turnTheme);
 byId('open-keys').addEventListener('click', () => byId('keys').showModal());
 byId('keys-close').addEventListener('click', () => byId('keys').close());
-addEventListener('pagehide', () => { if (answers.size) store.saveAtOnce([...answers.values()].map((running) => running.chat)); });
+addEventListener('pagehide', () => {
+  if (answers.size) store.saveAtOnce([...answers.values()].map((running) => running.chat));
+});
 
 transcript.show(chat);
 await refreshChats();

@@ -7,7 +7,8 @@ const TRANSIENT = new Set(['state', 'progress', 'live']);
 
 const UNSAVED = 'polargrid.unsaved';
 
-const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, '0')).join('');
+const newId = () =>
+  Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, '0')).join('');
 
 const written = (chat) => JSON.stringify(chat, (key, value) => (TRANSIENT.has(key) ? undefined : value));
 
@@ -16,7 +17,11 @@ export const newMessage = (role, content, extra = {}) => ({ id: newId(), role, c
 
 /** The first line of the first question, or the title given by hand. */
 export function titleOf(chat) {
-  const first = chat.messages.find(({ role }) => role === 'user')?.content.trim().split('\n', 1)[0] ?? '';
+  const first =
+    chat.messages
+      .find(({ role }) => role === 'user')
+      ?.content.trim()
+      .split('\n', 1)[0] ?? '';
   const short = first.length > 60 ? `${first.slice(0, 60).trimEnd()}…` : first;
   return chat.title || short || 'New chat';
 }
@@ -52,7 +57,11 @@ export class Chats {
 
   /** For the moment the page goes away, which does not wait for a database. */
   saveAtOnce(chats) {
-    try { localStorage.setItem(UNSAVED, `[${chats.map(written)}]`); } catch { /* full or forbidden: what was saved before remains */ }
+    try {
+      localStorage.setItem(UNSAVED, `[${chats.map(written)}]`);
+    } catch {
+      /* full or forbidden: what was saved before remains */
+    }
   }
 
   async remove(id) {
@@ -66,7 +75,9 @@ export class Chats {
       const chats = JSON.parse(localStorage.getItem(UNSAVED)) ?? [];
       localStorage.removeItem(UNSAVED);
       for (const chat of chats) await this.save(chat);
-    } catch { /* nothing to recover */ }
+    } catch {
+      /* nothing to recover */
+    }
   }
 
   // The result of one store operation, or null where there is no database or it refused.

@@ -1,6 +1,6 @@
 // DOM building without markup: text is only ever set as text.
 
-/** An element with properties (`class`, `aria-*`, `data-*` and other attributes by name, `on*` as listeners) and children. */
+/** An element with properties (attributes by name, `on*` as listeners; null and false are left out) and children. */
 export function el(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -40,7 +40,8 @@ async function toClipboard(text) {
   try {
     await navigator.clipboard.writeText(text);
     return true;
-  } catch { // no permission, or plain http from another machine
+  } catch {
+    // no permission, or plain http from another machine
     const area = el('textarea', { class: 'sr-only', 'aria-hidden': 'true' });
     area.value = text;
     document.body.append(area);

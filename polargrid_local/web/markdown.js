@@ -1,12 +1,26 @@
 // Markdown text -> DOM nodes. The parser only finds the structure; every node is made here and all text is set as text,
-// so that nothing a model writes becomes markup. Images are shown as links: fetching them would tell their host about the chat.
+// so that nothing a model writes becomes markup. Images are shown as links: fetching one tells
+// its host about the chat.
 
 import { lexer } from './vendor/marked.js';
 import { copyButton, el } from './dom.js';
 
 const MAX_CHARS = 200_000; // beyond: plain text
-const MAX_DEPTH = 40;      // of nested blocks and spans; deeper levels are shown as their source
-const NAMED = { amp: '&', lt: '<', gt: '>', quot: '"', apos: "'", nbsp: '\u00a0', copy: '©', mdash: '—', ndash: '–', hellip: '…', times: '×', rarr: '→' };
+const MAX_DEPTH = 40; // of nested blocks and spans; deeper levels are shown as their source
+const NAMED = {
+  amp: '&',
+  lt: '<',
+  gt: '>',
+  quot: '"',
+  apos: "'",
+  nbsp: '\u00a0',
+  copy: '©',
+  mdash: '—',
+  ndash: '–',
+  hellip: '…',
+  times: '×',
+  rarr: '→',
+};
 
 /** Shows `text` in `node`; blocks that did not change since the last call keep their elements. */
 export function showMarkdown(node, text) {
@@ -30,8 +44,11 @@ function blocksOf(text) {
     const rest = thought ? text.slice(thought[0].length) : text;
     const tokens = lexer(rest, { gfm: true, breaks: true }).filter(({ type }) => type !== 'space' && type !== 'def');
     level(tokens.filter(({ type }) => type === 'heading'));
-    return thought?.[1].trim() ? [{ type: 'thought', raw: thought[0], text: thought[1].trim(), open: !thought[2] }, ...tokens] : tokens;
-  } catch { // too deeply nested for the parser
+    return thought?.[1].trim()
+      ? [{ type: 'thought', raw: thought[0], text: thought[1].trim(), open: !thought[2] }, ...tokens]
+      : tokens;
+  } catch {
+    // too deeply nested for the parser
     return plain;
   }
 }
@@ -49,54 +66,121 @@ function render(token, depth) {
   if (depth > MAX_DEPTH) return document.createTextNode(token.raw ?? '');
   const inside = (tokens = token.tokens) => tokens.map((child) => render(child, depth + 1));
   switch (token.type) {
-    case 'thought': return el('details', { class: 'thought', open: token.open }, el('summary', {}, 'Reasoning'), el('div', { class: 'plain' }, token.text));
-    case 'paragraph': return el('p', {}, ...inside());
-    case 'heading': return token.level ? el(`h${token.level}`, {}, ...inside()) : el('p', {}, el('strong', {}, ...inside())); // the latter within lists and quotes
-    case 'code': return codeBlock(token);
-    case 'blockquote': return el('blockquote', {}, ...inside());
-    case 'list': return el(token.ordered ? 'ol' : 'ul', { start: token.ordered && token.start !== 1 ? token.start : null }, ...inside(token.items));
-    case 'list_item': return el('li', { class: token.task ? 'task' : null }, ...inside());
-    case 'checkbox': return el('input', { type: 'checkbox', disabled: true, checked: token.checked, 'aria-label': token.checked ? 'done' : 'to do' });
-    case 'table': return table(token, depth);
-    case 'hr': return el('hr');
-    case 'br': return el('br');
-    case 'strong': return el('strong', {}, ...inside());
-    case 'em': return el('em', {}, ...inside());
-    case 'del': return el('del', {}, ...inside());
-    case 'codespan': return el('code', {}, token.text);
-    case 'link': return link(token.href, inside(), token.raw);
-    case 'image': return link(token.href, [token.text || token.href], token.raw);
-    case 'escape': return document.createTextNode(token.text);
-    case 'text': return token.tokens ? el('span', {}, ...inside()) : document.createTextNode(decoded(token.text));
-    case 'plain': return el('div', { class: 'plain' }, token.raw);
-    case 'html': return token.block ? el('div', { class: 'plain' }, token.raw.trim()) : document.createTextNode(token.raw);
-    default: return document.createTextNode(token.raw ?? '');
+    case 'thought':
+      return el(
+        'details',
+        { class: 'thought', open: token.open },
+        el('summary', {}, 'Reasoning'),
+        el('div', { class: 'plain' }, token.text),
+      );
+    case 'paragraph':
+      return el('p', {}, ...inside());
+    case 'heading':
+      // Those within lists and quotes have no level.
+      return token.level ? el(`h${token.level}`, {}, ...inside()) : el('p', {}, el('strong', {}, ...inside()));
+    case 'code':
+      return codeBlock(token);
+    case 'blockquote':
+      return el('blockquote', {}, ...inside());
+    case 'list':
+      return el(
+        token.ordered ? 'ol' : 'ul',
+        { start: token.ordered && token.start !== 1 ? token.start : null },
+        ...inside(token.items),
+      );
+    case 'list_item':
+      return el('li', { class: token.task ? 'task' : null }, ...inside());
+    case 'checkbox':
+      return el('input', {
+        type: 'checkbox',
+        disabled: true,
+        checked: token.checked,
+        'aria-label': token.checked ? 'done' : 'to do',
+      });
+    case 'table':
+      return table(token, depth);
+    case 'hr':
+      return el('hr');
+    case 'br':
+      return el('br');
+    case 'strong':
+      return el('strong', {}, ...inside());
+    case 'em':
+      return el('em', {}, ...inside());
+    case 'del':
+      return el('del', {}, ...inside());
+    case 'codespan':
+      return el('code', {}, token.text);
+    case 'link':
+      return link(token.href, inside(), token.raw);
+    case 'image':
+      return link(token.href, [token.text || token.href], token.raw);
+    case 'escape':
+      return document.createTextNode(token.text);
+    case 'text':
+      return token.tokens ? el('span', {}, ...inside()) : document.createTextNode(decoded(token.text));
+    case 'plain':
+      return el('div', { class: 'plain' }, token.raw);
+    case 'html':
+      return token.block ? el('div', { class: 'plain' }, token.raw.trim()) : document.createTextNode(token.raw);
+    default:
+      return document.createTextNode(token.raw ?? '');
   }
 }
 
 function codeBlock({ text, lang }) {
   const language = /^[\w+#.-]{1,30}/.exec(lang ?? '')?.[0] ?? '';
-  return el('figure', { class: 'code' },
-    el('figcaption', {}, el('span', {}, language || 'text'), copyButton('Copy code', () => text)),
-    el('pre', { tabindex: '0', role: 'region', 'aria-label': `Code${language && `, ${language}`}` }, el('code', {}, text)));
+  return el(
+    'figure',
+    { class: 'code' },
+    el(
+      'figcaption',
+      {},
+      el('span', {}, language || 'text'),
+      copyButton('Copy code', () => text),
+    ),
+    el(
+      'pre',
+      { tabindex: '0', role: 'region', 'aria-label': `Code${language && `, ${language}`}` },
+      el('code', {}, text),
+    ),
+  );
 }
 
 function table({ header, rows }, depth) {
-  const row = (cells, tag) => el('tr', {}, ...cells.map((cell) => (
-    el(tag, { class: cell.align && `to-${cell.align}` }, ...cell.tokens.map((token) => render(token, depth + 1))))));
-  return el('div', { class: 'table', tabindex: '0', role: 'region', 'aria-label': 'Table' },
-    el('table', {}, el('thead', {}, row(header, 'th')), el('tbody', {}, ...rows.map((cells) => row(cells, 'td')))));
+  const row = (cells, tag) =>
+    el(
+      'tr',
+      {},
+      ...cells.map((cell) =>
+        el(tag, { class: cell.align && `to-${cell.align}` }, ...cell.tokens.map((token) => render(token, depth + 1))),
+      ),
+    );
+  return el(
+    'div',
+    { class: 'table', tabindex: '0', role: 'region', 'aria-label': 'Table' },
+    el('table', {}, el('thead', {}, row(header, 'th')), el('tbody', {}, ...rows.map((cells) => row(cells, 'td')))),
+  );
 }
 
 function link(href, children, raw) {
   let url = null;
-  try { url = new URL(href); } catch { /* relative addresses mean nothing here */ }
+  try {
+    url = new URL(href);
+  } catch {
+    /* relative addresses mean nothing here */
+  }
   if (!['http:', 'https:', 'mailto:'].includes(url?.protocol)) return document.createTextNode(raw);
-  return el('a', { href: url.href, target: '_blank', rel: 'noopener noreferrer nofollow', title: url.href }, ...children);
+  return el(
+    'a',
+    { href: url.href, target: '_blank', rel: 'noopener noreferrer nofollow', title: url.href },
+    ...children,
+  );
 }
 
-const decoded = (text) => text.replace(/&(?:#(\d{1,7})|#x([\da-f]{1,6})|(\w{2,8}));/gi, (all, decimal, hex, name) => {
-  const code = decimal ? Number(decimal) : parseInt(hex, 16);
-  if (name) return NAMED[name] ?? all;
-  return code > 0 && code <= 0x10ffff ? String.fromCodePoint(code) : all;
-});
+const decoded = (text) =>
+  text.replace(/&(?:#(\d{1,7})|#x([\da-f]{1,6})|(\w{2,8}));/gi, (all, decimal, hex, name) => {
+    const code = decimal ? Number(decimal) : parseInt(hex, 16);
+    if (name) return NAMED[name] ?? all;
+    return code > 0 && code <= 0x10ffff ? String.fromCodePoint(code) : all;
+  });

@@ -26,7 +26,13 @@ export class Models {
 
   /** The chosen model's id, or "". */
   get current() {
-    return (this.#list.find(({ id }) => id === this.#settings.model) ?? this.#list.find(({ id }) => this.#states[id] === 'loaded') ?? this.#list[0])?.id ?? '';
+    return (
+      (
+        this.#list.find(({ id }) => id === this.#settings.model) ??
+        this.#list.find(({ id }) => this.#states[id] === 'loaded') ??
+        this.#list[0]
+      )?.id ?? ''
+    );
   }
 
   async refresh() {
@@ -34,7 +40,8 @@ export class Models {
     this.#list = list.data;
     this.#show();
     const { current } = this;
-    if (this.#states[current] === 'loading') this.load(current).catch(this.#onError); // begun elsewhere: joined, to show how far it is
+    // Begun elsewhere: joined, to show how far it is.
+    if (this.#states[current] === 'loading') this.load(current).catch(this.#onError);
   }
 
   // How far each load is; the states are brought up to date. A server may unload what it has not used for long.
@@ -44,20 +51,31 @@ export class Models {
     return progress ?? {};
   }
 
-  /** Returns when `id` can answer; `onProgress(0..1 or undefined)` is called while it loads. Stopping to wait does not stop the load. */
+  /** Returns when `id` can answer; `onProgress(0..1 or undefined)` is called while it loads. */
   async load(id, { signal, onProgress = () => {} } = {}) {
     await this.#ask({ signal });
     if (this.#states[id] === 'loaded') return;
     if (!this.#loads.has(id)) {
       this.#states[id] = 'loading';
-      this.#loads.set(id, this.#client().loadModel(id, { timeout: 0 }).finally(() => this.#loads.delete(id)));
+      this.#loads.set(
+        id,
+        this.#client()
+          .loadModel(id, { timeout: 0 })
+          .finally(() => this.#loads.delete(id)),
+      );
     }
     const load = this.#loads.get(id);
     load.catch(() => {}); // reported below, to whoever still waits
-    const stopped = new Promise((_, reject) => signal?.addEventListener('abort', () => reject(signal.reason), { once: true }));
+    const stopped = new Promise((_, reject) =>
+      signal?.addEventListener('abort', () => reject(signal.reason), { once: true }),
+    );
     for (let waiting = true; waiting;) {
       try {
-        waiting = await Promise.race([load.then(() => false), stopped, new Promise((resolve) => setTimeout(resolve, POLL_MS, true))]);
+        waiting = await Promise.race([
+          load.then(() => false),
+          stopped,
+          new Promise((resolve) => setTimeout(resolve, POLL_MS, true)),
+        ]);
         if (!waiting) break;
         const progress = (await this.#ask({ signal }))[id];
         onProgress(progress);
@@ -77,7 +95,11 @@ export class Models {
     this.#settings.model = id;
     this.#menu.hidePopover();
     this.#show();
-    try { await this.load(id); } catch (error) { this.#onError(error); }
+    try {
+      await this.load(id);
+    } catch (error) {
+      this.#onError(error);
+    }
   }
 
   async #unload(id) {
@@ -93,21 +115,51 @@ export class Models {
     const { current } = this;
     byId('model-name').textContent = current || 'No model';
     byId('model-dot').dataset.state = this.#states[current] ?? 'unloaded';
-    byId('model-button').setAttribute('aria-label', current ? `Model: ${current}, ${words(this.#states[current])}` : 'No model');
+    byId('model-button').setAttribute(
+      'aria-label',
+      current ? `Model: ${current}, ${words(this.#states[current])}` : 'No model',
+    );
     const bar = byId('model-progress');
     bar.hidden = !loading;
     if (progress === undefined) bar.removeAttribute('value');
     else bar.value = progress;
-    this.#menu.replaceChildren(this.#list.length ? el('ul', {}, ...this.#list.map((model) => this.#row(model, model.id === current))) : el('p', {},
-      'There is no model on this machine yet. Fetch one with ', el('code', {}, 'polargrid-local pull'), '.'));
+    this.#menu.replaceChildren(
+      this.#list.length
+        ? el('ul', {}, ...this.#list.map((model) => this.#row(model, model.id === current)))
+        : el(
+            'p',
+            {},
+            'There is no model on this machine yet. Fetch one with ',
+            el('code', {}, 'polargrid-local pull'),
+            '.',
+          ),
+    );
   }
 
   #row({ id }, chosen) {
     const state = this.#states[id];
-    return el('li', {},
-      el('button', { type: 'button', class: 'model', 'aria-pressed': String(chosen), onclick: () => this.#choose(id) },
-        el('span', { class: 'dot', 'data-state': state ?? 'unloaded', 'aria-hidden': 'true' }), el('span', {}, el('b', {}, id), el('small', {}, words(state)))),
-      state === 'loaded' && el('button', { type: 'button', class: 'quiet', title: 'Unload', 'aria-label': `Unload ${id}`, onclick: () => this.#unload(id) }, icon('eject')));
+    return el(
+      'li',
+      {},
+      el(
+        'button',
+        { type: 'button', class: 'model', 'aria-pressed': String(chosen), onclick: () => this.#choose(id) },
+        el('span', { class: 'dot', 'data-state': state ?? 'unloaded', 'aria-hidden': 'true' }),
+        el('span', {}, el('b', {}, id), el('small', {}, words(state))),
+      ),
+      state === 'loaded' &&
+        el(
+          'button',
+          {
+            type: 'button',
+            class: 'quiet',
+            title: 'Unload',
+            'aria-label': `Unload ${id}`,
+            onclick: () => this.#unload(id),
+          },
+          icon('eject'),
+        ),
+    );
   }
 
   #onKey(event) {
@@ -120,4 +172,5 @@ export class Models {
   }
 }
 
-const words = (state) => ({ loaded: 'loaded', loading: 'loading…', failed: 'could not be loaded' })[state] ?? 'not loaded';
+const words = (state) =>
+  ({ loaded: 'loaded', loading: 'loading…', failed: 'could not be loaded' })[state] ?? 'not loaded';

@@ -19,9 +19,19 @@ export interface PolarGridOptions {
 }
 
 export type FinishReason = 'stop' | 'length' | 'tool_calls' | 'content_filter';
-export interface Usage { promptTokens: number; completionTokens: number; totalTokens: number; promptTokensDetails?: { cachedTokens: number } }
-export interface ToolCall { id: string; type: 'function'; function: { name: string; arguments: string } }
-export type ContentPart = { type: 'text'; text: string } | { type: 'image_url'; imageUrl: { url: string; detail?: 'auto' | 'low' | 'high' } };
+export interface Usage {
+  promptTokens: number;
+  completionTokens: number;
+  totalTokens: number;
+  promptTokensDetails?: { cachedTokens: number };
+}
+export interface ToolCall {
+  id: string;
+  type: 'function';
+  function: { name: string; arguments: string };
+}
+export type ContentPart =
+  { type: 'text'; text: string } | { type: 'image_url'; imageUrl: { url: string; detail?: 'auto' | 'low' | 'high' } };
 export interface Message {
   role: 'system' | 'developer' | 'user' | 'assistant' | 'tool';
   content?: string | ContentPart[] | null;
@@ -49,15 +59,38 @@ export interface ChatCompletionRequest extends Sampling {
   messages: Message[];
   tools?: { type: 'function'; function: { name: string; description?: string; parameters?: object } }[];
   toolChoice?: 'none' | 'auto' | 'required' | object;
-  responseFormat?: { type: 'text' | 'json_object' | 'json_schema'; jsonSchema?: { name?: string; schema: object; strict?: boolean } };
+  responseFormat?: {
+    type: 'text' | 'json_object' | 'json_schema';
+    jsonSchema?: { name?: string; schema: object; strict?: boolean };
+  };
   enableThinking?: boolean;
 }
-export interface CompletionRequest extends Sampling { prompt: string | string[] }
-export interface GenerateRequest extends Sampling { prompt: string }
+export interface CompletionRequest extends Sampling {
+  prompt: string | string[];
+}
+export interface GenerateRequest extends Sampling {
+  prompt: string;
+}
 
-interface Reply<Choice> { id: string; object: string; created: number; model: string; choices: Choice[] }
-interface Metadata { region: string; latencyMs?: number | null; modelLoadTimeMs?: number | null; queueTimeMs?: number | null; inferenceTimeMs?: number | null }
-export interface ChatCompletion extends Reply<{ index: number; message: { role: 'assistant'; content: string | null; toolCalls?: ToolCall[] }; finishReason: FinishReason }> {
+interface Reply<Choice> {
+  id: string;
+  object: string;
+  created: number;
+  model: string;
+  choices: Choice[];
+}
+interface Metadata {
+  region: string;
+  latencyMs?: number | null;
+  modelLoadTimeMs?: number | null;
+  queueTimeMs?: number | null;
+  inferenceTimeMs?: number | null;
+}
+export interface ChatCompletion extends Reply<{
+  index: number;
+  message: { role: 'assistant'; content: string | null; toolCalls?: ToolCall[] };
+  finishReason: FinishReason;
+}> {
   usage: Usage;
   pgMetadata?: Metadata;
 }
@@ -65,11 +98,31 @@ export interface ChatCompletionChunk extends Reply<{
   index: number;
   delta: { role?: 'assistant'; content?: string; toolCalls?: ({ index: number } & Partial<ToolCall>)[] };
   finishReason: FinishReason | null;
-}> { usage?: Usage }
-export interface Completion extends Reply<{ index: number; text: string; finishReason: FinishReason }> { usage: Usage; pgMetadata?: Metadata }
-export interface CompletionChunk extends Reply<{ index: number; text: string; finishReason: FinishReason | null }> { usage?: Usage }
-export interface GenerateResponse { id: string; model: string; content: string; usage: Usage; createdAt: string; processingTimeMs: number }
-export interface Model { id: string; object: 'model'; created: number; ownedBy: string; root: string }
+}> {
+  usage?: Usage;
+}
+export interface Completion extends Reply<{ index: number; text: string; finishReason: FinishReason }> {
+  usage: Usage;
+  pgMetadata?: Metadata;
+}
+export interface CompletionChunk extends Reply<{ index: number; text: string; finishReason: FinishReason | null }> {
+  usage?: Usage;
+}
+export interface GenerateResponse {
+  id: string;
+  model: string;
+  content: string;
+  usage: Usage;
+  createdAt: string;
+  processingTimeMs: number;
+}
+export interface Model {
+  id: string;
+  object: 'model';
+  created: number;
+  ownedBy: string;
+  root: string;
+}
 export type ModelState = 'loaded' | 'loading' | 'unloaded' | 'failed';
 
 export class PolarGrid {
@@ -78,21 +131,49 @@ export class PolarGrid {
   readonly baseUrl: string;
   getRegionId(): string;
   getRegionName(): string;
-  chatCompletionStream(request: ChatCompletionRequest, options?: StreamOptions): AsyncGenerator<ChatCompletionChunk, void>;
+  chatCompletionStream(
+    request: ChatCompletionRequest,
+    options?: StreamOptions,
+  ): AsyncGenerator<ChatCompletionChunk, void>;
   chatCompletion(request: ChatCompletionRequest, options?: CallOptions): Promise<ChatCompletion>;
   completionStream(request: CompletionRequest, options?: StreamOptions): AsyncGenerator<CompletionChunk, void>;
   completion(request: CompletionRequest, options?: CallOptions): Promise<Completion>;
   generate(request: GenerateRequest, options?: CallOptions): Promise<GenerateResponse>;
-  embeddings(request: { model?: string; input: string | string[]; user?: string }, options?: CallOptions):
-    Promise<{ object: 'list'; data: { object: 'embedding'; index: number; embedding: number[] }[]; model: string; usage: { promptTokens: number; totalTokens: number } }>;
+  embeddings(
+    request: { model?: string; input: string | string[]; user?: string },
+    options?: CallOptions,
+  ): Promise<{
+    object: 'list';
+    data: { object: 'embedding'; index: number; embedding: number[] }[];
+    model: string;
+    usage: { promptTokens: number; totalTokens: number };
+  }>;
   listModels(options?: CallOptions): Promise<{ object: 'list'; data: Model[] }>;
   getModel(id: string, options?: CallOptions): Promise<Model>;
-  loadModel(request: string | { modelName: string; forceReload?: boolean }, options?: CallOptions):
-    Promise<{ status: 'success' | 'loading' | 'failed'; model: string; forceReload: boolean; message: string }>;
-  unloadModel(request: string | { modelName: string }, options?: CallOptions): Promise<{ status: 'success' | 'failed'; model: string; message: string }>;
-  unloadAllModels(options?: CallOptions): Promise<{ status: 'success' | 'partial' | 'failed'; unloadedModels: string[]; errors: unknown[]; totalUnloaded: number }>;
-  getModelStatus(options?: CallOptions):
-    Promise<{ loaded: string[]; loadingStatus: Record<string, ModelState>; repository: string; progress?: Record<string, number> }>;
+  loadModel(
+    request: string | { modelName: string; forceReload?: boolean },
+    options?: CallOptions,
+  ): Promise<{ status: 'success' | 'loading' | 'failed'; model: string; forceReload: boolean; message: string }>;
+  unloadModel(
+    request: string | { modelName: string },
+    options?: CallOptions,
+  ): Promise<{ status: 'success' | 'failed'; model: string; message: string }>;
+  unloadAllModels(
+    options?: CallOptions,
+  ): Promise<{
+    status: 'success' | 'partial' | 'failed';
+    unloadedModels: string[];
+    errors: unknown[];
+    totalUnloaded: number;
+  }>;
+  getModelStatus(
+    options?: CallOptions,
+  ): Promise<{
+    loaded: string[];
+    loadingStatus: Record<string, ModelState>;
+    repository: string;
+    progress?: Record<string, number>;
+  }>;
   getGPUStatus(options?: CallOptions): Promise<any>;
   getGPUMemory(options?: CallOptions): Promise<any>;
   purgeGPU(request?: { force?: boolean }, options?: CallOptions): Promise<any>;
@@ -113,8 +194,12 @@ export class ValidationError extends PolarGridError {}
 export class AuthenticationError extends PolarGridError {}
 export class BillingError extends PolarGridError {}
 export class NotFoundError extends PolarGridError {}
-export class RateLimitError extends PolarGridError { retryAfter: number | null }
-export class ServerError extends PolarGridError { statusCode: number }
+export class RateLimitError extends PolarGridError {
+  retryAfter: number | null;
+}
+export class ServerError extends PolarGridError {
+  statusCode: number;
+}
 export class NetworkError extends PolarGridError {}
 export class TimeoutError extends PolarGridError {}
 export function isPolarGridError(error: unknown): error is PolarGridError;

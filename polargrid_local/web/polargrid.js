@@ -42,24 +42,54 @@ export class TimeoutError extends PolarGridError {}
 export const isPolarGridError = (error) => error instanceof PolarGridError;
 
 const CLASS_OF_STATUS = {
-  400: ValidationError, 401: AuthenticationError, 402: BillingError, 403: AuthenticationError, 404: NotFoundError, 429: RateLimitError,
+  400: ValidationError,
+  401: AuthenticationError,
+  402: BillingError,
+  403: AuthenticationError,
+  404: NotFoundError,
+  429: RateLimitError,
 };
 const STATUS_OF_TYPE = {
-  invalid_request_error: 400, authentication_error: 401, billing_error: 402, not_found_error: 404, rate_limit_error: 429,
+  invalid_request_error: 400,
+  authentication_error: 401,
+  billing_error: 402,
+  not_found_error: 404,
+  rate_limit_error: 429,
 };
 
 // `body` is the parsed JSON of a refusal, or its text. Without a status (an error inside a stream) its type decides.
 function refusal(body, { status, requestId, retryAfter = null }) {
   const error = Object(body?.error);
   const statusCode = status ?? STATUS_OF_TYPE[error.type] ?? 500;
-  const words = [error.message, body?.message, body?.detail, body?.error, body].find((value) => value && typeof value === 'string');
+  const words = [error.message, body?.message, body?.detail, body?.error, body].find(
+    (value) => value && typeof value === 'string',
+  );
   const message = words ?? (body ? JSON.stringify(body) : `HTTP ${statusCode}`);
   const { code = null, type = null, param = null, details = null } = error;
-  return new (CLASS_OF_STATUS[statusCode] ?? ServerError)(message, { requestId, code, type, param, details, statusCode, retryAfter });
+  return new (CLASS_OF_STATUS[statusCode] ?? ServerError)(message, {
+    requestId,
+    code,
+    type,
+    param,
+    details,
+    statusCode,
+    retryAfter,
+  });
 }
 
 // The user's own data under these keys: schemas, arguments and maps whose keys are names. Handed over untouched.
-const OPAQUE = new Set(['parameters', 'schema', 'arguments', 'metadata', 'details', 'logitBias', 'logit_bias', 'loadingStatus', 'loading_status', 'progress']);
+const OPAQUE = new Set([
+  'parameters',
+  'schema',
+  'arguments',
+  'metadata',
+  'details',
+  'logitBias',
+  'logit_bias',
+  'loadingStatus',
+  'loading_status',
+  'progress',
+]);
 const toSnake = (key) => key.replace(/[A-Z]/g, (letter) => '_' + letter.toLowerCase());
 const toCamel = (key) => key.replace(/_([a-z0-9])/g, (pair, letter, at) => (at ? letter.toUpperCase() : pair));
 
@@ -67,12 +97,14 @@ const toCamel = (key) => key.replace(/_([a-z0-9])/g, (pair, letter, at) => (at ?
 function rename(value, convert) {
   if (Array.isArray(value)) return value.map((item) => rename(item, convert));
   if (Object.prototype.toString.call(value) !== '[object Object]' || typeof value.toJSON === 'function') return value;
-  return Object.fromEntries(Object.entries(value)
-    .filter(([key]) => convert(key) === key || !Object.hasOwn(value, convert(key)))
-    .map(([key, item]) => [convert(key), OPAQUE.has(key) ? item : rename(item, convert)]));
+  return Object.fromEntries(
+    Object.entries(value)
+      .filter(([key]) => convert(key) === key || !Object.hasOwn(value, convert(key)))
+      .map(([key, item]) => [convert(key), OPAQUE.has(key) ? item : rename(item, convert)]),
+  );
 }
 
-// Server-sent events out of a byte stream that may be cut anywhere: yields {data} per event and {comment} per comment line.
+// Server-sent events out of bytes that may be cut anywhere: yields {data} per event and {comment} per comment line.
 async function* events(body, onBytes) {
   const reader = body.getReader();
   const decoder = new TextDecoder();
@@ -110,7 +142,11 @@ class Watch {
 
   touch() {
     clearTimeout(this.timer);
-    if (this.ms > 0 && Number.isFinite(this.ms)) this.timer = setTimeout(() => { this.expired = true; this.abort(); }, this.ms);
+    if (this.ms > 0 && Number.isFinite(this.ms))
+      this.timer = setTimeout(() => {
+        this.expired = true;
+        this.abort();
+      }, this.ms);
   }
 
   rest() {
@@ -131,15 +167,23 @@ class Watch {
   }
 }
 
-const pause = (ms, signal) => new Promise((resolve, reject) => {
-  const stop = () => { clearTimeout(timer); reject(signal.reason); };
-  const timer = setTimeout(() => { signal?.removeEventListener('abort', stop); resolve(); }, ms);
-  signal?.addEventListener('abort', stop, { once: true });
-});
+const pause = (ms, signal) =>
+  new Promise((resolve, reject) => {
+    const stop = () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    };
+    const timer = setTimeout(() => {
+      signal?.removeEventListener('abort', stop);
+      resolve();
+    }, ms);
+    signal?.addEventListener('abort', stop, { once: true });
+  });
 
 const environment = (name) => globalThis.process?.env?.[name];
 const ownOrigin = () => (/^https?:/.test(import.meta.url ?? '') ? new URL(import.meta.url).origin : undefined);
-const newRequestId = () => `req_${Math.floor(Date.now() / 1000)}_${Math.random().toString(16).slice(2, 11).padEnd(9, '0')}`;
+const newRequestId = () =>
+  `req_${Math.floor(Date.now() / 1000)}_${Math.random().toString(16).slice(2, 11).padEnd(9, '0')}`;
 const isText = (value) => typeof value === 'string' && value !== '';
 function check(holds, message) {
   if (!holds) throw new ValidationError(message, { code: 'invalid_request', type: 'invalid_request_error' });
@@ -147,16 +191,17 @@ function check(holds, message) {
 
 /**
  * A client. It holds no state between calls: use one for any number of concurrent calls.
- * Every method takes `{ signal, timeout }` as its last argument; streams also `onPrefill({ done, total })`, tokens of the prompt read so far.
+ * Every method takes `{ signal, timeout }` as its last argument; streams also `onPrefill({ done, total })`: tokens of
+ * a long prompt read so far.
  */
 export class PolarGrid {
   #apiKey;
 
   /**
    * @param options.apiKey     a server without a configured key accepts any or none (Node: POLARGRID_API_KEY)
-   * @param options.baseUrl    default: the origin this module was loaded from; in Node POLARGRID_BASE_URL or http://127.0.0.1:8484
+   * @param options.baseUrl    default: where this module came from; in Node POLARGRID_BASE_URL or http://127.0.0.1:8484
    * @param options.timeout    milliseconds: of a whole plain call, or between two reads of a stream; 0 = none
-   * @param options.maxRetries of plain calls after a connection failure, and of GETs after a timeout; pauses of 1, 2, 4 s
+   * @param options.maxRetries of plain calls after a failed connection, of GETs after a timeout; pauses of 1, 2, 4 s
    * @param options.region     accepted for compatibility; the region served here is always "local"
    */
   constructor({ apiKey, baseUrl, timeout = 30000, maxRetries = 3, debug = false, region = null } = {}) {
@@ -172,11 +217,15 @@ export class PolarGrid {
     return new this(options);
   }
 
-  getRegionId() { return REGION.id; }
-  getRegionName() { return REGION.name; }
+  getRegionId() {
+    return REGION.id;
+  }
+  getRegionName() {
+    return REGION.name;
+  }
 
   /** Yields chunks: `choices[0].delta.content`, and `choices[0].finishReason` once, on the last. */
-  async* chatCompletionStream(request, options) {
+  async *chatCompletionStream(request, options) {
     checkChat(request);
     yield* this.#stream('/v1/chat/completions', { ...request, stream: true }, options);
   }
@@ -187,7 +236,7 @@ export class PolarGrid {
   }
 
   /** Yields chunks: `choices[0].text`, and `choices[0].finishReason` once, on the last. */
-  async* completionStream(request, options) {
+  async *completionStream(request, options) {
     checkPrompt(request);
     const { stream, ...rest } = request;
     yield* this.#stream('/v1/completions/stream', rest, options);
@@ -205,8 +254,12 @@ export class PolarGrid {
     const started = Date.now();
     const reply = await this.chatCompletion({ ...request, messages: [{ role: 'user', content: prompt }] }, options);
     return {
-      id: reply.id, model: reply.model, content: reply.choices[0]?.message?.content ?? '', usage: reply.usage,
-      createdAt: new Date(reply.created * 1000).toISOString(), processingTimeMs: Date.now() - started,
+      id: reply.id,
+      model: reply.model,
+      content: reply.choices[0]?.message?.content ?? '',
+      usage: reply.usage,
+      createdAt: new Date(reply.created * 1000).toISOString(),
+      processingTimeMs: Date.now() - started,
     };
   }
 
@@ -215,13 +268,27 @@ export class PolarGrid {
     return this.#call('POST', '/v1/embeddings', request, options);
   }
 
-  listModels(options) { return this.#call('GET', '/v1/models', undefined, options); }
-  getModelStatus(options) { return this.#call('GET', '/v1/models/status', undefined, options); }
-  unloadAllModels(options) { return this.#call('POST', '/v1/models/unload-all', undefined, options); }
-  getGPUStatus(options) { return this.#call('GET', '/v1/gpu/status', undefined, options); }
-  getGPUMemory(options) { return this.#call('GET', '/v1/gpu/memory', undefined, options); }
-  health(options) { return this.#call('GET', '/health', undefined, options); }
-  getStatus(options) { return this.#call('GET', '/v1/status', undefined, options); }
+  listModels(options) {
+    return this.#call('GET', '/v1/models', undefined, options);
+  }
+  getModelStatus(options) {
+    return this.#call('GET', '/v1/models/status', undefined, options);
+  }
+  unloadAllModels(options) {
+    return this.#call('POST', '/v1/models/unload-all', undefined, options);
+  }
+  getGPUStatus(options) {
+    return this.#call('GET', '/v1/gpu/status', undefined, options);
+  }
+  getGPUMemory(options) {
+    return this.#call('GET', '/v1/gpu/memory', undefined, options);
+  }
+  health(options) {
+    return this.#call('GET', '/health', undefined, options);
+  }
+  getStatus(options) {
+    return this.#call('GET', '/v1/status', undefined, options);
+  }
 
   async getModel(id, options) {
     check(isText(id), 'the model id must be a non-empty string');
@@ -229,13 +296,21 @@ export class PolarGrid {
   }
 
   /** `request`: `{ modelName, forceReload? }` or the name alone. Answers when the model is loaded. */
-  loadModel(request, options) { return this.#named('/v1/models/load', request, options); }
-  unloadModel(request, options) { return this.#named('/v1/models/unload', request, options); }
+  loadModel(request, options) {
+    return this.#named('/v1/models/load', request, options);
+  }
+  unloadModel(request, options) {
+    return this.#named('/v1/models/unload', request, options);
+  }
 
-  purgeGPU(request = {}, options) { return this.#call('POST', '/v1/gpu/purge', { force: false, ...request }, options); }
+  purgeGPU(request = {}, options) {
+    return this.#call('POST', '/v1/gpu/purge', { force: false, ...request }, options);
+  }
 
   getUsage({ startDate, endDate } = {}, options) {
-    const query = new URLSearchParams(Object.entries({ start_date: startDate, end_date: endDate }).filter(([, value]) => value));
+    const query = new URLSearchParams(
+      Object.entries({ start_date: startDate, end_date: endDate }).filter(([, value]) => value),
+    );
     return this.#call('GET', query.size ? `/v1/usage?${query}` : '/v1/usage', undefined, options);
   }
 
@@ -251,15 +326,21 @@ export class PolarGrid {
     if (this.#apiKey) headers.Authorization = `Bearer ${this.#apiKey}`;
     const started = Date.now();
     const response = await fetch(this.baseUrl + path, {
-      method, headers, signal: watch.controller.signal, cache: 'no-store',
+      method,
+      headers,
+      signal: watch.controller.signal,
+      cache: 'no-store',
       body,
     });
-    if (this.debug) console.debug(`[polargrid] ${watch.requestId} ${method} ${path} ${response.status} ${Date.now() - started} ms`);
+    if (this.debug)
+      console.debug(`[polargrid] ${watch.requestId} ${method} ${path} ${response.status} ${Date.now() - started} ms`);
     if (response.ok) return response;
     const text = await response.text();
     const seconds = parseFloat(response.headers.get('retry-after') ?? '');
     throw refusal(parsed(text) ?? text, {
-      status: response.status, requestId: watch.requestId, retryAfter: Number.isFinite(seconds) ? seconds : null,
+      status: response.status,
+      requestId: watch.requestId,
+      retryAfter: Number.isFinite(seconds) ? seconds : null,
     });
   }
 
@@ -270,7 +351,8 @@ export class PolarGrid {
       try {
         const response = await this.#send(method, path, body, watch, 'application/json');
         const reply = parsed(await response.text());
-        if (reply === undefined) throw new ServerError('The reply is not JSON', { statusCode: response.status, requestId: watch.requestId });
+        if (reply === undefined)
+          throw new ServerError('The reply is not JSON', { statusCode: response.status, requestId: watch.requestId });
         return rename(reply, toCamel);
       } catch (error) {
         const cause = watch.explain(error);
@@ -284,7 +366,7 @@ export class PolarGrid {
     }
   }
 
-  async* #stream(path, request, { signal, timeout = this.timeout, onPrefill } = {}) {
+  async *#stream(path, request, { signal, timeout = this.timeout, onPrefill } = {}) {
     const body = wire(request);
     const watch = new Watch(timeout, signal, newRequestId());
     const { requestId } = watch;
@@ -303,7 +385,8 @@ export class PolarGrid {
         if (data === '[DONE]') return;
         const chunk = parsed(data);
         if (chunk?.error) throw refusal(chunk, { requestId });
-        if (!Array.isArray(chunk?.choices)) throw new ServerError('The stream holds something that is not a chunk', { requestId });
+        if (!Array.isArray(chunk?.choices))
+          throw new ServerError('The stream holds something that is not a chunk', { requestId });
         ended ||= chunk.choices.some((choice) => choice.finish_reason);
         watch.rest(); // the consumer may take its time
         yield rename(chunk, toCamel);
@@ -325,7 +408,11 @@ function wire(request) {
 }
 
 function parsed(text) {
-  try { return JSON.parse(text); } catch { return undefined; }
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
 }
 
 function checkChat(request) {
@@ -338,10 +425,28 @@ function checkPrompt(request) {
 }
 
 // Speech is not served here; the names exist so that such code fails by type, as it would on the wire.
-const VOICE = ['textToSpeech', 'transcribe', 'transcribeAsync', 'transcribeAndWait', 'getTranscriptionJob', 'getTranscriptionResult', 'translate'];
+const VOICE = [
+  'textToSpeech',
+  'transcribe',
+  'transcribeAsync',
+  'transcribeAndWait',
+  'getTranscriptionJob',
+  'getTranscriptionResult',
+  'translate',
+];
 for (const name of [...VOICE, 'textToSpeechStream', 'transcribeStream']) {
-  const refuse = () => { throw new ServerError(`${name} is not supported: this is a text engine`, { statusCode: 501, code: 'not_supported', type: 'server_error' }); };
-  const method = name.endsWith('Stream') ? async function* () { refuse(); } : async () => refuse();
+  const refuse = () => {
+    throw new ServerError(`${name} is not supported: this is a text engine`, {
+      statusCode: 501,
+      code: 'not_supported',
+      type: 'server_error',
+    });
+  };
+  const method = name.endsWith('Stream')
+    ? async function* () {
+        refuse();
+      }
+    : async () => refuse();
   Object.defineProperty(PolarGrid.prototype, name, { value: method, writable: true, configurable: true });
 }
 

@@ -4,7 +4,17 @@ import { byId } from './dom.js';
 
 const KEY = 'polargrid.settings';
 const DEFAULTS = { maxTokens: 2048 };
-const SAMPLING = ['temperature', 'maxTokens', 'topP', 'topK', 'minP', 'repetitionPenalty', 'frequencyPenalty', 'presencePenalty', 'seed'];
+const SAMPLING = [
+  'temperature',
+  'maxTokens',
+  'topP',
+  'topK',
+  'minP',
+  'repetitionPenalty',
+  'frequencyPenalty',
+  'presencePenalty',
+  'seed',
+];
 
 export class Settings {
   #values;
@@ -23,15 +33,25 @@ export class Settings {
     });
   }
 
-  get apiKey() { return this.#values.apiKey ?? ''; }
-  get model() { return this.#values.model ?? ''; }
-  set model(id) { this.#store({ ...this.#values, model: id }); }
+  get apiKey() {
+    return this.#values.apiKey ?? '';
+  }
+  get model() {
+    return this.#values.model ?? '';
+  }
+  set model(id) {
+    this.#store({ ...this.#values, model: id });
+  }
   /** The system prompt of the next new chat. */
-  get system() { return this.#values.system ?? ''; }
+  get system() {
+    return this.#values.system ?? '';
+  }
 
   /** The part of a request that comes from here; what is not set is left out. */
   get sampling() {
-    const chosen = Object.fromEntries(SAMPLING.filter((name) => this.#values[name] !== undefined).map((name) => [name, this.#values[name]]));
+    const chosen = Object.fromEntries(
+      SAMPLING.filter((name) => this.#values[name] !== undefined).map((name) => [name, this.#values[name]]),
+    );
     return this.#values.stop?.length ? { ...chosen, stop: this.#values.stop } : chosen;
   }
 
@@ -63,7 +83,11 @@ export class Settings {
     this.#values = values;
     // A field that was emptied must not come back as its default.
     const kept = { ...values, maxTokens: values.maxTokens ?? null };
-    try { localStorage.setItem(KEY, JSON.stringify(kept)); } catch { /* then they last as long as the page */ }
+    try {
+      localStorage.setItem(KEY, JSON.stringify(kept));
+    } catch {
+      /* then they last as long as the page */
+    }
   }
 }
 

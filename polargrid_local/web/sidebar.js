@@ -13,10 +13,15 @@ export class Sidebar {
   /** `actions`: {choose(id), rename(id, title), remove(id), restore(chat), create()} */
   constructor(actions) {
     this.#actions = actions;
-    byId('new-chat').addEventListener('click', () => { this.#closeDrawer(); actions.create(); });
+    byId('new-chat').addEventListener('click', () => {
+      this.#closeDrawer();
+      actions.create();
+    });
     byId('toggle-sidebar').addEventListener('click', () => this.toggle());
     byId('scrim').addEventListener('click', () => this.toggle(false));
-    byId('sidebar').addEventListener('keydown', (event) => { if (event.key === 'Escape' && NARROW.matches) this.toggle(false); });
+    byId('sidebar').addEventListener('keydown', (event) => {
+      if (event.key === 'Escape' && NARROW.matches) this.toggle(false);
+    });
     NARROW.addEventListener('change', () => this.#apply(!NARROW.matches));
     this.#apply(!NARROW.matches);
   }
@@ -36,11 +41,49 @@ export class Sidebar {
 
   #row(chat, current, busy) {
     const title = titleOf(chat);
-    const open = el('button', { 'type': 'button', 'class': 'chat', 'data-chat': chat.id, 'aria-current': current ? 'page' : null, 'title': title,
-      'onclick': () => { this.#closeDrawer(); this.#actions.choose(chat.id); } }, el('span', {}, title), busy && el('i', { role: 'img', 'aria-label': 'being answered' }));
-    const row = el('li', {}, open,
-      el('button', { type: 'button', class: 'quiet', 'aria-label': `Rename ${title}`, title: 'Rename', onclick: () => this.#rename(row, chat, title) }, icon('edit')),
-      el('button', { type: 'button', class: 'quiet', 'aria-label': `Delete ${title}`, title: 'Delete', onclick: () => this.#remove(chat) }, icon('trash')));
+    const open = el(
+      'button',
+      {
+        'type': 'button',
+        'class': 'chat',
+        'data-chat': chat.id,
+        'aria-current': current ? 'page' : null,
+        'title': title,
+        'onclick': () => {
+          this.#closeDrawer();
+          this.#actions.choose(chat.id);
+        },
+      },
+      el('span', {}, title),
+      busy && el('i', { role: 'img', 'aria-label': 'being answered' }),
+    );
+    const row = el(
+      'li',
+      {},
+      open,
+      el(
+        'button',
+        {
+          type: 'button',
+          class: 'quiet',
+          'aria-label': `Rename ${title}`,
+          title: 'Rename',
+          onclick: () => this.#rename(row, chat, title),
+        },
+        icon('edit'),
+      ),
+      el(
+        'button',
+        {
+          type: 'button',
+          class: 'quiet',
+          'aria-label': `Delete ${title}`,
+          title: 'Delete',
+          onclick: () => this.#remove(chat),
+        },
+        icon('trash'),
+      ),
+    );
     return row;
   }
 
@@ -55,7 +98,10 @@ export class Sidebar {
     };
     input.addEventListener('keydown', (event) => {
       if (event.key === 'Enter' && !event.isComposing) close(true);
-      if (event.key === 'Escape') { event.stopPropagation(); close(false); }
+      if (event.key === 'Escape') {
+        event.stopPropagation();
+        close(false);
+      }
     });
     input.addEventListener('blur', () => close(true));
     row.replaceChildren(input);
@@ -66,10 +112,15 @@ export class Sidebar {
     this.#actions.remove(chat.id);
     const toast = byId('toast');
     toast.firstElementChild.textContent = `“${titleOf(chat)}” was deleted.`;
-    toast.lastElementChild.onclick = () => { toast.hidden = true; this.#actions.restore(chat); };
+    toast.lastElementChild.onclick = () => {
+      toast.hidden = true;
+      this.#actions.restore(chat);
+    };
     toast.hidden = false;
     clearTimeout(this.#toastTimer);
-    this.#toastTimer = setTimeout(() => { toast.hidden = true; }, UNDO_MS);
+    this.#toastTimer = setTimeout(() => {
+      toast.hidden = true;
+    }, UNDO_MS);
   }
 
   #closeDrawer() {

@@ -1,4 +1,4 @@
-// The talk on the screen: messages with their actions, the growing answer, and scrolling that follows it only while the reader does.
+// The talk on the screen: messages with their actions, the growing answer, scrolling that follows while the reader does.
 
 import { byId, copyButton, el, icon } from './dom.js';
 import { showMarkdown } from './markdown.js';
@@ -17,17 +17,21 @@ export class Transcript {
   #latest = byId('latest');
   #shown = new Map(); // message id -> its parts
   #following = true;
-  #late = new Set();  // messages that changed since the last frame
+  #late = new Set(); // messages that changed since the last frame
   #actions;
 
   /** `actions`: {regenerate(message), edit(message, text), useIdea(text), askKey()} */
   constructor(actions) {
     this.#actions = actions;
-    this.#scroller.addEventListener('scroll', () => {
-      const { scrollHeight, scrollTop, clientHeight } = this.#scroller;
-      this.#following = scrollHeight - scrollTop - clientHeight < NEAR_BOTTOM_PX;
-      this.#latest.hidden = this.#following;
-    }, { passive: true });
+    this.#scroller.addEventListener(
+      'scroll',
+      () => {
+        const { scrollHeight, scrollTop, clientHeight } = this.#scroller;
+        this.#following = scrollHeight - scrollTop - clientHeight < NEAR_BOTTOM_PX;
+        this.#latest.hidden = this.#following;
+      },
+      { passive: true },
+    );
     this.#latest.addEventListener('click', () => this.follow());
     new ResizeObserver(() => this.#keepUp()).observe(this.#root);
   }
@@ -35,7 +39,9 @@ export class Transcript {
   /** Shows a whole chat. */
   show(chat) {
     this.#shown.clear();
-    this.#root.replaceChildren(...(chat.messages.length ? chat.messages.map((message) => this.#add(message)) : [this.#welcome()]));
+    this.#root.replaceChildren(
+      ...(chat.messages.length ? chat.messages.map((message) => this.#add(message)) : [this.#welcome()]),
+    );
     this.follow();
   }
 
@@ -59,18 +65,46 @@ export class Transcript {
   edit(message) {
     const { article, body } = this.#shown.get(message.id) ?? {};
     if (!article || article.querySelector('form')) return;
-    const area = el('textarea', { 'aria-label': 'Edit the message', rows: Math.min(12, message.content.split('\n').length + 1) });
+    const area = el('textarea', {
+      'aria-label': 'Edit the message',
+      rows: Math.min(12, message.content.split('\n').length + 1),
+    });
     area.value = message.content;
-    const close = () => { form.replaceWith(body); article.classList.remove('editing'); article.querySelector('.edit')?.focus(); };
-    const form = el('form', { class: 'editor', onsubmit: (event) => {
-      event.preventDefault();
-      if (area.value.trim()) this.#actions.edit(message, area.value);
-    }, onkeydown: (event) => {
-      if (event.key === 'Escape') { event.preventDefault(); event.stopPropagation(); close(); }
-      if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) { event.preventDefault(); form.requestSubmit(); }
-    } }, area, el('div', { class: 'actions' },
-      el('small', {}, 'What follows this message is replaced.'), el('span', { class: 'spacer' }),
-      el('button', { type: 'button', onclick: close }, 'Cancel'), el('button', { type: 'submit', class: 'primary' }, 'Send')));
+    const close = () => {
+      form.replaceWith(body);
+      article.classList.remove('editing');
+      article.querySelector('.edit')?.focus();
+    };
+    const form = el(
+      'form',
+      {
+        class: 'editor',
+        onsubmit: (event) => {
+          event.preventDefault();
+          if (area.value.trim()) this.#actions.edit(message, area.value);
+        },
+        onkeydown: (event) => {
+          if (event.key === 'Escape') {
+            event.preventDefault();
+            event.stopPropagation();
+            close();
+          }
+          if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) {
+            event.preventDefault();
+            form.requestSubmit();
+          }
+        },
+      },
+      area,
+      el(
+        'div',
+        { class: 'actions' },
+        el('small', {}, 'What follows this message is replaced.'),
+        el('span', { class: 'spacer' }),
+        el('button', { type: 'button', onclick: close }, 'Cancel'),
+        el('button', { type: 'submit', class: 'primary' }, 'Send'),
+      ),
+    );
     body.replaceWith(form);
     article.classList.add('editing');
     area.focus();
@@ -91,24 +125,42 @@ export class Transcript {
   }
 
   #welcome() {
-    return el('section', { class: 'welcome' }, el('h2', {}, 'What is on your mind?'),
+    return el(
+      'section',
+      { class: 'welcome' },
+      el('h2', {}, 'What is on your mind?'),
       el('p', {}, 'The model runs on this machine. What you write stays here.'),
-      el('ul', {}, ...IDEAS.map((text) => el('li', {}, el('button', { type: 'button', onclick: () => this.#actions.useIdea(text) }, text)))));
+      el(
+        'ul',
+        {},
+        ...IDEAS.map((text) =>
+          el('li', {}, el('button', { type: 'button', onclick: () => this.#actions.useIdea(text) }, text)),
+        ),
+      ),
+    );
   }
 
   #add(message) {
     const mine = message.role === 'user';
     const body = el('div', { class: mine ? 'bubble' : 'body' });
     const status = el('div', { class: 'status' });
-    const article = el('article', { 'class': 'message', 'data-role': message.role, 'aria-label': mine ? 'You' : 'Answer' },
-      el('h2', { class: 'sr-only' }, mine ? 'You' : 'Answer'), body, !mine && status, el('footer', {}));
+    const article = el(
+      'article',
+      { 'class': 'message', 'data-role': message.role, 'aria-label': mine ? 'You' : 'Answer' },
+      el('h2', { class: 'sr-only' }, mine ? 'You' : 'Answer'),
+      body,
+      !mine && status,
+      el('footer', {}),
+    );
     const parts = { article, body, status, footer: article.lastElementChild };
     this.#shown.set(message.id, parts);
     if (mine) {
       body.textContent = message.content;
       if (message.content.length > LONG_CHARS) body.tabIndex = 0; // it scrolls within itself
       parts.footer.append(
-        action('edit', 'Edit', () => this.edit(message), 'edit'), copyButton('Copy the message', () => message.content));
+        action('edit', 'Edit', () => this.edit(message), 'edit'),
+        copyButton('Copy the message', () => message.content),
+      );
     } else {
       this.#fill(message, parts);
     }
@@ -121,9 +173,15 @@ export class Transcript {
     status.replaceChildren(...this.#statusOf(message));
     const state = message.state ? 'busy' : 'done';
     if (footer.dataset.state !== state || state === 'done') {
-      footer.replaceChildren(...(message.state ? [] : [
-        message.content && copyButton('Copy the answer', () => message.content),
-        action('again', 'Answer again', () => this.#actions.regenerate(message)), figures(message)].filter(Boolean)));
+      footer.replaceChildren(
+        ...(message.state
+          ? []
+          : [
+              message.content && copyButton('Copy the answer', () => message.content),
+              action('again', 'Answer again', () => this.#actions.regenerate(message)),
+              figures(message),
+            ].filter(Boolean)),
+      );
     }
     footer.dataset.state = state;
   }
@@ -131,25 +189,52 @@ export class Transcript {
   #statusOf(message) {
     const { state, progress, live, error, finish } = message;
     if (error) {
-      const [label, onclick] = error.key ? ['Enter the key', () => this.#actions.askKey()] : ['Try again', () => this.#actions.regenerate(message)];
-      return [el('div', { class: 'error', role: 'alert' }, el('b', {}, error.title), el('span', {}, error.text),
-        el('button', { type: 'button', class: 'link', onclick }, label))];
+      const [label, onclick] = error.key
+        ? ['Enter the key', () => this.#actions.askKey()]
+        : ['Try again', () => this.#actions.regenerate(message)];
+      return [
+        el(
+          'div',
+          { class: 'error', role: 'alert' },
+          el('b', {}, error.title),
+          el('span', {}, error.text),
+          el('button', { type: 'button', class: 'link', onclick }, label),
+        ),
+      ];
     }
     if (state === 'loading') return [waiting('Loading the model', progress)];
-    if (state === 'reading') return [waiting(live?.total ? `Reading the prompt, ${live.done.toLocaleString()} of ${live.total.toLocaleString()} tokens` : 'Thinking', progress)];
+    if (state === 'reading')
+      return [
+        waiting(
+          live?.total
+            ? `Reading the prompt, ${live.done.toLocaleString()} of ${live.total.toLocaleString()} tokens`
+            : 'Thinking',
+          progress,
+        ),
+      ];
     if (state === 'writing') return [el('small', { class: 'figures' }, `${tokens(live)}${speed(live)}`)];
     const why = {
-      stopped: 'You stopped this answer.', interrupted: 'This answer was interrupted.', content_filter: 'The content filter ended this answer.',
+      stopped: 'You stopped this answer.',
+      interrupted: 'This answer was interrupted.',
+      content_filter: 'The content filter ended this answer.',
       length: 'The answer was cut: it reached the longest length set, or the end of what the model can hold.',
     }[finish];
     return why ? [el('small', { class: 'why' }, why)] : [];
   }
 }
 
-const action = (name, label, onclick, extra = '') => el('button', { type: 'button', class: `quiet ${extra}`, 'aria-label': label, title: label, onclick }, icon(name));
+const action = (name, label, onclick, extra = '') =>
+  el('button', { type: 'button', class: `quiet ${extra}`, 'aria-label': label, title: label, onclick }, icon(name));
 
-const waiting = (text, progress) => el('div', { class: 'waiting' }, el('span', {}, text),
-  progress === undefined ? el('i', { 'aria-hidden': 'true' }) : el('progress', { max: '1', value: String(progress), 'aria-label': text }));
+const waiting = (text, progress) =>
+  el(
+    'div',
+    { class: 'waiting' },
+    el('span', {}, text),
+    progress === undefined
+      ? el('i', { 'aria-hidden': 'true' })
+      : el('progress', { max: '1', value: String(progress), 'aria-label': text }),
+  );
 
 const tokens = ({ tokens: n }) => `${n.toLocaleString()} ${n === 1 ? 'token' : 'tokens'}`;
 const speed = ({ perSecond }) => (perSecond ? ` · ${perSecond.toFixed(perSecond < 10 ? 1 : 0)} per second` : '');

@@ -67,7 +67,7 @@ def context(chromium: Any) -> Iterator[Any]:
     At the end: no script error, no refusal by the page's own policy, nothing asked of other machines."""
     context = chromium.new_context(viewport={"width": 1180, "height": 800}, color_scheme="light")
     context.grant_permissions(["clipboard-read", "clipboard-write"])
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)
     complaints: list[str] = []
 
     def watch(page: Any) -> None:
@@ -124,7 +124,7 @@ def finished(page: Any, n: int = 1) -> Any:
 
 def until(page: Any, expression: str) -> None:
     """Waits for a JavaScript expression to hold. (Playwright's own way needs a policy that allows eval.)"""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not page.evaluate(expression):
         assert time.monotonic() < deadline, expression
         page.wait_for_timeout(20)

@@ -20,7 +20,9 @@ const running = async () => {
 
 test('the chat loop', async () => {
   const stream = client.chatCompletionStream({
-    model: ALIAS, messages: [{ role: 'user', content: 'Tell me a story' }], maxTokens: 12,
+    model: ALIAS,
+    messages: [{ role: 'user', content: 'Tell me a story' }],
+    maxTokens: 12,
   });
   let story = '';
   let reason = null;
@@ -55,12 +57,17 @@ test('one event per piece, whatever characters it has; the joined stream is the 
   const reply = await client.chatCompletion(request);
   assert.equal(reply.choices[0].message.content, SAID.join(''));
   assert.deepEqual(chunks.at(-1).usage.totalTokens, reply.usage.totalTokens);
-  assert.equal((await client.completion({ model: 'scripted', prompt: PROMPT, maxTokens: 50 })).choices[0].text, SAID.join(''));
+  assert.equal(
+    (await client.completion({ model: 'scripted', prompt: PROMPT, maxTokens: 50 })).choices[0].text,
+    SAID.join(''),
+  );
 });
 
 test('one client, many streams at once', async () => {
-  const ask = async () => (await collect(client.chatCompletionStream({ model: 'scripted', messages: [{ role: 'user', content: ANSWER }] })))
-    .map((chunk) => chunk.choices[0].delta.content ?? '').join('');
+  const ask = async () =>
+    (await collect(client.chatCompletionStream({ model: 'scripted', messages: [{ role: 'user', content: ANSWER }] })))
+      .map((chunk) => chunk.choices[0].delta.content ?? '')
+      .join('');
   assert.deepEqual(await Promise.all(Array.from({ length: 6 }, ask)), Array(6).fill(SAID.join('')));
 });
 
@@ -68,24 +75,44 @@ test('break and abort stop the engine', async () => {
   const endless = { model: 'random', messages: [{ role: 'user', content: 'go on' }], maxTokens: 15_000 };
   for await (const chunk of client.chatCompletionStream(endless)) if (chunk.choices[0].delta.content) break;
   const controller = new AbortController();
-  await assert.rejects(async () => {
-    for await (const chunk of client.chatCompletionStream(endless, { signal: controller.signal })) if (chunk.choices[0].delta.content) controller.abort();
-  }, { name: 'AbortError' });
+  await assert.rejects(
+    async () => {
+      for await (const chunk of client.chatCompletionStream(endless, { signal: controller.signal }))
+        if (chunk.choices[0].delta.content) controller.abort();
+    },
+    { name: 'AbortError' },
+  );
   const late = AbortSignal.timeout(20_000);
-  while (await running() > 0) late.throwIfAborted();
+  while ((await running()) > 0) late.throwIfAborted();
 });
 
 test('seed and stop reach the engine', async () => {
-  const request = { model: SMOLLM2, messages: [{ role: 'user', content: 'Name three colours' }], maxTokens: 16, temperature: 1.2, seed: 5 };
+  const request = {
+    model: SMOLLM2,
+    messages: [{ role: 'user', content: 'Name three colours' }],
+    maxTokens: 16,
+    temperature: 1.2,
+    seed: 5,
+  };
   const [first, second] = [await client.chatCompletion(request), await client.chatCompletion(request)];
   assert.equal(first.choices[0].message.content, second.choices[0].message.content);
-  const stopped = await client.chatCompletion({ model: 'scripted', messages: [{ role: 'user', content: ANSWER }], stop: ['café'] });
-  assert.deepEqual([stopped.choices[0].message.content, stopped.choices[0].finishReason], [SAID.slice(0, 2).join('') + ' ', 'stop']);
+  const stopped = await client.chatCompletion({
+    model: 'scripted',
+    messages: [{ role: 'user', content: ANSWER }],
+    stop: ['café'],
+  });
+  assert.deepEqual(
+    [stopped.choices[0].message.content, stopped.choices[0].finishReason],
+    [SAID.slice(0, 2).join('') + ' ', 'stop'],
+  );
 });
 
 test('models, machine, embeddings', async () => {
   const ids = (await client.listModels()).data.map(({ id }) => id);
-  assert.ok([SMOLLM2, 'random', 'scripted'].every((id) => ids.includes(id)), ids);
+  assert.ok(
+    [SMOLLM2, 'random', 'scripted'].every((id) => ids.includes(id)),
+    ids,
+  );
   assert.equal((await client.getModel(ALIAS)).id, ALIAS);
   assert.equal((await client.unloadModel('scripted')).status, 'success');
   assert.equal((await client.getModelStatus()).loadingStatus.scripted, 'unloaded');
@@ -107,11 +134,32 @@ test('models, machine, embeddings', async () => {
 
 test('refusals by type', async () => {
   const messages = [{ role: 'user', content: 'hi' }];
-  await assert.rejects(client.chatCompletion({ model: 'no-such-model', messages }), (error) => (
-    error instanceof NotFoundError && error.code === 'model_not_loaded' && error.param === 'model' && error.message.startsWith('Model not loaded')));
-  await assert.rejects(collect(client.chatCompletionStream({ model: SMOLLM2, messages, temperature: 9 })), (error) => error instanceof ValidationError && /temperature/.test(error.message));
-  await assert.rejects(collect(client.chatCompletionStream({ model: SMOLLM2, messages: [{ role: 'user', content: 'word '.repeat(4000) }] })), { name: 'ValidationError', code: 'context_length_exceeded' });
-  const response = await fetch(`${client.baseUrl}/v1/audio/speech`, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: '{}' });
+  await assert.rejects(
+    client.chatCompletion({ model: 'no-such-model', messages }),
+    (error) =>
+      error instanceof NotFoundError &&
+      error.code === 'model_not_loaded' &&
+      error.param === 'model' &&
+      error.message.startsWith('Model not loaded'),
+  );
+  await assert.rejects(
+    collect(client.chatCompletionStream({ model: SMOLLM2, messages, temperature: 9 })),
+    (error) => error instanceof ValidationError && /temperature/.test(error.message),
+  );
+  await assert.rejects(
+    collect(
+      client.chatCompletionStream({ model: SMOLLM2, messages: [{ role: 'user', content: 'word '.repeat(4000) }] }),
+    ),
+    { name: 'ValidationError', code: 'context_length_exceeded' },
+  );
+  const response = await fetch(`${client.baseUrl}/v1/audio/speech`, {
+    method: 'POST',
+    headers: { 'Content-Type': 'application/json' },
+    body: '{}',
+  });
   assert.equal(response.status, 501);
-  await assert.rejects(client.textToSpeech({}), (error) => error instanceof ServerError && error.statusCode === response.status);
+  await assert.rejects(
+    client.textToSpeech({}),
+    (error) => error instanceof ServerError && error.statusCode === response.status,
+  );
 });

@@ -11,21 +11,28 @@ function useChat(model) {
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState(null);
 
-  const ask = useCallback(async (content, maxTokens) => {
-    setText('');
-    setError(null);
-    setBusy(true);
-    try {
-      for await (const chunk of client.chatCompletionStream({ model, messages: [{ role: 'user', content }], maxTokens })) {
-        const piece = chunk.choices[0]?.delta?.content;
-        if (piece) setText((before) => before + piece);
+  const ask = useCallback(
+    async (content, maxTokens) => {
+      setText('');
+      setError(null);
+      setBusy(true);
+      try {
+        for await (const chunk of client.chatCompletionStream({
+          model,
+          messages: [{ role: 'user', content }],
+          maxTokens,
+        })) {
+          const piece = chunk.choices[0]?.delta?.content;
+          if (piece) setText((before) => before + piece);
+        }
+      } catch (caught) {
+        setError(caught);
+      } finally {
+        setBusy(false);
       }
-    } catch (caught) {
-      setError(caught);
-    } finally {
-      setBusy(false);
-    }
-  }, [model]);
+    },
+    [model],
+  );
 
   return { ask, busy, error, text };
 }
@@ -34,7 +41,9 @@ function Chat() {
   const { ask, busy, error, text } = useChat(parameters.get('model'));
   return (
     <>
-      <button disabled={busy} onClick={() => ask('\ue001')}>Ask</button>
+      <button disabled={busy} onClick={() => ask('\ue001')}>
+        Ask
+      </button>
       <button onClick={() => ask('x', -1)}>Ask wrongly</button>
       <output data-busy={busy}>{text}</output>
       {error && <p role="alert">{error.name}</p>}
@@ -42,4 +51,8 @@ function Chat() {
   );
 }
 
-createRoot(document.getElementById('root')).render(<StrictMode><Chat /></StrictMode>);
+createRoot(document.getElementById('root')).render(
+  <StrictMode>
+    <Chat />
+  </StrictMode>,
+);

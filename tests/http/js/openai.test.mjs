@@ -19,7 +19,11 @@ test('chat, streamed with usage', async () => {
   const pieces = [];
   let reason = null;
   let usage = null;
-  for await (const chunk of await openai.chat.completions.create({ ...scripted, stream: true, stream_options: { include_usage: true } })) {
+  for await (const chunk of await openai.chat.completions.create({
+    ...scripted,
+    stream: true,
+    stream_options: { include_usage: true },
+  })) {
     if (chunk.choices[0]?.delta.content) pieces.push(chunk.choices[0].delta.content);
     reason ??= chunk.choices[0]?.finish_reason;
     usage ??= chunk.usage;
@@ -44,15 +48,25 @@ test('text, embeddings, models', async () => {
 });
 
 test('leaving a stream stops it; the client stays usable', async () => {
-  const stream = await openai.chat.completions.create({ model: 'random', messages: scripted.messages, max_tokens: 15_000, stream: true });
+  const stream = await openai.chat.completions.create({
+    model: 'random',
+    messages: scripted.messages,
+    max_tokens: 15_000,
+    stream: true,
+  });
   for await (const chunk of stream) if (chunk.choices[0].delta.content) break;
   assert.ok(stream.controller.signal.aborted);
   assert.equal((await openai.chat.completions.create(scripted)).choices[0].message.content, SAID.join(''));
 });
 
 test('errors', async () => {
-  const bare = (error, kind, code) => error instanceof kind && error.code === code && typeof error.error.message === 'string';
-  await assert.rejects(openai.chat.completions.create({ ...scripted, model: 'nope' }), (error) => bare(error, OpenAI.NotFoundError, 'model_not_loaded'));
-  await assert.rejects(openai.chat.completions.create({ ...scripted, temperature: 9 }), (error) => bare(error, OpenAI.BadRequestError, 'invalid_request'));
+  const bare = (error, kind, code) =>
+    error instanceof kind && error.code === code && typeof error.error.message === 'string';
+  await assert.rejects(openai.chat.completions.create({ ...scripted, model: 'nope' }), (error) =>
+    bare(error, OpenAI.NotFoundError, 'model_not_loaded'),
+  );
+  await assert.rejects(openai.chat.completions.create({ ...scripted, temperature: 9 }), (error) =>
+    bare(error, OpenAI.BadRequestError, 'invalid_request'),
+  );
   await assert.rejects(openai.chat.completions.create({ ...scripted, messages: [] }), OpenAI.BadRequestError);
 });

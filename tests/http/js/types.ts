@@ -1,12 +1,26 @@
 // Compiled, never run: the declarations of polargrid.js say what the examples need.
-import PolarGridDefault, { isPolarGridError, PolarGrid, RateLimitError } from '../../../polargrid_local/web/polargrid.js';
+import PolarGridDefault, {
+  isPolarGridError,
+  PolarGrid,
+  RateLimitError,
+} from '../../../polargrid_local/web/polargrid.js';
 
 export async function story(client: PolarGrid, signal: AbortSignal): Promise<string> {
   let text = '';
-  for await (const chunk of client.chatCompletionStream({
-    model: 'llama-3.1-8b', messages: [{ role: 'user', content: 'Tell me a story' }], maxTokens: 500,
-    tools: [{ type: 'function', function: { name: 'f', parameters: { type: 'object' } } }],
-  }, { signal, onPrefill: ({ done, total }) => { text += done / total; } })) {
+  for await (const chunk of client.chatCompletionStream(
+    {
+      model: 'llama-3.1-8b',
+      messages: [{ role: 'user', content: 'Tell me a story' }],
+      maxTokens: 500,
+      tools: [{ type: 'function', function: { name: 'f', parameters: { type: 'object' } } }],
+    },
+    {
+      signal,
+      onPrefill: ({ done, total }) => {
+        text += done / total;
+      },
+    },
+  )) {
     text += chunk.choices[0]?.delta?.content ?? '';
     if (chunk.choices[0]?.finishReason === 'length') break;
     // @ts-expect-error wire names are not JavaScript names
