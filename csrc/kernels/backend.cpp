@@ -202,7 +202,9 @@ ggml_backend_buffer_type_t buffer_type() {
 void register_backend() {
     static std::once_flag once;
     std::call_once(once, [] {
-        choose_isa(std::getenv("PGL_KERNELS"));
+        const char * wish = std::getenv("PGL_KERNELS");
+        // A ggml built for AMX has a sixteenfold int8 unit behind its own buffer type: leave it unless asked.
+        choose_isa(wish ? wish : ggml_cpu_has_amx_int8() ? "off" : nullptr);
         if (!active_isa()) {
             return;
         }
