@@ -1,4 +1,4 @@
-// The talk on the screen: messages with their actions, the growing answer, scrolling that follows while the reader does.
+// The talk on the screen: messages and their actions, the growing answer, scrolling that follows while the reader does.
 
 import { byId, copyButton, el, icon } from './dom.js';
 import { showMarkdown } from './markdown.js';
