@@ -22,6 +22,7 @@
 #    include <unistd.h>
 #    if defined(__linux__)
 #        include <sched.h>
+#        include <sys/mman.h>
 #    elif defined(__APPLE__)
 #        include <mach/mach.h>
 #        include <sys/sysctl.h>
@@ -222,6 +223,28 @@ void run_with_stack(uint64_t stack_bytes, const std::function<void()> & work) {
     if (call.error) {
         std::rethrow_exception(call.error);
     }
+}
+
+void release_mapped_pages(const std::string & path) {
+#if defined(__linux__)
+    std::ifstream maps("/proc/self/maps");
+    for (std::string line; std::getline(maps, line);) {
+        // begin-end perms offset device inode path
+        if (line.size() <= path.size() || line.compare(line.size() - path.size(), path.size(), path) != 0) {
+            continue;
+        }
+        uintptr_t begin = 0, end = 0;
+        char dash = 0;
+        std::string permissions;
+        std::istringstream fields(line);
+        fields >> std::hex >> begin >> dash >> end >> permissions;
+        if (fields && permissions.size() == 4 && permissions[1] == '-') {  // never written to: nothing to lose
+            madvise(reinterpret_cast<void *>(begin), end - begin, MADV_DONTNEED);
+        }
+    }
+#else
+    (void) path;
+#endif
 }
 
 int64_t process_id() {

@@ -17,6 +17,10 @@ uint64_t available_bytes();
 // stack may be small (512 KiB on a macOS secondary thread) where std::regex recurses once per character.
 void run_with_stack(uint64_t stack_bytes, const std::function<void()> & work);
 
+// Takes a mapped file's pages out of this process's memory; they stay in the system's cache and return when touched.
+// Does nothing where the system does not list its mappings.
+void release_mapped_pages(const std::string & path);
+
 // This process's id; compared to notice a fork.
 int64_t process_id();
 

@@ -123,8 +123,11 @@ void Model::plan_memory(const GgufSummary & summary) {
     if (options_.n_ctx == 0) {
         // A quarter of the room, unless that leaves little to work with: the machine has other things to do.
         const auto share = static_cast<int32_t>(std::min<uint64_t>(room / 4 / per_context_token, 1 << 24));
-        int32_t n_ctx = std::min({train, kDefaultContext, std::max(share, std::min(2048, max_fit))});
+        const int32_t n_ctx = std::min({train, kDefaultContext, std::max(share, std::min(2048, max_fit))});
         options_.n_ctx = std::max(n_ctx, std::min(kContextStep, train));
+    } else if (options_.n_ctx > train) {
+        log::write(log::warning, "n_ctx=" + std::to_string(options_.n_ctx) + " is beyond the " + std::to_string(train) +
+                                     " tokens this model was trained for");
     }
     const uint64_t need = fixed + per_context_token * static_cast<uint64_t>(options_.n_ctx);
     if (need > have) {
@@ -158,11 +161,17 @@ void Model::load(const std::string & path, const GgufSummary & summary, const st
     params.no_host = options_.n_gpu_layers > 0 && options_.n_gpu_layers <= summary.n_layer;  // layers left to the CPU get our kernels
     struct Progress {
         const std::function<bool(float)> & report;
+        std::string release;   // the mapped file, where its weights are copied and not computed on in place
+        float released = -1;
         bool stopped = false;
-    } progress{on_progress};
+    } progress{on_progress, options_.kernels && options_.mmap && options_.n_gpu_layers == 0 ? path : ""};
     params.progress_callback_user_data = &progress;
     params.progress_callback = [](float value, void * data) {
         auto & p = *static_cast<Progress *>(data);
+        if (!p.release.empty() && (value - p.released >= 0.02f || value >= 1)) {
+            p.released = value;
+            machine::release_mapped_pages(p.release);  // or the peak would be file and copy together
+        }
         p.stopped = p.stopped || !p.report(value);
         return !p.stopped;
     };
