@@ -24,7 +24,9 @@ def described(server: ServerProcess, name: str, value: Any) -> bool:
 
 
 def chat(**fields: Any) -> dict[str, Any]:
-    return {"model": SMOLLM2, "messages": [{"role": "user", "content": "Say hello"}], "max_tokens": 8, **fields}
+    """Answers of exactly 8 tokens, unless told otherwise."""
+    messages = [{"role": "user", "content": "Say hello"}]
+    return {"model": SMOLLM2, "messages": messages, "max_tokens": 8, "ignore_eos": True, **fields}
 
 
 def stream(server: ServerProcess, path: str, body: dict[str, Any]) -> tuple[httpx.Response, list[Any], bool]:
@@ -40,7 +42,7 @@ def stream(server: ServerProcess, path: str, body: dict[str, Any]) -> tuple[http
 
 
 def test_chat_stream_is_role_content_reason_done(server: ServerProcess) -> None:
-    reply, chunks, done = stream(server, CHAT, chat(model="scripted", stream=True, max_tokens=50,
+    reply, chunks, done = stream(server, CHAT, chat(model="scripted", stream=True, max_tokens=50, ignore_eos=False,
                                                     messages=[{"role": "user", "content": SAID_MESSAGE}]))  # fmt: skip
     assert done
     assert [list(chunk) for chunk in chunks] == [["id", "object", "created", "model", "choices"]] * len(chunks)
@@ -125,7 +127,7 @@ def test_list_prompt_gets_one_choice_each(server: ServerProcess) -> None:
     ],
 )  # fmt: skip
 def test_forms_of_the_same_request(server: ServerProcess, fields: dict[str, Any]) -> None:
-    reply = server.post(CHAT, chat(model="random", ignore_eos=True, **fields))
+    reply = server.post(CHAT, chat(model="random", **fields))
     assert reply.status_code == 200, reply.text
     assert reply.json()["usage"]["completion_tokens"] == 3
 
@@ -257,7 +259,7 @@ def test_metrics_count(server: ServerProcess) -> None:
 
     names = ["polargrid_generated_tokens_total", "polargrid_first_token_seconds_count", "polargrid_token_seconds_count"]
     before = [server.metric(name) for name in names]
-    stream(server, CHAT, chat(model="random", ignore_eos=True, stream=True))
+    stream(server, CHAT, chat(model="random", stream=True))
     server.wait_for(lambda: server.metric(names[1]) == before[1] + 1)
     after = [server.metric(name) for name in names]
     assert after[0] - before[0] == 8
