@@ -37,6 +37,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
+        self.prompts, self.counts = ([int(n) for n in text.split(",")] for text in (args.prompts, args.counts))
         self.seed = int(time.time()) % 100_000 * 1000
         self.tables: dict[str, str] = {}
         self.medians: dict[str, Any] = {}
@@ -45,7 +46,7 @@ class Bench:
     def worker(self, name: str, n_ctx: int = 0, streams: int = 8) -> Worker:
         """A loaded worker of its own."""
         worker = Worker(
-            ENGINES, name, str(self.args.model), *map(str, (self.args.threads, n_ctx or self.args.n_ctx, streams))
+            ENGINES, name, str(self.args.model), self.args.clock, *map(str, (self.args.threads, n_ctx or self.args.n_ctx, streams))
         )
         worker("load")
         return worker
@@ -142,7 +143,7 @@ class Bench:
         samples: Samples = {}
 
         def one(seed: int) -> None:
-            for n in (1, 2, 4, 8):
+            for n in self.counts:
                 row = f"{n} at once, total tokens/s"
                 record(
                     samples,
@@ -174,7 +175,7 @@ class Bench:
         read, dots = measure.limits(self.args.threads)
 
         def one(seed: int) -> None:
-            for operation, sizes in (("prefill", (128, 512)), ("decode", (1, 2, 4, 8))):
+            for operation, sizes in (("prefill", self.prompts), ("decode", self.counts)):
                 for n in sizes:
                     for column, name in ((OURS, "ours"), (REPACK, "peer"), (PLAIN, "plain")):
                         if operation == "prefill":
@@ -186,10 +187,11 @@ class Bench:
         self.rounds(one)
         share = {}
         ours = {row: statistics.median(cells[OURS]) for row, cells in samples.items()}
-        if read:
+        if read and 1 in self.counts:
             share["one stream"] = f"{ours['decode 1, tokens/s'] * n_bytes / 1e9 / read:.0%} of the read bandwidth"
         if dots:
-            share["prefill 512"] = f"{ours['prefill 512, tokens/s'] * mac / 1e9 / dots:.0%} of the int8 peak"
+            longest = max(self.prompts)
+            share[f"prefill {longest}"] = f"{ours[f'prefill {longest}, tokens/s'] * mac / 1e9 / dots:.0%} of the int8 peak"
         self.add(
             "modes",
             "Prefill of one prompt and total decode rate of 1..8 streams; ours through the public API, "
@@ -251,6 +253,11 @@ def main() -> None:
     parser.add_argument("--sections", default=",".join(SECTIONS), help="some of " + ",".join(SECTIONS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=measure.n_threads())
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time of the process, for 1 thread on a busy machine"
+    )
+    parser.add_argument("--prompts", default="128,512", help="prompt lengths in section modes")
+    parser.add_argument("--counts", default="1,2,4,8", help="concurrent streams in sections streams and modes")
     parser.add_argument("--tokens", type=int, default=64, help="per answer")
     parser.add_argument("--n-ctx", type=int, default=2048)
     parser.add_argument("--long", type=int, default=8000, help="tokens of the prompt in section loop")

