@@ -1,0 +1,138 @@
+"""Our kernels inside the engine: the same model as with ggml's, and everything else a model can do still works."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_model
+from helpers import chat, content_of
+
+from polargrid_local import Engine, InvalidModelError
+from polargrid_local.runtime import core
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import gguf_file  # noqa: E402
+
+ESSAY = (
+    "The history of bread is older than the history of writing. People ground wild grain between stones, mixed the flour with water, "
+    "and baked flat cakes on hot ash long before they kept fields. When they learned to let the dough stand, it rose by itself, for "
+    "yeast lives on the skin of grain and in the air of every kitchen. The Egyptians built ovens for it, the Greeks wrote about "
+    "seventy kinds of it, and the Romans fed a city of a million with it. In the middle ages a town's bakers swore an oath on the "
+    "weight of a loaf, and those who cheated were put in a cage and ducked in the river. The mill, driven by wind or water, was the "
+    "first machine most people ever saw. Steel rollers replaced the stones in the nineteenth century, white flour became cheap, and "
+    "the old dark loaf became the food of the poor, until doctors found what had been thrown away with the bran. Today a factory can "
+    "bake ten thousand loaves in an hour, and yet there are again people who keep a jar of sourdough on the window sill, feed it "
+    "every morning like an animal, and claim that no two jars taste alike. They may be right. What lives in the jar comes from the "
+    "flour, the water, the hands and the air, and none of these is the same in two places. "
+)
+
+
+class Native:
+    """The border itself: token ids in, log-probabilities out."""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        self.engine = core().Engine(str(path), {"n_ctx": 1024, "max_streams": 1, **options})
+        self.wait(0)
+
+    def wait(self, id: int) -> Any:  # noqa: A002
+        while True:
+            for event in self.engine.wait_events(1000):
+                if event.id == id and event.kind in ("loaded", "finished", "error"):
+                    assert event.kind != "error", event.text
+                    return event
+
+    def logprob(self, prefix: list[int], token: int) -> float:
+        """Of `token` after `prefix`: a bias makes it the choice, and the report is the model's own."""
+        sampling = {"temperature": 0.0, "n_logprobs": 0, "logit_bias": [(token, 1e4)]}
+        event = self.wait(self.engine.submit({"tokens": prefix, "max_tokens": 1, "ignore_eos": True, "sampling": sampling}))
+        [entry] = event.logprobs
+        assert entry["token"] == token
+        return entry["logprob"]
+
+
+def perplexity(path: Path, n_tokens: int, **options: Any) -> float:
+    native = Native(path, **options)
+    try:
+        tokens = native.engine.tokenize([(ESSAY, False)])[:n_tokens]
+        return math.exp(-sum(native.logprob(tokens[:i], tokens[i]) for i in range(1, len(tokens))) / (len(tokens) - 1))
+    finally:
+        native.engine.close()
+
+
+def test_perplexity_is_the_same_within_noise(smollm2: Path) -> None:
+    ours, ggmls = (perplexity(smollm2, 280, kernels=kernels) for kernels in (True, False))
+    assert 5 < ggmls < 60  # it is a language model
+    assert ours == pytest.approx(ggmls, rel=0.02)
+
+
+def test_a_prefix_saved_to_host_memory_comes_back_exact(smollm2: Path) -> None:
+    """One slot and two conversations: each turn evicts the other, and takes its own state back."""
+    one, two = ([{"role": "user", "content": text * 12}] for text in ("Tell me about tea. ", "Sing of the sea. "))
+    with Engine(smollm2, n_ctx=1024, max_streams=1, prefix_cache_bytes=0) as engine:
+        cold = [content_of(engine.chat_completion(messages=m, temperature=0, max_tokens=16)) for m in (one, two)]
+    with Engine(smollm2, n_ctx=1024, max_streams=1) as engine:
+        for round_ in range(3):
+            for messages, expected in zip((one, two), cold, strict=True):
+                stream = engine.chat_completion_stream(messages=messages, temperature=0, max_tokens=16)
+                assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in stream) == expected
+                cached = stream.timings["cached_tokens"]
+                assert cached == 0 if round_ == 0 and messages is one else round_ == 0 or cached > 40
+
+
+def test_embeddings_agree(smollm2: Path) -> None:
+    texts = ["a cat sat on the mat", "the weather in spring", "def main(): pass"]
+    vectors = []
+    for kernels in (True, False):
+        with Engine(smollm2, n_ctx=256, max_streams=1, kernels=kernels) as engine:
+            data = engine.embeddings(input=texts)["data"]
+            vectors.append(np.array([entry["embedding"] for entry in data]))
+    assert vectors[0].shape == (3, 576)
+    assert np.allclose(np.linalg.norm(vectors[0], axis=1), 1, atol=1e-5)
+    assert (np.sum(vectors[0] * vectors[1], axis=1) > 0.995).all()
+
+
+@pytest.mark.parametrize("weights", ["f32", "f16"])
+def test_types_we_do_not_own_are_left_alone(tmp_path: Path, weights: str) -> None:
+    path = tiny_model.write_random(tmp_path / "tiny.gguf", weights=weights)
+    answers = []
+    for kernels in (True, False):
+        with Engine(path, n_ctx=256, max_streams=2, kernels=kernels) as engine:
+            answers.append(engine.completion(prompt="the word of", max_tokens=24, temperature=0)["choices"][0]["text"])
+    assert answers[0] == answers[1]
+
+
+def write_lora(path: Path, gain: float) -> Path:
+    """A rank-4 adapter of SmolLM2's first query projection."""
+    rng = np.random.default_rng(1)
+    tensors = []
+    for name, shape in (("lora_a", (4, 576)), ("lora_b", (576, 4))):
+        data = (rng.standard_normal(shape) * (gain if name == "lora_b" else 1)).astype(np.float32)
+        tensors.append(gguf_file.Tensor(f"blk.0.attn_q.weight.{name}", shape, "f32", lambda data=data: [data]))
+    keys = {"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 4.0}
+    gguf_file.write(path, keys, tensors)
+    return path
+
+
+def test_a_lora_adapter_applies_with_our_kernels(smollm2: Path, tmp_path: Path) -> None:
+    request = chat("Name three colours.", max_tokens=12)
+    answers = {}
+    for gain in (None, 0.0, 5.0):
+        lora = () if gain is None else [(str(write_lora(tmp_path / f"{gain}.gguf", gain)), 1.0)]
+        for kernels in (True, False):
+            with Engine(smollm2, n_ctx=256, max_streams=1, kernels=kernels, lora=lora) as engine:
+                answers[gain, kernels] = content_of(engine.chat_completion(**request))
+    assert answers[0.0, True] == answers[None, True]
+    assert answers[0.0, False] == answers[None, False]
+    assert answers[5.0, True] != answers[None, True]
+
+
+def test_a_file_that_is_no_adapter_is_refused(smollm2: Path, tmp_path: Path) -> None:
+    (tmp_path / "junk.gguf").write_bytes(b"GGUF" + bytes(64))
+    for junk in (tmp_path / "junk.gguf", smollm2):
+        with pytest.raises(InvalidModelError):
+            Engine(smollm2, n_ctx=256, lora=[(str(junk), 1.0)])
