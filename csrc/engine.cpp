@@ -552,8 +552,12 @@ void Engine::flush() {
             ++(finished ? stats_.n_finished : event.code == "cancelled" ? stats_.n_cancelled : stats_.n_failed);
             stats_.n_prompt_tokens += static_cast<uint64_t>(event.usage.n_prompt);
             stats_.n_cached_tokens += static_cast<uint64_t>(event.usage.n_cached);
-            stats_.n_generated_tokens += static_cast<uint64_t>(event.usage.n_generated);
+            n_generated_by_ended_ += static_cast<uint64_t>(event.usage.n_generated);
         }
+    }
+    stats_.n_generated_tokens = n_generated_by_ended_;
+    for (const SequencePtr & sequence : running_) {
+        stats_.n_generated_tokens += sequence->ended() ? 0 : static_cast<uint64_t>(sequence->usage().n_generated);
     }
     stats_.n_running = static_cast<int32_t>(running_.size());
     stats_.n_waiting = static_cast<int32_t>(waiting_.size());

@@ -102,6 +102,7 @@ class Engine {
     std::deque<SequencePtr> waiting_;
     std::vector<SequencePtr> running_;
     std::vector<Event> events_;
+    uint64_t n_generated_by_ended_ = 0;
     bool checked_ = true;
 
     std::mutex close_mutex_;

@@ -129,6 +129,7 @@ def test_chats_are_kept_renamed_deleted_and_brought_back(page: Any, scripted: Sc
     assert page.locator(".body").inner_text() == "red"
     page.locator("#chat-list .chat", has_text="about blue").hover()
     page.get_by_label("Delete about blue").click()
+    page.locator("#chat-list .chat", has_text="about blue").wait_for(state="detached")  # gone from the store, too
     page.reload()
     page.locator("#chat-list .chat").first.wait_for()
     assert titles.all_inner_texts() == ["Rouge"]

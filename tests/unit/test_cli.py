@@ -376,21 +376,24 @@ class Terminal:
         )
         os.close(inside)
 
-    def expect(self, text):
-        while text not in self.seen:
-            if not select.select([self.fd], [], [], 60)[0]:
-                raise AssertionError(f"no {text!r} after {self.seen!r}")
-            try:
-                data = os.read(self.fd, 65536)
-            except OSError as error:
-                if error.errno != errno.EIO:
-                    raise
-                data = b""
-            if not data:
-                raise AssertionError(f"ended without {text!r}: {self.seen!r}")
-            self.seen += data.decode(errors="replace")
-        before, _, self.seen = self.seen.partition(text)
-        return before
+    def expect(self, text, again=""):
+        """Reads up to `text`. `again` is sent anew in a silence: a key that meets the terminal between two modes is lost."""
+        for _ in range(30):
+            while text not in self.seen and select.select([self.fd], [], [], 2)[0]:
+                try:
+                    data = os.read(self.fd, 65536)
+                except OSError as error:
+                    if error.errno != errno.EIO:
+                        raise
+                    data = b""
+                if not data:
+                    raise AssertionError(f"ended without {text!r}: {self.seen!r}")
+                self.seen += data.decode(errors="replace")
+            if text in self.seen:
+                before, _, self.seen = self.seen.partition(text)
+                return before
+            self.send(again)
+        raise AssertionError(f"no {text!r} after {self.seen!r}")
 
     def send(self, text):
         os.write(self.fd, text.encode())
@@ -435,7 +438,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(tmp_path):
         chat.expect("Two\r\n")
         chat.expect("> ")
         chat.send("\x03")
-        chat.expect("Ctrl-D or /exit to leave")
+        chat.expect("Ctrl-D or /exit to leave", again="\x03")
         chat.expect("> ")
         chat.send("\x04")
         chat.expect("REQUESTS [[{'role': 'user', 'content': 'first'}], [{'role': 'user', 'content': 'first'}, ")
