@@ -57,10 +57,11 @@ Engine::Engine(std::string path, EngineOptions options)
         try {
             machine::run_with_stack(kEngineStack, [this] { run(); });
         } catch (const std::exception & e) {  // no memory for the thread itself
-            publish(Event{});
-            events_.back().kind = EventKind::error;
-            events_.back().code = "out_of_memory";
-            events_.back().text = e.what();
+            Event failure;
+            failure.kind = EventKind::error;
+            failure.code = "out_of_memory";
+            failure.text = e.what();
+            publish(std::move(failure));
             flush();
         }
         const std::lock_guard lock(mutex_);

@@ -53,7 +53,6 @@ class Model {
     bool trim(int32_t sequence, int32_t n_tokens);
     std::vector<uint8_t> snapshot(int32_t sequence) const;
     bool restore(int32_t sequence, const std::vector<uint8_t> & snapshot);  // false: the sequence is now empty
-    uint64_t snapshot_bytes_per_token() const { return cache_bytes_per_token_; }
 
     // L2-normalised embedding [n_embd], pooled as the model says (mean where it does not). Throws as decode does.
     std::vector<float> embed(const std::vector<Token> & tokens);

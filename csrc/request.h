@@ -131,7 +131,7 @@ struct DeviceInfo {
 
 struct ModelInfo {
     std::string path, architecture, description, quantization, chat_template, bos_text, eos_text;
-    uint64_t n_params = 0, file_bytes = 0, weights_bytes = 0, cache_bytes = 0, compute_bytes = 0;
+    uint64_t n_params = 0, file_bytes = 0, weights_bytes = 0, cache_bytes = 0;
     int32_t  n_ctx = 0, n_ctx_train = 0, n_vocab = 0, n_embd = 0, n_layer = 0;
     int32_t  max_streams = 0, n_threads = 0, n_gpu_layers = 0, n_batch = 0;
     bool     add_bos = false, flash_attention = false, can_embed = false;

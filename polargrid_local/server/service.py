@@ -158,7 +158,7 @@ class Service:
 
     def _bytes(self, model: str) -> int:
         info = self.engine.info(model)
-        return sum(info.get(key, 0) for key in ("weights_bytes", "cache_bytes", "compute_bytes"))
+        return sum(info.get(key, 0) for key in ("weights_bytes", "cache_bytes"))
 
     async def _unload(self, model: str) -> None:
         del self._loaded[model]
