@@ -226,3 +226,25 @@ def test_an_exit_with_a_live_stream_is_an_ordinary_exit(tmp_path, root):
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=300, cwd=root)
     assert done.stdout.splitlines() == [f"0 {how}" for how in HOWS], done.stderr
     assert done.stderr == ""
+
+
+def test_text_that_comes_after_a_gathered_event_stays_after_it():
+    """A slow reader catches up by two, one event goes in as it is, and the next is gathered again: not with the first."""
+    from types import SimpleNamespace
+
+    from polargrid_local.runtime import MAX_PENDING, Mailbox
+
+    box, sent = Mailbox(), []
+
+    def push(text):
+        sent.append(text)
+        box.push(0, SimpleNamespace(kind="text", text=text, logprobs=[]))
+
+    for i in range(MAX_PENDING + 1):
+        push(f"{i} ")
+    read = [box.get()[1].text, box.get()[1].text]
+    push("plain ")
+    push("gathered ")
+    while len("".join(read)) < len("".join(sent)):
+        read.append(box.get()[1].text)
+    assert "".join(read) == "".join(sent)
