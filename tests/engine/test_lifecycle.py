@@ -167,6 +167,24 @@ def test_load_and_close_many_times_keeps_memory(scripted: Any) -> None:
     assert resident_bytes() - before < 20 << 20
 
 
+def test_a_cache_costs_what_it_holds(smollm2: Path) -> None:
+    """The room of every stream is there from the start, and takes memory only when a chat comes to fill it."""
+    from test_concurrency import resident_bytes
+
+    def opened(n_ctx: int, max_streams: int) -> tuple[int, int, str]:
+        before = resident_bytes()
+        with Engine(smollm2, n_ctx=n_ctx, max_streams=max_streams) as engine:
+            text = engine.completion(prompt="Once upon a time", max_tokens=8, temperature=0)["choices"][0]["text"]
+            return resident_bytes() - before, engine.info()["cache_bytes"], text
+
+    opened(256, 1)  # what the first engine of a process brings with it
+    small, _, text = opened(256, 1)
+    large, room, same = opened(8192, 8)
+    assert same == text
+    assert room > 1 << 30
+    assert large - small < room / 10
+
+
 def test_files_that_are_no_models(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         Engine(tmp_path / "missing.gguf")
