@@ -43,7 +43,7 @@ class Server:
             OURS: [
                 sys.executable,
                 "-m",
-                "polargrid_local.cli",
+                "polargrid_local",
                 "serve",
                 "-m",
                 model,

@@ -32,7 +32,7 @@ class ServerProcess:
         settings = {"models": models_dir, "port": self.port, **settings}
         env = {key: value for key, value in os.environ.items() if not key.startswith("POLARGRID_")}
         env |= {"PYTHONPATH": str(REPOSITORY), **{f"POLARGRID_LOCAL_{k.upper()}": str(v) for k, v in settings.items()}}
-        command = [sys.executable, "-m", "polargrid_local.cli", "serve"]
+        command = [sys.executable, "-m", "polargrid_local", "serve"]
         with log.open("wb") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=out, env=env, cwd=log.parent)
 

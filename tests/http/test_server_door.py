@@ -121,7 +121,7 @@ def test_key_hosts_and_origins_by_configuration(start: Callable[..., ServerProce
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.7.7", "box.example"])
 def test_no_open_door_without_a_key(host: str) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "polargrid_local.cli", "serve", "--host", host, "--model", "random"],
+        [sys.executable, "-m", "polargrid_local", "serve", "--host", host, "--model", "random"],
         env={"PYTHONPATH": str(REPOSITORY), "PATH": ""}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert run.returncode != 0

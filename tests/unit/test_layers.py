@@ -27,6 +27,7 @@ MAY = {
     "sdk": WORDS | {"engine", "server", "__init__"},
     "cli": WORDS | {"engine", "store", "server", "terminal", "__init__"},
     "terminal": WORDS | {"engine", "store"},
+    "__main__": {"cli"},
 }
 
 
