@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,40 +26,51 @@ QUIET = dict(
 )
 
 
+class Outbox:
+    """One event of each of its requests per wait, a pause before them."""
+
+    def __init__(self) -> None:
+        self.running: dict[int, list[Any]] = {}  # id -> events still to come, the last one first
+
+    def wait(self, timeout_ms: int) -> list[Any]:
+        time.sleep(PAUSE_S)
+        events = [left.pop() for left in self.running.values()]
+        for event in events:
+            if event.kind == "finished":
+                del self.running[event.id]
+        return events
+
+    def wake(self) -> None:
+        pass
+
+
 class Scripted:
-    """The eight verbs; every step yields one event for each running request."""
+    """The verbs of the native engine, as far as streams in threads need them."""
 
     def __init__(self, path: str, options: dict[str, Any]) -> None:
-        self._running: dict[int, list[Any]] = {}  # id -> events still to come, the last one first
-        self._inbox: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
         self._next_id, self._loaded, self._closed = 1, False, False
 
-    def submit(self, request: dict[str, Any]) -> int:
+    def outbox(self, quiet: bool = False) -> Outbox:
+        return Outbox()
+
+    def submit(self, request: dict[str, Any], outbox: Outbox) -> int:
         self._next_id += 1
-        self._inbox.put((self._next_id, request["max_tokens"]))
+        word = SimpleNamespace(id=self._next_id, kind="text", **{**QUIET, "text": " word"})
+        last = SimpleNamespace(id=self._next_id, kind="finished", **{**QUIET, "reason": "length"})
+        outbox.running[self._next_id] = [last] + [word] * request["max_tokens"]
         return self._next_id
 
     def wait_events(self, timeout_ms: int) -> list[Any]:
         if self._closed:
             raise RuntimeError("engine_closed", "the engine is closed", {})
-        if not self._loaded:
-            self._loaded = True
-            return [SimpleNamespace(id=0, kind="loaded", **QUIET)]
-        time.sleep(PAUSE_S)
-        while not self._inbox.empty():
-            key, n = self._inbox.get()
-            word = SimpleNamespace(id=key, kind="text", **{**QUIET, "text": " word"})
-            self._running[key] = [SimpleNamespace(id=key, kind="finished", **{**QUIET, "reason": "length"})] + [
-                word
-            ] * n
-        events = [left.pop() for left in self._running.values()]
-        for event in events:
-            if event.kind == "finished":
-                del self._running[event.id]
-        return events
+        if self._loaded:
+            time.sleep(timeout_ms / 1000)
+            return []
+        self._loaded = True
+        return [SimpleNamespace(id=0, kind="loaded", **QUIET)]
 
     def cancel(self, id: int) -> None:  # noqa: A002 - the native name
-        self._running.pop(id, None)
+        pass
 
     def tokenize(self, spans: Any, add_bos: bool = True) -> list[int]:
         return [1] * 10
@@ -81,11 +91,11 @@ def cost_per_chunk(model: Path, n: int = 500) -> dict[str, float]:
 
     def bare(streams: int) -> float:
         engine = Scripted("", {})
-        engine.wait_events(0)
-        for _ in range(streams):
-            engine.submit({"max_tokens": n})
+        outboxes = [engine.outbox() for _ in range(streams)]
+        for outbox in outboxes:
+            engine.submit({"max_tokens": n}, outbox)
         start = time.process_time()
-        while engine.wait_events(0) or engine._running:
+        while any([outbox.wait(0) for outbox in outboxes]):
             pass
         return time.process_time() - start
 

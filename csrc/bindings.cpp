@@ -6,6 +6,7 @@
 #include "kernels/kernels.h"
 #include "log.h"
 #include "machine.h"
+#include "outbox.h"
 #include "request.h"
 
 #include <pybind11/numpy.h>
@@ -324,6 +325,10 @@ PYBIND11_MODULE(_core, m) {
             return py::array_t<float>(static_cast<py::ssize_t>(e.embedding.size()), e.embedding.data());
         });
 
+    py::class_<Outbox, std::shared_ptr<Outbox>>(m, "Outbox")
+        .def("wait", &Outbox::wait, py::arg("timeout_ms"), py::call_guard<py::gil_scoped_release>())
+        .def("wake", &Outbox::wake, py::call_guard<py::gil_scoped_release>());
+
     py::class_<Engine, std::unique_ptr<Engine, Engine::Release>>(m, "Engine")
         .def(py::init([](const std::string & path, const py::dict & options) {
                  return std::unique_ptr<Engine, Engine::Release>(new Engine(path, options_from(options)));
@@ -331,11 +336,13 @@ PYBIND11_MODULE(_core, m) {
              py::arg("path"), py::arg("options"))
         .def(
             "submit",
-            [](Engine & engine, const py::dict & request) {
+            [](Engine & engine, const py::dict & request, std::shared_ptr<Outbox> outbox) {
                 Request native = request_from(request);
+                native.outbox = std::move(outbox);
                 return without_gil([&] { return engine.submit(std::move(native)); });
             },
-            py::arg("request"))
+            py::arg("request"), py::arg("outbox") = py::none())
+        .def("outbox", [](const Engine &, bool quiet) { return Outbox::make(quiet); }, py::arg("quiet") = false)
         .def("cancel", &Engine::cancel, py::arg("id"), py::call_guard<py::gil_scoped_release>())
         .def("wait_events", &Engine::wait_events, py::arg("timeout_ms"), py::call_guard<py::gil_scoped_release>())
         .def(

@@ -4,6 +4,7 @@
 #include "log.h"
 #include "machine.h"
 #include "model.h"
+#include "outbox.h"
 #include "scheduler.h"
 #include "sequence.h"
 
@@ -52,7 +53,7 @@ void check_sampling(const SamplingParams & params, int32_t n_vocab) {
 }  // namespace
 
 Engine::Engine(std::string path, EngineOptions options)
-    : path_(std::move(path)), options_(std::move(options)), process_id_(machine::process_id()) {
+    : path_(std::move(path)), options_(std::move(options)), process_id_(machine::process_id()), outbox_(Outbox::make()) {
     thread_ = std::thread([this] {
         try {
             machine::run_with_stack(kEngineStack, [this] { run(); });
@@ -64,9 +65,11 @@ Engine::Engine(std::string path, EngineOptions options)
             publish(std::move(failure));
             flush();
         }
-        const std::lock_guard lock(mutex_);
-        ended_ = true;
-        wake_reader_.notify_all();
+        {
+            const std::lock_guard lock(mutex_);
+            ended_ = true;
+        }
+        outbox_->close();
     });
 }
 
@@ -188,12 +191,7 @@ void Engine::cancel(RequestId id) {
 
 std::vector<Event> Engine::wait_events(int32_t timeout_ms) {
     check_process(process_id_);
-    std::unique_lock lock(mutex_);
-    wake_reader_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [this] { return !outbox_.empty() || ended_; });
-    if (outbox_.empty() && ended_) {
-        throw closed();
-    }
-    return std::exchange(outbox_, {});
+    return outbox_->wait(timeout_ms);
 }
 
 std::vector<Token> Engine::tokenize(const std::vector<Span> & spans, bool add_bos) const {
@@ -545,6 +543,24 @@ void Engine::publish(Event event) {
 }
 
 void Engine::flush() {
+    count();
+    std::vector<Event> others;
+    for (Event & event : events_) {
+        if (const std::shared_ptr<Outbox> outbox = std::move(event.outbox)) {
+            std::vector<Event> one;
+            one.push_back(std::move(event));
+            outbox->push(std::move(one));
+        } else {
+            others.push_back(std::move(event));
+        }
+    }
+    events_.clear();
+    if (!others.empty()) {
+        outbox_->push(std::move(others));
+    }
+}
+
+void Engine::count() {
     const std::lock_guard lock(mutex_);
     for (const Event & event : events_) {
         const bool finished = event.kind == EventKind::finished || event.kind == EventKind::embedding;
@@ -565,11 +581,6 @@ void Engine::flush() {
     if (cache_) {
         stats_.n_cells_used = cache_->n_tokens();
         stats_.prefix_cache_bytes = cache_->host_bytes();
-    }
-    if (!events_.empty()) {
-        std::move(events_.begin(), events_.end(), std::back_inserter(outbox_));
-        events_.clear();
-        wake_reader_.notify_all();
     }
 }
 

@@ -17,6 +17,7 @@ namespace pgl {
 
 class KvCache;
 class Model;
+class Outbox;
 class Scheduler;
 class Sequence;
 struct Batch;
@@ -44,8 +45,8 @@ class Engine {
     // Takes effect after the step under way; that step is aborted when nobody else waits for it.
     void cancel(RequestId id);
 
-    // Blocks until something happened or `timeout_ms` passed; oldest first. Once closed and drained it throws
-    // Error("engine_closed").
+    // Blocks until something happened to the load or to a request without an outbox of its own, or `timeout_ms` passed;
+    // oldest first. Once closed and drained it throws Error("engine_closed").
     std::vector<Event> wait_events(int32_t timeout_ms);
 
     std::vector<Token> tokenize(const std::vector<Span> & spans, bool add_bos) const;
@@ -73,6 +74,7 @@ class Engine {
     void remove_ended();
     void publish(Event event);
     void flush();
+    void count();
     void idle_check();
     std::shared_ptr<Model> loaded_model() const;
     Sequence * in_slot(int32_t slot) const;
@@ -83,18 +85,18 @@ class Engine {
 
     // Shared; under mutex_.
     mutable std::mutex mutex_;
-    std::condition_variable wake_engine_, wake_reader_;
+    std::condition_variable wake_engine_;
     std::shared_ptr<Model> model_;                // shared, so that a tokenize outlives a close beside it
     std::vector<SequencePtr> inbox_;
     std::unordered_set<RequestId> cancelled_;     // asked for, not yet acted on
     std::unordered_set<RequestId> computing_;     // requests that wait for the decode under way
-    std::vector<Event> outbox_;
     Stats stats_;
     RequestId last_id_ = 0;
     int32_t n_live_ = 0;                          // submitted, no last event yet
     bool closing_ = false, ended_ = false;
 
     std::atomic<bool> abort_{false};              // polled inside a decode
+    const std::shared_ptr<Outbox> outbox_;        // of requests that name no other, and of the load
 
     // The engine thread's own.
     std::unique_ptr<KvCache> cache_;

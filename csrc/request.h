@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -13,6 +14,8 @@ namespace pgl {
 
 using Token = int32_t;
 using RequestId = uint64_t;   // 0 names the load of the model itself
+
+class Outbox;                 // outbox.h: what an event waits in
 
 // A refusal or a failure with a name. `code` selects the Python class (polargrid_local/errors.py); `details` carries
 // the numbers and names that belong in the message, so that a program need not parse it.
@@ -55,6 +58,7 @@ struct Request {
     std::vector<std::string> filter;     // as stop, but ends with content_filter
     SamplingParams sampling;
     bool ignore_eos = false;             // benchmarks: run to max_tokens
+    std::shared_ptr<Outbox> outbox;      // where its events go; null: the engine's own, for wait_events()
 };
 
 enum class FinishReason : uint8_t { none, stop, length, content_filter };
@@ -100,6 +104,7 @@ struct Event {
     Timings timings;
     std::vector<TokenLogprob> logprobs;          // of the tokens whose text this event completes
     std::vector<float> embedding;
+    std::shared_ptr<Outbox> outbox;              // its address, until it is there
 };
 
 enum class Device : uint8_t { automatic, cpu, gpu };

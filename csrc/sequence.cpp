@@ -24,6 +24,7 @@ Event Sequence::event(EventKind kind) const {
     event.kind = kind;
     event.usage = usage_;
     event.timings = timings_;
+    event.outbox = request_.outbox;
     return event;
 }
 

@@ -5,7 +5,7 @@ The native border: eight verbs (Engine(), submit, cancel, wait_events, tokenize,
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['Engine', 'Error', 'Event', 'bare_loop', 'drain_log', 'inspect', 'system']
+__all__: list[str] = ['Engine', 'Error', 'Event', 'Outbox', 'bare_loop', 'drain_log', 'inspect', 'system']
 class Error(Exception):
     """
     A refusal or failure by name: args = (code, message, details).
@@ -59,6 +59,11 @@ class Event:
     @property
     def total_ms(self) -> float:
         ...
+class Outbox:
+    def wait(self, timeout_ms: typing.SupportsInt | typing.SupportsIndex) -> list[Event]:
+        ...
+    def wake(self) -> None:
+        ...
 class Engine:
     def __init__(self, path: str, options: dict) -> None:
         ...
@@ -68,9 +73,11 @@ class Engine:
         ...
     def info(self) -> dict:
         ...
+    def outbox(self, quiet: bool = False) -> Outbox:
+        ...
     def stats(self) -> dict:
         ...
-    def submit(self, request: dict) -> int:
+    def submit(self, request: dict, outbox: Outbox = None) -> int:
         ...
     def tokenize(self, spans: collections.abc.Sequence[tuple[str, bool]], add_bos: bool = True) -> list[int]:
         ...

@@ -1,7 +1,8 @@
-"""Loaded models: one native engine each, one pump thread each, and the mailboxes that carry events to their readers.
+"""Loaded models: one native engine each, and the ways its events take to their readers.
 
-The only importer of `_core`. The pump crosses into native code once per step for all requests, files the events into
-mailboxes and wakes each asyncio loop once. Readers never touch native state.
+The only importer of `_core`. A thread waits for its events itself, in a native outbox of its own. Tasks cannot wait there:
+one pump thread per engine crosses into native code once per step for all of them, files the events into mailboxes and
+wakes each asyncio loop once.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 from .errors import EngineClosed, ForkedEngineError, ModelFileChanged, NotFoundError, PolarGridError, from_code
 from .types import Event
 
-SLICE_S = 0.05  # a blocked reader looks up this often, so that Ctrl-C is delivered on every platform
+SLICE_MS = 50  # a blocked reader looks up this often, so that Ctrl-C is delivered on every platform
 BUSY_WAIT_MS, IDLE_WAIT_MS = 100, 500
 MAX_PENDING = 256  # events per mailbox; beyond them the text of one request is gathered into one
 TERMINAL = frozenset(("finished", "embedding", "error"))
@@ -36,16 +37,19 @@ def core() -> Any:
     """The native module, imported when first needed."""
     # ggml would otherwise run gdb on this process when it aborts.
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-    # libgomp reads its spin count when it is loaded. Its default is milliseconds of spinning at each of hundreds of
-    # barriers per token when another program holds a core; a thousand rounds lose nothing on a quiet machine.
-    brief = not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
-    if brief:
-        os.environ["GOMP_SPINCOUNT"] = "1000"
+    # libgomp reads its settings when it is loaded. Its default is milliseconds of spinning at each of hundreds of
+    # barriers per token when another program holds a core; a thousand rounds lose nothing on a quiet machine. "Active"
+    # keeps those thousand when a second engine in this process makes more threads than there are CPUs: the default is
+    # then a hundred, which sleep and wake at nearly every barrier.
+    brief = {"GOMP_SPINCOUNT": "1000", "OMP_WAIT_POLICY": "active"}
+    if brief.keys() & os.environ.keys():
+        brief = {}  # the user chose
+    os.environ.update(brief)
     try:
         from . import _core
     finally:
-        if brief:
-            del os.environ["GOMP_SPINCOUNT"]  # the host's other programs choose for themselves
+        for name in brief:
+            del os.environ[name]  # the host's other programs choose for themselves
     return _core
 
 
@@ -79,7 +83,7 @@ def rest_if_leaving() -> None:
         threading.Event().wait()
 
 
-# --- mailboxes --------------------------------------------------------------------------------------------------------
+# --- inboxes and mailboxes --------------------------------------------------------------------------------------------
 
 
 class Ended:
@@ -129,24 +133,74 @@ class Burst:
         return getattr(self.last, name)
 
 
-class Mailbox:
-    """Events of one call, in order, from the pump to one reader: a thread (`get`) or, made with a loop, a task (`aget`).
+class Inbox:
+    """Events of one call, in order, for a thread: the engine's own thread wakes it, none of ours stands between.
 
     `quiet` wakes the reader for terminal events only, for calls that want the whole answer."""
 
-    __slots__ = ("_bursts", "_events", "_wake", "_waiter", "loop", "quiet")
+    __slots__ = ("_events", "_hub", "_indices", "_woken", "outbox")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None = None, *, quiet: bool = False) -> None:
+    def __init__(self, model: LoadedModel, *, quiet: bool = False) -> None:
+        self._hub = model._hub
+        self._events: deque[Any] = deque()
+        self._indices: dict[int, int] = {}  # of requests whose last event has not been read
+        self._woken = False
+        self.outbox = self._hub.native.outbox(quiet)
+
+    def register(self, id: int, index: int) -> None:  # noqa: A002
+        self._indices[id] = index
+
+    def get(self) -> tuple[int, Any]:
+        """Blocks; KeyboardInterrupt gets through."""
+        while True:
+            while self._events:
+                event = self._events.popleft()
+                index = self._indices.get(event.id)
+                if index is not None:
+                    if event.kind in TERMINAL:
+                        del self._indices[event.id]
+                    return index, event
+            if self._woken:
+                self._woken = False
+                return 0, _NEWS
+            failure = self._hub.failure
+            try:
+                self._events.extend(self.outbox.wait(SLICE_MS if failure is None else 0))
+            except Exception as error:
+                raise _translate(error) from None
+            if failure is not None and not self._events and self._indices:
+                id, index = self._indices.popitem()  # noqa: A001
+                return index, Ended(*failure, id)
+
+    def wake(self) -> None:
+        """From any thread: make the reader look up, without news."""
+        self._woken = True
+        self.outbox.wake()
+
+    def abandon(self) -> None:
+        """For finalizers, in any thread: the native engine calls no Python, so none of its locks can be ours."""
+        if self._hub.closed or os.getpid() != self._hub.pid:
+            return
+        for id in self._indices:  # noqa: A001
+            with contextlib.suppress(Exception):  # closed meanwhile
+                self._hub.native.cancel(id)
+
+
+class Mailbox:
+    """Events of one call, in order, from the pump to a task of `loop`. `quiet` as for Inbox."""
+
+    __slots__ = ("_bursts", "_events", "_waiter", "loop", "quiet")
+    outbox = None  # the engine's own, which the pump reads
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, quiet: bool = False) -> None:
         self._events: deque[tuple[int, Any]] = deque()
         self._bursts: dict[int, Burst] = {}
-        self._wake = threading.Lock()  # locked = nothing to see; released by the pump, taken by the reader
-        self._wake.acquire()
         self._waiter: asyncio.Future[None] | None = None
         self.loop = loop
         self.quiet = quiet
 
     def push(self, index: int, event: Any) -> bool:
-        """Pump side. True when the reader is a task that must be woken."""
+        """Pump side. True when the reader must be woken."""
         if len(self._events) >= MAX_PENDING and event.kind == "text":
             burst = self._bursts.get(index)
             if burst is not None and burst.add(event):
@@ -155,32 +209,15 @@ class Mailbox:
         elif self._bursts:
             self._bursts.pop(index, None)  # no longer this request's last event
         self._events.append((index, event))
-        if self.quiet and event.kind not in TERMINAL:
-            return False
-        if self.loop is not None:
-            return True
-        if self._wake.locked():
-            with contextlib.suppress(RuntimeError):  # another thread was quicker
-                self._wake.release()
-        return False
+        return not self.quiet or event.kind in TERMINAL
 
-    def get(self) -> tuple[int, Any]:
-        """Blocks; KeyboardInterrupt gets through."""
-        while not self._events:
-            self._wake.acquire(timeout=SLICE_S)
-        return self._take()
-
-    async def aget(self) -> tuple[int, Any]:
-        assert self.loop is not None
+    async def get(self) -> tuple[int, Any]:
         while not self._events:
             self._waiter = self.loop.create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-        return self._take()
-
-    def _take(self) -> tuple[int, Any]:
         entry = self._events.popleft()
         if entry[1].__class__ is Burst:
             entry[1].take()
@@ -189,11 +226,7 @@ class Mailbox:
     def wake(self) -> None:
         """From any thread: make the reader look up, without news."""
         self._events.append((0, _NEWS))
-        if self.loop is not None:
-            _wake_loops({self})
-        elif self._wake.locked():
-            with contextlib.suppress(RuntimeError):
-                self._wake.release()
+        _wake_loops({self})
 
     def rouse(self) -> None:
         """In the loop's own thread."""
@@ -210,14 +243,14 @@ def _rouse(boxes: Iterable[Mailbox]) -> None:
 
 
 class _Hub:
-    """What the pump thread needs, and no more: it must not keep the model that users hold alive."""
+    """What readers and the pump thread need, and no more: they must not keep the model that users hold alive."""
 
     def __init__(self, native: Any, drain_log: Callable[[], list[tuple[int, str]]] | None) -> None:
         self.native = native
         self.pid = os.getpid()
         self.closed = False
-        self.ended = False
-        self.lock = threading.Lock()  # guards routes, early, ended
+        self.failure: tuple[str, str] | None = None  # the native engine has ended: code and text for whoever still waits
+        self.lock = threading.Lock()  # guards routes, early, failure
         self.routes: dict[int, tuple[Mailbox, int] | None] = {}  # None: nobody reads it any more
         self.early: dict[int, list[Any]] = {}  # events that came before submit() returned their id
         self.abandoned: deque[int] = deque()  # ids left by finalizers, which may take no lock
@@ -236,8 +269,8 @@ class _Hub:
     def register(self, id: int, box: Mailbox, index: int) -> None:  # noqa: A002
         with self.lock:
             early = self.early.pop(id, [])
-            if self.ended and not (early and early[-1].kind in TERMINAL):
-                early.append(Ended("engine_closed", "the engine was closed", id))
+            if self.failure and not (early and early[-1].kind in TERMINAL):
+                early.append(Ended(*self.failure, id))
             if not (early and early[-1].kind in TERMINAL):
                 self.routes[id] = (box, index)
             wake = [box.push(index, event) for event in early]
@@ -273,12 +306,11 @@ class _Hub:
     def finish(self, error: Exception) -> None:
         """The native engine will say no more: whoever still waits is told."""
         error = _translate(error)
-        code = getattr(error, "code", "engine_crashed")
         with self.lock:
-            self.ended = True
+            self.failure = (getattr(error, "code", "engine_crashed"), str(error) or repr(error))
             left = [(box, index, id) for id, route in self.routes.items() if route for box, index in (route,)]
             self.routes.clear()
-            wake = {box for box, index, id in left if box.push(index, Ended(code, str(error) or repr(error), id))}
+            wake = {box for box, index, id in left if box.push(index, Ended(*self.failure, id))}
         _wake_loops(wake)
 
     def cancel_abandoned(self) -> None:
@@ -350,31 +382,29 @@ class LoadedModel:
         except Exception as error:
             raise _translate(error) from None
         self._hub = _Hub(native, drain_log)
-        self._loading = Mailbox()
-        self._hub.routes[0] = (self._loading, 0)
         self._finalizer = weakref.finalize(self, self._hub.close)  # collected, or at exit: while threads can still be joined
-        self._hub.thread.start()
 
     def load(self, on_progress: Callable[[float], Any] | None = None) -> LoadedModel:
         """Waits until the model is usable. Any exception in here, Ctrl-C included, aborts the load and closes."""
         hub = self._hub
         try:
-            while True:
-                _, event = self._loading.get()
-                if event.kind == "progress":
-                    if on_progress is not None:
+            while not self.info:
+                for event in hub.native.wait_events(SLICE_MS):
+                    if event.kind == "loaded":
+                        self.info = hub.native.info()
+                    elif event.kind != "progress":
+                        raise from_code(event.code, event.text, dict(event.details))
+                    elif on_progress is not None:
                         on_progress(event.progress)
-                elif event.kind == "loaded":
-                    self.info = hub.native.info()
-                    break
-                else:
-                    raise from_code(event.code, event.text, dict(event.details))
-        except BaseException:
+                hub.log()
+            hub.thread.start()
+        except BaseException as error:
             self.abort()
             self.close()
+            hub.log()
+            if isinstance(error, Exception):
+                raise _translate(error) from None
             raise
-        with hub.lock:
-            hub.routes.pop(0, None)
         return self
 
     def abort(self) -> None:
@@ -382,14 +412,17 @@ class LoadedModel:
         if not self._hub.closed and os.getpid() == self._hub.pid:
             self._hub.native.cancel(0)
 
-    def submit(self, requests: Sequence[dict[str, Any]], box: Mailbox, first: int = 0) -> list[int]:
+    def submit(self, requests: Sequence[dict[str, Any]], box: Inbox | Mailbox, first: int = 0) -> list[int]:
         """All of them or, with an error, none: events of `requests[i]` come to `box` with index first + i."""
         self._check_file()
         ids: list[int] = []
         try:
             for index, request in enumerate(requests, first):
-                ids.append(self._hub.native.submit(request))
-                self._hub.register(ids[-1], box, index)
+                ids.append(self._hub.native.submit(request, box.outbox))
+                if isinstance(box, Inbox):
+                    box.register(ids[-1], index)
+                else:
+                    self._hub.register(ids[-1], box, index)
         except BaseException as error:
             self.cancel(ids)
             if isinstance(error, Exception):
@@ -410,9 +443,12 @@ class LoadedModel:
                 if not hub.closed:
                     raise
 
-    def abandon(self, ids: Iterable[int]) -> None:
-        """cancel() for finalizers: only leaves a note for the pump."""
-        self._hub.abandoned.extend(ids)
+    def abandon(self, ids: Iterable[int], box: Inbox | Mailbox) -> None:
+        """cancel() for finalizers."""
+        if isinstance(box, Inbox):
+            box.abandon()
+        else:
+            self._hub.abandoned.extend(ids)  # a note for the pump, which may hold our lock just now
 
     def tokenize(self, spans: Sequence[tuple[str, bool]], add_bos: bool = True) -> list[int]:
         self._hub.check()

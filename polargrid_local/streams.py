@@ -10,14 +10,14 @@ from typing import Any, overload
 
 from .errors import EngineClosed
 from .pipeline import Assembler, Job
-from .runtime import LoadedModel, Mailbox, rest_if_leaving
+from .runtime import Inbox, LoadedModel, Mailbox, rest_if_leaving
 
 
 class Call:
     """One call to one model: its native requests, their events, the answer so far."""
 
     _model: LoadedModel
-    _box: Mailbox
+    _box: Inbox | Mailbox
     prefill: tuple[int, int] | None = None  # tokens of a long prompt read so far, and all; None before and after
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Call:
         self._over = False  # no more events are wanted
         self._cancelled = False
 
-    def _submit(self, model: LoadedModel, job: Job, box: Mailbox) -> None:
+    def _submit(self, model: LoadedModel, job: Job, box: Inbox | Mailbox) -> None:
         self._model, self._box, self._assembler = model, box, job.assembler
         self._ids = model.submit(job.requests, box)
         self._chunks.extend(job.assembler.start())
@@ -58,9 +58,9 @@ class Call:
             self._box.wake()
 
     def __del__(self) -> None:
-        # Runs anywhere, also in the middle of the pump's own work: leaves a note and touches nothing else.
+        # Runs anywhere, also in the middle of the pump's own work.
         if not self._over and self._ids:
-            self._model.abandon(self._ids)
+            self._model.abandon(self._ids, self._box)
 
     @property
     def id(self) -> str:
@@ -105,10 +105,12 @@ class ChatStream(Call, Iterator[dict[str, Any]]):
     `next()` raises what ended the stream early: EngineClosed, NumericError, ... For one reader at a time; `cancel()` may
     come from any thread."""
 
+    _box: Inbox
+
     def __init__(self, model: LoadedModel, job: Job, *, quiet: bool = False) -> None:
         super().__init__()
         try:
-            self._submit(model, job, Mailbox(quiet=quiet))
+            self._submit(model, job, Inbox(model, quiet=quiet))
         except EngineClosed:
             rest_if_leaving()
             raise
@@ -149,6 +151,8 @@ class ChatStream(Call, Iterator[dict[str, Any]]):
 class AsyncChatStream(Call, AsyncIterator[dict[str, Any]]):
     """ChatStream for `async for`. `start()` checks, tokenizes and queues the request off the loop; the first step calls it
     if nobody has. A cancelled step cancels the request."""
+
+    _box: Mailbox
 
     def __init__(self, begin: Callable[[], tuple[LoadedModel, Job]], *, quiet: bool = False) -> None:
         super().__init__()
@@ -193,7 +197,7 @@ class AsyncChatStream(Call, AsyncIterator[dict[str, Any]]):
                 raise StopAsyncIteration
             self._model.check_process()
             try:
-                index, event = await self._box.aget()
+                index, event = await self._box.get()
             except BaseException:  # our task was cancelled
                 self.cancel()
                 raise
@@ -215,9 +219,11 @@ class AsyncChatStream(Call, AsyncIterator[dict[str, Any]]):
 class Batch(Call):
     """Many small requests, a window of them at a time, for a whole answer: `run()` blocks."""
 
+    _box: Inbox
+
     def run(self, model: LoadedModel, job: Job) -> Assembler:
         """Raises what any of the requests raises, after cancelling the rest."""
-        self._model, self._assembler, self._box = model, job.assembler, Mailbox(quiet=True)
+        self._model, self._assembler, self._box = model, job.assembler, Inbox(model, quiet=True)
         window = max(1, model.info.get("max_streams", 1))
         try:
             for first in range(0, len(job.requests), window):

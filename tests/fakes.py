@@ -1,4 +1,4 @@
-"""A scripted native engine: the eight verbs of `_core.Engine` without a model, for everything above the border.
+"""A scripted native engine: the verbs of `_core.Engine` without a model, for everything above the border.
 
 A request's answer comes from `script(request) -> Iterable[step]`. A step is a str (a text event), a number (seconds of
 pretended work), a dict (an event's fields), or a callable run on the engine thread. Each engine has one thread, as the real one.
@@ -55,6 +55,41 @@ INFO = {
 }
 
 
+class Outbox:
+    """As `_core.Outbox`; `push` and `close` are the engine's."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet, self._events, self._ready, self._closed = quiet, [], False, False
+        self._changed = threading.Condition()
+
+    def push(self, event: Event) -> None:
+        with self._changed:
+            self._events.append(event)
+            self._ready |= not self._quiet or event.kind in ("finished", "embedding", "error")
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def wait(self, timeout_ms: int) -> list[Event]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._closed, timeout_ms / 1000)
+            if self._closed and not self._events:
+                raise Error("engine_closed", "the engine is closed", {})
+            if not self._ready and not self._closed:
+                return []
+            self._ready = False
+            events, self._events = self._events, []
+            return events
+
+    def wake(self) -> None:
+        with self._changed:
+            self._ready = True
+            self._changed.notify_all()
+
+
 class Engine:
     """`options["script"]` is not a real option: use `factory(script, ...)`."""
 
@@ -71,8 +106,9 @@ class Engine:
         self._max_running, self._max_queue = max_running, options.get("max_queue", 32)
         self._waiting: deque[tuple[int, dict[str, Any]]] = deque()
         self._running: dict[int, tuple[dict[str, Any], Iterator[Any], list[int]]] = {}
-        self._outbox: list[Event] = []
-        self._stop = self._ended = self.closed = False
+        self._outbox = Outbox()
+        self._outboxes: dict[int, Outbox] = {}  # of requests that brought their own
+        self._stop = self.closed = False
         self._abort_load = False
         self._n = 0
         self._changed = threading.Condition()
@@ -80,9 +116,12 @@ class Engine:
         self._thread = threading.Thread(target=self._run, daemon=True, name="fake-engine")
         self._thread.start()
 
-    # the eight verbs
+    # the verbs
 
-    def submit(self, request: dict[str, Any]) -> int:
+    def outbox(self, quiet: bool = False) -> Outbox:
+        return Outbox(quiet)
+
+    def submit(self, request: dict[str, Any], outbox: Outbox | None = None) -> int:
         assert os.getpid() == self.pid, "native handle touched in a forked child"
         known = {"task", "prompt", "tokens", "max_tokens", "stop", "filter", "sampling", "ignore_eos"}
         assert not set(request) - known, set(request) - known
@@ -96,6 +135,8 @@ class Engine:
             if len(self._waiting) + len(self._running) >= self._max_queue + self._max_running:
                 raise Error("queue_full", f"{self._max_queue} requests are waiting already", {"max_queue": str(self._max_queue)})
             self._n += 1
+            if outbox is not None:
+                self._outboxes[self._n] = outbox
             self.requests.append(request)
             self._waiting.append((self._n, request))
             self._changed.notify_all()
@@ -116,13 +157,7 @@ class Engine:
             self._changed.notify_all()
 
     def wait_events(self, timeout_ms: int) -> list[Event]:
-        with self._changed:
-            if not self._outbox and not self._ended:
-                self._changed.wait(timeout_ms / 1000)
-            if not self._outbox and self._ended:
-                raise Error("engine_closed", "the engine is closed", {})
-            events, self._outbox = self._outbox, []
-            return events
+        return self._outbox.wait(timeout_ms)
 
     def tokenize(self, spans: list[tuple[str, bool]], add_bos: bool = True) -> list[int]:
         return [len(text) for text, _ in spans]
@@ -144,8 +179,7 @@ class Engine:
     # the engine thread
 
     def _say(self, event: Event) -> None:
-        self._outbox.append(event)
-        self._changed.notify_all()
+        self._outboxes.get(event.id, self._outbox).push(event)
 
     def _run(self) -> None:
         for step in self._load:
@@ -177,8 +211,7 @@ class Engine:
                     self._say(Event(id, "error", "the engine was closed", code="engine_closed"))
                 self._running.clear()
                 self._waiting.clear()
-                self._ended = True
-                self._changed.notify_all()
+                self._outbox.close()
                 return False
             while self._waiting and len(self._running) < self._max_running:
                 id, request = self._waiting.popleft()  # noqa: A001

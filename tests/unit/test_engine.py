@@ -358,17 +358,17 @@ def test_a_filter_hit_cancels_the_native_request(open_engine):
 
 
 def test_ctrl_c_ends_the_wait_and_the_request(open_engine, monkeypatch):
-    from polargrid_local.runtime import Mailbox
+    from polargrid_local.runtime import Inbox
 
     engine = open_engine(endless)
-    get = Mailbox.get
+    get = Inbox.get
 
     def interrupted(self):
         if native(engine).requests:
             raise KeyboardInterrupt
         return get(self)
 
-    monkeypatch.setattr(Mailbox, "get", interrupted)
+    monkeypatch.setattr(Inbox, "get", interrupted)
     for work in (engine.chat_completion, lambda **fields: list(engine.chat_completion_stream(**fields))):
         with pytest.raises(KeyboardInterrupt):
             work(messages=HI)
@@ -488,7 +488,7 @@ def test_a_failed_request_hurts_no_other(open_engine):
 
 
 def test_a_dead_engine_thread_is_an_error_not_a_hang(open_engine):
-    engine = open_engine(endless)
+    engine = open_engine(lambda request: itertools.chain(["word "], itertools.repeat(0.01)))
     stream = engine.completion_stream(prompt="x")
     next(stream)
 

@@ -14,23 +14,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polargrid_local.errors import ForkedEngineError, NotFoundError
-from polargrid_local.runtime import MAX_PENDING, LoadedModel, Mailbox
+from polargrid_local.runtime import MAX_PENDING, Inbox, LoadedModel, Mailbox
+
+
+class Deaf:
+    """A loop for boxes that nobody waits for."""
+
+    def call_soon_threadsafe(self, callback, boxes):
+        pass
+
+
+DEAF = Deaf()
+
+
+def read_one(box):
+    """What a task would get that finds the box filled: no loop is needed."""
+    with pytest.raises(StopIteration) as stop:
+        box.get().send(None)
+    return stop.value.value
 
 
 def drain(box):
     while box._events:
-        yield box.get()
+        yield read_one(box)
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), max_size=60), st.integers(0, MAX_PENDING + 3))
 def test_gathered_text_stays_whole_and_in_order(script, ahead):
     """Steps are (request, read so many); `ahead` fills the box first, so that gathering begins at any point."""
-    box, sent, got, n = Mailbox(), {}, {}, 0
+    box, sent, got, n = Mailbox(DEAF), {}, {}, 0
 
     def read(count):
         for _ in range(min(count, len(box._events))):
-            index, event = box.get()
+            index, event = read_one(box)
             got[index] = got.get(index, "") + event.text
 
     for index, count in [(0, 0)] * ahead + script:
@@ -44,7 +61,7 @@ def test_gathered_text_stays_whole_and_in_order(script, ahead):
 
 
 def test_gathered_text_keeps_logprobs_and_the_latest_counts():
-    box = Mailbox()
+    box = Mailbox(DEAF)
     for n in range(MAX_PENDING + 10):
         box.push(0, Event(1, "text", "x", logprobs=[{"token": n}], n_generated=n + 1))
     box.push(0, Event(1, "finished", reason="stop"))
@@ -54,15 +71,60 @@ def test_gathered_text_keeps_logprobs_and_the_latest_counts():
     assert events[-2].n_generated == MAX_PENDING + 10 and events[-2].text == "x" * 10
 
 
-def test_a_reader_and_a_pump_at_full_speed():
-    box, n = Mailbox(), 20_000
-    pump = threading.Thread(target=lambda: [box.push(0, Event(1, "text", f"{i},")) for i in range(n)])
-    pump.start()
+async def test_a_reader_and_a_pump_at_full_speed():
+    loop = asyncio.get_running_loop()
+    box, n = Mailbox(loop), 20_000
+
+    def pump():
+        for i in range(n):
+            if box.push(0, Event(1, "text", f"{i},")):
+                loop.call_soon_threadsafe(box.rouse)
+
+    thread = threading.Thread(target=pump)
+    thread.start()
     text = ""
     while text.count(",") < n:
-        text += box.get()[1].text
-    pump.join()
+        text += (await box.get())[1].text
+    thread.join()
     assert text == "".join(f"{i}," for i in range(n))
+
+
+def test_an_inbox_tells_its_requests_apart_and_forgets_those_that_ended(tmp_path):
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"GGUF")
+    model = LoadedModel(file, {}, factory()).load()
+    box = Inbox(model)
+    box.register(7, 0)
+    box.register(9, 1)
+    for event in (Event(7, "text", "a"), Event(9, "finished"), Event(9, "text", "late"), Event(8, "text", "b"), Event(7, "finished")):
+        box.outbox.push(event)
+    assert [(index, event.kind) for index, event in (box.get() for _ in range(3))] == [(0, "text"), (1, "finished"), (0, "finished")]
+    model.close()
+
+
+def test_an_inbox_whose_engine_has_ended_hears_of_it_once_what_was_said_is_read(tmp_path):
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"GGUF")
+    model = LoadedModel(file, {}, factory()).load()
+    box = Inbox(model)
+    box.register(7, 0)
+    box.outbox.push(Event(7, "text", "a"))
+    model.close()
+    assert model._hub.failure
+    assert [(event.kind, event.code) for _, event in (box.get(), box.get())] == [("text", ""), ("error", "engine_closed")]
+
+
+def test_waking_an_inbox_is_no_event(tmp_path):
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"GGUF")
+    model = LoadedModel(file, {}, factory()).load()
+    box = Inbox(model)
+    box.register(7, 0)
+    threading.Timer(0.01, box.wake).start()
+    assert box.get()[1].__class__ is object
+    box.outbox.push(Event(7, "text", "a"))
+    assert box.get()[1].text == "a"
+    model.close()
 
 
 async def test_one_wake_up_per_loop_and_step(tmp_path):
@@ -82,7 +144,7 @@ async def test_one_wake_up_per_loop_and_step(tmp_path):
     boxes = [Mailbox(loop) for _ in range(8)]
     for number, box in enumerate(boxes, 1000):
         model._hub.register(number, box, 0)
-    waiting = [asyncio.ensure_future(box.aget()) for box in boxes]
+    waiting = [asyncio.ensure_future(box.get()) for box in boxes]
     await asyncio.sleep(0)
     model._hub.file([Event(number, "text", str(number)) for number in range(1000, 1008)])
     assert [event.text for _, event in await asyncio.gather(*waiting)] == [str(number) for number in range(1000, 1008)]
@@ -104,15 +166,15 @@ def test_events_that_come_before_their_id_is_known_are_kept(tmp_path):
     file = tmp_path / "m.gguf"
     file.write_bytes(b"GGUF")
     model = LoadedModel(file, {}, factory()).load()
-    box = Mailbox()
+    box = Mailbox(DEAF)
     model._hub.file([Event(77, "text", "early"), Event(77, "finished")])
     model._hub.register(77, box, 3)
     assert [(index, event.kind) for index, event in drain(box)] == [(3, "text"), (3, "finished")]
     assert 77 not in model._hub.routes and not model._hub.early
     model.close()
-    late = Mailbox()
+    late = Mailbox(DEAF)
     model._hub.register(78, late, 0)
-    assert late.get()[1].code == "engine_closed"
+    assert read_one(late)[1].code == "engine_closed"
 
 
 def test_abandoned_requests_leave_no_trace(tmp_path):
@@ -120,7 +182,7 @@ def test_abandoned_requests_leave_no_trace(tmp_path):
     file.write_bytes(b"GGUF")
     model = LoadedModel(file, {}, factory()).load()
     hub = model._hub
-    hub.register(5, Mailbox(), 0)
+    hub.register(5, Mailbox(DEAF), 0)
     hub.drop([5, 6])
     hub.file([Event(5, "text", "x"), Event(5, "text", "y")])
     assert hub.routes == {5: None}
@@ -230,21 +292,17 @@ def test_an_exit_with_a_live_stream_is_an_ordinary_exit(tmp_path, root):
 
 def test_text_that_comes_after_a_gathered_event_stays_after_it():
     """A slow reader catches up by two, one event goes in as it is, and the next is gathered again: not with the first."""
-    from types import SimpleNamespace
-
-    from polargrid_local.runtime import MAX_PENDING, Mailbox
-
-    box, sent = Mailbox(), []
+    box, sent = Mailbox(DEAF), []
 
     def push(text):
         sent.append(text)
-        box.push(0, SimpleNamespace(kind="text", text=text, logprobs=[]))
+        box.push(0, Event(1, "text", text))
 
     for i in range(MAX_PENDING + 1):
         push(f"{i} ")
-    read = [box.get()[1].text, box.get()[1].text]
+    read = [read_one(box)[1].text, read_one(box)[1].text]
     push("plain ")
     push("gathered ")
     while len("".join(read)) < len("".join(sent)):
-        read.append(box.get()[1].text)
+        read.append(read_one(box)[1].text)
     assert "".join(read) == "".join(sent)
