@@ -3,7 +3,6 @@
 ours    polargrid_local through its public API
 peer    llama-cpp-python through its public API, and llama.cpp's bare decode loop on the same model (its default mode:
         weights repacked for this CPU where it can)
-bare    llama.cpp's own loop in our build (_core.bare_loop)
 plain   llama.cpp's bare decode loop with repacking off, its other CPU mode (tiled products, weights in the file)
 """
 
@@ -121,6 +120,25 @@ class Ours(Chats):
             pass
         return (stream.usage["prompt_tokens"] - stream.timings["cached_tokens"]) / (now() - start)
 
+    def bare(self, n_prompt: int, n_tokens: int) -> float:
+        """llama.cpp's own greedy loop in this process, with our kernels, the model loaded anew: what we could reach at most.
+
+        Tokens per second. In CPU time: from what three times the tokens take longer.
+        """
+        from polargrid_local import _core
+
+        def loop(n: int) -> Any:
+            return _core.bare_loop(self._path, n_prompt, n, self._n_ctx, self._threads, True)
+
+        if now is time.perf_counter:
+            times = loop(n_tokens)["token_ms"]
+            return 1000 * len(times) / sum(times)
+        marks = [now()]
+        for n in (n_tokens, 3 * n_tokens):
+            loop(n)
+            marks.append(now())
+        return 2 * n_tokens / (marks[2] - 2 * marks[1] + marks[0])
+
     def decode(self, n_streams: int, n_tokens: int, seed: int) -> float:
         """Tokens per second over all of `n_streams` concurrent streams, from when all run until the first ends."""
         # The first ones already answer while the prompts of the last ones are read: give them tokens for that
@@ -207,30 +225,6 @@ class Ticker:
     async def __aexit__(self, *exc: object) -> None:
         await asyncio.sleep(0.002)
         self._task.cancel()
-
-
-class Bare:
-    """llama.cpp's own greedy loop in our build, with our kernels: what the engine could reach at most.
-
-    In a process of its own: a second team of OpenMP threads beside the engine's would change how long both of them spin.
-    """
-
-    def __init__(self, path: str, threads: int, n_ctx: int, streams: int) -> None:
-        from polargrid_local import _core
-
-        self._loop = lambda n_prompt, n_tokens: _core.bare_loop(path, n_prompt, n_tokens, n_ctx, threads, True)
-        self.load_s = 0.0
-
-    def bare(self, n_prompt: int, n_tokens: int) -> float:
-        """Tokens per second; loads the model each time. In CPU time: from what three times the tokens take longer."""
-        if now is time.perf_counter:
-            times = self._loop(n_prompt, n_tokens)["token_ms"]
-            return 1000 * len(times) / sum(times)
-        marks = [now()]
-        for n in (n_tokens, 3 * n_tokens):
-            self._loop(n_prompt, n)
-            marks.append(now())
-        return 2 * n_tokens / (marks[2] - 2 * marks[1] + marks[0])
 
 
 class Plain:
@@ -378,7 +372,7 @@ class Peer(Plain, Chats):
         return asyncio.run(run())
 
 
-ENGINES: dict[str, Callable[..., Any]] = {"ours": Ours, "bare": Bare, "peer": Peer, "plain": Plain}
+ENGINES: dict[str, Callable[..., Any]] = {"ours": Ours, "peer": Peer, "plain": Plain}
 
 
 def main() -> None:
