@@ -18,18 +18,7 @@ from polargrid_local.runtime import core
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import gguf_file  # noqa: E402
 
-ESSAY = (
-    "The history of bread is older than the history of writing. People ground wild grain between stones, mixed the flour with water, "
-    "and baked flat cakes on hot ash long before they kept fields. When they learned to let the dough stand, it rose by itself, for "
-    "yeast lives on the skin of grain and in the air of every kitchen. The Egyptians built ovens for it, the Greeks wrote about "
-    "seventy kinds of it, and the Romans fed a city of a million with it. In the middle ages a town's bakers swore an oath on the "
-    "weight of a loaf, and those who cheated were put in a cage and ducked in the river. The mill, driven by wind or water, was the "
-    "first machine most people ever saw. Steel rollers replaced the stones in the nineteenth century, white flour became cheap, and "
-    "the old dark loaf became the food of the poor, until doctors found what had been thrown away with the bran. Today a factory can "
-    "bake ten thousand loaves in an hour, and yet there are again people who keep a jar of sourdough on the window sill, feed it "
-    "every morning like an animal, and claim that no two jars taste alike. They may be right. What lives in the jar comes from the "
-    "flour, the water, the hands and the air, and none of these is the same in two places. "
-)
+PROSE = Path(__file__).parents[2] / "docs" / "LOG.md"
 
 
 class Native:
@@ -55,19 +44,23 @@ class Native:
         return entry["logprob"]
 
 
-def perplexity(path: Path, n_tokens: int, **options: Any) -> float:
+def perplexity(path: Path, **options: Any) -> float:
+    """Of 2,048 tokens: windows of 384, the first 128 read at once and not judged, the others one by one."""
     native = Native(path, **options)
     try:
-        tokens = native.engine.tokenize([(ESSAY, False)])[:n_tokens]
-        return math.exp(-sum(native.logprob(tokens[:i], tokens[i]) for i in range(1, len(tokens))) / (len(tokens) - 1))
+        tokens = native.engine.tokenize([(PROSE.read_text()[:20_000], False)])
+        windows = [tokens[at : at + 384] for at in range(0, 3072, 384)]
+        assert {len(window) for window in windows} == {384}
+        nats = [-native.logprob(window[:i], window[i]) for window in windows for i in range(128, 384)]
+        return math.exp(sum(nats) / len(nats))
     finally:
         native.engine.close()
 
 
 def test_perplexity_is_the_same_within_noise(smollm2: Path) -> None:
-    ours, ggmls = (perplexity(smollm2, 280, kernels=kernels) for kernels in (True, False))
-    assert 5 < ggmls < 60  # it is a language model
-    assert ours == pytest.approx(ggmls, rel=0.02)
+    ours, ggmls = (perplexity(smollm2, kernels=kernels) for kernels in (True, False))
+    assert 5 < ggmls < 200  # it is a language model
+    assert ours == pytest.approx(ggmls, rel=0.01)
 
 
 def test_a_prefix_saved_to_host_memory_comes_back_exact(smollm2: Path) -> None:

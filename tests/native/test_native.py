@@ -1,4 +1,4 @@
-"""Builds the C++ tests and runs each as one test: as shipped, and the pure units again under ASan and UBSan."""
+"""Builds the C++ tests and runs each as one test: as shipped, and again under ASan and UBSan."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import subprocess
+import sysconfig
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,9 +16,10 @@ import pytest
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
 TESTS = sorted(source.stem for source in HERE.glob("test_*.cpp"))
-PURE = [name for name in TESTS if not name.startswith(("test_kernels", "test_attention"))]
+PATH = os.pathsep.join((os.environ.get("PATH", ""), sysconfig.get_path("scripts")))  # CMake may be this environment's own
+CMAKE, NINJA = shutil.which("cmake", path=PATH), shutil.which("ninja", path=PATH)
 
-pytestmark = pytest.mark.skipif(shutil.which("cmake") is None, reason="needs CMake and a C++17 compiler")
+pytestmark = pytest.mark.skipif(CMAKE is None, reason="needs CMake and a C++17 compiler")
 
 
 def run(command: list[str], stdin: str = "") -> str:
@@ -34,10 +36,10 @@ def run(command: list[str], stdin: str = "") -> str:
 def build_dir(sanitize: bool) -> Path:
     """A configured build tree inside the repository's ignored build/, kept between runs."""
     path = REPO / "build" / ("native_sanitize" if sanitize else "native")
-    command = ["cmake", "-S", str(REPO), "-B", str(path), "-DPGL_NATIVE_TESTS=ON", "-DPGL_PYTHON=OFF"]
+    command = [str(CMAKE), "-S", str(REPO), "-B", str(path), "-DPGL_NATIVE_TESTS=ON", "-DPGL_PYTHON=OFF"]
     command.append(f"-DPGL_SANITIZE={'ON' if sanitize else 'OFF'}")
-    if not (path / "CMakeCache.txt").exists() and shutil.which("ninja"):
-        command += ["-G", "Ninja"]
+    if not (path / "CMakeCache.txt").exists() and NINJA:
+        command += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={NINJA}"]
     if "PGL_LLAMA_CPP_DIR" in os.environ:
         command.append(f"-DPGL_LLAMA_CPP_DIR={os.environ['PGL_LLAMA_CPP_DIR']}")
     run(command)
@@ -47,7 +49,7 @@ def build_dir(sanitize: bool) -> Path:
 def build(name: str, sanitize: bool) -> str:
     """The path of one built test."""
     path = build_dir(sanitize)
-    run(["cmake", "--build", str(path), "--target", name, "--parallel", str(os.cpu_count() or 1)])
+    run([str(CMAKE), "--build", str(path), "--target", name, "--parallel", str(os.cpu_count() or 1)])
     return str(next(p for p in path.rglob(f"{name}*") if p.is_file() and p.stem == name and os.access(p, os.X_OK)))
 
 
@@ -56,7 +58,7 @@ def test_native(name: str) -> None:
     assert " 0 failed" in run([build(name, sanitize=False)])
 
 
-@pytest.mark.parametrize("name", PURE)
+@pytest.mark.parametrize("name", TESTS)
 @pytest.mark.skipif(os.name == "nt", reason="sanitizers as configured are GCC's and Clang's")
 def test_native_sanitized(name: str) -> None:
     assert " 0 failed" in run([build(name, sanitize=True)])
