@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -165,6 +167,20 @@ def test_load_and_close_many_times_keeps_memory(scripted: Any) -> None:
     before = resident_bytes()
     cycle(50)
     assert resident_bytes() - before < 20 << 20
+
+
+@pytest.mark.parametrize("chosen", [{}, {"OMP_WAIT_POLICY": "passive"}, {"GOMP_SPINCOUNT": "7"}])
+def test_the_thread_settings_of_the_process_stay_its_own(chosen: dict[str, str]) -> None:
+    program = """
+        import os, json
+        from polargrid_local.runtime import core
+        core()
+        print(json.dumps({name: value for name, value in os.environ.items() if name.startswith(("OMP_", "GOMP_"))}))
+    """
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**bare, **chosen}, timeout=120)
+    assert json.loads(done.stdout) == chosen
 
 
 def test_a_cache_costs_what_it_holds(smollm2: Path) -> None:
