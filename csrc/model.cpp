@@ -162,13 +162,15 @@ void Model::load(const std::string & path, const GgufSummary & summary, const st
     struct Progress {
         const std::function<bool(float)> & report;
         std::string release;   // the mapped file, where its weights are copied and not computed on in place
-        float released = -1;
+        float step;            // of progress between two releases: each reads the process's list of mappings
+        float released = 0;
         bool stopped = false;
-    } progress{on_progress, options_.kernels && options_.mmap && options_.n_gpu_layers == 0 ? path : ""};
+    } progress{on_progress, options_.kernels && options_.mmap && options_.n_gpu_layers == 0 ? path : "",
+               std::max(0.02f, static_cast<float>(64 * kMiB) / static_cast<float>(summary.file_bytes))};
     params.progress_callback_user_data = &progress;
     params.progress_callback = [](float value, void * data) {
         auto & p = *static_cast<Progress *>(data);
-        if (!p.release.empty() && (value - p.released >= 0.02f || value >= 1)) {
+        if (!p.release.empty() && (value - p.released >= p.step || value >= 1)) {
             p.released = value;
             machine::release_mapped_pages(p.release);  // or the peak would be file and copy together
         }

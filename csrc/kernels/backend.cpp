@@ -107,8 +107,8 @@ Type type_of(const ggml_tensor * tensor) {
     }
 }
 
-// Repacking is memory-bound; a tensor below this size is not worth a thread.
-constexpr int64_t bytes_per_thread = 1 << 20;
+// Half of repacking is the kernel clearing the pages it writes to; a smaller part is not worth starting a thread.
+constexpr int64_t bytes_per_thread = 1 << 17;
 
 template <typename Work>  // Work(first_group, last_group)
 void over_groups(const ggml_tensor * tensor, Work work) {
