@@ -175,20 +175,23 @@ class Bench:
         mac, _, n_bytes = gguf_file.work_per_token(self.args.model)
 
         def one(seed: int) -> None:
-            for operation, sizes in (("prefill", self.prompts), ("decode", self.counts)):
-                for n in sizes:
-                    # Beside each point: what a virtual machine's neighbours leave of the memory changes within minutes
-                    read, dots = measure.limits(self.args.threads)
-                    for column, name in ((OURS, "ours"), (REPACK, "peer"), (PLAIN, "plain")):
+            for column, name in ((OURS, "ours"), (REPACK, "peer"), (PLAIN, "plain")):
+                # Loaded anew each round: how fast a virtual machine's memory is depends on where it happens to lie
+                worker = self.worker(name)
+                for operation, sizes in (("prefill", self.prompts), ("decode", self.counts)):
+                    for n in sizes:
+                        # Beside each point: what the machine's neighbours leave changes within minutes
+                        read, dots = measure.limits(self.args.threads) if column == OURS else (None, None)
                         if operation == "prefill":
-                            value = self.shared(name)("prefill", n_prompt=n, seed=seed)
+                            value = worker("prefill", n_prompt=n, seed=seed)
                         else:
-                            value = self.shared(name)("decode", n_streams=n, n_tokens=self.args.tokens, seed=seed)
+                            value = worker("decode", n_streams=n, n_tokens=self.args.tokens, seed=seed)
                         record(samples, column, {f"{operation} {n}, tokens/s": value})
-                        if column == OURS and operation == "prefill" and dots:
+                        if operation == "prefill" and dots:
                             shares.setdefault(f"prefill {n}, of the int8 peak", []).append(value * mac / 1e9 / dots)
-                        elif column == OURS and operation == "decode" and read:
+                        elif operation == "decode" and read:
                             shares.setdefault(f"decode {n}, of the read bandwidth", []).append(value / n * n_bytes / 1e9 / read)
+                worker.close()
 
         self.rounds(one)
         share = {row: measure.spread(values) for row, values in shares.items()}

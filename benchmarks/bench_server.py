@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,37 @@ async def burst(server: Server, n_streams: int, n_tokens: int, seed: int) -> dic
     }
 
 
+def framing_us(n: int = 20_000) -> float:
+    """CPU microseconds from a chunk dict to the bytes handed to the HTTP server, metrics and the watch over the client included."""
+    from polargrid_local.server.config import ServeConfig
+    from polargrid_local.server.metrics import Metrics
+    from polargrid_local.server.sse import EventStream
+
+    class Chunks:
+        async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+            for _ in range(n):
+                choice = {"index": 0, "delta": {"content": " word"}, "finish_reason": None}
+                yield {"id": "chatcmpl-0123456789abcdef01234567", "object": "chat.completion.chunk", "created": 1700000000,
+                       "model": "smollm2-135m", "choices": [choice]}
+
+        async def aclose(self) -> None:
+            pass
+
+    async def run() -> float:
+        async def send(message: Any) -> None:
+            pass
+
+        async def receive() -> Any:
+            await asyncio.Event().wait()
+
+        stream = EventStream(Chunks(), time.monotonic(), ServeConfig(), Metrics(dict), lambda: None)
+        start = time.process_time()
+        await stream({"type": "http"}, receive, send)
+        return 1e6 * (time.process_time() - start) / n
+
+    return asyncio.run(run())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -220,6 +252,8 @@ def main() -> None:
         flush=True,
     )
     samples: Samples = {}
+    for _ in range(args.rounds):
+        record(samples, OURS, {"framing alone, per event (us)": framing_us()})
     servers: list[Server] = []
     try:
         for name in names:
