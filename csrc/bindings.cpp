@@ -13,6 +13,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
+#include <thread>
+
 namespace py = pybind11;
 
 namespace pgl {
@@ -271,9 +274,31 @@ py::dict to_dict(const GgufSummary & s) {
     return dict;
 }
 
+// The GIL is given back for as long as this lives. Before Python 3.14 a daemon thread that wants it again while the
+// interpreter ends is taken off by pthread_exit(), whose unwinding would end the process at the first function that must
+// not throw. Such a thread rests here instead, for the moment that is left.
+class ReleasedGil {
+  public:
+    ReleasedGil() : state_(PyEval_SaveThread()) {}
+    ReleasedGil(const ReleasedGil &) = delete;
+    ReleasedGil & operator=(const ReleasedGil &) = delete;
+    ~ReleasedGil() {
+        try {
+            PyEval_RestoreThread(state_);
+        } catch (...) {
+            for (;;) {
+                std::this_thread::sleep_for(std::chrono::hours(1));
+            }
+        }
+    }
+
+  private:
+    PyThreadState * state_;
+};
+
 // Every entry converts with the GIL, then works without it.
 template <typename Work> auto without_gil(const Work & work) {
-    const py::gil_scoped_release release;
+    const ReleasedGil released;
     return work();
 }
 
@@ -326,8 +351,8 @@ PYBIND11_MODULE(_core, m) {
         });
 
     py::class_<Outbox, std::shared_ptr<Outbox>>(m, "Outbox")
-        .def("wait", &Outbox::wait, py::arg("timeout_ms"), py::call_guard<py::gil_scoped_release>())
-        .def("wake", &Outbox::wake, py::call_guard<py::gil_scoped_release>());
+        .def("wait", &Outbox::wait, py::arg("timeout_ms"), py::call_guard<ReleasedGil>())
+        .def("wake", &Outbox::wake, py::call_guard<ReleasedGil>());
 
     py::class_<Engine, std::unique_ptr<Engine, Engine::Release>>(m, "Engine")
         .def(py::init([](const std::string & path, const py::dict & options) {
@@ -343,8 +368,8 @@ PYBIND11_MODULE(_core, m) {
             },
             py::arg("request"), py::arg("outbox") = py::none())
         .def("outbox", [](const Engine &, bool quiet) { return Outbox::make(quiet); }, py::arg("quiet") = false)
-        .def("cancel", &Engine::cancel, py::arg("id"), py::call_guard<py::gil_scoped_release>())
-        .def("wait_events", &Engine::wait_events, py::arg("timeout_ms"), py::call_guard<py::gil_scoped_release>())
+        .def("cancel", &Engine::cancel, py::arg("id"), py::call_guard<ReleasedGil>())
+        .def("wait_events", &Engine::wait_events, py::arg("timeout_ms"), py::call_guard<ReleasedGil>())
         .def(
             "tokenize",
             [](const Engine & engine, const std::vector<std::pair<std::string, bool>> & spans, bool add_bos) {
@@ -357,7 +382,7 @@ PYBIND11_MODULE(_core, m) {
             py::arg("spans"), py::arg("add_bos") = true)
         .def("info", [](const Engine & engine) { return to_dict(without_gil([&] { return engine.info(); })); })
         .def("stats", [](const Engine & engine) { return to_dict(without_gil([&] { return engine.stats(); })); })
-        .def("close", &Engine::close, py::call_guard<py::gil_scoped_release>());
+        .def("close", &Engine::close, py::call_guard<ReleasedGil>());
 
     m.def(
         "inspect", [](const std::string & path) { return to_dict(without_gil([&] { return check_gguf(path); })); },

@@ -45,12 +45,12 @@ def test_an_exception_in_the_progress_callback_cancels_the_load(smollm2: Path) -
         Engine(smollm2, n_ctx=256, on_load_progress=stop)
 
 
-@pytest.mark.parametrize("live", ["stream", "thread", "nothing"])
+@pytest.mark.parametrize("live", ["stream", "thread", "calls", "nothing"])
 def test_leaving_the_interpreter_with_a_live_engine(smollm2: Path, live: str) -> None:
     done = run(
         """
-        import sys, threading
-        from polargrid_local import Engine
+        import contextlib, sys, threading
+        from polargrid_local import Engine, EngineClosed
         engine = Engine(sys.argv[1], n_ctx=512, max_streams=2)
         ask = dict(messages=[{"role": "user", "content": "Tell me a long story."}], max_tokens=400)
         if sys.argv[2] == "stream":
@@ -58,6 +58,13 @@ def test_leaving_the_interpreter_with_a_live_engine(smollm2: Path, live: str) ->
             next(stream); next(stream)
         if sys.argv[2] == "thread":
             threading.Thread(target=lambda: list(engine.chat_completion_stream(**ask)), daemon=True).start()
+        if sys.argv[2] == "calls":
+            def call():
+                with contextlib.suppress(EngineClosed):
+                    while True:
+                        engine.tokenize("a few words")
+            for _ in range(8):
+                threading.Thread(target=call, daemon=True).start()
         print("out")
         """,
         str(smollm2), live,
