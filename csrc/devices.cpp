@@ -1,6 +1,5 @@
 #include "devices.h"
 
-#include "host_buffers.h"
 #include "kernels/kernels.h"
 #include "log.h"
 
@@ -17,7 +16,7 @@ void initialise_backends() {
     std::call_once(once, [] {
         log::capture();
         llama_backend_init();
-        use_lazy_host_buffers();
+        kernels::use_lazy_host_buffers();
         kernels::register_backend();
         if (const std::string fault = kernels::self_test(); !fault.empty()) {
             log::write(log::warning, "compute kernels are off, their self-test failed: " + fault);

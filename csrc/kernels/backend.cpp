@@ -168,7 +168,7 @@ void clear(ggml_backend_buffer_t buffer, uint8_t value) {
 }
 
 ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size) {
-    void * pages = allocate_pages(size);
+    void * pages = allocate_pages(size, PageSize::huge);
     if (!pages) {
         return nullptr;
     }

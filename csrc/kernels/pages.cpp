@@ -1,25 +1,48 @@
 // Page allocation and CPU count, per operating system.
 #include "pages.h"
 
-#include <cstdlib>
 #include <thread>
 
+#if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+#else
+#include <sys/mman.h>
+#endif
 #if defined(__linux__)
 #include <sched.h>
-#include <sys/mman.h>
 #endif
 
 namespace pgl::kernels {
 
+#if defined(_WIN32)
+
+void * allocate_pages(size_t size, PageSize) {
+    return VirtualAlloc(nullptr, size, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
+}
+
+void free_pages(void * pages, size_t) {
+    VirtualFree(pages, 0, MEM_RELEASE);
+}
+
+#else
+
 constexpr size_t huge = size_t(2) << 20;
 
-void * allocate_pages(size_t size) {
-#if defined(__linux__)
-    // Over-map by one huge page and give the ends back, so that the base is aligned.
-    const size_t length = (size + huge - 1) / huge * huge;
-    void * raw = mmap(nullptr, length + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (raw == MAP_FAILED) {
+constexpr size_t whole_pages(size_t size) {
+    return (size + huge - 1) / huge * huge;
+}
+
+void * allocate_pages(size_t size, PageSize page_size) {
+    // For huge pages map one too many and give the ends back, so that the base is aligned.
+    const size_t slack = page_size == PageSize::huge ? huge : 0;
+    const size_t length = whole_pages(size);
+    if (length < size || length + slack < length) {
         return nullptr;
+    }
+    void * raw = mmap(nullptr, length + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+    if (raw == MAP_FAILED || !slack) {
+        return raw == MAP_FAILED ? nullptr : raw;
     }
     const auto start = reinterpret_cast<uintptr_t>(raw);
     const uintptr_t base = (start + huge - 1) / huge * huge;
@@ -29,24 +52,17 @@ void * allocate_pages(size_t size) {
     if (start + huge > base) {
         munmap(reinterpret_cast<void *>(base + length), start + huge - base);
     }
+#if defined(MADV_HUGEPAGE)
     madvise(reinterpret_cast<void *>(base), length, MADV_HUGEPAGE);
-    return reinterpret_cast<void *>(base);
-#elif defined(_WIN32)
-    return _aligned_malloc(size, 64);
-#else
-    return std::aligned_alloc(huge, (size + huge - 1) / huge * huge);
 #endif
+    return reinterpret_cast<void *>(base);
 }
 
 void free_pages(void * pages, size_t size) {
-#if defined(__linux__)
-    munmap(pages, (size + huge - 1) / huge * huge);
-#elif defined(_WIN32)
-    _aligned_free(pages);
-#else
-    std::free(pages);
-#endif
+    munmap(pages, whole_pages(size));
 }
+
+#endif
 
 int64_t usable_cpus() {
 #if defined(__linux__)
