@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <map>
 
 namespace pgl {
 namespace {
@@ -544,19 +545,14 @@ void Engine::publish(Event event) {
 
 void Engine::flush() {
     count();
-    std::vector<Event> others;
+    std::map<std::shared_ptr<Outbox>, std::vector<Event>> mail;   // a reader is woken once per step
     for (Event & event : events_) {
-        if (const std::shared_ptr<Outbox> outbox = std::move(event.outbox)) {
-            std::vector<Event> one;
-            one.push_back(std::move(event));
-            outbox->push(std::move(one));
-        } else {
-            others.push_back(std::move(event));
-        }
+        const std::shared_ptr<Outbox> outbox = event.outbox ? std::move(event.outbox) : outbox_;
+        mail[outbox].push_back(std::move(event));
     }
     events_.clear();
-    if (!others.empty()) {
-        outbox_->push(std::move(others));
+    for (auto & [outbox, events] : mail) {
+        outbox->push(std::move(events));
     }
 }
 

@@ -44,7 +44,11 @@ void Outbox::push(std::vector<Event> events) {
             continue;
         }
         if (events_.size() >= kMaxPending) {
-            text ? (void)(last_text_[event.id] = events_.size()) : (void)last_text_.erase(event.id);
+            if (text) {
+                last_text_[event.id] = events_.size();
+            } else {
+                last_text_.erase(event.id);
+            }
         }
         events_.push_back(std::move(event));
     }

@@ -2,7 +2,6 @@
 #include "check.h"
 #include "outbox.h"
 
-#include <atomic>
 #include <map>
 #include <random>
 #include <thread>
@@ -27,12 +26,6 @@ Event last(RequestId id) {
     event.id = id;
     event.kind = EventKind::finished;
     return event;
-}
-
-std::vector<Event> one(Event event) {
-    std::vector<Event> events;
-    events.push_back(std::move(event));
-    return events;
 }
 
 std::string code_of_wait(Outbox & outbox) {
@@ -76,13 +69,13 @@ void gathered_text_stays_whole() {
             const RequestId id = 1 + random() % 4;
             const std::string piece = std::to_string(step) + ",";
             sent[id] += piece;
-            outbox->push(one(text(id, piece, ++n_sent[id])));
+            outbox->push({text(id, piece, ++n_sent[id])});
             if (random() % pace == 0) {
                 read();
             }
         }
         for (const auto & [id, all] : sent) {
-            outbox->push(one(last(id)));
+            outbox->push({last(id)});
         }
         read();
         CHECK(sent == got);
@@ -96,9 +89,9 @@ void gathered_text_stays_whole() {
 
 void a_quiet_reader_hears_of_ends_only() {
     const auto outbox = Outbox::make(true);
-    outbox->push(one(text(1, "a")));
+    outbox->push({text(1, "a")});
     CHECK_EQ(outbox->wait(0).size(), size_t{0});
-    outbox->push(one(last(1)));
+    outbox->push({last(1)});
     const std::vector<Event> events = outbox->wait(0);
     CHECK_EQ(events.size(), size_t{2});
     CHECK_EQ(outbox->wait(0).size(), size_t{0});
@@ -107,7 +100,7 @@ void a_quiet_reader_hears_of_ends_only() {
 void a_closed_outbox_says_so_once_it_is_empty() {
     for (const bool quiet : {false, true}) {
         const auto outbox = Outbox::make(quiet);
-        outbox->push(one(text(1, "a")));
+        outbox->push({text(1, "a")});
         outbox->close();
         CHECK_EQ(outbox->wait(0).size(), size_t{1});
         CHECK_EQ(code_of_wait(*outbox), std::string("engine_closed"));
@@ -126,7 +119,7 @@ void at_full_speed() {
     constexpr int n = 100000;
     std::thread writer([&] {
         for (int i = 1; i <= n; ++i) {
-            outbox->push(one(text(1, "x", i)));
+            outbox->push({text(1, "x", i)});
         }
         outbox->close();
     });
