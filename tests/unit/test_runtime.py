@@ -27,6 +27,15 @@ class Deaf:
 DEAF = Deaf()
 
 
+@pytest.fixture
+def model(tmp_path):
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"GGUF")
+    model = LoadedModel(file, {}, factory()).load()
+    yield model
+    model.close()
+
+
 def read_one(box):
     """What a task would get that finds the box filled: no loop is needed."""
     with pytest.raises(StopIteration) as stop:
@@ -89,23 +98,16 @@ async def test_a_reader_and_a_pump_at_full_speed():
     assert text == "".join(f"{i}," for i in range(n))
 
 
-def test_an_inbox_tells_its_requests_apart_and_forgets_those_that_ended(tmp_path):
-    file = tmp_path / "m.gguf"
-    file.write_bytes(b"GGUF")
-    model = LoadedModel(file, {}, factory()).load()
+def test_an_inbox_tells_its_requests_apart_and_forgets_those_that_ended(model):
     box = Inbox(model)
     box.register(7, 0)
     box.register(9, 1)
     for event in (Event(7, "text", "a"), Event(9, "finished"), Event(9, "text", "late"), Event(8, "text", "b"), Event(7, "finished")):
         box.outbox.push(event)
     assert [(index, event.kind) for index, event in (box.get() for _ in range(3))] == [(0, "text"), (1, "finished"), (0, "finished")]
-    model.close()
 
 
-def test_an_inbox_whose_engine_has_ended_hears_of_it_once_what_was_said_is_read(tmp_path):
-    file = tmp_path / "m.gguf"
-    file.write_bytes(b"GGUF")
-    model = LoadedModel(file, {}, factory()).load()
+def test_an_inbox_whose_engine_has_ended_hears_of_it_once_what_was_said_is_read(model):
     box = Inbox(model)
     box.register(7, 0)
     box.outbox.push(Event(7, "text", "a"))
@@ -114,17 +116,13 @@ def test_an_inbox_whose_engine_has_ended_hears_of_it_once_what_was_said_is_read(
     assert [(event.kind, event.code) for _, event in (box.get(), box.get())] == [("text", ""), ("error", "engine_closed")]
 
 
-def test_waking_an_inbox_is_no_event(tmp_path):
-    file = tmp_path / "m.gguf"
-    file.write_bytes(b"GGUF")
-    model = LoadedModel(file, {}, factory()).load()
+def test_waking_an_inbox_is_no_event(model):
     box = Inbox(model)
     box.register(7, 0)
     threading.Timer(0.01, box.wake).start()
     assert box.get()[1].__class__ is object
     box.outbox.push(Event(7, "text", "a"))
     assert box.get()[1].text == "a"
-    model.close()
 
 
 async def test_one_wake_up_per_loop_and_step(tmp_path):
@@ -162,10 +160,7 @@ async def test_a_quiet_reader_is_woken_at_the_end_only():
     assert box.push(0, Event(1, "finished"))
 
 
-def test_events_that_come_before_their_id_is_known_are_kept(tmp_path):
-    file = tmp_path / "m.gguf"
-    file.write_bytes(b"GGUF")
-    model = LoadedModel(file, {}, factory()).load()
+def test_events_that_come_before_their_id_is_known_are_kept(model):
     box = Mailbox(DEAF)
     model._hub.file([Event(77, "text", "early"), Event(77, "finished")])
     model._hub.register(77, box, 3)
@@ -177,10 +172,7 @@ def test_events_that_come_before_their_id_is_known_are_kept(tmp_path):
     assert read_one(late)[1].code == "engine_closed"
 
 
-def test_abandoned_requests_leave_no_trace(tmp_path):
-    file = tmp_path / "m.gguf"
-    file.write_bytes(b"GGUF")
-    model = LoadedModel(file, {}, factory()).load()
+def test_abandoned_requests_leave_no_trace(model):
     hub = model._hub
     hub.register(5, Mailbox(DEAF), 0)
     hub.drop([5, 6])
@@ -188,7 +180,6 @@ def test_abandoned_requests_leave_no_trace(tmp_path):
     assert hub.routes == {5: None}
     hub.file([Event(5, "error", "cancelled", code="cancelled")])
     assert hub.routes == {} and hub.early == {}
-    model.close()
 
 
 def test_a_missing_file_is_named(tmp_path):
