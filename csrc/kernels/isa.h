@@ -10,9 +10,10 @@ namespace pgl::kernels {
 /// Activations are quantised into panels of up to `max_tokens` tokens; `nt` tokens side by side, block after block.
 /// One block of a panel, in 32-bit words (every plane holds `nt` words per step, token innermost):
 ///   block of 32  (q4_0, q4_1, q8_0):  8 codes (4 x int8), -8 * sum, -128 * sum, scale, scale * sum
-///   block of 256 (q4_k, q5_k, q6_k): 64 codes, 16 x (-32 * sum of 16), 4 x (int16 pair of sums of 32), scale
+///   block of 256 (q4_k, q5_k, q6_k): 64 codes, 16 x what sub-blocks of 16 start from (-32 * sum, in the ISA's form),
+///                                    4 x (int16 pair of sums of 32, the odd one low), scale, whether 16 codes may need more than 16 bits
 constexpr int words_32 = 12;
-constexpr int words_256 = 85;
+constexpr int words_256 = 86;
 
 struct Multiply {
     const uint8_t * codes;    // of the first row group
@@ -29,6 +30,7 @@ struct Multiply {
 struct Isa {
     const char * name;
     int max_tokens;
+    int lanes;     // rows in a vector: a group of fewer is passed over twice
     /// Quantises blocks [first, last) of one row into column `token` of a panel of `nt` tokens.
     void (*quantize_32)(const float * row, int64_t first, int64_t last, uint32_t * panel, int nt, int token);
     void (*quantize_256)(const float * row, int64_t first, int64_t last, uint32_t * panel, int nt, int token);

@@ -126,40 +126,49 @@ void join(const uint8_t * codes, uint8_t * block) {
     }
 }
 
-// Codes of one row <-> its 4-byte column in the vectors of a group. `plane` points at row r of the first vector.
+// Codes of one row <-> its 4-byte column in the vectors of a group. `plane` points at that row in the first vector.
 
-/// Vectors of one sub-block: `nibble_vectors` of them (two operands of 4 k each), then one of high bits if any.
-struct CodePlane {
-    int operands;    // of 4 k, per sub-block
-    int high_bits;   // per code
-};
-
-constexpr CodePlane code_plane(Type type) {
-    return type == q5_k ? CodePlane{8, 1} : type == q6_k ? CodePlane{4, 2} : CodePlane{8, 0};
+void put(uint8_t * plane, int vector, uint32_t word) {
+    store32(plane + vector * vector_bytes, word);
 }
+
+uint32_t get(const uint8_t * plane, int vector) {
+    return load32(plane + vector * vector_bytes);
+}
+
+constexpr uint32_t nibbles = 0x0f0f0f0fu, pairs = 0x03030303u, bits = 0x01010101u;
 
 template <Type type>
 void put_codes(const uint8_t * codes, uint8_t * plane) {
     constexpr int n = shapes[type].block / 4;
+    const auto code = [codes](int operand) { return load32(codes + 4 * operand); };
     if constexpr (type == q8_0) {
         for (int o = 0; o < n; ++o) {
-            store32(plane + o * vector_bytes, load32(codes + 4 * o));
+            put(plane, o, code(o));
         }
-        return;
-    }
-    constexpr int operands = code_plane(type).operands, high_bits = code_plane(type).high_bits;
-    constexpr uint32_t mask = high_bits == 2 ? 0x03030303u : 0x01010101u;
-    for (int o = 0; o < n; o += operands) {
-        uint32_t high = 0;
-        for (int i = 0; i < operands; i += 2) {
-            const uint32_t a = load32(codes + 4 * (o + i)), b = load32(codes + 4 * (o + i + 1));
-            store32(plane, (a & 0x0f0f0f0fu) | (b & 0x0f0f0f0fu) << 4);
-            plane += vector_bytes;
-            high |= (a >> 4 & mask) << (high_bits * i) | (b >> 4 & mask) << (high_bits * (i + 1));
+    } else if constexpr (type == q5_k) {
+        for (int unit = 0; unit < n; unit += 8, plane += 5 * vector_bytes) {
+            uint32_t high = 0;
+            for (int o = 0; o < 8; ++o) {
+                high |= (code(unit + o) >> 4 & bits) << o;
+            }
+            for (int o = 0; o < 8; o += 2) {
+                put(plane, o / 2, (code(unit + o) & nibbles) | (code(unit + o + 1) & nibbles) << 4);
+            }
+            put(plane, 4, high);
         }
-        if (high_bits) {
-            store32(plane, high);
-            plane += vector_bytes;
+    } else if constexpr (type == q6_k) {
+        for (int unit = 0; unit < n; unit += 16, plane += 12 * vector_bytes) {
+            for (int o = 0; o < 4; ++o) {
+                const uint32_t last = code(unit + 12 + o);
+                for (int s = 0; s < 3; ++s) {
+                    put(plane, 4 * s + o, code(unit + 4 * s + o) | (last >> (4 - 2 * s) & pairs) << 6);
+                }
+            }
+        }
+    } else {
+        for (int o = 0; o < n; o += 2) {
+            put(plane, o / 2, code(o) | code(o + 1) << 4);
         }
     }
 }
@@ -167,33 +176,51 @@ void put_codes(const uint8_t * codes, uint8_t * plane) {
 template <Type type>
 void get_codes(const uint8_t * plane, uint8_t * codes) {
     constexpr int n = shapes[type].block / 4;
+    const auto set = [codes](int operand, uint32_t word) { store32(codes + 4 * operand, word); };
     if constexpr (type == q8_0) {
         for (int o = 0; o < n; ++o) {
-            store32(codes + 4 * o, load32(plane + o * vector_bytes));
+            set(o, get(plane, o));
         }
-        return;
-    }
-    constexpr int operands = code_plane(type).operands, high_bits = code_plane(type).high_bits;
-    constexpr uint32_t mask = high_bits == 2 ? 0x03030303u : high_bits == 1 ? 0x01010101u : 0;
-    for (int o = 0; o < n; o += operands) {
-        const uint32_t high = high_bits ? load32(plane + operands / 2 * vector_bytes) : 0;
-        for (int i = 0; i < operands; ++i) {
-            const uint32_t low = load32(plane + i / 2 * vector_bytes) >> (i % 2 * 4) & 0x0f0f0f0fu;
-            store32(codes + 4 * (o + i), low | (high >> (high_bits * i) & mask) << 4);
+    } else if constexpr (type == q5_k) {
+        for (int unit = 0; unit < n; unit += 8, plane += 5 * vector_bytes) {
+            for (int o = 0; o < 8; ++o) {
+                set(unit + o, (get(plane, o / 2) >> (o % 2 * 4) & nibbles) | (get(plane, 4) >> o & bits) << 4);
+            }
         }
-        plane += (operands / 2 + (high_bits ? 1 : 0)) * vector_bytes;
+    } else if constexpr (type == q6_k) {
+        for (int unit = 0; unit < n; unit += 16, plane += 12 * vector_bytes) {
+            for (int o = 0; o < 4; ++o) {
+                uint32_t last = 0;
+                for (int s = 0; s < 3; ++s) {
+                    const uint32_t word = get(plane, 4 * s + o);
+                    set(unit + 4 * s + o, word & 0x3f3f3f3fu);
+                    last |= (word >> 6 & pairs) << (4 - 2 * s);
+                }
+                set(unit + 12 + o, last);
+            }
+        }
+    } else {
+        for (int o = 0; o < n; ++o) {
+            set(o, get(plane, o / 2) >> (o % 2 * 4) & nibbles);
+        }
     }
 }
 
 // Scales. Within a block of 16 rows: f16 d[16], then what the type adds.
 
-constexpr int k_low = 64, k_high_pairs = 192;  // Q4_K, Q5_K: 8 x 16 bytes sc | m << 4, then 4 x 16 bytes of high bits
+// Two sub-blocks side by side in every row, the odd one first: the kernels take their scales as pairs of that order.
+// Q4_K, Q5_K: 4 pairs x 16 rows of bytes sc | m << 4, then 2 pairs x 16 rows of high bits. Q6_K: 8 pairs x 16 rows of int8.
+constexpr int k_low = 64, k_high_pairs = 192;
+
+constexpr int pair_at(int sub, int row) {
+    return sub / 2 * 2 * group_rows + 2 * row + 1 - sub % 2;
+}
 
 void put_scales(Type type, const uint8_t * block, uint8_t * plane, int row) {
     if (type == q6_k) {
         std::memcpy(plane + 2 * row, block + q6_k_d, 2);
         for (int s = 0; s < 16; ++s) {
-            plane[32 + 16 * s + row] = block[q6_k_scales + s];
+            plane[32 + pair_at(s, row)] = block[q6_k_scales + s];
         }
         return;
     }
@@ -208,9 +235,9 @@ void put_scales(Type type, const uint8_t * block, uint8_t * plane, int row) {
     const uint8_t * q = block + k_scales;
     for (int s = 0; s < 4; ++s) {
         // GGUF keeps the 6 bits of 0..3 whole and spreads those of 4..7: nibbles in q[8..11], high pairs in q[0..7].
-        plane[k_low + 16 * s + row] = static_cast<uint8_t>((q[s] & 15) | (q[s + 4] & 15) << 4);
-        plane[k_low + 16 * (s + 4) + row] = q[s + 8];
-        plane[k_high_pairs + 16 * s + row] =
+        plane[k_low + pair_at(s, row)] = static_cast<uint8_t>((q[s] & 15) | (q[s + 4] & 15) << 4);
+        plane[k_low + pair_at(s + 4, row)] = q[s + 8];
+        plane[k_high_pairs + pair_at(s, row)] =
             static_cast<uint8_t>((q[s] >> 4 & 3) | (q[s + 4] >> 4 & 3) << 2 | (q[s] >> 6) << 4 | (q[s + 4] >> 6) << 6);
     }
 }
@@ -219,7 +246,7 @@ void get_scales(Type type, const uint8_t * plane, uint8_t * block, int row) {
     if (type == q6_k) {
         std::memcpy(block + q6_k_d, plane + 2 * row, 2);
         for (int s = 0; s < 16; ++s) {
-            block[q6_k_scales + s] = plane[32 + 16 * s + row];
+            block[q6_k_scales + s] = plane[32 + pair_at(s, row)];
         }
         return;
     }
@@ -233,10 +260,10 @@ void get_scales(Type type, const uint8_t * plane, uint8_t * block, int row) {
     }
     uint8_t * q = block + k_scales;
     for (int s = 0; s < 4; ++s) {
-        const int low = plane[k_low + 16 * s + row], high = plane[k_high_pairs + 16 * s + row];
+        const int low = plane[k_low + pair_at(s, row)], high = plane[k_high_pairs + pair_at(s, row)];
         q[s] = static_cast<uint8_t>((low & 15) | (high & 3) << 4 | (high >> 4 & 3) << 6);
         q[s + 4] = static_cast<uint8_t>(low >> 4 | (high >> 2 & 3) << 4 | (high >> 6) << 6);
-        q[s + 8] = plane[k_low + 16 * (s + 4) + row];
+        q[s + 8] = plane[k_low + pair_at(s + 4, row)];
     }
 }
 

@@ -93,12 +93,13 @@ struct Stretch {
     int64_t n_groups;
     int64_t run;        // code bytes of a group
     Panels panels;
+    bool linear;        // whether every byte is read once, in order
 
     int64_t ahead(int64_t panel, int group) const {
         if (run < short_run) {
             return prefetch_bytes;
         }
-        if (panels.n_tokens <= 2) {
+        if (panels.n_tokens <= 2 && linear) {
             return 0;   // pure streaming: the hardware does it best
         }
         // The next pair of groups arrives while this one is multiplied, one group per pass if there are several.
@@ -106,19 +107,22 @@ struct Stretch {
     }
 };
 
-Stretch stretch_of(const Planes & planes, const Panels & panels) {
+Stretch stretch_of(const Isa & isa, const Planes & planes, const Panels & panels) {
+    const bool linear = isa.lanes == group_rows && planes.type != q5_k;
     const int64_t run = planes.n_blocks * shapes[planes.type].code_bytes;
     if (panels.n_panels > 1 && panels.n_panels <= few_panels && run >= short_run) {
-        return {2, run, panels};
+        return {2, run, panels, linear};
     }
     // As many as the second-level cache keeps; even, so that kernels can pair row groups.
     const int64_t group_bytes = run + planes.n_blocks * shapes[planes.type].scale_bytes;
-    return {std::max<int64_t>(2, cached_bytes / group_bytes / 2 * 2), run, panels};
+    return {std::max<int64_t>(2, cached_bytes / group_bytes / 2 * 2), run, panels, linear};
 }
 
-/// First row group of thread `ith` when rows are divided once and for all; even, for the pairs.
+/// With few activations a thread first reads a share of its own, one linear stream, begin: its first row group; even, for
+/// the pairs. The rest, from thread `nth`'s begin on, goes to whoever is done: no two threads get the same of the memory.
 int64_t share_begin(int64_t n_groups, int64_t ith, int64_t nth) {
-    return std::min(n_groups, (n_groups + 1) / 2 * ith / nth * 2);
+    const int64_t fixed = n_groups - n_groups / 4;
+    return std::min(n_groups, (fixed + 1) / 2 * ith / nth * 2);
 }
 
 /// Starts the memory on what this thread reads next, while the others finish.
@@ -167,7 +171,7 @@ void matmul_compute(const ggml_compute_params * params, ggml_tensor * op) {
 
     char * scratch = plan.scratch->data + (own_copy ? params->ith * scratch_bytes(panels) : 0);
     auto * out = static_cast<float *>(op->data);
-    const Stretch stretch = stretch_of(planes, panels);
+    const Stretch stretch = stretch_of(isa, planes, panels);
     const auto multiply = [&](int64_t first, int64_t last) {
         for (int64_t panel = 0; panel < panels.n_panels; ++panel) {
             isa.multiply[planes.type]({planes.codes + first * planes.n_blocks * shape.code_bytes,
@@ -178,15 +182,23 @@ void matmul_compute(const ggml_compute_params * params, ggml_tensor * op) {
         }
     };
 
+    const auto run = [&](int64_t first, int64_t last) {
+        for (; first < last; first += stretch.n_groups) {
+            multiply(first, std::min(last, first + stretch.n_groups));
+        }
+    };
+    const auto take = [&](int64_t begin) {
+        for (int64_t n, first; first = begin + take_units(op, n_groups - begin, params->nth, n), n > 0;) {
+            run(first, first + n);
+        }
+    };
+
     if (own_copy) {
         if (!plan.reuses) {
             quantize(isa, panels, shape.block, planes.n_blocks, activations, scratch, 0, 1);
         }
-        // One linear stream of weights per thread.
-        const int64_t end = share_begin(n_groups, params->ith + 1, params->nth);
-        for (int64_t first = share_begin(n_groups, params->ith, params->nth); first < end; first += stretch.n_groups) {
-            multiply(first, std::min(end, first + stretch.n_groups));
-        }
+        run(share_begin(n_groups, params->ith, params->nth), share_begin(n_groups, params->ith + 1, params->nth));
+        take(share_begin(n_groups, params->nth, params->nth));
         if (plan.next) {
             fetch_share(plan.next, params->ith, params->nth);
         }
@@ -196,14 +208,7 @@ void matmul_compute(const ggml_compute_params * params, ggml_tensor * op) {
         quantize(isa, panels, shape.block, planes.n_blocks, activations, scratch, params->ith, params->nth);
         ggml_barrier(params->threadpool);
     }
-    const int64_t fair = std::max<int64_t>(2, n_groups / (params->nth * 4) / 2 * 2);   // enough pieces to balance
-    const int64_t piece = stretch.n_groups > 2 ? std::min(stretch.n_groups, fair) : fair;
-    for (int64_t begin; (begin = take_piece(op) * piece) < n_groups;) {
-        const int64_t end = std::min(n_groups, begin + piece);
-        for (int64_t first = begin; first < end; first += stretch.n_groups) {
-            multiply(first, std::min(end, first + stretch.n_groups));
-        }
-    }
+    take(0);
 }
 
 }  // namespace pgl::kernels

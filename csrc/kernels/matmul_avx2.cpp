@@ -9,7 +9,7 @@ struct Simd : Simd256 {
     struct Bytes {
         I magnitude, sign;
     };
-    static constexpr bool biased_bytes = false;  // 255 * 127 * 2 would saturate: sign and magnitude instead
+    static constexpr bool any_bytes = false;  // 255 * 127 * 2 would saturate: sign and magnitude instead
 
     static I ones() { return _mm256_set1_epi16(1); }
     static Part begin(I) { return zero(); }
@@ -34,7 +34,7 @@ struct Simd : Simd256 {
 
 namespace pgl::kernels {
 
-const Isa avx2 = {"avx2", Simd::max_tokens, quantize_32, quantize_256,
+const Isa avx2 = {"avx2", Simd::max_tokens, Simd::lanes, quantize_32, quantize_256,
                   {multiply<q4_0>, multiply<q4_1>, multiply<q8_0>, multiply<q4_k>, multiply<q5_k>, multiply<q6_k>}};
 
 }  // namespace pgl::kernels

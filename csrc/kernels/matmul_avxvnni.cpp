@@ -7,7 +7,7 @@ namespace {
 struct Simd : Simd256 {
     using Part = I;
     using Bytes = I;
-    static constexpr bool biased_bytes = true;
+    static constexpr bool any_bytes = true;
 
     static Part begin(I acc) { return acc; }
     static Part dot(Part part, I w, I y) { return _mm256_dpbusd_avx_epi32(part, w, y); }
@@ -25,7 +25,7 @@ struct Simd : Simd256 {
 
 namespace pgl::kernels {
 
-const Isa avxvnni = {"avx-vnni", Simd::max_tokens, quantize_32, quantize_256,
+const Isa avxvnni = {"avx-vnni", Simd::max_tokens, Simd::lanes, quantize_32, quantize_256,
                      {multiply<q4_0>, multiply<q4_1>, multiply<q8_0>, multiply<q4_k>, multiply<q5_k>, multiply<q6_k>}};
 
 }  // namespace pgl::kernels

@@ -1,6 +1,7 @@
 // The planning pass: notes are kept in the product's own op_params, which a MUL_MAT leaves mostly unused.
 #include "plan.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -89,9 +90,15 @@ Plan plan_of(const ggml_tensor * op) {
     return {notes.scratch, notes.next, notes.reuses != 0};
 }
 
-int64_t take_piece(ggml_tensor * op) {
+int64_t take_units(ggml_tensor * op, int64_t n, int n_threads, int64_t & n_taken) {
     auto * counter = reinterpret_cast<int32_t *>(notes_at(op) + offsetof(Notes, n_taken));
-    return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
+    int32_t first = __atomic_load_n(counter, __ATOMIC_RELAXED);
+    do {
+        const int64_t left = n - first;
+        n_taken = std::min(left, std::max<int64_t>(2, left / (3 * n_threads) / 2 * 2));
+    } while (n_taken > 0 && !__atomic_compare_exchange_n(counter, &first, static_cast<int32_t>(first + n_taken), true,
+                                                         __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    return first;
 }
 
 }  // namespace pgl::kernels

@@ -31,7 +31,8 @@ void plan_product(const ggml_tensor * op, int format, size_t scratch_bytes);
 /// The next planned product starts a new graph: nothing is carried over, tensors keep their addresses but not their data.
 void forget_plan();
 Plan plan_of(const ggml_tensor * op);
-/// Takes the next piece of work of a planned product; every thread gets different ones, from 0.
-int64_t take_piece(ggml_tensor * op);
+/// Takes some of units [0, n) of a planned product, an even number but for the last: many at first, few at the end, so
+/// that all threads finish together. Returns the first; `n_taken` is 0 once all are gone.
+int64_t take_units(ggml_tensor * op, int64_t n, int n_threads, int64_t & n_taken);
 
 }  // namespace pgl::kernels

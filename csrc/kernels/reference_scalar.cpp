@@ -89,8 +89,6 @@ void quantize_32(const float * row, int64_t first, int64_t last, uint32_t * pane
         for (int i = 0; i < 8; ++i) {
             std::memcpy(out + i * nt, codes + 4 * i, 4);
         }
-        out[8 * nt] = static_cast<uint32_t>(-8 * sum(codes, 32));
-        out[9 * nt] = static_cast<uint32_t>(-128 * sum(codes, 32));
         out[10 * nt] = bits(scale);
         out[11 * nt] = bits(scale * static_cast<float>(sum(codes, 32)));
     }
@@ -104,18 +102,11 @@ void quantize_256(const float * row, int64_t first, int64_t last, uint32_t * pan
         for (int i = 0; i < 64; ++i) {
             std::memcpy(out + i * nt, codes + 4 * i, 4);
         }
-        for (int s = 0; s < 16; ++s) {
-            out[(64 + s) * nt] = static_cast<uint32_t>(-32 * sum(codes + 16 * s, 16));
-        }
-        for (int p = 0; p < 4; ++p) {
-            const auto low = static_cast<uint32_t>(sum(codes + 64 * p, 32)) & 0xffff;
-            out[(80 + p) * nt] = low | static_cast<uint32_t>(sum(codes + 64 * p + 32, 32)) << 16;
-        }
         out[84 * nt] = bits(scale);
     }
 }
 
-/// One token of one block of a panel, as plain values.
+/// One token of one block of a panel, as plain values. (What else a panel holds is for the SIMD kernels.)
 struct Activations {
     const uint32_t * words;
     int nt;
@@ -136,26 +127,24 @@ struct Weights {
         if (type == q8_0) {
             return codes[64 * o + byte] - 128;
         }
-        const int operands = type == q6_k ? 4 : 8;   // per sub-block, two to a vector
-        const int vectors = type == q6_k ? 3 : type == q5_k ? 5 : 4;
-        const uint8_t * vector = codes + 64 * (o / operands * vectors) + byte;
-        const int i = o % operands;
-        int value = vector[64 * (i / 2)] >> (i % 2 * 4) & 15;
-        if (type == q5_k) {
-            value |= (vector[64 * 4] >> i & 1) << 4;
-        } else if (type == q6_k) {
-            value |= (vector[64 * 2] >> (2 * i) & 3) << 4;
+        const auto at = [&](int vector) -> int { return codes[64 * vector + byte]; };
+        if (type == q6_k) {
+            const int unit = o / 16 * 12, sub = o / 4 % 4, i = o % 4;
+            return (sub < 3 ? at(unit + 4 * sub + i) & 63
+                            : at(unit + i) >> 6 << 4 | at(unit + 4 + i) >> 6 << 2 | at(unit + 8 + i) >> 6) - 32;
         }
-        return value - (type == q4_0 ? 8 : type == q6_k ? 32 : 0);
+        const int unit = o / 8 * (type == q5_k ? 5 : 4), i = o % 8;
+        const int low = at(unit + i / 2) >> (i % 2 * 4) & 15;
+        return type == q5_k ? low | (at(unit + 4) >> i & 1) << 4 : type == q4_0 ? low - 8 : low;
     }
     float d() const { return half(scales + 2 * row); }
     float m() const { return half(scales + 32 + 2 * row); }
     /// Six bits; `which` 0 is the scale, 1 the min of sub-block s of Q4_K and Q5_K.
     int six_bits(int s, int which) const {
-        const int low = scales[64 + 16 * s + row] >> (4 * which) & 15;
-        return low | (scales[192 + 16 * (s % 4) + row] >> (4 * (s / 4) + 2 * which) & 3) << 4;
+        const int low = scales[64 + s / 2 * 32 + 2 * row + 1 - s % 2] >> (4 * which) & 15;
+        return low | (scales[192 + s % 4 / 2 * 32 + 2 * row + 1 - s % 2] >> (4 * (s / 4) + 2 * which) & 3) << 4;
     }
-    int q6_scale(int s) const { return static_cast<int8_t>(scales[32 + 16 * s + row]); }
+    int q6_scale(int s) const { return static_cast<int8_t>(scales[32 + s / 2 * 32 + 2 * row + 1 - s % 2]); }
 };
 
 int dot(const Weights & w, const Activations & y, int first, int count) {
@@ -171,21 +160,19 @@ float add_block(float total, const Weights & w, const Activations & y) {
         total = std::fmaf(static_cast<float>(dot(w, y, 0, 32)) * w.d(), y.scale(10), total);
         return w.type == q4_1 ? std::fmaf(w.m(), y.scale(11), total) : total;
     }
-    float scaled = 0;
-    if (w.type == q6_k) {
-        for (int s = 0; s < 16; ++s) {
-            scaled = std::fmaf(static_cast<float>(dot(w, y, 16 * s, 16)), static_cast<float>(w.q6_scale(s)), scaled);
-        }
-        return std::fmaf(scaled * w.d(), y.scale(84), total);
-    }
-    int mins = 0;
-    for (int s = 0; s < 8; ++s) {
-        scaled = std::fmaf(static_cast<float>(dot(w, y, 32 * s, 32)), static_cast<float>(w.six_bits(s, 0)), scaled);
-        for (int k = 32 * s; k < 32 * s + 32; ++k) {
-            mins += w.six_bits(s, 1) * y.code(k);
+    int scaled = 0, mins = 0;
+    for (int s = 0; s < 16; ++s) {
+        const int sub_dot = dot(w, y, 16 * s, 16);
+        scaled += sub_dot * (w.type == q6_k ? w.q6_scale(s) : w.six_bits(s / 2, 0));
+        for (int k = 16 * s; k < 16 * s + 16; ++k) {
+            mins += w.type == q6_k ? 0 : w.six_bits(s / 2, 1) * y.code(k);
         }
     }
-    return std::fmaf(std::fmaf(-w.m(), static_cast<float>(mins), scaled * w.d()), y.scale(84), total);
+    float value = static_cast<float>(scaled) * w.d();
+    if (w.type != q6_k) {
+        value = std::fmaf(-w.m(), static_cast<float>(mins), value);
+    }
+    return std::fmaf(value, y.scale(84), total);
 }
 
 template <int T>
@@ -209,7 +196,7 @@ void multiply(const Multiply & task) {
 
 }  // namespace
 
-const Isa scalar = {"scalar", 4, quantize_32, quantize_256,
+const Isa scalar = {"scalar", 4, 1, quantize_32, quantize_256,
                     {multiply<q4_0>, multiply<q4_1>, multiply<q8_0>, multiply<q4_k>, multiply<q5_k>, multiply<q6_k>}};
 
 }  // namespace pgl::kernels

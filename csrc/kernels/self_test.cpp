@@ -59,14 +59,12 @@ std::string test(const Isa & isa, Type type, int64_t n_rows, int64_t row_length,
         (isa.*quantize)(x.data(), 0, planes.n_blocks, panel.data(), n_tokens, token);
         (scalar.*quantize)(x.data(), 0, planes.n_blocks, expected_panel.data(), n_tokens, token);
     }
-    if (panel != expected_panel) {
-        return name + ": activations quantise differently";
-    }
     std::vector<float> out(static_cast<size_t>(n_rows * n_tokens)), expected(out.size());
     Multiply task = {planes.codes, planes.scales, n_rows / group_rows, planes.n_blocks, panel.data(), n_tokens,
                      out.data(), n_rows, {0, 0}};
     isa.multiply[type](task);
     task.out = expected.data();
+    task.panel = expected_panel.data();
     scalar.multiply[type](task);
     return std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)) ? name + ": products differ" : "";
 }

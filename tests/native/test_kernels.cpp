@@ -68,6 +68,12 @@ void simd_equals_scalar() {
             x[3 * k + i] = i % 2 ? 3e38f : -3e38f;
             x[4 * k + i] *= 1e-38f;                              // the reciprocal would overflow
             x[5 * k + i] *= 1e-30f;
+            // Sixteen codes of one sign that add up to 1023, the most whose products are sure to fit 16 bits, and to 1024.
+            const float code = i % 16 == 0 ? 127.0f : i % 16 < 15 ? 64.0f : 0.0f;
+            x[6 * k + i] = code;
+            x[7 * k + i] = -code;
+            x[8 * k + i] = code == 0 ? -1 : -code;
+            x[9 * k + i] = i / 16 % 2 ? code : -code;
         }
         for (size_t w = 0; w < weights.size(); ++w) {
             kernels::use_isa(&kernels::scalar);
