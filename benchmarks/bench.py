@@ -173,33 +173,37 @@ class Bench:
         samples: Samples = {}
         shares: dict[str, list[float]] = {}
         mac, _, n_bytes = gguf_file.work_per_token(self.args.model)
+        # All loaded at once, in turn at every point: what neighbours leave of the memory halves and doubles within seconds.
+        engines = {OURS: self.worker("ours"), REPACK: self.worker("peer"), PLAIN: self.worker("plain")}
 
         def one(seed: int) -> None:
-            for column, name in ((OURS, "ours"), (REPACK, "peer"), (PLAIN, "plain")):
-                # Loaded anew each round: how fast a virtual machine's memory is depends on where it happens to lie
-                worker = self.worker(name)
-                for operation, sizes in (("prefill", self.prompts), ("decode", self.counts)):
-                    for n in sizes:
-                        # Beside each point: what the machine's neighbours leave changes within minutes
-                        read, dots = measure.limits(self.args.threads) if column == OURS else (None, None)
+            for operation, sizes in (("prefill", self.prompts), ("decode", self.counts)):
+                for n in sizes:
+                    before = measure.limits(self.args.threads)
+                    for column, worker in engines.items():
                         if operation == "prefill":
                             value = worker("prefill", n_prompt=n, seed=seed)
                         else:
                             value = worker("decode", n_streams=n, n_tokens=self.args.tokens, seed=seed)
                         record(samples, column, {f"{operation} {n}, tokens/s": value})
+                        if column != OURS:
+                            continue
+                        after = measure.limits(self.args.threads)
+                        read, dots = (statistics.mean(v) if all(v) else None for v in zip(before, after, strict=True))
                         if operation == "prefill" and dots:
                             shares.setdefault(f"prefill {n}, of the int8 peak", []).append(value * mac / 1e9 / dots)
                         elif operation == "decode" and read:
                             shares.setdefault(f"decode {n}, of the read bandwidth", []).append(value / n * n_bytes / 1e9 / read)
-                worker.close()
 
         self.rounds(one)
+        for worker in engines.values():
+            worker.close()
         share = {row: measure.spread(values) for row, values in shares.items()}
         self.add(
             "modes",
             "Prefill of one prompt and total decode rate of 1..8 streams; ours through the public API, "
             "llama.cpp's without "
-            "sampling. Limits measured just before each point: " + ", ".join(f"{k} {v}" for k, v in share.items()),
+            "sampling. Limits measured around each point: " + ", ".join(f"{k} {v}" for k, v in share.items()),
             samples,
             [OURS, REPACK, PLAIN],
             best_of=[REPACK, PLAIN],

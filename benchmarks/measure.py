@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +51,25 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
+@lru_cache
+def limit_program() -> str | None:
+    """machine.c, built once per run; None without a C compiler."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    program = str(Path(folder) / "machine")
+    try:
+        subprocess.run(["cc", "-O3", "-march=native", "-pthread", str(HERE / "machine.c"), "-o", program], check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return program
+
+
 def limits(threads: int) -> tuple[float | None, float | None]:
-    """Read bandwidth in GB/s and int8 multiply-adds in 1e9/s, by a small C program built on the spot."""
-    with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "machine"
-        try:
-            subprocess.run(
-                ["cc", "-O3", "-march=native", "-pthread", str(HERE / "machine.c"), "-o", str(program)], check=True
-            )
-            out = subprocess.run(
-                [str(program), str(threads)], check=True, capture_output=True, text=True
-            ).stdout.split()
-        except (OSError, subprocess.CalledProcessError):
-            return None, None
+    """Read bandwidth in GB/s and int8 multiply-adds in 1e9/s, right now: neighbours change both within seconds."""
+    program = limit_program()
+    if program is None:
+        return None, None
+    out = subprocess.run([program, str(threads)], check=True, capture_output=True, text=True).stdout.split()
     return float(out[0]), float(out[1]) or None
 
 

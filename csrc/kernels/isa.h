@@ -25,6 +25,7 @@ struct Multiply {
     float * out;              // [n_tokens][16 * n_groups], tokens out_stride floats apart
     int64_t out_stride;
     int64_t ahead[2];         // bytes of codes to prefetch ahead of the reads, even and odd groups; 0 = none
+    bool cold;                // these weights are read for the first time
 };
 
 struct Isa {

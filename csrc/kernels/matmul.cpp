@@ -48,6 +48,8 @@ constexpr int64_t private_limit = 8192;
 constexpr int64_t cached_bytes = 384 << 10;
 /// Row groups shorter than this end before the hardware prefetcher is up to speed; then we ask, this far ahead.
 constexpr int64_t short_run = 16 << 10, prefetch_bytes = 18 << 10;
+/// How far ahead we ask where the hardware does well but not well enough.
+constexpr int64_t near_bytes = 4 << 10;
 /// Up to this many panels the memory is the limit as much as the arithmetic.
 constexpr int64_t few_panels = 4;
 constexpr int64_t alignment = 64;
@@ -92,30 +94,32 @@ void quantize(const Isa & isa, const Panels & panels, int block, int64_t n_block
 struct Stretch {
     int64_t n_groups;
     int64_t run;        // code bytes of a group
-    Panels panels;
-    bool linear;        // whether every byte is read once, in order
+    int64_t n_panels;
+    bool in_order;      // every byte is read once, in the order of memory
+    bool streaming;     // so few tokens that the memory is the limit
 
     int64_t ahead(int64_t panel, int group) const {
         if (run < short_run) {
             return prefetch_bytes;
         }
-        if (panels.n_tokens <= 2 && linear) {
-            return 0;   // pure streaming: the hardware does it best
+        if (n_panels == 1 && in_order) {
+            return streaming ? 0 : near_bytes;   // the hardware's own prefetcher does most of it, or all
         }
         // The next pair of groups arrives while this one is multiplied, one group per pass if there are several.
-        return panels.n_panels == 1 || panel == group ? 2 * run : 0;
+        return n_panels == 1 || panel == group ? 2 * run : 0;
     }
 };
 
 Stretch stretch_of(const Isa & isa, const Planes & planes, const Panels & panels) {
-    const bool linear = isa.lanes == group_rows && planes.type != q5_k;
-    const int64_t run = planes.n_blocks * shapes[planes.type].code_bytes;
-    if (panels.n_panels > 1 && panels.n_panels <= few_panels && run >= short_run) {
-        return {2, run, panels, linear};
-    }
+    const Shape & shape = shapes[planes.type];
+    const int64_t run = planes.n_blocks * shape.code_bytes;
     // As many as the second-level cache keeps; even, so that kernels can pair row groups.
-    const int64_t group_bytes = run + planes.n_blocks * shapes[planes.type].scale_bytes;
-    return {std::max<int64_t>(2, cached_bytes / group_bytes / 2 * 2), run, panels, linear};
+    const int64_t group_bytes = run + planes.n_blocks * shape.scale_bytes;
+    const bool few = panels.n_panels > 1 && panels.n_panels <= few_panels && run >= short_run;
+    const int64_t n_groups = few ? 2 : std::max<int64_t>(2, cached_bytes / group_bytes / 2 * 2);
+    // Tokens per bit of a weight, where arithmetic begins to outweigh reading: measured, and little changes around it.
+    const bool streaming = panels.n_tokens * shape.block * 5 <= shape.block_bytes * 8 * 4;
+    return {n_groups, run, panels.n_panels, isa.lanes == group_rows && planes.type != q5_k, streaming};
 }
 
 /// With few activations a thread first reads a share of its own, one linear stream, begin: its first row group; even, for
@@ -178,7 +182,7 @@ void matmul_compute(const ggml_compute_params * params, ggml_tensor * op) {
                                        planes.scales + first * planes.n_blocks * shape.scale_bytes, last - first,
                                        planes.n_blocks, panels.at(scratch, panel), panels.width(panel),
                                        out + panels.first_token(panel) * weights->ne[1] + first * group_rows,
-                                       weights->ne[1], {stretch.ahead(panel, 0), stretch.ahead(panel, 1)}});
+                                       weights->ne[1], {stretch.ahead(panel, 0), stretch.ahead(panel, 1)}, panel == 0});
         }
     };
 

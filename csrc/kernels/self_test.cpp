@@ -61,7 +61,7 @@ std::string test(const Isa & isa, Type type, int64_t n_rows, int64_t row_length,
     }
     std::vector<float> out(static_cast<size_t>(n_rows * n_tokens)), expected(out.size());
     Multiply task = {planes.codes, planes.scales, n_rows / group_rows, planes.n_blocks, panel.data(), n_tokens,
-                     out.data(), n_rows, {0, 0}};
+                     out.data(), n_rows, {0, 0}, true};
     isa.multiply[type](task);
     task.out = expected.data();
     task.panel = expected_panel.data();

@@ -29,6 +29,7 @@ struct Tile {
     float * out;
     int64_t out_stride;
     int64_t ahead[2];
+    bool cold;
 };
 
 inline float as_float(uint32_t word) {

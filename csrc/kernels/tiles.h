@@ -26,7 +26,7 @@ void groups(const Multiply & task) {
         for (int row = 0; row < group_rows; row += Simd::lanes) {
             const Tile t = {task.codes + g * codes_stride + 4 * row, task.scales + g * scales_stride, codes_stride,
                             scales_stride, row, task.n_blocks, task.panel, task.out + g * group_rows + row,
-                            task.out_stride, {task.ahead[0], task.ahead[1]}};
+                            task.out_stride, {task.ahead[0], task.ahead[1]}, task.cold};
             two ? tile<T, wide, NT>(t) : tile<T, 1, NT>(t);
         }
         g += two ? 2 : 1;

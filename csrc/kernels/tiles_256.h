@@ -248,15 +248,16 @@ void tile_256(const Tile & t) {
     const uint8_t * codes = t.codes;
     const uint8_t * scales = t.scales;
     for (int64_t b = 0; b < t.n_blocks; ++b, y += words_256 * NT, codes += shape.code_bytes, scales += shape.scale_bytes) {
-        if (NT <= 2 || t.ahead[0]) {
-            PGL_UNROLL for (int g = 0; g < RG; ++g) {
-                const uint8_t * s = scales + g * t.scales_stride;
-                const int64_t ahead = t.ahead[g] / shape.code_bytes * shape.scale_bytes;
+        PGL_UNROLL for (int g = 0; g < RG; ++g) {
+            const uint8_t * s = scales + g * t.scales_stride;
+            if (t.cold) {
                 PGL_UNROLL for (int at = 0; at < shape.scale_bytes; at += 64) {
-                    Simd::prefetch(s + ahead + at);
-                    if constexpr (NT > 4) {
-                        Simd::prefetch_near(s + at);   // such a tile comes to its scales too late otherwise
-                    }
+                    Simd::prefetch_near(s + at);
+                }
+            }
+            if (t.ahead[g]) {
+                PGL_UNROLL for (int at = 0; at < shape.scale_bytes; at += 64) {
+                    Simd::prefetch(s + t.ahead[g] / shape.code_bytes * shape.scale_bytes + at);
                 }
             }
         }

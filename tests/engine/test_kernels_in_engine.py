@@ -64,17 +64,30 @@ def test_perplexity_is_the_same_within_noise(smollm2: Path) -> None:
 
 
 def test_a_prefix_saved_to_host_memory_comes_back_exact(smollm2: Path) -> None:
-    """One slot and two conversations: each turn evicts the other, and takes its own state back."""
+    """One slot and two conversations: each turn evicts the other, and takes its own state back as if it had never left."""
     one, two = ([{"role": "user", "content": text * 12}] for text in ("Tell me about tea. ", "Sing of the sea. "))
+
+    def ask(engine: Engine, messages: list[dict[str, str]]) -> tuple[str, int]:
+        stream = engine.chat_completion_stream(messages=messages, temperature=0, max_tokens=16)
+        text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in stream)
+        return text, stream.timings["cached_tokens"]
+
+    stayed = []
     with Engine(smollm2, n_ctx=1024, max_streams=1, prefix_cache_bytes=0) as engine:
-        cold = [content_of(engine.chat_completion(messages=m, temperature=0, max_tokens=16)) for m in (one, two)]
+        invariant = engine.info()["kernels"] != "off"
+        for messages in (one, two):
+            cold, n_cached = ask(engine, messages)
+            assert n_cached == 0 or messages is two
+            stayed.append(ask(engine, messages))
+            assert stayed[-1][1] > 40
+            # ggml's own kernels give other bits for one row than for many: equal to cold is our kernels' promise
+            assert stayed[-1][0] == cold or not invariant
     with Engine(smollm2, n_ctx=1024, max_streams=1) as engine:
-        for round_ in range(3):
-            for messages, expected in zip((one, two), cold, strict=True):
-                stream = engine.chat_completion_stream(messages=messages, temperature=0, max_tokens=16)
-                assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in stream) == expected
-                cached = stream.timings["cached_tokens"]
-                assert cached == 0 if round_ == 0 and messages is one else round_ == 0 or cached > 40
+        for messages in (one, two):
+            ask(engine, messages)
+        for _ in range(2):
+            for messages, expected in zip((one, two), stayed, strict=True):
+                assert ask(engine, messages) == expected
 
 
 def test_embeddings_agree(smollm2: Path) -> None:
