@@ -1,5 +1,5 @@
 // Activations to int8 panels, in 256-bit vectors: a microsecond per row on any of our instruction sets.
-// Included by the ISA files; internal linkage for the same reason as tiles.h.
+// Included by the ISA files; internal linkage for the same reason as tile.h.
 #pragma once
 
 #include <immintrin.h>
@@ -9,7 +9,7 @@
 namespace pgl::kernels {
 namespace {
 
-/// Of the magnitudes of 16 codes: up to here 32 times as much fits 16 bits, and so does any sum of a field (tiles.h).
+/// Of the magnitudes of 16 codes: up to here 32 times as much fits 16 bits, and so does any sum of a field (tiles_256.h).
 constexpr short field_limit = 1023;
 constexpr float smallest = 1e-36f;  // below it the reciprocal overflows; such a block counts as zero
 
@@ -145,7 +145,7 @@ void quantize_256(const float * row, int64_t first, int64_t last, uint32_t * pan
             const int one = low_half(sums[0]) + high_half(sums[0]), other = low_half(sums[1]) + high_half(sums[1]);
             if constexpr (Simd::any_bytes) {
                 out[(64 + 2 * s) * nt] = static_cast<uint32_t>(-32 * one);
-                out[(65 + 2 * s) * nt] = static_cast<uint32_t>(0x8000 - 32 * other);   // why from the middle: tiles.h
+                out[(65 + 2 * s) * nt] = static_cast<uint32_t>(0x8000 - 32 * other);   // why from the middle: tiles_256.h
             } else {
                 out[(64 + 2 * s) * nt] = halves(-32 * low_half(sums[0]), -32 * high_half(sums[0]));
                 out[(65 + 2 * s) * nt] = halves(-32 * low_half(sums[1]), -32 * high_half(sums[1]));
