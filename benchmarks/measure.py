@@ -69,7 +69,10 @@ def limits(threads: int) -> tuple[float | None, float | None]:
     program = limit_program()
     if program is None:
         return None, None
-    out = subprocess.run([program, str(threads)], check=True, capture_output=True, text=True).stdout.split()
+    try:
+        out = subprocess.run([program, str(threads)], check=True, capture_output=True, text=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
     return float(out[0]), float(out[1]) or None
 
 

@@ -11,7 +11,7 @@ namespace pgl::kernels {
 /// One block of a panel, in 32-bit words (every plane holds `nt` words per step, token innermost):
 ///   block of 32  (q4_0, q4_1, q8_0):  8 codes (4 x int8), -8 * sum, -128 * sum, scale, scale * sum
 ///   block of 256 (q4_k, q5_k, q6_k): 64 codes, 16 x what sub-blocks of 16 start from (-32 * sum, in the ISA's form),
-///                                    4 x (int16 pair of sums of 32, the odd one low), scale, whether 16 codes may need more than 16 bits
+///                                    4 x (int16 pair of sums of 32, the odd one low), scale, 1 if wide (quantize.h)
 constexpr int words_32 = 12;
 constexpr int words_256 = 86;
 

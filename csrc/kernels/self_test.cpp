@@ -1,5 +1,5 @@
 // The start-up self-test: the chosen instruction set against the scalar reference, every type, a few shapes.
-#include <atomic>
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -52,12 +52,27 @@ std::string test(const Isa & isa, Type type, int64_t n_rows, int64_t row_length,
     const size_t words = static_cast<size_t>(planes.n_blocks * n_tokens * (shape.block == 32 ? words_32 : words_256));
     std::vector<uint32_t> panel(words), expected_panel(words);
     for (int token = 0; token < n_tokens; ++token) {
-        for (auto & value : x) {
-            value = static_cast<float>(static_cast<int>(noise.next() & 0xffff) - 0x8000) / 4096.0f;
+        for (size_t i = 0; i < x.size(); ++i) {
+            x[i] = static_cast<float>(static_cast<int>(noise.next() & 0xffff) - 0x8000) / 4096.0f;
+            // The first half as most activations are, one large and the rest small; the second evenly spread, which is wide.
+            if (i < x.size() / 2) {
+                x[i] = i % 256 == 0 ? 8.0f : x[i] / 4;
+            }
         }
         const auto quantize = shape.block == 32 ? &Isa::quantize_32 : &Isa::quantize_256;
         (isa.*quantize)(x.data(), 0, planes.n_blocks, panel.data(), n_tokens, token);
         (scalar.*quantize)(x.data(), 0, planes.n_blocks, expected_panel.data(), n_tokens, token);
+    }
+    // Starts and sums have each instruction set's own form; codes and scales are the same.
+    const bool small = shape.block == 32;
+    const size_t n_codes = static_cast<size_t>(shape.block / 4 * n_tokens), scale = static_cast<size_t>((small ? 10 : 84) * n_tokens);
+    for (size_t at = 0; at < words; at += words / static_cast<size_t>(planes.n_blocks)) {
+        const auto same = [&](size_t first, size_t n) {
+            return std::equal(panel.begin() + first, panel.begin() + first + n, expected_panel.begin() + first);
+        };
+        if (!same(at, n_codes) || !same(at + scale, static_cast<size_t>(n_tokens))) {
+            return name + ": activations quantise differently";
+        }
     }
     std::vector<float> out(static_cast<size_t>(n_rows * n_tokens)), expected(out.size());
     Multiply task = {planes.codes, planes.scales, n_rows / group_rows, planes.n_blocks, panel.data(), n_tokens,

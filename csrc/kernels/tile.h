@@ -38,6 +38,15 @@ inline float as_float(uint32_t word) {
     return value;
 }
 
+template <typename V, int RG, int NT>
+PGL_INLINE void fill(V (&tile)[RG][NT], V value) {
+    PGL_UNROLL for (int g = 0; g < RG; ++g) {
+        PGL_UNROLL for (int j = 0; j < NT; ++j) {
+            tile[g][j] = value;
+        }
+    }
+}
+
 template <int RG, int NT>
 inline void store_tile(const Tile & t, const F (&total)[RG][NT]) {
     PGL_UNROLL for (int g = 0; g < RG; ++g) {

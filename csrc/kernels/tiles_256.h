@@ -113,16 +113,16 @@ PGL_INLINE void fields(I (&sum)[RG][NT], const Tile & t, const uint8_t * scales,
     };
     constexpr int n = field_operands<T>;
     Simd::Part part[RG][NT];
-    const auto begin = [&](int sub, I otherwise) {
+    const auto begin = [&](int sub) {
         PGL_UNROLL for (int j = 0; j < NT; ++j) {
-            const I start = T == q6_k && sub >= 0 ? start_of<T>(y, NT, sub, j) : otherwise;
+            const I start = start_of<T>(y, NT, sub, j);
             PGL_UNROLL for (int g = 0; g < RG; ++g) {
                 part[g][j] = start;
             }
         }
     };
     if constexpr (Simd::any_bytes) {
-        begin(first.sub, Simd::zero());
+        begin(first.sub);
         dots<T, s0, o0, o0 + n>(part, t, first.unit, first.y);
         // To the upper half with it. The other field counts from the middle of the lower half (Q6_K's starts include
         // that), so that it never borrows from above.
@@ -157,19 +157,19 @@ PGL_INLINE void fields(I (&sum)[RG][NT], const Tile & t, const uint8_t * scales,
             }
         };
         constexpr int fold = T == q6_k ? 2 : n;   // then Q6_K's could overflow
-        begin(first.sub, Simd::zero());
+        begin(first.sub);
         dots<T, s0, o0, o0 + fold>(part, t, first.unit, first.y);
         add(true);
         if constexpr (fold < n) {
-            begin(-1, Simd::zero());
+            fill(part, Simd::zero());
             dots<T, s0, o0 + fold, o0 + n>(part, t, first.unit, first.y);
             add(true);
         }
-        begin(second.sub, Simd::zero());
+        begin(second.sub);
         dots<T, s1, o1, o1 + fold>(part, t, second.unit, second.y);
         add(false);
         if constexpr (fold < n) {
-            begin(-1, Simd::zero());
+            fill(part, Simd::zero());
             dots<T, s1, o1 + fold, o1 + n>(part, t, second.unit, second.y);
             add(false);
         }
@@ -225,11 +225,7 @@ PGL_INLINE void wide_unit(I (&sum)[RG][NT], const Tile & t, const uint8_t * unit
 template <Type T, int RG, int NT>
 __attribute__((noinline)) void wide_sums(I (&sum)[RG][NT], const Tile & t, const uint8_t * codes, const uint8_t * scales,
                                          const uint32_t * y) {
-    PGL_UNROLL for (int g = 0; g < RG; ++g) {
-        PGL_UNROLL for (int j = 0; j < NT; ++j) {
-            sum[g][j] = Simd::zero();
-        }
-    }
+    fill(sum, Simd::zero());
     for (int s = 0; s < 64 / sub_operands<T>; s += unit_subs<T>) {
         wide_unit<T, 0>(sum, t, codes + s / unit_subs<T> * unit_bytes<T>, scales, y, s);
     }
@@ -239,11 +235,7 @@ template <Type T, int RG, int NT>
 void tile_256(const Tile & t) {
     constexpr Shape shape = shapes[T];
     F total[RG][NT];
-    PGL_UNROLL for (int g = 0; g < RG; ++g) {
-        PGL_UNROLL for (int j = 0; j < NT; ++j) {
-            total[g][j] = Simd::zero_f();
-        }
-    }
+    fill(total, Simd::zero_f());
     const uint32_t * y = t.panel;
     const uint8_t * codes = t.codes;
     const uint8_t * scales = t.scales;
@@ -262,12 +254,10 @@ void tile_256(const Tile & t) {
             }
         }
         I sum[RG][NT];
+        fill(sum, Simd::zero());
         uint32_t wide = 0;
         PGL_UNROLL for (int j = 0; j < NT; ++j) {
             wide |= Simd::any_bytes ? y[85 * NT + j] : 0;
-            PGL_UNROLL for (int g = 0; g < RG; ++g) {
-                sum[g][j] = Simd::zero();
-            }
         }
         if (__builtin_expect(wide == 0, 1)) {
             for (int p = 0; p < 32 / sub_operands<T>; ++p) {

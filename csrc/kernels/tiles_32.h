@@ -10,11 +10,7 @@ template <Type T, int RG, int NT>
 void tile_32(const Tile & t) {
     constexpr Shape shape = shapes[T];
     F total[RG][NT];
-    PGL_UNROLL for (int g = 0; g < RG; ++g) {
-        PGL_UNROLL for (int j = 0; j < NT; ++j) {
-            total[g][j] = Simd::zero_f();
-        }
-    }
+    fill(total, Simd::zero_f());
     const uint32_t * y = t.panel;
     const uint8_t * codes = t.codes;
     const uint8_t * scales = t.scales;
@@ -22,9 +18,9 @@ void tile_32(const Tile & t) {
         I acc[RG][NT];
         PGL_UNROLL for (int j = 0; j < NT; ++j) {
             // The codes carry a bias; starting from -bias * sum(y) takes it out exactly.
-            const I start = T == q4_0                          ? Simd::broadcast(y[8 * NT + j])
+            const I start = T == q4_0                      ? Simd::broadcast(y[8 * NT + j])
                             : T == q8_0 && Simd::any_bytes ? Simd::broadcast(y[9 * NT + j])
-                                                              : Simd::zero();
+                                                           : Simd::zero();
             PGL_UNROLL for (int g = 0; g < RG; ++g) {
                 acc[g][j] = start;
             }
