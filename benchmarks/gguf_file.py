@@ -99,23 +99,26 @@ def _value(value: Any) -> bytes:
 
 
 def write(path: str | Path, metadata: Mapping[str, Any], tensors: list[Tensor]) -> None:
-    """Write the file, published under its name only when whole. Raises ValueError if a tensor has the wrong length."""
+    """Write the file, published under its name only when whole. Tensors lie as `general.alignment` says, 32 by default.
+
+    Raises ValueError if a tensor has the wrong length."""
+    alignment = metadata.get("general.alignment", ALIGNMENT)
     out = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(metadata))]
     out += [_text(key) + _value(value) for key, value in metadata.items()]
     offset = 0
     for t in tensors:
         dims = t.shape[::-1]
         out.append(_text(t.name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, TYPES[t.type].code, offset))
-        offset += -(-t.n_bytes // ALIGNMENT) * ALIGNMENT
+        offset += -(-t.n_bytes // alignment) * alignment
     header = b"".join(out)
     partial = Path(f"{path}.partial")
     with open(partial, "wb") as file:
-        file.write(header + bytes(-len(header) % ALIGNMENT))
+        file.write(header + bytes(-len(header) % alignment))
         for t in tensors:
             n = sum(file.write(memoryview(part).cast("B")) for part in t.parts())
             if n != t.n_bytes:
                 raise ValueError(f"tensor {t.name}: {n} bytes written, {t.n_bytes} expected")
-            file.write(bytes(-n % ALIGNMENT))
+            file.write(bytes(-n % alignment))
     os.replace(partial, path)
 
 

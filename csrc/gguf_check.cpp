@@ -168,6 +168,7 @@ private:
         if (n_layer > 0 && n_embd > 0) {
             experts(n_layer);
             heads(n_layer, n_embd);
+            windows(n_layer);
         }
     }
 
@@ -255,6 +256,29 @@ private:
         }
     }
 
+    // Encoders with sliding windows make a mask for windows and one for whole texts, and both must have a layer.
+    void windows(uint32_t n_layer) {
+        const bool gemma = out_.architecture == "gemma-embedding";
+        const std::string name = key("attention.sliding_window_pattern");
+        if (!gemma && (out_.architecture != "modern-bert" || count(key("attention.sliding_window"), 0, 1u << 24) == 0)) {
+            return;
+        }
+        uint32_t n_windowed = 0;
+        const Value * pattern = file_.find(name);
+        if (pattern != nullptr && pattern->is_array) {
+            for (const uint32_t windowed : per_layer(name, n_layer, 1)) {
+                n_windowed += windowed;
+            }
+        } else {   // every n-th layer sees the whole text: Gemma's last of n, ModernBERT's first
+            const uint32_t n = pattern == nullptr ? (gemma ? 6 : 3) : count(name, 0, 512);
+            n_windowed = n == 0 ? n_layer : n_layer - (gemma ? n_layer / n : (n_layer + n - 1) / n);
+        }
+        if (n_windowed == 0 || n_windowed == n_layer) {
+            refuse("key", name, std::to_string(n_windowed) + " windows in " + std::to_string(n_layer) + " layers",
+                   "layers of both kinds, with a window and without");
+        }
+    }
+
     void floats() {
         const std::string prefix = out_.architecture + '.';
         for (const Value & value : file_.values()) {
@@ -313,7 +337,9 @@ private:
     void tasks() {
         const std::string & architecture = out_.architecture;
         const bool causal = file_.boolean(key("attention.causal")).value_or(true);
-        out_.pooling = static_cast<int32_t>(count(key("pooling_type"), 0, 4));
+        if (file_.u32(key("pooling_type"))) {
+            out_.pooling = static_cast<int32_t>(count(key("pooling_type"), 0, 4));
+        }
         out_.whole_text = !causal || facts::contains(facts::encoders, architecture) ||
                           facts::contains(facts::diffusion, architecture) ||
                           facts::contains(facts::encoder_decoders, architecture);

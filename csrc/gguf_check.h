@@ -34,7 +34,7 @@ struct GgufSummary {
     int32_t n_layer = 0, n_embd = 0, n_head = 0, n_head_kv = 0, n_ctx_train = 0, n_vocab = 0;
     int32_t head_dim_k = 0, head_dim_v = 0;
     int32_t n_expert = 0;
-    int32_t pooling = 0;                           // llama.cpp's number: 0 none, 1 mean, 2 first, 3 last token, 4 rank
+    int32_t pooling = -1;                          // llama.cpp's number: 0 none, 1 mean, 2 first, 3 last token, 4 rank
     bool    whole_text = false;                    // attention in both directions: a text is computed in one pass
 
     // KV cache bytes per token: an upper bound where layers do not cache (recurrent layers are not counted when the

@@ -495,10 +495,10 @@ void Model::create_pooler(int32_t n_tokens) {
     params.no_perf = true;
     params.abort_callback = abort_requested;
     params.abort_callback_data = const_cast<std::atomic<bool> *>(&abort_);
-    if (pooling_ != LLAMA_POOLING_TYPE_RANK) {
-        params.pooling_type = !whole_text_                           ? LLAMA_POOLING_TYPE_NONE  // done here, over all chunks
-                            : pooling_ == LLAMA_POOLING_TYPE_NONE ? LLAMA_POOLING_TYPE_MEAN
-                                                                  : LLAMA_POOLING_TYPE_UNSPECIFIED;
+    if (whole_text_ && pooling_ <= LLAMA_POOLING_TYPE_NONE) {
+        params.pooling_type = LLAMA_POOLING_TYPE_MEAN;
+    } else if (!whole_text_ && pooling_ >= LLAMA_POOLING_TYPE_NONE && pooling_ != LLAMA_POOLING_TYPE_RANK) {
+        params.pooling_type = LLAMA_POOLING_TYPE_NONE;   // the pooling is done here, over all chunks
     }
     pooler_.reset(llama_init_from_model(model_.get(), params));
     if (!pooler_) {
@@ -530,7 +530,9 @@ std::vector<float> Model::pooled(const std::vector<Token> & tokens) {
 }
 
 void Model::compute_pooled(Token * tokens, int32_t n_tokens) {
-    const llama_batch batch = llama_batch_get_one(tokens, n_tokens);
+    llama_batch batch = llama_batch_get_one(tokens, n_tokens);
+    std::vector<int8_t> outputs(static_cast<size_t>(n_tokens), 1);   // every token's row is wanted
+    batch.logits = outputs.data();
     const bool encode = llama_get_memory(pooler_.get()) == nullptr || llama_model_has_encoder(model_.get());
     const int32_t status = encode ? llama_encode(pooler_.get(), batch) : llama_decode(pooler_.get(), batch);
     log::expect_abort(false);

@@ -91,7 +91,7 @@ class Model {
     ModelInfo info_;
     uint64_t cache_bytes_per_token_ = 0;
     uint64_t n_head_ = 0, cache_bytes_f16_ = 0;       // of the file's own, for the pooler's memory
-    int32_t  pooling_ = 0;                            // llama.cpp's number
+    int32_t  pooling_ = -1;                           // llama.cpp's number; -1 = the file says nothing
     bool     whole_text_ = false;                     // every token sees every other: no text can be computed in parts
     std::unique_ptr<llama_model, Free> model_;
     std::vector<llama_adapter_lora *> adapters_;      // freed with the model

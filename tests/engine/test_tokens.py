@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny_archs
 
 from polargrid_local import Engine, ValidationError
 
@@ -48,6 +49,25 @@ def test_llama_bpe_reference_vectors(llama31: Engine, llama_tree: Path) -> None:
             assert llama31.tokenize(text)[1:] == ids, text  # less the BOS that a prompt gets
             compared += 1
     assert compared >= 40
+
+
+VOCABULARIES = ("bert-bge", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4", "gpt-2", "llama-spm", "mpt",
+                "phi-3", "qwen2", "qwen35", "refact", "starcoder")
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_reference_vectors_of_other_vocabularies(name: str, llama_tree: Path, tmp_path: Path) -> None:
+    """A user's text is tokenized as the model's own tokenizer does it: nothing is cut that is no control token."""
+    stem = llama_tree / f"models/ggml-vocab-{name}.gguf"
+    if not Path(f"{stem}.out").is_file():
+        pytest.skip(f"this llama.cpp tree has no vectors for {name}")
+    tiny_archs.write(tmp_path / "m.gguf", "llama", vocab_file=stem)
+    texts = Path(f"{stem}.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
+    expected = [[int(n) for n in line.split()] for line in Path(f"{stem}.out").read_text().split("\n")][: len(texts)]
+    with Engine(tmp_path / "m.gguf", n_ctx=512, max_streams=1) as engine:
+        skipped = int(engine.info()["add_bos"])
+        compared = {text: engine.tokenize(text)[skipped:] for text in texts if text}
+    assert compared == {text: ids for text, ids in zip(texts, expected, strict=True) if text} and len(compared) >= 40
 
 
 def test_llama31_chat_ids(llama31: Engine) -> None:

@@ -149,7 +149,7 @@ def test_an_error_event_is_raised_as_its_class():
 
 def test_many_prompts_are_many_choices_of_one_answer():
     made = job("completion", prompt=["one", "two", "three"], stream_options={"include_usage": True})
-    assert [request["prompt"] for request in made.requests] == [[("one", False)], [("two", False)], [("three", False)]]
+    assert [request["prompt"] for request in made.requests] == [[("one", True)], [("two", True)], [("three", True)]]
     one = made.assembler
     chunks = (one.feed(Event(2, "text", "b"), 1) + one.feed(Event(1, "text", "a"), 0) + one.feed(end("length"), 1)
               + one.feed(end("stop", "c"), 2) + one.feed(end(), 0))
