@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import operator
+import inspect
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
 from os import PathLike
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import pydantic
 from annotated_types import Ge, Le
@@ -20,9 +21,10 @@ def _whole(value: Any) -> Any:
     """What counts as a whole number: also numpy's integers, but neither True nor 2.5."""
     if isinstance(value, bool):
         raise PydanticCustomError("truth_value", "a truth value is no number")
-    return operator.index(value) if hasattr(value, "__index__") else value
+    return int(value) if isinstance(value, Integral) else value
 
 
+F = TypeVar("F", bound=Callable[..., Any])
 Whole = Annotated[int, BeforeValidator(_whole)]
 
 
@@ -92,11 +94,26 @@ class EngineKeywords(TypedDict, total=False):
     check_tensors: bool
     embeddings: bool
     models_dir: str | PathLike[str] | None
-    lora: Iterable[str | PathLike[str] | tuple[str | PathLike[str], float]]
+    lora: Iterable[str | PathLike[str] | tuple[str | PathLike[str], float]] | None
     content_filter: str | Iterable[str] | Callable[[str], Any] | None
     chat_template: str | None
     on_load_progress: Callable[[float], Any] | None
     engine_factory: Callable[..., Any] | None
+
+
+def described(function: F) -> F:
+    """`function(..., **options)` with the options in its signature and its docstring, for help() and for consoles."""
+    signature = inspect.signature(function)
+    fields, hints = EngineOptions.model_fields, get_type_hints(EngineKeywords)
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint,
+                          default=fields[name].default if name in fields else None)
+        for name, hint in hints.items()
+    ]
+    own = [parameter for parameter in signature.parameters.values() if parameter.kind != inspect.Parameter.VAR_KEYWORD]
+    function.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{table()}"
+    return function
 
 
 def limits(name: str) -> tuple[int, int] | None:
@@ -130,7 +147,7 @@ def refused(error: pydantic.ValidationError) -> ValidationError:
 
 def unknown_option(name: str) -> ValidationError:
     """For an option that no engine has."""
-    hint = did_you_mean(name, EngineKeywords.__annotations__)
+    hint = did_you_mean(name, ("model", *EngineKeywords.__annotations__))
     return ValidationError(f"{name[:80]}: unknown engine option{hint}", param=name[:80], details={"field": name[:80]})
 
 

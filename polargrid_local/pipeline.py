@@ -37,7 +37,7 @@ class Job(NamedTuple):
 
 
 def prepare(request: Any, target: Target, *, now: datetime, id: str, seed: int) -> Job:  # noqa: A002
-    """`id` is 24 hex digits, `seed` the one to use when the request has none, `now` the time of the request.
+    """`id` is 24 hex digits, `seed` the one to use when the request has none or -1, `now` the time of the request.
 
     Raises ValidationError, TemplateError or ContextLengthError; whatever is wrong with a request short of its token
     count is said here."""
@@ -52,8 +52,9 @@ def prepare(request: Any, target: Target, *, now: datetime, id: str, seed: int) 
         requests = [{"task": "embed", "prompt": prompt} for prompt in spans]
         return Job(requests, EmbeddingAssembler(name, id, created, seed, len(requests)))
 
-    seed = seed if request.seed is None else request.seed % 2**64
+    seed = seed if request.seed in (None, -1) else request.seed % 2**64
     if isinstance(request, ChatCompletionRequest):
+        check_length(texts_of(request.messages), target, "messages")  # rendering takes long for what cannot fit anyway
         options = {} if request.enable_thinking is None else {"enable_thinking": request.enable_thinking}
         spans = [target.template.render(messages_of(request.messages), now=now, **options)]
         cls: type[Assembler] = ChatAssembler
@@ -98,6 +99,8 @@ def messages_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
             entry["name"] = message.name
         if message.tool_call_id is not None:
             entry["tool_call_id"] = message.tool_call_id
+        if message.reasoning_content is not None:
+            entry["reasoning_content"] = message.reasoning_content
         if message.tool_calls:
             calls = []
             for call in message.tool_calls:
@@ -110,6 +113,20 @@ def messages_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
             entry["tool_calls"] = calls
         plain.append(entry)
     return plain
+
+
+def texts_of(messages: Sequence[Message]) -> list[tuple[str, bool]]:
+    """What a template has to show, before it is rendered: enough to see that it cannot fit."""
+    texts = []
+    for message in messages:
+        parts = message.content if isinstance(message.content, list) else [message.content]
+        texts += [part.text if isinstance(part, TextPart) else part for part in parts]
+    return [(text, False) for text in texts if isinstance(text, str)]
+
+
+def check_length(spans: list[tuple[str, bool]], target: Target, field: str) -> None:
+    """Raises ContextLengthError for a prompt of more characters than the context could ever hold."""
+    _check_size([spans], target.info, field)
 
 
 def split_filters(*filters: Any) -> tuple[list[str], list[Predicate]]:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import EngineClosed, ForkedEngineError, NotFoundError, PolarGridError, ValidationError
-from .pipeline import Job, Target, messages_of, prepare
+from .pipeline import Job, Target, check_length, messages_of, prepare, texts_of
 from .runtime import LoadedModel, system
 from .store import Store
 from .template import ChatTemplate
-from .types import parse_request
+from .types import parse_request, plain
 
 Progress = Callable[[float], Any]
 
@@ -170,14 +170,22 @@ class Models:
                       seed=secrets.randbits(32))
         return entry.model, job
 
-    def tokens(self, text: str | None, messages: Any, model: str | None) -> list[int]:
+    def tokens(self, text: Any, messages: Any, model: str | None, unlimited: bool) -> list[int]:
         entry = self.find(model)
         if (text is None) == (messages is None):
             raise ValidationError("tokenize: give either text or messages", param="text")
-        if text is not None:
-            return entry.model.tokenize([(text, False)])
-        request = parse_request("chat", None, {"messages": messages})
-        return entry.model.tokenize(entry.target.template.render(messages_of(request.messages), now=datetime.now().astimezone()))
+        if messages is not None:
+            request = parse_request("chat", None, {"messages": messages})
+            if not unlimited:
+                check_length(texts_of(request.messages), entry.target, "messages")
+            spans = entry.target.template.render(messages_of(request.messages), now=datetime.now().astimezone())
+        elif isinstance(text, str):
+            spans = [(plain(text, "text"), False)]
+        else:
+            raise ValidationError(f"text: must be a string, got {type(text).__name__}", param="text")
+        if not unlimited:
+            check_length(spans, entry.target, "messages" if text is None else "text")
+        return entry.model.tokenize(spans)
 
     def models(self) -> dict[str, Any]:
         """Loaded models first, then what else is on disk."""
