@@ -27,7 +27,6 @@ Progress = Callable[[int, "int | None"], None]
 # A name is looked up, never joined to a path; starting with a letter or digit also keeps "." and ".." out.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-MAX_NAME = 4096  # characters of a model's name or path
 _PRIVATE = ".store"  # locks, partial downloads, and what `pull` verified
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _HUB = re.compile(rf"hf:(?P<repo>{_PART}/{_PART})(?:@(?P<revision>{_PART}))?/(?P<member>(?:{_PART}/)*{_PART}\.gguf)")
@@ -125,7 +124,9 @@ class Store:
         `name`: catalogue id or alias, a file name inside the models directory (with or without .gguf), and with `paths`
         also a path or a file: URL. Raises NotFoundError, code model_not_found, whose message says how to get the model.
         """
-        text = _checked_name(name)
+        text = os.fspath(name) if isinstance(name, (str, os.PathLike)) else None
+        if not isinstance(text, str):
+            raise ValidationError(f"model: must be a name or a path, got {type(name).__name__}", param="model")
         if isinstance(name, str):
             if (entry := self.entry(text)) is not None:
                 if (path := self._find(entry.file)) is None:
@@ -209,7 +210,7 @@ class Store:
         hint = f"; did you mean '{self._by_name[near[0]].id}'?" if near else ""
         known = ", ".join(self.entries)
         return _not_found(
-            f"Unknown model '{name[:200]}': not in the catalogue ({known}) and no .gguf file in {self.models_dir}{hint}"
+            f"Unknown model {name[:200]!r}: not in the catalogue ({known}) and no .gguf file in {self.models_dir}{hint}"
         )
 
     @contextlib.contextmanager
@@ -278,24 +279,17 @@ def _not_found(message: str) -> NotFoundError:
     return NotFoundError(message, code="model_not_found", param="model")
 
 
-def _checked_name(name: Any) -> str:
-    """A model's name or path as text that the file system and every layer below can take."""
-    text = os.fspath(name) if isinstance(name, (str, os.PathLike)) else None
-    if not isinstance(text, str):
-        raise ValidationError(f"model: must be a name or a path, got {type(name).__name__}", param="model")
-    if len(text) > MAX_NAME:
-        raise ValidationError(f"model: longer than {MAX_NAME} characters", param="model", details={"limit": MAX_NAME})
+def _encodes(text: str) -> bool:
     try:
-        text.isascii() or text.encode()
-    except UnicodeEncodeError as error:
-        raise ValidationError(f"model: lone surrogate at character {error.start}", param="model") from None
-    if "\0" in text:
-        raise ValidationError("model: a name cannot hold a NUL character", param="model")
-    return text
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _expanded(path: str | os.PathLike[str]) -> Path:
-    """Absolute, with `~` and `~user` as the home directories they name."""
+    """Absolute, with `~` and `~user` as the home directories they name. ValidationError for what no path can be."""
+    if "\0" in str(path) or not _encodes(str(path)):
+        raise ValidationError(f"Not a path: {str(path)[:200]!r} holds a NUL or half a surrogate pair", param="model")
     try:
         return Path(path).expanduser().absolute()
     except (RuntimeError, OSError) as error:  # no such user; the working directory is gone
@@ -313,7 +307,7 @@ def _local_path(text: str) -> Path:
         raise ValidationError(f"Not a file: URL: {text[:200]!r}: {error}", param="model") from None
     if url.netloc not in ("", "localhost"):
         raise ValidationError(f"Not a file on this machine: {text[:200]!r}", param="model")
-    return Path(url2pathname(url.path)).absolute()
+    return _expanded(url2pathname(url.path))
 
 
 def _shipped_catalog() -> Path:

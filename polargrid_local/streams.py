@@ -178,12 +178,11 @@ class AsyncChatStream(Call, AsyncIterator[dict[str, Any]]):
 
     async def start(self) -> AsyncChatStream:
         """Raises what the checks of the request raise. Idempotent."""
-        loop = asyncio.get_running_loop()
+        self._check_loop()
         if self._starting is None:
+            loop = asyncio.get_running_loop()
             self._starting = loop.run_in_executor(None, self._start, Mailbox(loop))
             self._starting.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, also if we are cancelled
-        elif self._starting.get_loop() is not loop:
-            raise ValidationError("this stream belongs to another event loop", code="stream_in_use")
         try:
             await asyncio.shield(self._starting)
         except asyncio.CancelledError:
@@ -193,6 +192,10 @@ class AsyncChatStream(Call, AsyncIterator[dict[str, Any]]):
             self._over = True
             raise
         return self
+
+    def _check_loop(self) -> None:
+        if self._starting is not None and self._starting.get_loop() is not asyncio.get_running_loop():
+            raise ValidationError("this stream belongs to another event loop, which began it", code="stream_in_use")
 
     def _start(self, box: Mailbox) -> None:
         if self._over:
@@ -207,6 +210,7 @@ class AsyncChatStream(Call, AsyncIterator[dict[str, Any]]):
         return self
 
     async def __anext__(self) -> dict[str, Any]:
+        self._check_loop()
         self._take_turn()
         try:
             return await self._step()
