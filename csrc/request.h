@@ -115,7 +115,7 @@ struct EngineOptions {
     int32_t   n_gpu_layers = -1;     // -1 = all that the device choice allows
     int32_t   n_ctx = 0;             // tokens per stream; 0 = the model's own, cut to what fits in memory
     int32_t   max_streams = 4;       // sequences in one batch
-    int32_t   max_queue = 32;        // requests waiting beyond those; one more is refused
+    int32_t   max_queue = 512;       // requests waiting beyond those; one more is refused
     int32_t   n_threads = 0;         // 0 = what this process may really use (affinity, cgroup quota)
     int32_t   n_batch = 512;         // tokens per prefill step
     CacheType cache_type = CacheType::f16;

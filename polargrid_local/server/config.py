@@ -108,7 +108,7 @@ class ServeConfig(EngineOptions):
             return cls(**values)
         except pydantic.ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"]))
+            where = ".".join(map(str, first["loc"]))[:80]
             if where in EngineOptions.model_fields:
                 raise refused(error) from None
             if first["type"] == "extra_forbidden":
