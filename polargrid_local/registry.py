@@ -147,6 +147,7 @@ class Models:
             if entries:
                 return next(iter(entries.values()))
             raise NotFoundError("Model not loaded: this engine has no model yet", code="model_not_loaded", param="model")
+        _check_name(name)
         if isinstance(name, str) and name in entries:
             return entries[name]
         with contextlib.suppress(NotFoundError, ValidationError):
@@ -155,7 +156,7 @@ class Models:
                 if found.path == entry.model.path:
                     return entry
         raise NotFoundError(
-            f"Model not loaded: '{str(name)[:200]}'. Loaded: {', '.join(entries) or 'none'}",
+            f"Model not loaded: {str(name)[:200]!r}. Loaded: {', '.join(entries) or 'none'}",
             code="model_not_loaded", param="model",
         )
 
@@ -196,6 +197,7 @@ class Models:
     def get(self, name: str) -> dict[str, Any]:
         """Raises NotFoundError for a model that is neither loaded nor on disk."""
         self._check()
+        _check_name(name)
         if name in self._entries:
             return self._model(name)
         return self._model(self._store.resolve(name).id)
@@ -304,6 +306,11 @@ class Models:
             "errors": errors,
             "recommendation": "Use force to unload busy models" if errors else "None",
         }
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, (str, os.PathLike)):
+        raise ValidationError(f"model: must be a name or a path, got {type(name).__name__}", param="model")
 
 
 def _load_reply(status: str, name: str | Path, force: bool, message: str) -> dict[str, Any]:

@@ -470,12 +470,15 @@ def _message(given: Any, loc: tuple[Any, ...], strict: bool) -> Any:
         message["content"] = [_part(part, (*loc, "content", i), strict) for i, part in enumerate(message["content"])]
     if isinstance(message.get("tool_calls"), list):
         message["tool_calls"] = [_call(call, (*loc, "tool_calls", i), strict) for i, call in enumerate(message["tool_calls"])]
-    # A message without words is a mistake, or has them under a key that is not ours; an answer may be calls or thoughts.
-    role = message.get("role")
-    said = "content" in (given if role in ("assistant", "tool") else message)
-    if not said and not (role == "assistant" and (message.get("tool_calls") or message.get("reasoning_content"))):
-        unknown = [key for key in given if isinstance(key, str) and _MESSAGE.aliases.get(key, key) not in _MESSAGE.fields]
-        raise _refuse(path((*loc, "content")), f"required{f'; {unknown[0][:80]!r} is no key of a message' if unknown else ''}")
+    # A message without words is a mistake, or has them under a key that is not ours; only an answer may be empty.
+    others = [key for key, item in given.items() if item is not None and _MESSAGE.aliases.get(key, key) not in _MESSAGE.fields]
+    if message.get("role") in ("assistant", "tool"):
+        said = not others or "content" in given or message.get("tool_calls") or message.get("reasoning_content")
+    else:
+        said = "content" in message
+    if not said:
+        hint = f"; {_shown(others[0])} is no key of a message" if others else ""
+        raise _refuse(path((*loc, "content")), f"required{hint}")
     return message
 
 
