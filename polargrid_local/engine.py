@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -56,6 +55,10 @@ class _Settings:
         )
         self._first = None if model is None else _name(model, "model")
         self._on_load_progress = progress
+        self._begun()
+
+    def _begun(self) -> None:
+        """The rest of a constructor that may block."""
 
 
 class Engine(_Settings):
@@ -65,9 +68,7 @@ class Engine(_Settings):
     Methods raise ValidationError, ContextLengthError, TemplateError, NotFoundError, RateLimitError (queue full),
     EngineClosed, ForkedEngineError, ServerError."""
 
-    @functools.wraps(_Settings.__init__)
-    def __init__(self, model: str | os.PathLike[str] | None = None, **options: Unpack[EngineKeywords]) -> None:
-        super().__init__(model, **options)
+    def _begun(self) -> None:
         if self._first is not None:
             self._models.load(self._first, on_progress=self._on_load_progress)
 

@@ -301,6 +301,11 @@ def test_a_seed_of_minus_one_is_another_each_time(engine):
         assert ask(seed=-2).seed == 2**64 - 2 and ask(seed=7).seed == 7
 
 
+def test_sixty_four_parallel_requests_are_served_at_default_settings(engine):
+    streams = [engine.chat_completion_stream(messages=HI) for _ in range(64)]
+    assert all("".join(text_of(stream)) == WHOLE for stream in streams)
+
+
 # --- one reader -------------------------------------------------------------------------------------------------------
 
 
@@ -359,7 +364,8 @@ def test_many_readers_lose_nothing_and_all_of_them_end(engine, run):
 
 def test_cancelling_beside_a_waiting_reader_is_fine(open_engine):
     for stop in ("cancel", "close"):
-        stream = open_engine(gated(threading.Event())).chat_completion_stream(messages=HI)
+        go = threading.Event()
+        stream = open_engine(gated(go)).chat_completion_stream(messages=HI)
         read = []
         reader = threading.Thread(target=lambda: read.extend(stream))
         reader.start()
@@ -367,6 +373,7 @@ def test_cancelling_beside_a_waiting_reader_is_fine(open_engine):
         getattr(stream, stop)()
         reader.join(20)
         assert not reader.is_alive() and stream.cancelled and list(stream) == []
+        go.set()
 
 
 async def test_a_second_task_is_refused_and_the_first_reads_on(path, tmp_path):

@@ -189,11 +189,6 @@ def test_the_readme_shows_the_table(root):
     assert table() in (root / "README.md").read_text()
 
 
-def test_sixty_four_parallel_requests_are_served_at_default_settings():
-    options = EngineOptions()
-    assert options.max_streams + options.max_queue >= 64
-
-
 def test_the_native_engine_has_the_same_defaults(root):
     source = (root / "csrc" / "request.h").read_text()
     body = source[source.index("struct EngineOptions {"):].partition("};")[0]
@@ -201,3 +196,30 @@ def test_the_native_engine_has_the_same_defaults(root):
     for name, field in EngineOptions.model_fields.items():
         word = native[name].rpartition("::")[2]
         assert {"automatic": "auto", "true": "True", "false": "False"}.get(word, word) == str(field.default), name
+
+
+TYPED = """
+from polargrid_local import AsyncEngine, Engine
+with Engine("x", n_ctx=5, cache_type="q8_0", lora=["a", ("b", 0.5)], content_filter=["x"], on_load_progress=print) as engine:
+    engine.load_model("x", force_reload=True)
+Engine("x", max_stream=3)
+Engine("x", n_ctx="5")
+Engine("x", cache_type="q9")
+AsyncEngine(n_bach=5)
+engine.load_model("x", force_relod=True)
+async def main() -> None:
+    await AsyncEngine.create("x", n_batch=512)
+    await AsyncEngine.create("x", n_bach=512)
+"""
+
+
+def test_a_type_checker_knows_every_option(tmp_path):
+    from mypy import api
+
+    (tmp_path / "typed.py").write_text(TYPED)
+    said, trouble, _ = api.run([str(tmp_path / "typed.py"), "--follow-imports=silent", f"--cache-dir={tmp_path}/cache"])
+    wrong = [TYPED.splitlines()[int(line) - 1].strip() for line in re.findall(r"typed.py:(\d+): error", said)]
+    assert trouble == "" and wrong == [
+        'Engine("x", max_stream=3)', 'Engine("x", n_ctx="5")', 'Engine("x", cache_type="q9")', "AsyncEngine(n_bach=5)",
+        'engine.load_model("x", force_relod=True)', 'await AsyncEngine.create("x", n_bach=512)',
+    ]
