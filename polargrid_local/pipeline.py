@@ -81,7 +81,7 @@ def prepare(request: Any, target: Target, *, now: datetime, id: str, seed: int) 
 
 def chat_of(request: GenerateRequest) -> ChatCompletionRequest:
     """generate() is one user message."""
-    fields = request.model_dump(exclude={"prompt"}, exclude_unset=True)
+    fields = request.model_dump(exclude={"prompt", "request_id"}, exclude_unset=True)
     return ChatCompletionRequest(messages=[Message(role="user", content=request.prompt)], **fields)
 
 
@@ -124,9 +124,9 @@ def texts_of(messages: Sequence[Message]) -> list[tuple[str, bool]]:
     return [(text, False) for text in texts if isinstance(text, str)]
 
 
-def check_length(spans: list[tuple[str, bool]], target: Target, field: str) -> None:
+def check_length(spans: list[tuple[str, bool]], target: Target, field: str, hint: str = "") -> None:
     """Raises ContextLengthError for a prompt of more characters than the context could ever hold."""
-    _check_size([spans], target.info, field)
+    _check_size([spans], target.info, field, hint)
 
 
 def split_filters(*filters: Any) -> tuple[list[str], list[Predicate]]:
@@ -166,13 +166,13 @@ def _sampling(request: ChatCompletionRequest | CompletionRequest, info: dict[str
     }
 
 
-def _check_size(prompts: list[list[tuple[str, bool]]], info: dict[str, Any], field: str) -> None:
+def _check_size(prompts: list[list[tuple[str, bool]]], info: dict[str, Any], field: str, hint: str = "") -> None:
     n_ctx = info.get("n_ctx") or 2**31
     for spans in prompts:
         size = sum(len(text) for text, _ in spans)
         if size > n_ctx * LONGEST_PIECE_BYTES:
             raise ContextLengthError(
-                f"{field}: {size} characters are more than {n_ctx} tokens, the context, can hold",
+                f"{field}: {size} characters are more than {n_ctx} tokens, the context, can hold{hint}",
                 param=field, details={"field": field, "n_ctx": n_ctx, "n_prompt": f"> {n_ctx}"},
             )
 

@@ -21,6 +21,7 @@ from .template import ChatTemplate
 from .types import parse_request, plain
 
 Progress = Callable[[float], Any]
+UNLIMITED = "; unlimited=True tokenizes it all the same"
 
 
 class Entry(NamedTuple):
@@ -178,14 +179,14 @@ class Models:
         if messages is not None:
             request = parse_request("chat", None, {"messages": messages})
             if not unlimited:
-                check_length(texts_of(request.messages), entry.target, "messages")
+                check_length(texts_of(request.messages), entry.target, "messages", UNLIMITED)
             spans = entry.target.template.render(messages_of(request.messages), now=datetime.now().astimezone())
         elif isinstance(text, str):
             spans = [(plain(text, "text"), False)]
         else:
             raise ValidationError(f"text: must be a string, got {type(text).__name__}", param="text")
         if not unlimited:
-            check_length(spans, entry.target, "messages" if text is None else "text")
+            check_length(spans, entry.target, "messages" if text is None else "text", UNLIMITED)
         return entry.model.tokenize(spans)
 
     def models(self) -> dict[str, Any]:

@@ -390,6 +390,7 @@ class GenerateRequest(Model):
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
     top_p: Unit = 0.9
     stop: Stop = []
+    request_id: str | None = None  # a note of the caller's: the SDK's class has it, and nothing reads it there either
 
 
 Request = Union[ChatCompletionRequest, CompletionRequest, EmbeddingRequest, GenerateRequest]
@@ -539,7 +540,9 @@ def plain(value: Any, *loc: str | int) -> Any:
     left, place = MAX_VALUES, list(loc)
 
     def refuse(problem: str, *, whole: bool = False) -> ValidationError:
-        return _refuse(path(tuple(place[:1] if whole else place)) or "request", problem)
+        """`whole`: not this place is to blame, but the field that it lies in."""
+        where = place[:1] if whole and place and isinstance(place[0], str) else [] if whole else place
+        return _refuse(path(tuple(where)) or "request", problem)
 
     def read(items: Iterable[Any]) -> list[Any]:
         try:

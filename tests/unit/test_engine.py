@@ -120,6 +120,7 @@ async def test_both_engines_give_the_same(engine, path, tmp_path):
 def test_replies_are_what_the_sdk_reads(engine):
     sdk.CompletionResponse.model_validate(engine.completion(prompt=["a", "b"]))
     sdk.GenerateResponse.model_validate(engine.generate({"prompt": "a", "maxTokens": 3}))
+    sdk.GenerateResponse.model_validate(engine.generate(sdk.GenerateRequest(model="scripted", prompt="a", request_id="r")))
     embedded = engine.embeddings(sdk.EmbeddingRequest(model="scripted", input="a"))
     sdk.EmbeddingResponse.model_validate({**embedded, "usage": {**embedded["usage"], "completion_tokens": 0}})  # as its client does
     sdk.ListModelsResponse.model_validate(engine.list_models())

@@ -314,9 +314,12 @@ def test_include_usage_is_true_or_false(value):
         assert refused(stream_options={"include_usage": value}).param == "stream_options.include_usage"
 
 
-@pytest.mark.parametrize("cls", [sdk.ChatCompletionRequest, sdk.CompletionRequest, sdk.EmbeddingRequest, sdk.Message, sdk.ToolCall])
+@pytest.mark.parametrize("cls", [
+    sdk.ChatCompletionRequest, sdk.CompletionRequest, sdk.EmbeddingRequest, sdk.GenerateRequest, sdk.Message, sdk.ToolCall,
+])
 def test_every_field_of_the_sdk_is_known(cls):
-    ours = {"ChatCompletionRequest": "chat", "CompletionRequest": "completion", "EmbeddingRequest": "embedding"}
+    ours = {"ChatCompletionRequest": "chat", "CompletionRequest": "completion", "EmbeddingRequest": "embedding",
+            "GenerateRequest": "generate"}
     model = types.KINDS[ours[cls.__name__]] if cls.__name__ in ours else getattr(types, cls.__name__)
     assert set(cls.model_fields) <= set(model.model_fields)
 
