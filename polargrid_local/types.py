@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar, Union
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic import ValidationError as PydanticError
 from pydantic_core import PydanticCustomError
-from typing_extensions import TypedDict  # pydantic describes no other before Python 3.12
+from typing_extensions import NotRequired, TypedDict  # pydantic describes no other before Python 3.12
 
 from .errors import ValidationError, did_you_mean
 
@@ -162,6 +162,24 @@ class EmbeddingResponse(TypedDict):
     object: Literal["list"]
     data: list[EmbeddingData]
     model: str
+    usage: EmbeddingUsage
+
+
+class RerankDocument(TypedDict):
+    text: str
+
+
+class RerankResult(TypedDict):
+    index: int  # of the document in the request
+    relevance_score: float
+    document: NotRequired[RerankDocument]
+
+
+class RerankResponse(TypedDict):
+    id: str
+    object: Literal["list"]
+    model: str
+    results: list[RerankResult]
     usage: EmbeddingUsage
 
 
@@ -361,6 +379,7 @@ class CompletionRequest(_Sampled):
     echo: bool = False
     best_of: Whole = 1
     suffix: str = ""
+    parse_special: bool = True  # control tokens written in the prompt are honoured; False = they are text
 
     @property
     def prompts(self) -> list[str]:
@@ -383,6 +402,29 @@ class EmbeddingRequest(Model):
         return [self.input] if isinstance(self.input, str) else self.input
 
 
+def _document(value: Any) -> Any:
+    """A text, or {"text": ...} as some clients wrap it."""
+    return value["text"] if isinstance(value, Mapping) and isinstance(value.get("text"), str) else value
+
+
+class RerankRequest(Model):
+    """How well each document answers the query; the best first."""
+
+    query: Text
+    documents: Annotated[
+        list[Annotated[str, BeforeValidator(_document), Field(min_length=1)]],
+        BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_PROMPTS),
+    ]
+    model: ModelName | None = None
+    top_n: Annotated[Whole, Field(ge=1, lt=2**31)] | None = None  # results, None = all
+    return_documents: bool = False
+    user: str | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        return self.documents
+
+
 class GenerateRequest(Model):
     prompt: Text
     model: ModelName | None = None
@@ -393,11 +435,12 @@ class GenerateRequest(Model):
     request_id: str | None = None  # a note of the caller's: the SDK's class has it, and nothing reads it there either
 
 
-Request = Union[ChatCompletionRequest, CompletionRequest, EmbeddingRequest, GenerateRequest]
+Request = Union[ChatCompletionRequest, CompletionRequest, EmbeddingRequest, RerankRequest, GenerateRequest]
 KINDS: dict[str, type[Any]] = {
     "chat": ChatCompletionRequest,
     "completion": CompletionRequest,
     "embedding": EmbeddingRequest,
+    "rerank": RerankRequest,
     "generate": GenerateRequest,
 }
 R = TypeVar("R", bound=Model)
@@ -436,6 +479,7 @@ _SPOKEN = {"refusal", "audio", "function_call", "images"}  # of those, what a mo
 _PARTS = {"text": _keys(TextPart.model_fields, ("annotations",)), "image_url": _keys(ImagePart.model_fields)}
 _TOOL_CALL = _keys(ToolCall.model_fields)
 _FUNCTION = _keys(FunctionCall.model_fields, ("parsed_arguments",))
+_DOCUMENT = _keys(("text",))
 _STREAM_OPTIONS = _keys(("include_usage",))
 _RESPONSE_FORMAT = _keys(("type", "json_schema", "schema"))
 
@@ -655,8 +699,8 @@ def parse_fields(obj: Any, *fields: str) -> dict[str, Any]:
 
 def parse_request(kind: str, obj: Any = None, kwargs: Mapping[str, Any] | None = None, *,
                   max_tokens_limit: int | None = MAX_TOKENS, strict: bool = True) -> Any:
-    """The request model of `kind` ("chat", "completion", "embedding", "generate") for a dict, an SDK object, keyword
-    arguments, or a positional object with keywords on top. None means omitted; camelCase is an alias; nothing the caller
+    """The request model of `kind` ("chat", "completion", "embedding", "rerank", "generate") for a dict, an SDK object,
+    keyword arguments, or a positional object with keywords on top. None means omitted; camelCase is an alias; nothing the caller
     passed is changed. Unknown keys, at any level, are refused with the nearest known one; `strict=False` tolerates them, as
     the remote API does. A request parsed before is returned as it is.
 
@@ -675,6 +719,8 @@ def parse_request(kind: str, obj: Any = None, kwargs: Mapping[str, Any] | None =
         data.setdefault("max_tokens", data["max_completion_tokens"])
     if isinstance(data.get("messages"), list):
         data["messages"] = [_message(message, ("messages", i), strict) for i, message in enumerate(data["messages"])]
+    if isinstance(data.get("documents"), list):
+        data["documents"] = [_known(text, _DOCUMENT, ("documents", i), strict) for i, text in enumerate(data["documents"])]
     for field, known in (("stream_options", _STREAM_OPTIONS), ("response_format", _RESPONSE_FORMAT)):
         if field in data:
             data[field] = _known(data[field], known, (field,), strict)

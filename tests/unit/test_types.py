@@ -26,7 +26,8 @@ def chat(**fields):
 
 
 def refused(kind="chat", **fields):
-    base = {"chat": {"messages": HI}, "completion": {"prompt": "x"}, "embedding": {"input": "x"}, "generate": {"prompt": "x"}}
+    base = {"chat": {"messages": HI}, "completion": {"prompt": "x"}, "embedding": {"input": "x"}, "generate": {"prompt": "x"},
+            "rerank": {"query": "x", "documents": ["x"]}}
     with pytest.raises(ValidationError) as caught:
         parse_request(kind, {**base[kind], **fields})
     error = caught.value
@@ -218,6 +219,8 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
     ("completion", {"messages": HI}, "messages", None),
     ("embedding", {"inputs": "x"}, "inputs", "input"),
     ("generate", {"top_q": 0.5}, "top_q", "top_p"),
+    ("rerank", {"topn": 1}, "topn", "top_n"),
+    ("rerank", {"documents": [{"text": "x", "texts": "y"}]}, "documents[0].texts", "text"),
     ("chat", {"stream_options": {"include_usge": True}}, "stream_options.include_usge", "include_usage"),
     ("completion", {"streamOptions": {"includeUsag": True}}, "stream_options.includeUsag", "include_usage"),
     ("chat", {"response_format": {"typ": "text"}}, "response_format.typ", "type"),
@@ -236,7 +239,8 @@ def test_an_unknown_key_is_refused_by_its_path_and_tolerated_over_http(kind, fie
     error = refused(kind, **fields)
     assert error.param == path
     assert error.message == f"{path}: unknown key" + (f"; did you mean '{meant}'?" if meant else "")
-    base = {"chat": {"messages": HI}, "completion": {"prompt": "x"}, "embedding": {"input": "x"}, "generate": {"prompt": "x"}}
+    base = {"chat": {"messages": HI}, "completion": {"prompt": "x"}, "embedding": {"input": "x"}, "generate": {"prompt": "x"},
+            "rerank": {"query": "x", "documents": ["x"]}}
     lost = ("messages[0].text", "response_format.typ")  # what cannot be dropped without another answer
     if path in lost:
         with pytest.raises(ValidationError):
@@ -424,7 +428,7 @@ def test_the_largest_honest_requests_pass():
     assert chat(messages=[{"role": "user", "content": "x" * 10**7}]).messages[0].content == "x" * 10**7
 
 
-@pytest.mark.parametrize("kind", ["chat", "completion", "embedding", "generate"])
+@pytest.mark.parametrize("kind", types.KINDS)
 @pytest.mark.parametrize("number", [10**5000, -(10**5000)], ids=["plus", "minus"])
 def test_huge_numbers_are_refused_in_every_field(kind, number):
     for field in types.KINDS[kind].model_fields:
