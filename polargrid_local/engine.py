@@ -350,7 +350,7 @@ def _refuse_options(unknown: dict[str, Any]) -> None:
     """For load_model(): an option of the engine is given to its constructor, and any other name is a mistake."""
     for name in unknown:
         if name in EngineKeywords.__annotations__:
-            raise ValidationError(f"{name}: an option of the engine, not of load_model(); give it to the constructor", param=name)
+            raise ValidationError(f"{name}: an option of the engine, not of load_model(): give it to Engine()", param=name)
         hint = did_you_mean(name, ("force_reload", "on_progress"))
         raise ValidationError(f"{name}: unknown argument{hint}", param=name, details={"field": name})
 

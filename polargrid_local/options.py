@@ -1,4 +1,4 @@
-"""EngineOptions: name, default, range, unit and help of every engine option; the API, the server and the docs take them from here."""
+"""EngineOptions: name, default, range, unit and help of every engine option, for the API, the server and the docs alike."""
 
 from __future__ import annotations
 

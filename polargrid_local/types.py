@@ -590,7 +590,7 @@ def plain(value: Any, *loc: str | int) -> Any:
 
     def read(items: Iterable[Any]) -> list[Any]:
         try:
-            found = list(islice(items, left + 1))
+            found = list(islice(items, left + 1))  # one more than may be: enough to see it
         except Exception as error:
             raise refuse(f"cannot be read: {type(error).__name__}: {str(error)[:200]}") from None
         if len(found) > left:
@@ -606,6 +606,8 @@ def plain(value: Any, *loc: str | int) -> Any:
     def copy(value: Any, depth: int) -> Any:
         nonlocal left
         left -= 1
+        if left < 0:
+            raise refuse(f"holds more than {MAX_VALUES} values", whole=True)
         if isinstance(value, str):
             try:
                 value.isascii() or value.encode()
@@ -700,9 +702,9 @@ def parse_fields(obj: Any, *fields: str) -> dict[str, Any]:
 def parse_request(kind: str, obj: Any = None, kwargs: Mapping[str, Any] | None = None, *,
                   max_tokens_limit: int | None = MAX_TOKENS, strict: bool = True) -> Any:
     """The request model of `kind` ("chat", "completion", "embedding", "rerank", "generate") for a dict, an SDK object,
-    keyword arguments, or a positional object with keywords on top. None means omitted; camelCase is an alias; nothing the caller
-    passed is changed. Unknown keys, at any level, are refused with the nearest known one; `strict=False` tolerates them, as
-    the remote API does. A request parsed before is returned as it is.
+    keyword arguments, or a positional object with keywords on top. None means omitted; camelCase is an alias; nothing the
+    caller passed is changed. Unknown keys, at any level, are refused with the nearest known one; `strict=False` tolerates
+    them, as the remote API does. A request parsed before is returned as it is.
 
     Raises ValidationError naming the field's path and its limit; `param` and `details["field"]` hold the path."""
     cls = KINDS[kind]

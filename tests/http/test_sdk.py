@@ -321,7 +321,7 @@ def test_what_the_sdk_sends_is_known_to_the_engine() -> None:
         Message(role="tool", content="x", tool_call_id="1"), Message(role="assistant", content=None), *SAY,
     ]  # fmt: skip
     client = PolarGridSync()
-    every = {"temperature": 0.5, "top_p": 0.5, "top_k": 5, "frequency_penalty": 0.1, "presence_penalty": 0.1, "stop": ["x"], "user": "u"}
+    every = {"temperature": 0.5, "top_p": 0.5, "top_k": 5, "frequency_penalty": 0.1, "presence_penalty": 0.1, "stop": ["x"]}
     client.chat_completion({"model": "scripted", "messages": messages, "max_token": 5, "stream": False, **every})
     client.completion({"model": "scripted", "prompt": "x", "max_token": 5, **every})
     client.generate({"model": "scripted", "prompt": "x", "request_id": "r"})

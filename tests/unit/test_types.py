@@ -232,7 +232,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
      "messages[0].content[0].txt", "text"),
     ("chat", {"messages": [{"role": "assistant", "tool_calls": [{**CALL, "functions": 1}]}]},
      "messages[0].tool_calls[0].functions", "function"),
-    ("chat", {"messages": [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}", "args": 1}}]}]},
+    ("chat", {"messages": [{"role": "assistant", "tool_calls": [{**CALL, "function": {**CALL["function"], "args": 1}}]}]},
      "messages[0].tool_calls[0].function.args", "arguments"),
 ])
 def test_an_unknown_key_is_refused_by_its_path_and_tolerated_over_http(kind, fields, path, meant):
@@ -256,9 +256,10 @@ def test_keywords_are_held_to_the_same_names():
 
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize(("message", "fine"), [
-    ({"role": "user"}, False), ({"role": "user", "content": None}, False), ({"role": "system"}, False), ({"role": "developer"}, False),
-    ({"role": "user", "tool_calls": [CALL]}, False), ({"role": "assistant"}, True), ({"role": "tool", "tool_call_id": "1"}, True),
-    ({"role": "user", "content": ""}, True), ({"role": "user", "content": []}, True), ({"role": "assistant", "content": None}, True),
+    ({"role": "user"}, False), ({"role": "user", "content": None}, False), ({"role": "system"}, False),
+    ({"role": "developer"}, False), ({"role": "user", "tool_calls": [CALL]}, False), ({"role": "assistant"}, True),
+    ({"role": "tool", "tool_call_id": "1"}, True), ({"role": "user", "content": ""}, True),
+    ({"role": "user", "content": []}, True), ({"role": "assistant", "content": None}, True),
     ({"role": "assistant", "tool_calls": [CALL]}, True), ({"role": "assistant", "content": None, "toolCalls": [CALL]}, True),
     ({"role": "assistant", "reasoning_content": "hm"}, True), ({"role": "tool", "content": None}, True),
     ({"role": "assistant", "tool_calls": []}, True), ({"role": "assistant", "refusal": None}, True),
@@ -282,9 +283,10 @@ def test_text_under_a_wrong_key_is_not_lost_over_http(key):
 def test_answers_of_other_clients_may_be_sent_back():
     from openai.types.chat import ChatCompletionMessage
 
-    raw = {"role": "assistant", "content": "x", "refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}
     ours = {"role": "assistant", "content": "x"}
-    for message in (raw, ours, ChatCompletionMessage.model_validate(raw), ChatCompletionMessage.model_validate(raw).model_dump()):
+    raw = {**ours, "refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}
+    theirs = ChatCompletionMessage.model_validate(raw)
+    for message in (raw, ours, theirs, theirs.model_dump()):
         for strict in (True, False):
             request = parse_request("chat", {"messages": [*HI, message, *HI]}, strict=strict)
             assert request.messages[1].content == "x"
@@ -384,6 +386,11 @@ def fails():
     raise RuntimeError("no")
 
 
+class Chain:
+    def model_dump(self):
+        return Chain()
+
+
 MONSTERS = {
     "shared": shared, "cyclic": cyclic, "wide cyclic": lambda: cyclic(1000), "shared tuples": lambda: functools.reduce(
         lambda value, _: (value, value), range(26), ()),
@@ -392,8 +399,9 @@ MONSTERS = {
     "endless mapping": Endless, "endless items": lambda: Lying(lambda: itertools.repeat(("a", 1))),
     "items that are no pairs": lambda: Lying(lambda: [1, 2]), "items that fail": lambda: Lying(fails),
     "endless list": EndlessList, "a million keys": lambda: dict.fromkeys(map(str, range(10**6)), 1),
-    "a million entries": lambda: [None] * 10**6, "keys that are no text": lambda: {("a",): 1}, "keys that are truths": lambda: {True: 1},
-    "dumps itself": lambda: Dumps(lambda: Dumps.__new__(Dumps)), "dump fails": lambda: Dumps(fails), "dumps much": lambda: Dumps(shared),
+    "a million entries": lambda: [None] * 10**6, "keys that are no text": lambda: {("a",): 1},
+    "keys that are truths": lambda: {True: 1}, "dumps another": lambda: Chain(),
+    "dump fails": lambda: Dumps(fails), "dumps much": lambda: Dumps(shared),
     "a dump in a dump": lambda: functools.reduce(lambda value, _: Dumps(lambda: value), range(100), 1),
     "sdk object": lambda: sdk.ChatCompletionRequest.model_construct(model="m", messages=shared()),
     "sdk object in itself": lambda: (lambda o: (o.messages.append(o), o)[1])(
@@ -415,7 +423,8 @@ def test_a_monstrous_object_is_refused(monster, field):
 
 
 def test_a_monster_in_a_message_is_refused():
-    for place in ({"content": shared()}, {"content": [{"type": "text", "text": shared()}]}, {"content": "x", "tool_calls": shared()}):
+    parts = [{"type": "text", "text": shared()}]
+    for place in ({"content": shared()}, {"content": parts}, {"content": "x", "tool_calls": shared()}):
         with pytest.raises(ValidationError, match="^messages: holds more than"):
             parse_request("chat", {"messages": [{"role": "user", **place}]})
 
@@ -442,8 +451,9 @@ def test_huge_numbers_are_refused_in_every_field(kind, number):
 
 def test_huge_strings_are_refused_in_short_messages():
     huge = "a" * 10**7
-    for fields in ({"model": huge}, {"stop": huge}, {"messages": huge}, {"content_filter": huge}, {"logit_bias": {huge: 1}}, {huge: 1},
-                   {"messages": [{"role": huge, "content": "x"}]}, {"messages": [{"role": "user", "content": "x", huge: 1}]}):
+    for fields in ({"model": huge}, {"stop": huge}, {"messages": huge}, {"content_filter": huge}, {huge: 1},
+                   {"logit_bias": {huge: 1}}, {"messages": [{"role": huge, "content": "x"}]},
+                   {"messages": [{"role": "user", "content": "x", huge: 1}]}):
         assert len(refused(**fields).message) < 400
 
 
