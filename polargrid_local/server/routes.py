@@ -39,7 +39,7 @@ def api(service: Service, metrics: Metrics, ends: set[asyncio.Future[PolarGridEr
             ends.discard(stop)
 
     async def generate(request: Request, kind: str, always_stream: bool = False) -> Response:
-        asked = types.parse_request(kind, await body(request), max_tokens_limit=None)
+        asked = types.parse_request(kind, await body(request), max_tokens_limit=None, strict=False)
         lease = await bounded(request, service.lease(asked.model))
         tokens, streaming = 0, False
         try:
