@@ -478,10 +478,10 @@ void Model::create_pooler(int32_t n_tokens) {
     // Every token of a pass takes activations and logits; every pair of tokens an entry of the mask, and of each head's
     // scores where attention is computed the plain way.
     const uint64_t per_pair = 6 + (options_.flash_attention ? 0 : 8 * std::max<uint64_t>(1, n_head_));
-    const uint64_t need = 64 * kMiB + n_pass * (64 * n_embd + 8 * n_vocab) + n_pass * n_text * per_pair +
+    const uint64_t need = kMargin / 2 + n_pass * (64 * n_embd + 8 * n_vocab) + n_pass * n_text * per_pair +
                           (whole_text_ ? 0 : n_text * cache_bytes_f16_);
     const uint64_t have = machine::available_bytes();
-    if (need + kMargin / 4 > have) {
+    if (need > have) {
         throw Error("out_of_memory",
                     "a text of " + std::to_string(n_tokens) + " tokens needs " + mib(need) + " beside the model, and " + mib(have) +
                         " are available",
