@@ -144,9 +144,11 @@ class CompletionResponse(TypedDict):
 
 
 class EmbeddingData(TypedDict):
+    """`embedding`: n_embd numbers as `encoding_format` asked for them; base64 is that of little-endian float32."""
+
     object: Literal["embedding"]
     index: int
-    embedding: list[float]
+    embedding: list[float] | str
 
 
 class EmbeddingUsage(TypedDict):
@@ -211,10 +213,23 @@ def _filter(value: Any) -> Any:
     return _strings(MAX_FILTER, "phrases")(list(value))
 
 
+def _max_tokens(value: int) -> int:
+    if value == 0:
+        raise PydanticCustomError("max_tokens", "must be 1 or more, or -1 for what the context leaves", {"ge": 1})
+    return value
+
+
+def _encoding(value: Any) -> Any:
+    if value not in ("float", "base64", "numpy"):
+        raise PydanticCustomError("encoding_format", "must be 'float' or 'base64', in process also 'numpy'")
+    return value
+
+
 Whole = Annotated[int, BeforeValidator(_whole)]
 Text = Annotated[str, Field(min_length=1)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+MaxTokens = Annotated[Whole, Field(ge=-1, lt=2**31), AfterValidator(_max_tokens)]
 Seed = Annotated[Whole, Field(ge=-(2**63), lt=2**64)]
 Stop = Annotated[
     list[str],
@@ -331,7 +346,7 @@ class _Sampled(Model):
 
 class ChatCompletionRequest(_Sampled):
     messages: Annotated[list[Message], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: Annotated[Whole, Field(ge=1, lt=2**31)] = 150
+    max_tokens: MaxTokens = 150
     top_k: Annotated[Whole, Field(ge=-(2**31), lt=2**31)] = 0
     logprobs: bool = False
     top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] = 0
@@ -348,7 +363,7 @@ class ChatCompletionRequest(_Sampled):
 
 class CompletionRequest(_Sampled):
     prompt: Strings
-    max_tokens: Annotated[Whole, Field(ge=1, lt=2**31)] = 100
+    max_tokens: MaxTokens = 100
     top_k: Annotated[Whole, Field(ge=-(2**31), lt=2**31)] = 50
     logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool = False
@@ -368,7 +383,7 @@ class EmbeddingRequest(Model):
     input: Strings
     model: Text | None = None
     user: str | None = None
-    encoding_format: str = "float"
+    encoding_format: Annotated[Literal["float", "base64", "numpy"], BeforeValidator(_encoding)] = "float"
     dimensions: Whole | None = None
 
     @property
@@ -379,7 +394,7 @@ class EmbeddingRequest(Model):
 class GenerateRequest(Model):
     prompt: Text
     model: Text | None = None
-    max_tokens: Annotated[Whole, Field(ge=1, lt=2**31)] = 150
+    max_tokens: MaxTokens = 150
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
     top_p: Unit = 0.9
     stop: Stop = []
@@ -394,6 +409,23 @@ KINDS: dict[str, type[Any]] = {
 }
 R = TypeVar("R", bound=Model)
 
+# The fields of OpenAI's clients that the models above have not. These never change an answer, and are accepted:
+NO_EFFECT = frozenset((
+    "metadata", "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
+    "safety_identifier", "service_tier", "store",
+))
+# These ask for another answer than the one given here. Only the values that ask for nothing are accepted:
+ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "function_call": ("none",),
+    "functions": ([],),
+    "modalities": (["text"], []),
+    "moderation": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+
 
 # --- parsing ----------------------------------------------------------------------------------------------------------
 
@@ -407,7 +439,7 @@ def _aliases(*names: str) -> dict[str, str]:
     return {_camel(name): name for name in names if "_" in name}
 
 
-_TOP = {kind: _aliases(*cls.model_fields, "max_completion_tokens") for kind, cls in KINDS.items()}
+_TOP = {kind: _aliases(*cls.model_fields, "max_completion_tokens", *NO_EFFECT, *ASKS_NOTHING) for kind, cls in KINDS.items()}
 _MESSAGE = _aliases("tool_calls", "tool_call_id")
 _PART = _aliases("image_url")
 _OPTIONS = _aliases("include_usage")
@@ -420,6 +452,14 @@ def _snake(value: Any, aliases: dict[str, str]) -> Any:
     known = {aliases.get(key, key): item for key, item in value.items() if key in aliases and item is not None}
     known.update((key, item) for key, item in value.items() if key not in aliases and item is not None)
     return known
+
+
+def _fields(value: Mapping[str, Any], aliases: dict[str, str]) -> dict[str, Any]:
+    """The top-level fields of one source; `max_completion_tokens` wins over `max_tokens`, its older name, as at OpenAI."""
+    fields: dict[str, Any] = _snake(value, aliases)
+    if "max_completion_tokens" in fields:
+        fields["max_tokens"] = fields.pop("max_completion_tokens")
+    return fields
 
 
 def _message(value: Any) -> Any:
@@ -492,6 +532,14 @@ def _check_depth(value: Any, field: str, depth: int = 64) -> None:
         _check_depth(item, field, depth - 1)
 
 
+def _check_answerable(data: Mapping[str, Any]) -> None:
+    """Raises for a field of ASKS_NOTHING that asks for something."""
+    for field, nothing in ASKS_NOTHING.items():
+        if field in data and data[field] not in nothing:
+            only = f"; only {' or '.join(map(repr, nothing))} is accepted" if nothing else ""
+            raise _refuse(field, f"not supported by this engine{only}")
+
+
 def _check_supported(request: Any) -> None:
     """What this engine cannot do yet is refused by name, never ignored."""
     if getattr(request, "n", 1) != 1:
@@ -540,7 +588,8 @@ def parse_request(kind: str, obj: Any = None, kwargs: Mapping[str, Any] | None =
                   max_tokens_limit: int | None = MAX_TOKENS) -> Any:
     """The request model of `kind` ("chat", "completion", "embedding", "generate") for a dict, an SDK object, keyword
     arguments, or a positional object with keywords on top. None means omitted; camelCase is an alias; unknown keys are
-    ignored; nothing the caller passed is changed. A request parsed before is returned as it is.
+    ignored; nothing the caller passed is changed. A request parsed before is returned as it is. Without `max_tokens` an
+    answer has the SDK's 150 (chat) or 100 (completion) tokens at most; -1 is as many as the context leaves.
 
     Raises ValidationError naming the field's path and its limit; `param` and `details["field"]` hold the path."""
     cls = KINDS[kind]
@@ -552,9 +601,8 @@ def parse_request(kind: str, obj: Any = None, kwargs: Mapping[str, Any] | None =
     if obj is not None and not isinstance(obj, Mapping):
         raise _refuse("request", f"must be a dict or a request object, got {type(obj).__name__}")
     aliases = _TOP[kind]
-    data = {**_snake(obj or {}, aliases), **_snake(kwargs or {}, aliases)}
-    if "max_completion_tokens" in data:
-        data.setdefault("max_tokens", data["max_completion_tokens"])
+    data = {**_fields(obj or {}, aliases), **_fields(kwargs or {}, aliases)}
+    _check_answerable(data)
     if isinstance(data.get("messages"), (list, tuple)):
         data["messages"] = [_message(message) for message in data["messages"]]
     if "stream_options" in data:
