@@ -42,7 +42,7 @@ class _Settings:
         n_gpu_layers: int = -1,
         n_ctx: int = 0,
         max_streams: int = 4,
-        max_queue: int = 32,
+        max_queue: int = 512,
         n_threads: int = 0,
         n_batch: int = 512,
         cache_type: str = "f16",
