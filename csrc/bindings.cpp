@@ -47,6 +47,49 @@ const char * name_of(FinishReason reason) {
     throw Error("invalid_request", field + ": " + why, {{"field", field}});
 }
 
+// Bytes of a stranger's file or of a library's log may be anything.
+py::str to_text(const std::string & bytes) {
+    return py::reinterpret_steal<py::str>(
+        PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), "replace"));
+}
+
+py::list to_list(const std::vector<std::string> & texts) {
+    py::list list;
+    for (const std::string & text : texts) {
+        list.append(to_text(text));
+    }
+    return list;
+}
+
+// A path as the operating system spells it: on POSIX any bytes, which Python's str carries as surrogates.
+std::string path_from(const py::object & path) {
+    PyObject * bytes = nullptr;
+    if (PyUnicode_FSConverter(path.ptr(), &bytes) == 0) {
+        throw py::error_already_set();
+    }
+    return py::reinterpret_steal<py::bytes>(bytes);
+}
+
+py::str path_text(const std::string & path) {
+    return py::reinterpret_steal<py::str>(PyUnicode_DecodeFSDefaultAndSize(path.data(), static_cast<Py_ssize_t>(path.size())));
+}
+
+py::list to_list(const std::vector<Task> & tasks) {
+    py::list list;
+    for (const Task task : tasks) {
+        list.append(name_of(task));
+    }
+    return list;
+}
+
+py::list to_list(const std::vector<std::pair<int, std::string>> & lines) {
+    py::list list;
+    for (const auto & [level, line] : lines) {
+        list.append(py::make_tuple(level, to_text(line)));
+    }
+    return list;
+}
+
 // Reads known keys of a dict into a struct's members; an unknown key or a wrong type is an error naming it.
 class Fields {
   public:
@@ -100,6 +143,7 @@ class Fields {
 
 EngineOptions options_from(const py::dict & dict) {
     EngineOptions o;
+    std::vector<std::pair<py::object, float>> lora;
     Fields(dict, "")
         .read("device", o.device, {{"auto", Device::automatic}, {"cpu", Device::cpu}, {"gpu", Device::gpu}})
         .read("n_gpu_layers", o.n_gpu_layers)
@@ -115,8 +159,11 @@ EngineOptions options_from(const py::dict & dict) {
         .read("prefix_cache_bytes", o.prefix_cache_bytes)
         .read("check_tensors", o.check_tensors)
         .read("embeddings", o.embeddings)
-        .read("lora", o.lora)
+        .read("lora", lora)
         .done();
+    for (const auto & [path, scale] : lora) {
+        o.lora.emplace_back(path_from(path), scale);
+    }
     return o;
 }
 
@@ -125,7 +172,7 @@ Request request_from(const py::dict & dict) {
     std::vector<std::pair<std::string, bool>> spans;
     py::dict sampling;
     Fields(dict, "")
-        .read("task", r.task, {{"generate", Task::generate}, {"embed", Task::embed}})
+        .read("task", r.task, {{"generate", Task::generate}, {"embed", Task::embed}, {"rank", Task::rank}})
         .read("prompt", spans)
         .read("tokens", r.tokens)
         .read("max_tokens", r.max_tokens)
@@ -185,12 +232,6 @@ py::list to_list(const std::vector<DeviceInfo> & devices) {
     return list;
 }
 
-// Metadata of a stranger's file may hold any bytes.
-py::str to_text(const std::string & bytes) {
-    return py::reinterpret_steal<py::str>(
-        PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), "replace"));
-}
-
 py::dict to_dict(const std::map<std::string, std::string> & map) {
     py::dict dict;
     for (const auto & [key, value] : map) {
@@ -201,17 +242,24 @@ py::dict to_dict(const std::map<std::string, std::string> & map) {
 
 py::dict to_dict(const ModelInfo & info) {
     py::dict dict;
-    dict["path"] = info.path;
+    dict["path"] = path_text(info.path);
     dict["architecture"] = to_text(info.architecture);
     dict["description"] = to_text(info.description);
     dict["quantization"] = to_text(info.quantization);
     dict["chat_template"] = to_text(info.chat_template);
+    dict["rerank_template"] = to_text(info.rerank_template);
+    dict["tasks"] = to_list(info.tasks);
+    dict["labels"] = to_list(info.labels);
     dict["bos_text"] = to_text(info.bos_text);
     dict["eos_text"] = to_text(info.eos_text);
+    dict["special_tokens"] = to_dict(info.special_tokens);
+    dict["additional_special_tokens"] = to_list(info.additional_special_tokens);
+    dict["longest_piece"] = info.longest_piece;
     dict["n_params"] = info.n_params;
     dict["file_bytes"] = info.file_bytes;
     dict["weights_bytes"] = info.weights_bytes;
     dict["cache_bytes"] = info.cache_bytes;
+    dict["prefix_cache_bytes"] = info.prefix_cache_bytes;
     dict["n_ctx"] = info.n_ctx;
     dict["n_ctx_train"] = info.n_ctx_train;
     dict["n_vocab"] = info.n_vocab;
@@ -223,7 +271,6 @@ py::dict to_dict(const ModelInfo & info) {
     dict["n_batch"] = info.n_batch;
     dict["add_bos"] = info.add_bos;
     dict["flash_attention"] = info.flash_attention;
-    dict["can_embed"] = info.can_embed;
     dict["cache_type"] = info.cache_type;
     dict["kernels"] = info.kernels;
     dict["build"] = info.build;
@@ -260,6 +307,8 @@ py::dict to_dict(const GgufSummary & s) {
     dict["vocab_only"] = s.vocab_only;
     dict["architecture"] = to_text(s.architecture);
     dict["name"] = to_text(s.name);
+    dict["tasks"] = to_list(s.tasks);
+    dict["labels"] = to_list(s.labels);
     dict["quantization"] = to_text(s.quantization);
     dict["chat_template"] = to_text(s.chat_template);
     dict["n_layer"] = s.n_layer;
@@ -296,6 +345,20 @@ class ReleasedGil {
     PyThreadState * state_;
 };
 
+// For waits in the main thread, which alone takes signals: true once a handler has raised, as Ctrl-C's does.
+machine::Poll signals() {
+    const py::module_ threading = py::module_::import("threading");
+    if (!threading.attr("current_thread")().is(threading.attr("main_thread")())) {
+        return nullptr;
+    }
+    return [] {
+        const PyGILState_STATE state = PyGILState_Ensure();
+        const bool raised = PyErr_CheckSignals() != 0;
+        PyGILState_Release(state);
+        return raised;
+    };
+}
+
 // Every entry converts with the GIL, then works without it.
 template <typename Work> auto without_gil(const Work & work) {
     const ReleasedGil released;
@@ -315,6 +378,9 @@ PYBIND11_MODULE(_core, m) {
         try {
             std::rethrow_exception(pointer);
         } catch (const Error & e) {
+            if (e.code == "interrupted" && PyErr_Occurred() != nullptr) {
+                return;   // what the signal's handler raised
+            }
             const py::tuple args = py::make_tuple(e.code, to_text(e.what()), to_dict(e.details));
             PyErr_SetObject(error.ptr(), args.ptr());
         }
@@ -323,7 +389,7 @@ PYBIND11_MODULE(_core, m) {
     py::class_<Event>(m, "Event")
         .def_readonly("id", &Event::id)
         .def_property_readonly("kind", [](const Event & e) { return name_of(e.kind); })
-        .def_readonly("text", &Event::text)
+        .def_property_readonly("text", [](const Event & e) { return to_text(e.text); })
         .def_readonly("code", &Event::code)
         .def_property_readonly("details", [](const Event & e) { return to_dict(e.details); })
         .def_property_readonly("reason", [](const Event & e) { return name_of(e.reason); })
@@ -355,8 +421,8 @@ PYBIND11_MODULE(_core, m) {
         .def("wake", &Outbox::wake, py::call_guard<ReleasedGil>());
 
     py::class_<Engine, std::unique_ptr<Engine, Engine::Release>>(m, "Engine")
-        .def(py::init([](const std::string & path, const py::dict & options) {
-                 return std::unique_ptr<Engine, Engine::Release>(new Engine(path, options_from(options)));
+        .def(py::init([](const py::object & path, const py::dict & options) {
+                 return std::unique_ptr<Engine, Engine::Release>(new Engine(path_from(path), options_from(options)));
              }),
              py::arg("path"), py::arg("options"))
         .def(
@@ -364,7 +430,8 @@ PYBIND11_MODULE(_core, m) {
             [](Engine & engine, const py::dict & request, std::shared_ptr<Outbox> outbox) {
                 Request native = request_from(request);
                 native.outbox = std::move(outbox);
-                return without_gil([&] { return engine.submit(std::move(native)); });
+                const machine::Poll poll = signals();
+                return without_gil([&] { return engine.submit(std::move(native), poll); });
             },
             py::arg("request"), py::arg("outbox") = py::none())
         .def("outbox", [](const Engine &, bool quiet) { return Outbox::make(quiet); }, py::arg("quiet") = false)
@@ -377,15 +444,22 @@ PYBIND11_MODULE(_core, m) {
                 for (const auto & [text, trusted] : spans) {
                     native.push_back({text, trusted});
                 }
-                return without_gil([&] { return engine.tokenize(native, add_bos); });
+                const machine::Poll poll = signals();
+                return without_gil([&] { return engine.tokenize(std::move(native), add_bos, poll); });
             },
             py::arg("spans"), py::arg("add_bos") = true)
         .def("info", [](const Engine & engine) { return to_dict(without_gil([&] { return engine.info(); })); })
         .def("stats", [](const Engine & engine) { return to_dict(without_gil([&] { return engine.stats(); })); })
+        .def(
+            "drain_log", [](const Engine & engine) { return to_list(engine.drain_log()); },
+            "What llama.cpp said while it worked for this engine, since the last call: (level as in logging, text).")
         .def("close", &Engine::close, py::call_guard<ReleasedGil>());
 
     m.def(
-        "inspect", [](const std::string & path) { return to_dict(without_gil([&] { return check_gguf(path); })); },
+        "inspect",
+        [](const py::object & path) {
+            return to_dict(without_gil([file = path_from(path)] { return check_gguf(file); }));
+        },
         py::arg("path"), "What a GGUF file says about itself, validated, without loading it.");
     m.def(
         "system",
@@ -400,7 +474,9 @@ PYBIND11_MODULE(_core, m) {
             return dict;
         },
         "Devices, CPU features, usable threads and memory of this machine, as this process may use them.");
-    m.def("drain_log", &log::drain, "llama.cpp's log lines since the last call: (level as in logging, text).");
+    m.def(
+        "drain_log", [] { return to_list(log::common().drain()); },
+        "llama.cpp's log lines that belong to no engine, since the last call: (level as in logging, text).");
     m.def(
         "bare_loop",
         [](const std::string & path, int32_t n_prompt, int32_t n_tokens, int32_t n_ctx, int32_t n_threads, bool kernels) {

@@ -12,6 +12,8 @@
 #include <chrono>
 #include <cmath>
 #include <map>
+#include <system_error>
+#include <utility>
 
 namespace pgl {
 namespace {
@@ -51,13 +53,68 @@ void check_sampling(const SamplingParams & params, int32_t n_vocab) {
     }
 }
 
+size_t n_bytes(const std::vector<Span> & spans) {
+    size_t n = 0;
+    for (const Span & span : spans) {
+        n += span.text.size();
+    }
+    return n;
+}
+
+// Tokenizes on a stack that is large enough. The caller may leave before the end (`poll`); the work owns all it needs.
+template <typename Work>  // Work(spans) -> tokens
+std::vector<Token> on_large_stack(std::vector<Span> spans, const std::shared_ptr<log::Queue> & log, const machine::Poll & poll,
+                                  Work work) {
+    const uint64_t stack_bytes = Tokenizer::stack_bytes(n_bytes(spans));
+    if (stack_bytes == 0) {
+        const log::Scope scope(log);
+        return work(spans);
+    }
+    const auto tokens = std::make_shared<std::vector<Token>>();
+    machine::run_with_stack(stack_bytes, [tokens, log, work = std::move(work), spans = std::move(spans)] {
+        const log::Scope scope(log);
+        *tokens = work(spans);
+    }, poll);
+    return std::move(*tokens);
+}
+
+std::vector<Token> tokens_for(Task task, const std::vector<Span> & spans, const Tokenizer & tokenizer) {
+    if (task == Task::generate) {
+        return tokenizer.tokenize(spans, true);
+    }
+    if (task == Task::embed) {
+        std::string text;
+        for (const Span & span : spans) {
+            text += span.text;
+        }
+        return tokenizer.tokenize_document(text);
+    }
+    const bool filled_in = std::any_of(spans.begin(), spans.end(), [](const Span & span) { return span.trusted; });
+    if (filled_in || spans.size() != 2) {
+        return tokenizer.tokenize(spans, false);
+    }
+    return tokenizer.tokenize_pair(spans[0].text, spans[1].text);
+}
+
+std::string names_of(const std::vector<Task> & tasks) {
+    std::string names;
+    for (const Task task : tasks) {
+        names += (names.empty() ? "" : ", ") + std::string(name_of(task));
+    }
+    return names.empty() ? "nothing" : names;
+}
+
 }  // namespace
 
 Engine::Engine(std::string path, EngineOptions options)
-    : path_(std::move(path)), options_(std::move(options)), process_id_(machine::process_id()), outbox_(Outbox::make()) {
-    thread_ = std::thread([this] {
+    : path_(std::move(path)), options_(std::move(options)), process_id_(machine::process_id()),
+      log_(std::make_shared<log::Queue>()), outbox_(Outbox::make()) {
+    const auto body = [this] {
         try {
-            machine::run_with_stack(kEngineStack, [this] { run(); });
+            machine::run_with_stack(kEngineStack, [this] {
+                const log::Scope scope(log_);
+                run();
+            });
         } catch (const std::exception & e) {  // no memory for the thread itself
             Event failure;
             failure.kind = EventKind::error;
@@ -71,7 +128,12 @@ Engine::Engine(std::string path, EngineOptions options)
             ended_ = true;
         }
         outbox_->close();
-    });
+    };
+    try {
+        thread_ = std::thread(body);
+    } catch (const std::system_error &) {
+        throw Error("out_of_memory", "no thread could be started; this process's limits on threads or memory are reached");
+    }
 }
 
 Engine::~Engine() {
@@ -111,30 +173,30 @@ std::shared_ptr<Model> Engine::loaded_model() const {
     return model_;
 }
 
-RequestId Engine::submit(Request request) {
+RequestId Engine::submit(Request request, const machine::Poll & poll) {
     const std::shared_ptr<Model> model = loaded_model();
     const ModelInfo & info = model->info();
-    const Tokenizer & tokenizer = model->tokenizer();
-    const bool embed = request.task == Task::embed;
+    const Task task = request.task;
+    const bool generate = task == Task::generate;
+    if (!model->can(task)) {
+        throw Error("invalid_request", std::string("this model cannot ") + name_of(task) + "; it can " + names_of(info.tasks),
+                    {{"field", "model"}, {"tasks", names_of(info.tasks)}});
+    }
     check_sampling(request.sampling, info.n_vocab);
     if (request.max_tokens < 1) {
         throw Error("invalid_request", "max_tokens must be at least 1, got " + std::to_string(request.max_tokens));
     }
 
     // A text that cannot fit is refused before it costs a tokenization: no token is longer than the longest piece.
-    const int32_t n_ctx = embed ? model->max_embed_tokens() : info.n_ctx;
+    const int32_t n_ctx = generate ? info.n_ctx : model->max_pooled_tokens();
     const auto refuse = [&](int64_t n_prompt, const char * relation) {
         throw Error("context_length_exceeded",
                     "the prompt has " + std::string(relation) + std::to_string(n_prompt) + " tokens, and the " +
-                        (embed ? "embedding" : "context") + " length is " + std::to_string(n_ctx) +
-                        (embed ? "" : " with room for at least one token of answer"),
+                        (generate ? "context" : "model's") + " length is " + std::to_string(n_ctx) +
+                        (generate ? " with room for at least one token of answer" : ""),
                     {{"n_prompt", std::to_string(n_prompt)}, {"n_ctx", std::to_string(n_ctx)}});
     };
-    size_t n_bytes = 0;
-    for (const Span & span : request.prompt) {
-        n_bytes += span.text.size();
-    }
-    const size_t least = n_bytes / tokenizer.longest_piece();
+    const size_t least = n_bytes(request.prompt) / model->tokenizer().longest_piece();
     if (least > static_cast<size_t>(n_ctx)) {
         refuse(static_cast<int64_t>(least), "at least ");
     }
@@ -144,20 +206,16 @@ RequestId Engine::submit(Request request) {
             throw Error("invalid_request", "token id " + std::to_string(token) + " is not in 0.." + std::to_string(info.n_vocab - 1));
         }
     }
-    if (embed && prompt.empty()) {
-        std::string text;
-        for (const Span & span : request.prompt) {
-            text += span.text;
-        }
-        prompt = tokenizer.tokenize_document(text);
-    } else if (prompt.empty()) {
-        prompt = tokenizer.tokenize(request.prompt, true);
+    if (prompt.empty()) {
+        prompt = on_large_stack(std::move(request.prompt), log_, poll, [model, task](const std::vector<Span> & spans) {
+            return tokens_for(task, spans, model->tokenizer());
+        });
     }
     if (prompt.empty()) {
         throw Error("invalid_request", "the prompt is empty");
     }
     const auto n_prompt = static_cast<int32_t>(prompt.size());
-    if (embed ? n_prompt > n_ctx : n_prompt >= n_ctx) {
+    if (generate ? n_prompt >= n_ctx : n_prompt > n_ctx) {
         refuse(n_prompt, "");
     }
     request.prompt.clear();
@@ -195,8 +253,10 @@ std::vector<Event> Engine::wait_events(int32_t timeout_ms) {
     return outbox_->wait(timeout_ms);
 }
 
-std::vector<Token> Engine::tokenize(const std::vector<Span> & spans, bool add_bos) const {
-    return loaded_model()->tokenizer().tokenize(spans, add_bos);
+std::vector<Token> Engine::tokenize(std::vector<Span> spans, bool add_bos, const machine::Poll & poll) const {
+    return on_large_stack(std::move(spans), log_, poll, [model = loaded_model(), add_bos](const std::vector<Span> & text) {
+        return model->tokenizer().tokenize(text, add_bos);
+    });
 }
 
 ModelInfo Engine::info() const {
@@ -245,15 +305,11 @@ bool Engine::load() {
             return !closing_ && cancelled_.count(0) == 0;
         };
         auto model = std::make_shared<Model>(path_, options_, on_progress, abort_);
-        uint64_t host_limit = static_cast<uint64_t>(std::max<int64_t>(0, options_.prefix_cache_bytes));
-        if (options_.prefix_cache_bytes < 0) {
-            host_limit = machine::available_bytes() / 8;
-        }
-        cache_ = std::make_unique<KvCache>(*model, options_.max_streams, host_limit);
+        cache_ = std::make_unique<KvCache>(*model, options_.max_streams, model->info().prefix_cache_bytes);
         scheduler_ = std::make_unique<Scheduler>(options_.n_batch);
         {
             const std::lock_guard lock(mutex_);
-            stats_.n_cells = model->info().n_ctx * options_.max_streams;
+            stats_.n_cells = model->can(Task::generate) ? model->info().n_ctx * options_.max_streams : 0;
             model_ = std::move(model);
         }
         Event event;
@@ -353,22 +409,27 @@ void Engine::drop_cancelled(const std::unordered_set<RequestId> & cancelled) {
 }
 
 void Engine::admit() {
-    while (!waiting_.empty()) {
-        Sequence & next = *waiting_.front();
-        if (next.task() == Task::embed) {
-            const SequencePtr sequence = std::move(waiting_.front());
-            waiting_.pop_front();
-            embed(*sequence);
+    // A text to embed or to rank needs no slot. One a step, so that running streams wait for no more than that.
+    const auto text = std::find_if(waiting_.begin(), waiting_.end(),
+                                   [](const SequencePtr & sequence) { return sequence->task() != Task::generate; });
+    if (text != waiting_.end()) {
+        const SequencePtr sequence = std::move(*text);
+        waiting_.erase(text);
+        pool(*sequence);
+    }
+    for (auto next = waiting_.begin(); next != waiting_.end();) {
+        if ((*next)->task() != Task::generate) {
+            ++next;
             continue;
         }
-        const auto claim = cache_->claim(next.prompt());
+        const auto claim = cache_->claim((*next)->prompt());
         if (!claim) {
             return;
         }
-        next.admitted(claim->slot, claim->n_cached);
+        (*next)->admitted(claim->slot, claim->n_cached);
         checked_ = false;
-        running_.push_back(std::move(waiting_.front()));
-        waiting_.pop_front();
+        running_.push_back(std::move(*next));
+        next = waiting_.erase(next);
     }
 }
 
@@ -496,18 +557,26 @@ void Engine::sample(Sequence & sequence, float * logits) {
     }
 }
 
-void Engine::embed(Sequence & sequence) {
+void Engine::pool(Sequence & sequence) {
     {
         const std::lock_guard lock(mutex_);
         computing_.insert(sequence.id());
     }
     sequence.admitted(-1, 0);
+    Event event;
     try {
-        publish(sequence.embedded(model_->embed(sequence.prompt())));
+        event = sequence.pooled(sequence.task() == Task::rank ? model_->rank(sequence.prompt()) : model_->embed(sequence.prompt()));
     } catch (const Error & e) {
-        publish(sequence.failed(e.code, e.what()));
+        event = sequence.failed(e.code, e.what());
+        event.details = e.details;
     }
     const std::lock_guard lock(mutex_);
+    if (closing_ && event.code == "cancelled") {
+        const Error reason = closed();
+        event.code = reason.code;
+        event.text = reason.what();
+    }
+    publish(std::move(event));
     computing_.clear();
     abort_ = closing_;
 }

@@ -1,6 +1,8 @@
 // Engine: owns a model and ONE thread that does all its work. Eight verbs, each callable from any thread.
 #pragma once
 
+#include "log.h"
+#include "machine.h"
 #include "request.h"
 
 #include <atomic>
@@ -37,9 +39,9 @@ class Engine {
         void operator()(Engine * engine) const;
     };
 
-    // Tokenizes here, in the caller's thread, and queues. Throws Error: queue_full, context_length_exceeded,
-    // invalid_request, invalid_model (not a generative model; not loaded).
-    RequestId submit(Request request);
+    // Tokenizes while the caller waits, and queues. Throws Error: queue_full, context_length_exceeded, invalid_request
+    // (also a task that the model cannot do), invalid_model (not loaded), interrupted (`poll` said so).
+    RequestId submit(Request request, const machine::Poll & poll = nullptr);
 
     // The request ends with an `error` event, code "cancelled", unless it has ended. id 0 stops the load.
     // Takes effect after the step under way; that step is aborted when nobody else waits for it.
@@ -49,9 +51,12 @@ class Engine {
     // oldest first. Once closed and drained it throws Error("engine_closed").
     std::vector<Event> wait_events(int32_t timeout_ms);
 
-    std::vector<Token> tokenize(const std::vector<Span> & spans, bool add_bos) const;
+    std::vector<Token> tokenize(std::vector<Span> spans, bool add_bos, const machine::Poll & poll = nullptr) const;
     ModelInfo info() const;
     Stats stats() const;
+
+    // What llama.cpp said while it worked for this engine, since the last call: (log::Level, bytes). Never fails.
+    std::vector<std::pair<int, std::string>> drain_log() const { return log_->drain(); }
 
     // Ends every request with an `error` event, code "engine_closed", frees everything, joins. Idempotent.
     void close();
@@ -67,7 +72,7 @@ class Engine {
     void admit();
     void decode(const Plan & plan);
     void prefill(const Plan & plan);
-    void embed(Sequence & sequence);
+    void pool(Sequence & sequence);
     bool compute(const Batch & batch, const std::vector<Sequence *> & participants);
     void sample(Sequence & sequence, float * logits);
     void end_all(const std::string & code, const std::string & message);
@@ -82,6 +87,7 @@ class Engine {
     const std::string path_;
     const EngineOptions options_;
     const int64_t process_id_;
+    const std::shared_ptr<log::Queue> log_;
 
     // Shared; under mutex_.
     mutable std::mutex mutex_;

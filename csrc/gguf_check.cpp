@@ -40,6 +40,10 @@ public:
         tensors(file_);
         splits();
         out_.vocab_only = out_.n_tensors == 0;
+        if (role_ == GgufRole::model) {
+            embedding();
+            tasks();
+        }
         return std::move(out_);
     }
 
@@ -98,6 +102,7 @@ private:
             }
         }
         out_.version = file_.version();
+        out_.alignment = file_.alignment();
         out_.n_kv = file_.values().size();
 
         const auto architecture = file_.string("general.architecture");
@@ -123,6 +128,8 @@ private:
                 out_.quantization = facts::quantizations[*file_type];
             }
         }
+        out_.rerank_template = clean_utf8(file_.string("tokenizer.chat_template.rerank").value_or(""));
+        out_.pre_tokenizer = clean_utf8(file_.string("tokenizer.ggml.pre").value_or(""), 256);
         if (const auto text = file_.string("tokenizer.chat_template")) {
             out_.chat_template = clean_utf8(*text);
             out_.has_chat_template = true;
@@ -277,6 +284,69 @@ private:
         }
     }
 
+    // The width that embeddings are read with is a key of its own; it must be the width that is computed.
+    void embedding() {
+        const uint64_t n_embd = static_cast<uint64_t>(out_.n_embd);
+        const uint64_t n_out = count(key("embedding_length_out"), 0, 1u << 20);
+        const bool wide = facts::contains(facts::wide_embeddings, out_.architecture);
+        if (n_out != 0 && n_out != n_embd && !(wide && (dense_out_ == 0 || dense_out_ == n_out) &&
+                                                (dense_out_ != 0 || out_.architecture.substr(0, 4) != "lfm2"))) {
+            refuse("key", key("embedding_length_out"), std::to_string(n_out),
+                   std::to_string(dense_out_ != 0 && wide ? dense_out_ : n_embd) + ", the width of the model's last layer");
+        }
+        if (out_.architecture == "gemma-embedding") {
+            const uint64_t in2 = count(key("dense_2_feat_in"), 0, 1u << 20), out2 = count(key("dense_2_feat_out"), 0, 1u << 20);
+            const uint64_t in3 = count(key("dense_3_feat_in"), 0, 1u << 20), out3 = count(key("dense_3_feat_out"), 0, 1u << 20);
+            const auto same = [&](const char * name, uint64_t value, uint64_t width) {
+                if (value != 0 && value != width) {
+                    refuse("key", key(name), std::to_string(value), std::to_string(width));
+                }
+            };
+            same("dense_2_feat_in", in2, n_embd);
+            same("dense_3_feat_out", out3, n_embd);
+            if (dense_out_ != 0) {
+                same("dense_2_feat_out", out2, in3 != 0 ? in3 : n_embd);
+            }
+        }
+    }
+
+    void tasks() {
+        const std::string & architecture = out_.architecture;
+        const bool causal = file_.boolean(key("attention.causal")).value_or(true);
+        out_.pooling = static_cast<int32_t>(count(key("pooling_type"), 0, 4));
+        out_.whole_text = !causal || facts::contains(facts::encoders, architecture) ||
+                          facts::contains(facts::diffusion, architecture) ||
+                          facts::contains(facts::encoder_decoders, architecture);
+        const bool ranks = out_.pooling == 4;
+        if (const Value * labels = file_.find(key("classifier.output_labels"));
+            labels != nullptr && labels->is_array && labels->type == Type::string) {
+            if (labels->n > 1024) {
+                refuse("key", labels->key, std::to_string(labels->n) + " labels", range(0, 1024));
+            }
+            GgufStrings strings(*labels);
+            for (uint64_t i = 0; i < labels->n; ++i) {
+                out_.labels.push_back(clean_utf8(strings.next(), 256));
+            }
+        }
+        if (ranks && out_.labels.size() > 1 && names_.count("cls.output.weight") == 0 && !out_.vocab_only) {
+            refuse("key", key("classifier.output_labels"), std::to_string(out_.labels.size()) + " labels",
+                   "at most 1 without a tensor cls.output.weight, which would compute their scores");
+        }
+        if (facts::contains(facts::parts, architecture)) {
+            return;
+        }
+        if (ranks) {
+            if (names_.count("cls.weight") + names_.count("cls.output.weight") > 0) {
+                out_.tasks.push_back(Task::rank);
+            }
+            return;
+        }
+        if (!out_.whole_text) {
+            out_.tasks.push_back(Task::generate);
+        }
+        out_.tasks.push_back(Task::embed);
+    }
+
     void tensors(const GgufFile & file);
     void splits();
 
@@ -286,6 +356,7 @@ private:
     GgufSummary out_;
     std::unordered_set<std::string_view> names_;   // of tensors, over all splits
     std::map<uint32_t, uint64_t> bytes_by_type_;
+    uint64_t dense_out_ = 0;   // rows of the layer after the pooling; 0 = there is none
 };
 
 void Check::tensors(const GgufFile & file) {
@@ -313,6 +384,9 @@ void Check::tensors(const GgufFile & file) {
         if (allowed != nullptr) {
             refuse("tensor", tensor.name, std::string("of type ") + type.name, allowed);
         }
+        if (tensor.name == "dense_2.weight") {
+            dense_out_ = tensor.ne[1];
+        }
         out_.n_params += tensor.n_elements;
         bytes_by_type_[tensor.type] += tensor.n_bytes;
     }
@@ -324,6 +398,13 @@ void Check::tensors(const GgufFile & file) {
                                            [](const auto & a, const auto & b) { return a.second < b.second; });
         out_.quantization = GgufFile::tensor_type(most->first)->name;
     }
+}
+
+// The ending of the i-th of n files.
+std::string split_ending(uint32_t i, uint32_t n) {
+    char text[32];
+    std::snprintf(text, sizeof(text), "-%05u-of-%05u.gguf", i + 1, n);
+    return text;
 }
 
 uint32_t split_number(const GgufFile & file, const char * name) {
@@ -345,28 +426,25 @@ void Check::splits() {
     if (n > 1000) {
         refuse("key", "split.count", std::to_string(n), range(0, 1000));
     }
+    const std::string first = split_ending(0, n);
     if (split_number(file_, "split.no") != 0) {
-        refuse("key", "split.no", std::to_string(split_number(file_, "split.no")), "0: open a model by its first file");
+        refuse("key", "split.no", std::to_string(split_number(file_, "split.no")) + ", one of the later files of a model",
+               "0: open the first file, whose name ends in " + first);
     }
-    const auto suffix = [&](uint32_t i) {
-        char text[32];
-        std::snprintf(text, sizeof(text), "-%05u-of-%05u.gguf", i + 1, n);
-        return std::string(text);
-    };
-    if (!ends_with(path_, suffix(0))) {
-        refuse("file", "name", "not that of the first of " + std::to_string(n), "a name that ends in " + suffix(0));
+    if (!ends_with(path_, first)) {
+        refuse("file", "name", "not that of the first of " + std::to_string(n), "a name that ends in " + first);
     }
-    const std::string stem = path_.substr(0, path_.size() - suffix(0).size());
+    const std::string stem = path_.substr(0, path_.size() - first.size());
     std::vector<GgufFile> files;   // their tensors' names are views
     files.reserve(n);
     for (uint32_t i = 1; i < n; ++i) {
         try {
-            files.emplace_back(stem + suffix(i));
+            files.emplace_back(stem + split_ending(i, n));
         } catch (const Error & error) {
             if (error.code != "not_found") {
                 throw;
             }
-            refuse("file", suffix(i), "missing", "all " + std::to_string(n) + " files in one directory");
+            refuse("file", split_ending(i, n), "missing", "all " + std::to_string(n) + " files in one directory");
         }
         const uint32_t no = split_number(files.back(), "split.no");
         if (no != i) {
@@ -383,7 +461,73 @@ void Check::splits() {
     out_.n_splits = static_cast<int32_t>(n);
 }
 
+using Shape = std::array<uint64_t, 4>;
+using Tensors = std::map<std::string, GgufFile::Tensor>;
+
+void add_tensors(const GgufFile & file, Tensors & tensors) {
+    for (const GgufFile::Tensor & tensor : file.tensors()) {
+        tensors.emplace(tensor.name, tensor);   // its own `name` is a view that may outlive the file: not used
+    }
+}
+
+std::string shape_text(const Shape & shape) {
+    std::string text;
+    for (const uint64_t n : shape) {
+        text += (text.empty() ? "" : " x ") + std::to_string(n);
+    }
+    return text;
+}
+
 }  // namespace
+
+void check_adapter(const std::string & path, const std::string & model_path) {
+    check_gguf(path, GgufRole::adapter);
+    Tensors model, adapter;
+    const GgufFile first(model_path);
+    add_tensors(first, model);
+    if (first.find("split.count") != nullptr) {
+        const uint32_t n = split_number(first, "split.count");
+        const std::string stem = model_path.substr(0, model_path.size() - split_ending(0, n).size());
+        for (uint32_t i = 1; i < n; ++i) {
+            add_tensors(GgufFile(stem + split_ending(i, n)), model);
+        }
+    }
+    add_tensors(GgufFile(path), adapter);
+    // Where the output layer is the embedding itself, one pair would have to fit both ways round.
+    const bool tied = model.count("output.weight") == 0 &&
+                      !facts::contains(facts::encoders, first.string("general.architecture").value_or(""));
+    for (const auto & [name, half] : adapter) {
+        if (!ends_with(name, ".lora_a")) {
+            continue;   // a pair is looked at once; what belongs to no pair, the loader refuses
+        }
+        const std::string target = name.substr(0, name.size() - std::string_view(".lora_a").size());
+        const auto other = adapter.find(target + ".lora_b");
+        const auto base = model.find(target);
+        if (other == adapter.end()) {
+            refuse("tensor", name, "without its other half", "a tensor " + target + ".lora_b beside it");
+        }
+        if (base == model.end()) {
+            refuse("tensor", name, "for a tensor that the model does not have", "an adapter made for this model");
+        }
+        const Shape & w = base->second.ne, & a = half.ne, & b = other->second.ne;
+        // The embedding is looked up, not multiplied: its pair lies the other way round.
+        const bool lookup = ends_with(target, "token_embd.weight");
+        if (lookup && tied) {
+            refuse("tensor", name, "for an embedding that is the output layer too", "a model with a tensor output.weight");
+        }
+        if (std::string_view(GgufFile::tensor_type(base->second.type)->name) == "NVFP4") {
+            refuse("tensor", name, "for a tensor of type NVFP4", "any other type of the model's tensors");
+        }
+        const Shape fits_a = lookup ? Shape{a[0], w[1], 1, 1} : Shape{w[0], a[1], w[2], w[3]};
+        const Shape fits_b = lookup ? Shape{a[0], w[0], 1, 1} : Shape{a[1], w[1], w[2], w[3]};
+        if (a != fits_a) {
+            refuse("tensor", name, "of shape " + shape_text(a), shape_text(fits_a) + " for this model");
+        }
+        if (b != fits_b) {
+            refuse("tensor", other->first, "of shape " + shape_text(b), shape_text(fits_b) + " for this model");
+        }
+    }
+}
 
 GgufSummary check_gguf(const std::string & path, GgufRole role) {
     const GgufFile file(path);

@@ -31,6 +31,24 @@ constexpr std::string_view headless[] = {
     "arwkv7", "mamba", "mamba2", "pockettts", "rwkv6", "rwkv6qwen2", "rwkv7", "wavtokenizer-dec",
 };
 
+// Which compute every token of a text together and keep nothing between passes: a text in, vectors out.
+constexpr std::string_view encoders[] = {
+    "bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "modern-bert", "neo-bert", "nomic-bert",
+    "nomic-bert-moe", "t5encoder",
+};
+
+// Which fill in masked tokens of a whole text over and over, instead of continuing it.
+constexpr std::string_view diffusion[] = {"dream", "llada", "llada-moe", "rnd1"};
+
+// An encoder and a decoder that reads the encoder's output.
+constexpr std::string_view encoder_decoders[] = {"t5"};
+
+// Parts of another model (drafters) or of a speech system: nothing that takes a text and gives one.
+constexpr std::string_view parts[] = {"dflash", "eagle3", "gemma4-assistant", "pockettts", "qwen3tts", "wavtokenizer-dec"};
+
+// Whose embedding width is not embedding_length, because layers of their own follow the pooling.
+constexpr std::string_view wide_embeddings[] = {"gemma4-assistant", "lfm2", "lfm2moe", "wavtokenizer-dec"};
+
 // Whose computation takes layer 0's head counts for all layers; with others it stops at an assertion. Not complete:
 // only architectures known to have no file with differing counts.
 constexpr std::string_view uniform_heads[] = {

@@ -241,13 +241,14 @@ void GgufFile::parse(Reader & reader) {
         values_.push_back(value);
     }
 
-    uint64_t alignment = 32;
+    alignment_ = 32;
     if (const auto given = u32("general.alignment")) {
-        alignment = *given;
+        const uint32_t alignment = *given;
         if (alignment == 0 || alignment > max_alignment || (alignment & (alignment - 1)) != 0) {
             refuse("key", "general.alignment", std::to_string(alignment), "a power of two, 1.." +
                    std::to_string(max_alignment));
         }
+        alignment_ = alignment;
     }
 
     std::unordered_set<std::string_view> names;
@@ -291,6 +292,7 @@ void GgufFile::parse(Reader & reader) {
     }
 
     // The sums pass the file's size by one tensor at most, so they cannot overflow.
+    const uint64_t alignment = alignment_;
     const auto padded = [&](uint64_t n) { return (n + alignment - 1) & ~(alignment - 1); };
     const uint64_t data = padded(reader.at);
     uint64_t expected = 0;

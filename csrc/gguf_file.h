@@ -60,6 +60,7 @@ public:
     uint32_t version() const { return version_; }
     uint64_t file_bytes() const { return file_bytes_; }
     uint64_t tensor_bytes() const { return tensor_bytes_; }
+    uint32_t alignment() const { return alignment_; }     // of the tensors' data, in bytes
     const std::vector<Value> & values() const { return values_; }
     const std::vector<Tensor> & tensors() const { return tensors_; }
 
@@ -86,7 +87,7 @@ private:
     const Value * scalar(std::string_view key, Type type) const;
 
     std::vector<char> header_;   // the views above point into it
-    uint32_t version_ = 0;
+    uint32_t version_ = 0, alignment_ = 32;
     uint64_t file_bytes_ = 0, tensor_bytes_ = 0;
     std::vector<Value> values_;
     std::vector<Tensor> tensors_;

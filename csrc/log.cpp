@@ -3,89 +3,120 @@
 #include <ggml.h>
 #include <llama.h>
 
-#include <deque>
-#include <mutex>
-
 namespace pgl::log {
 namespace {
 
 constexpr size_t kMaxLines = 4096;
+constexpr size_t kMaxComplaints = 4;
+constexpr size_t kMaxLineBytes = 4096;   // nobody reads further, and a hostile file may hold megabytes
 
-// llama.cpp has one logger per process, so this queue is per process too: the one piece of module state.
-struct Queue {
-    std::mutex mutex;
-    std::deque<std::pair<int, std::string>> lines;
+// What this thread writes, and to whom. llama.cpp writes some lines in pieces, never from two threads at once.
+struct Writer {
+    std::shared_ptr<Queue> queue;
     std::string partial;
     int partial_level = info;
-    size_t n_dropped = 0;
+    bool abort_expected = false;
 };
 
-Queue & queue() {
-    static auto * const instance = new Queue;  // never destroyed: ggml may log while the process ends
-    return *instance;
+thread_local Writer writer;
+
+Queue & target() {
+    return writer.queue ? *writer.queue : common();
 }
 
-thread_local bool abort_expected = false;
+void end_line() {
+    target().push(writer.partial_level, std::move(writer.partial));
+    writer.partial.clear();
+}
 
-void push(Queue & q, int level, std::string line) {
+void on_llama_log(ggml_log_level level, const char * text, void *) {
+    if (level != GGML_LOG_LEVEL_CONT) {
+        end_line();
+        writer.partial_level = writer.abort_expected         ? debug
+                             : level == GGML_LOG_LEVEL_ERROR ? error
+                             : level == GGML_LOG_LEVEL_WARN  ? warning
+                                                             : debug;  // its "info" is chatter to a host program
+    }
+    writer.partial += text;
+    if (!writer.partial.empty() && writer.partial.back() == '\n') {
+        end_line();
+    }
+}
+
+}  // namespace
+
+void Queue::push(int level, std::string line) {
     while (!line.empty() && (line.back() == '\n' || line.back() == ' ')) {
         line.pop_back();
     }
     if (line.empty()) {
         return;
     }
-    if (q.lines.size() >= kMaxLines) {
-        q.lines.pop_front();
-        ++q.n_dropped;
+    if (line.size() > kMaxLineBytes) {
+        line.resize(kMaxLineBytes);
+        line += "...";
     }
-    q.lines.emplace_back(level, std::move(line));
+    const std::lock_guard lock(mutex_);
+    if (lines_.size() >= kMaxLines) {
+        lines_.pop_front();
+        ++n_dropped_;
+    }
+    if (level >= warning) {
+        complaints_.push_back(line);
+        if (complaints_.size() > kMaxComplaints) {
+            complaints_.pop_front();
+        }
+    }
+    lines_.emplace_back(level, std::move(line));
 }
 
-void on_llama_log(ggml_log_level level, const char * text, void *) {
-    Queue & q = queue();
-    const std::lock_guard lock(q.mutex);
-    if (level != GGML_LOG_LEVEL_CONT) {
-        push(q, q.partial_level, std::move(q.partial));
-        q.partial.clear();
-        q.partial_level = abort_expected                ? debug
-                        : level == GGML_LOG_LEVEL_ERROR ? error
-                        : level == GGML_LOG_LEVEL_WARN  ? warning
-                                                        : debug;  // its "info" is chatter to a host program
+std::vector<std::pair<int, std::string>> Queue::drain() {
+    const std::lock_guard lock(mutex_);
+    std::vector<std::pair<int, std::string>> lines;
+    if (n_dropped_ > 0) {
+        lines.emplace_back(warning, std::to_string(n_dropped_) + " log lines were dropped unread");
+        n_dropped_ = 0;
     }
-    q.partial += text;
-    if (!q.partial.empty() && q.partial.back() == '\n') {
-        push(q, q.partial_level, std::move(q.partial));
-        q.partial.clear();
-    }
+    lines.insert(lines.end(), std::make_move_iterator(lines_.begin()), std::make_move_iterator(lines_.end()));
+    lines_.clear();
+    return lines;
 }
 
-}  // namespace
+std::string Queue::complaint() const {
+    const std::lock_guard lock(mutex_);
+    std::string text;
+    for (const std::string & line : complaints_) {
+        text += (text.empty() ? "" : "; ") + line;
+    }
+    return text;
+}
+
+Scope::Scope(std::shared_ptr<Queue> queue) : outer_(std::exchange(writer.queue, std::move(queue))) {}
+
+Scope::~Scope() {
+    end_line();
+    writer.queue = std::move(outer_);
+}
 
 void capture() {
     llama_log_set(on_llama_log, nullptr);
 }
 
-std::vector<std::pair<int, std::string>> drain() {
-    Queue & q = queue();
-    const std::lock_guard lock(q.mutex);
-    std::vector<std::pair<int, std::string>> lines;
-    if (q.n_dropped > 0) {
-        lines.emplace_back(warning, std::to_string(q.n_dropped) + " log lines were dropped unread");
-        q.n_dropped = 0;
-    }
-    lines.insert(lines.end(), std::make_move_iterator(q.lines.begin()), std::make_move_iterator(q.lines.end()));
-    q.lines.clear();
-    return lines;
+Queue & common() {
+    static auto * const queue = new Queue;  // never destroyed: ggml may log while the process ends
+    return *queue;
 }
 
 void expect_abort(bool on) {
-    abort_expected = on;
+    writer.abort_expected = on;
 }
 
 void write(Level level, const std::string & line) {
-    Queue & q = queue();
-    const std::lock_guard lock(q.mutex);
-    push(q, level, line);
+    target().push(level, line);
+}
+
+std::string complaint() {
+    return target().complaint();
 }
 
 }  // namespace pgl::log

@@ -3,13 +3,20 @@
 #include "request.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <condition_variable>
+#include <cstdlib>
 #include <exception>
 #include <fstream>
 #include <limits>
+#include <memory>
+#include <mutex>
 #include <set>
 #include <sstream>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if defined(_WIN32)
@@ -184,45 +191,152 @@ uint64_t available_bytes() {
     return bytes;
 }
 
-void run_with_stack(uint64_t stack_bytes, const std::function<void()> & work) {
-    struct Call {
-        const std::function<void()> & work;
-        std::exception_ptr error;
-        void run() {
-            try {
-                work();
-            } catch (...) {
-                error = std::current_exception();
-            }
+namespace {
+
+constexpr auto kPollInterval = std::chrono::milliseconds(50);
+
+// One piece of work on a thread of its own, shared by that thread and whoever waits for it.
+struct Call {
+    explicit Call(std::function<void()> work_) : work(std::move(work_)) {}
+
+    std::function<void()> work;
+    std::exception_ptr error;
+    std::mutex mutex;
+    std::condition_variable changed;
+    bool done = false;
+
+    void run() {
+        try {
+            work();
+        } catch (...) {
+            error = std::current_exception();
         }
-    } call{work, nullptr};
+        work = nullptr;   // what it owned goes with it, before anybody is told
+        const std::lock_guard lock(mutex);
+        done = true;
+        changed.notify_all();
+    }
+
+    void wait() {
+        std::unique_lock lock(mutex);
+        changed.wait(lock, [this] { return done; });
+    }
+};
+
+using CallPtr = std::shared_ptr<Call>;
+
+// Calls that their callers left. The static tables that they read must not be taken down under them.
+void wait_at_exit(CallPtr call) {
+    static std::mutex mutex;
+    static auto * const left = new std::vector<CallPtr>;
+    const std::lock_guard lock(mutex);
+    left->erase(std::remove_if(left->begin(), left->end(),
+                               [](const CallPtr & other) {
+                                   const std::lock_guard one(other->mutex);
+                                   return other->done;
+                               }),
+                left->end());
+    left->push_back(std::move(call));
+    static const int registered = std::atexit([] {
+        for (const CallPtr & other : *left) {
+            other->wait();
+        }
+    });
+    (void) registered;
+}
 
 #if defined(_WIN32)
-    const auto body = [](void * data) -> unsigned { return static_cast<Call *>(data)->run(), 0U; };
+
+bool start(uint64_t stack_bytes, const CallPtr & call) {
+    auto * held = new CallPtr(call);
+    const auto body = [](void * data) -> unsigned {
+        const std::unique_ptr<CallPtr> own(static_cast<CallPtr *>(data));
+        return (*own)->run(), 0U;
+    };
     const auto size = static_cast<unsigned>(std::min<uint64_t>(stack_bytes, 1U << 30));
-    const auto thread = reinterpret_cast<HANDLE>(
-        _beginthreadex(nullptr, size, body, &call, STACK_SIZE_PARAM_IS_A_RESERVATION, nullptr));
+    const auto thread =
+        reinterpret_cast<HANDLE>(_beginthreadex(nullptr, size, body, held, STACK_SIZE_PARAM_IS_A_RESERVATION, nullptr));
     if (thread == nullptr) {
-        throw Error("out_of_memory", "no memory for a stack of " + std::to_string(stack_bytes) + " bytes");
+        delete held;
+        return false;
     }
-    WaitForSingleObject(thread, INFINITE);
     CloseHandle(thread);
+    return true;
+}
+
 #else
+
+bool start(uint64_t stack_bytes, const CallPtr & call) {
+    auto * held = new CallPtr(call);
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, static_cast<size_t>((stack_bytes + 65535) & ~uint64_t{65535}));
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    if (stack_bytes > 0) {
+        pthread_attr_setstacksize(&attributes, static_cast<size_t>((stack_bytes + 65535) & ~uint64_t{65535}));
+    }
     pthread_t thread;
     const int status = pthread_create(
-        &thread, &attributes, [](void * data) -> void * { return static_cast<Call *>(data)->run(), nullptr; }, &call);
+        &thread, &attributes,
+        [](void * data) -> void * {
+            const std::unique_ptr<CallPtr> own(static_cast<CallPtr *>(data));
+            return (*own)->run(), nullptr;
+        },
+        held);
     pthread_attr_destroy(&attributes);
     if (status != 0) {
-        throw Error("out_of_memory", "no memory for a stack of " + std::to_string(stack_bytes) + " bytes");
+        delete held;
     }
-    pthread_join(thread, nullptr);
+    return status == 0;
+}
+
 #endif
-    if (call.error) {
-        std::rethrow_exception(call.error);
+
+}  // namespace
+
+void run_with_stack(uint64_t stack_bytes, std::function<void()> work, const Poll & poll) {
+    const auto call = std::make_shared<Call>(std::move(work));
+    if (!start(stack_bytes, call)) {
+        throw Error("out_of_memory", "no thread with a stack of " + std::to_string(stack_bytes) +
+                                         " bytes could be started; this process's limits on threads or memory are reached");
     }
+    if (poll) {
+        std::unique_lock lock(call->mutex);
+        while (!call->changed.wait_for(lock, kPollInterval, [&] { return call->done; })) {
+            lock.unlock();
+            if (poll()) {
+                wait_at_exit(call);
+                throw Error("interrupted", "the caller left");
+            }
+            lock.lock();
+        }
+    } else {
+        call->wait();
+    }
+    if (call->error) {
+        std::rethrow_exception(call->error);
+    }
+}
+
+bool can_start_threads(int32_t n) {
+    constexpr int32_t n_spare = 2;   // a thread that has ended is counted a moment longer by the system
+    std::mutex gate;
+    std::vector<std::thread> threads;
+    threads.reserve(static_cast<size_t>(n + n_spare));
+    bool all = true;
+    {
+        const std::lock_guard closed(gate);   // they all stand here until the last one has been started
+        try {
+            for (int32_t i = 0; i < n + n_spare; ++i) {
+                threads.emplace_back([&gate] { const std::lock_guard pass(gate); });
+            }
+        } catch (const std::system_error &) {
+            all = false;
+        }
+    }
+    for (std::thread & thread : threads) {
+        thread.join();
+    }
+    return all;
 }
 
 void release_mapped_pages(const std::string & path) {

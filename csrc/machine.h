@@ -13,9 +13,17 @@ int32_t usable_threads();
 // Bytes that can still be taken: the least of available memory, the cgroup limit's remainder and RLIMIT_AS/DATA's.
 uint64_t available_bytes();
 
+// Asked about every 50 ms by a caller that waits: true = it wants to leave.
+using Poll = std::function<bool()>;
+
 // Runs `work` to its end on a thread whose stack holds `stack_bytes`, and rethrows what it throws. The caller's own
 // stack may be small (512 KiB on a macOS secondary thread) where std::regex recurses once per character.
-void run_with_stack(uint64_t stack_bytes, const std::function<void()> & work);
+// With `poll` the caller may leave before the end: Error("interrupted"). The work then goes on by itself, so it must own
+// whatever it touches; an exit of the process waits for it.
+void run_with_stack(uint64_t stack_bytes, std::function<void()> work, const Poll & poll = nullptr);
+
+// Whether `n` threads can be started beside those that run, with stacks of the default size. They are started and ended.
+bool can_start_threads(int32_t n);
 
 // Takes a mapped file's pages out of this process's memory; they stay in the system's cache and return when touched.
 // Does nothing where the system does not list its mappings.

@@ -54,15 +54,31 @@ class Model {
     std::vector<uint8_t> snapshot(int32_t sequence) const;
     bool restore(int32_t sequence, const std::vector<uint8_t> & snapshot);  // false: the sequence is now empty
 
-    // L2-normalised embedding [n_embd], pooled as the model says (mean where it does not). Throws as decode does.
+    bool can(Task task) const;
+
+    // L2-normalised embedding [n_embd], pooled as the model says (mean where it does not).
+    // Throws Error: cancelled, out_of_memory, numeric_error, internal_error.
     std::vector<float> embed(const std::vector<Token> & tokens);
-    int32_t max_embed_tokens() const;
+    // A cross-encoder's scores [one per label] as they come out of the model. Throws as embed does.
+    std::vector<float> rank(const std::vector<Token> & tokens);
+    int32_t max_pooled_tokens() const { return info_.n_ctx_train; }   // of a text to embed or to rank
 
   private:
     void load(const std::string & path, const GgufSummary & summary, const std::function<bool(float)> & on_progress);
+    void load_adapters(const std::string & path);
     void plan_memory(const GgufSummary & summary);
+    void create_pool();
     void create_context();
     void describe(const std::string & path, const GgufSummary & summary);
+    void describe_special_tokens(const GgufSummary & summary);
+
+    std::vector<float> pooled(const std::vector<Token> & tokens);
+    void create_pooler(int32_t n_tokens);
+    std::vector<float> pool_whole(std::vector<Token> tokens);
+    std::vector<float> pool_in_chunks(std::vector<Token> tokens);
+    void compute_pooled(Token * tokens, int32_t n_tokens);
+    std::vector<float> sequence_values(size_t n) const;
+    size_t n_pooled() const;   // values of one text
 
     struct Free {
         void operator()(llama_model * model) const;
@@ -74,12 +90,16 @@ class Model {
     const std::atomic<bool> & abort_;
     ModelInfo info_;
     uint64_t cache_bytes_per_token_ = 0;
+    uint64_t n_head_ = 0, cache_bytes_f16_ = 0;       // of the file's own, for the pooler's memory
+    int32_t  pooling_ = 0;                            // llama.cpp's number
+    bool     whole_text_ = false;                     // every token sees every other: no text can be computed in parts
     std::unique_ptr<llama_model, Free> model_;
     std::vector<llama_adapter_lora *> adapters_;      // freed with the model
     std::vector<float> adapter_scales_;
     std::unique_ptr<ggml_threadpool, Free> pool_;
-    std::unique_ptr<llama_context, Free> context_;
-    std::unique_ptr<llama_context, Free> embedder_;   // made on the first embed
+    std::unique_ptr<llama_context, Free> context_;    // null for a model that cannot generate
+    std::unique_ptr<llama_context, Free> pooler_;     // embeds and ranks; made when first needed, for texts as long as needed
+    int32_t n_pooler_ = 0;                            // tokens it was made for
     std::unique_ptr<Tokenizer> tokenizer_;
 };
 

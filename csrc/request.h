@@ -47,11 +47,16 @@ struct SamplingParams {
     std::vector<std::pair<Token, float>> logit_bias;
 };
 
-enum class Task : uint8_t { generate, embed };
+// generate: an answer. embed: one vector for a text. rank: how well a document answers a query.
+enum class Task : uint8_t { generate, embed, rank };
+
+inline const char * name_of(Task task) {
+    return task == Task::generate ? "generate" : task == Task::embed ? "embed" : "rank";
+}
 
 struct Request {
     Task task = Task::generate;
-    std::vector<Span> prompt;            // one of prompt and tokens
+    std::vector<Span> prompt;            // one of prompt and tokens; to rank: query and document, or a template of the model filled in
     std::vector<Token> tokens;
     int32_t max_tokens = 150;            // capped by the room left in the context
     std::vector<std::string> stop;       // matched in the text, never delivered
@@ -88,7 +93,7 @@ enum class EventKind : uint8_t {
     loaded,     // id 0, once: info() is valid from here on
     text,       // whole UTF-8 that is decided: no part of a possible stop string
     finished,   // last event of a request that ended well; may carry the last text
-    embedding,  // last event of an embed request
+    embedding,  // last event of an embed request (the vector) or of a rank request (the scores, one per label)
     error,      // last event of a request that failed (`code`, `text` = message). id 0: the load failed
 };
 
@@ -115,14 +120,14 @@ struct EngineOptions {
     int32_t   n_gpu_layers = -1;     // -1 = all that the device choice allows
     int32_t   n_ctx = 0;             // tokens per stream; 0 = the model's own, cut to what fits in memory
     int32_t   max_streams = 4;       // sequences in one batch
-    int32_t   max_queue = 32;        // requests waiting beyond those; one more is refused
+    int32_t   max_queue = 512;       // requests waiting beyond those; one more is refused
     int32_t   n_threads = 0;         // 0 = what this process may really use (affinity, cgroup quota)
     int32_t   n_batch = 512;         // tokens per prefill step
     CacheType cache_type = CacheType::f16;
     bool      flash_attention = true;
     bool      mmap = true;
     bool      kernels = true;        // our compute kernels; false = ggml's own
-    int64_t   prefix_cache_bytes = -1;  // host memory for prefixes beyond the running streams; -1 = a share of what is free
+    int64_t   prefix_cache_bytes = -1;  // host memory for prefixes beyond the running streams; -1 = as much as the model itself takes
     bool      check_tensors = false; // read every weight and refuse NaN and infinity
     bool      embeddings = true;     // allow embed requests
     std::vector<std::pair<std::string, float>> lora;  // adapter file, scale
@@ -136,10 +141,18 @@ struct DeviceInfo {
 
 struct ModelInfo {
     std::string path, architecture, description, quantization, chat_template, bos_text, eos_text;
-    uint64_t n_params = 0, file_bytes = 0, weights_bytes = 0, cache_bytes = 0;
+    std::string rerank_template;       // with {query} and {document}; "" where a pair is framed by the vocabulary's own tokens
+    std::vector<Task> tasks;           // what this model can be asked for
+    std::map<std::string, std::string> special_tokens;    // by the names that chat templates use: "bos_token", ...
+    std::vector<std::string> additional_special_tokens;   // the other control tokens, by id
+    std::vector<std::string> labels;   // of a rank model's scores, where it names them
+    uint64_t n_params = 0, file_bytes = 0, weights_bytes = 0;
+    uint64_t cache_bytes = 0;          // of the running streams, when all are full
+    uint64_t prefix_cache_bytes = 0;   // of prefixes kept beyond them, at most
     int32_t  n_ctx = 0, n_ctx_train = 0, n_vocab = 0, n_embd = 0, n_layer = 0;
+    int32_t  longest_piece = 0;        // bytes: no token of the vocabulary is longer
     int32_t  max_streams = 0, n_threads = 0, n_gpu_layers = 0, n_batch = 0;
-    bool     add_bos = false, flash_attention = false, can_embed = false;
+    bool     add_bos = false, flash_attention = false;
     std::string cache_type, kernels;   // kernels: the instruction set in use, or "off"
     std::string build;                 // pinned llama.cpp build id
     double load_ms = 0;

@@ -93,11 +93,11 @@ Event Sequence::progress() const {
     return result;
 }
 
-Event Sequence::embedded(std::vector<float> embedding) {
+Event Sequence::pooled(std::vector<float> values) {
     ended_ = true;
     timings_.total_ms = elapsed_ms();
     Event result = event(EventKind::embedding);
-    result.embedding = std::move(embedding);
+    result.embedding = std::move(values);
     return result;
 }
 

@@ -38,7 +38,7 @@ class Sequence {
     bool ended() const { return ended_; }
 
     Event progress() const;
-    Event embedded(std::vector<float> embedding);
+    Event pooled(std::vector<float> values);
     Event failed(const std::string & code, const std::string & message);
     const Usage & usage() const { return usage_; }
 

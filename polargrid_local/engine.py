@@ -125,6 +125,11 @@ class Engine(_Settings):
         base64 of little-endian float32, with "numpy" a float32 array of shape (n_embd,)."""
         return Batch().run(*self._begin("embedding", request, kwargs)).response()
 
+    def rerank(self, query: Any = None, documents: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """Documents by how well they answer the query, the best first: `results` of index and relevance_score (what the
+        model computes, higher is better). For reranking models; `query` may be a whole request too."""
+        return Batch().run(*self._begin("rerank", *_queried(query, documents, kwargs))).response()
+
     def _begin(self, kind: str, request: Any, kwargs: dict[str, Any]) -> tuple[LoadedModel, Job]:
         try:
             return self._models.begin(kind, request, kwargs)
@@ -247,9 +252,15 @@ class AsyncEngine(_Settings):
         return (await self._answer("generate", *_prompted(request, kwargs))).generate_response()
 
     async def embeddings(self, request: Any = None, **kwargs: Any) -> dict[str, Any]:
+        return await self._batch("embedding", request, kwargs)
+
+    async def rerank(self, query: Any = None, documents: Any = None, **kwargs: Any) -> dict[str, Any]:
+        return await self._batch("rerank", *_queried(query, documents, kwargs))
+
+    async def _batch(self, kind: str, request: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         batch = Batch()
         try:
-            return (await asyncio.to_thread(lambda: batch.run(*self._models.begin("embedding", request, kwargs)))).response()
+            return (await asyncio.to_thread(lambda: batch.run(*self._models.begin(kind, request, kwargs)))).response()
         except asyncio.CancelledError:
             batch.cancel()
             raise
@@ -309,6 +320,13 @@ class AsyncEngine(_Settings):
 def _prompted(request: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """generate("text", ...) beside generate({"prompt": "text"}) and generate(prompt="text")."""
     return (None, {"prompt": request, **kwargs}) if isinstance(request, str) else (request, kwargs)
+
+
+def _queried(query: Any, documents: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """rerank("text", [...]) beside rerank({"query": ..., "documents": ...}) and keywords."""
+    if documents is not None:
+        kwargs = {"documents": documents, **kwargs}
+    return (None, {"query": query, **kwargs}) if isinstance(query, str) else (query, kwargs)
 
 
 def _plain(request: Any) -> Any:

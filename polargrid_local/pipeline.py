@@ -7,15 +7,26 @@ Assembler, so a joined stream is the plain answer by construction.
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from .errors import ContextLengthError, ValidationError, from_code
 from .template import ChatTemplate
-from .types import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, Event, GenerateRequest, Message, TextPart
+from .types import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Event,
+    GenerateRequest,
+    Message,
+    RerankRequest,
+    TextPart,
+)
 
-# No vocabulary has a longer piece; a prompt of more than n_ctx such pieces need not be tokenized to be refused.
+# Where a model does not say how long its longest piece is: no vocabulary has a longer one. A prompt of more than n_ctx
+# such pieces need not be tokenized to be refused.
 LONGEST_PIECE_BYTES = 512
 
 Predicate = Callable[[str], Any]
@@ -45,13 +56,19 @@ def prepare(request: Any, target: Target, *, now: datetime, id: str, seed: int) 
     if isinstance(request, GenerateRequest):
         request = chat_of(request)
     name, created = request.model or target.name, int(now.timestamp())
+    task = "embed" if isinstance(request, EmbeddingRequest) else "rank" if isinstance(request, RerankRequest) else "generate"
+    _check_task(task, target.info.get("tasks"), name)
     if isinstance(request, EmbeddingRequest):
-        if not target.info.get("can_embed", True):
-            raise ValidationError(f"model '{name}' was loaded without embeddings", param="model")
         spans = [[(text, False)] for text in request.inputs]
         _check_size(spans, target.info, "input")
         requests = [{"task": "embed", "prompt": prompt} for prompt in spans]
         return Job(requests, EmbeddingAssembler(name, id, created, seed, len(requests), request.encoding_format))
+    if isinstance(request, RerankRequest):
+        template = target.info.get("rerank_template", "")
+        spans = [_pair(template, request.query, text) for text in request.texts]
+        _check_size(spans, target.info, "documents")
+        requests = [{"task": "rank", "prompt": prompt} for prompt in spans]
+        return Job(requests, RerankAssembler(name, id, created, seed, request))
 
     seed = seed if request.seed is None else request.seed % 2**64
     if isinstance(request, ChatCompletionRequest):
@@ -59,8 +76,8 @@ def prepare(request: Any, target: Target, *, now: datetime, id: str, seed: int) 
         spans = [target.template.render(messages_of(request.messages), now=now, **options)]
         cls: type[Assembler] = ChatAssembler
     else:
-        # The text of a completion is the user's: like message content it never becomes control tokens.
-        spans = [[(text, False)] for text in request.prompts]
+        # The prompt of a completion is its caller's own program, as it is remotely: control tokens in it are honoured.
+        spans = [[(text, request.parse_special)] for text in request.prompts]
         cls = TextAssembler
     _check_size(spans, target.info, "messages" if cls is ChatAssembler else "prompt")
     phrases, predicates = split_filters(target.content_filter, request.content_filter)
@@ -127,6 +144,34 @@ def split_filters(*filters: Any) -> tuple[list[str], list[Predicate]]:
     return list(phrases), predicates
 
 
+_CANNOT = {
+    "generate": "cannot generate text",
+    "embed": "gives no embeddings",
+    "rank": "does not rank documents",
+}
+
+
+def _check_task(task: str, tasks: list[str] | None, name: str) -> None:
+    if tasks is not None and task not in tasks:
+        raise ValidationError(
+            f"model '{name}' {_CANNOT[task]}; what it can do: {', '.join(tasks)}",
+            param="model", details={"field": "model", "task": task, "tasks": list(tasks)},
+        )
+
+
+_PLACE = re.compile(r"\{(query|document)\}")
+
+
+def _pair(template: str, query: str, document: str) -> list[tuple[str, bool]]:
+    """A query and a document as spans: in the model's own template, or by themselves where the vocabulary frames them."""
+    texts = {"query": query, "document": document}
+    if not template:
+        return [(query, False), (document, False)]
+    parts = _PLACE.split(template)  # template text and the names of places in turn
+    spans = [(texts[part], False) if i % 2 else (part, True) for i, part in enumerate(parts)]
+    return [span for span in spans if span[0]]
+
+
 def _sampling(request: ChatCompletionRequest | CompletionRequest, info: dict[str, Any], seed: int) -> dict[str, Any]:
     n_vocab = info.get("n_vocab", 2**31)
     for token in request.logit_bias:
@@ -151,10 +196,11 @@ def _sampling(request: ChatCompletionRequest | CompletionRequest, info: dict[str
 
 
 def _check_size(prompts: list[list[tuple[str, bool]]], info: dict[str, Any], field: str) -> None:
-    n_ctx = info.get("n_ctx") or 2**31
+    n_ctx = info.get("n_ctx" if field in ("messages", "prompt") else "n_ctx_train") or 2**31
+    longest = info.get("longest_piece") or LONGEST_PIECE_BYTES
     for spans in prompts:
         size = sum(len(text) for text, _ in spans)
-        if size > n_ctx * LONGEST_PIECE_BYTES:
+        if size > n_ctx * longest:
             raise ContextLengthError(
                 f"{field}: {size} characters are more than {n_ctx} tokens, the context, can hold",
                 param=field, details={"field": field, "n_ctx": n_ctx, "n_prompt": f"> {n_ctx}"},
@@ -506,3 +552,34 @@ def _encoded(vector: Any, encoding_format: str) -> Any:
     if encoding_format == "base64":
         return base64.b64encode(numpy.asarray(vector, dtype="<f4").tobytes()).decode()
     return numpy.array(vector, dtype=numpy.float32)
+
+
+class RerankAssembler(Assembler):
+    """The last event of each choice holds a document's scores, of which the first is its relevance."""
+
+    prefix = "rerank-"
+
+    def __init__(self, model: str, id: str, created: int, seed: int, request: RerankRequest) -> None:  # noqa: A002
+        super().__init__(model, id, created, seed, len(request.texts))
+        self._request = request
+
+    def _chunk(self, index: int, text: str | None, logprobs: Any, reason: str | None) -> dict[str, Any]:
+        return {}
+
+    def response(self) -> dict[str, Any]:
+        request = self._request
+        results: list[dict[str, Any]] = [
+            {"index": index, "relevance_score": float(choice.event.embedding[0])}
+            for index, choice in enumerate(self.choices) if choice.event is not None
+        ]
+        if request.return_documents:
+            results = [{**result, "document": {"text": request.texts[result["index"]]}} for result in results]
+        results.sort(key=lambda result: -result["relevance_score"])  # stable: equal ones stay in the caller's order
+        prompt = self.usage["prompt_tokens"]
+        return {
+            "id": self.id,
+            "object": "list",
+            "model": self.model,
+            "results": results[:request.top_n],
+            "usage": {"prompt_tokens": prompt, "total_tokens": prompt},
+        }

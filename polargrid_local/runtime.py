@@ -245,7 +245,7 @@ def _rouse(boxes: Iterable[Mailbox]) -> None:
 class _Hub:
     """What readers and the pump thread need, and no more: they must not keep the model that users hold alive."""
 
-    def __init__(self, native: Any, drain_log: Callable[[], list[tuple[int, str]]] | None) -> None:
+    def __init__(self, native: Any, drain_common: Callable[[], list[tuple[int, str]]] | None) -> None:
         self.native = native
         self.pid = os.getpid()
         self.closed = False
@@ -254,7 +254,8 @@ class _Hub:
         self.routes: dict[int, tuple[Mailbox, int] | None] = {}  # None: nobody reads it any more
         self.early: dict[int, list[Any]] = {}  # events that came before submit() returned their id
         self.abandoned: deque[int] = deque()  # ids left by finalizers, which may take no lock
-        self.drain_log = drain_log
+        # Lines of the native engine's own, then those that no engine can be told from.
+        self.drains = [drain for drain in (getattr(native, "drain_log", None), drain_common) if drain is not None]
         self.thread = threading.Thread(target=_pump, args=(self,), name="polargrid-pump", daemon=True)
 
     def check_process(self) -> None:
@@ -320,9 +321,11 @@ class _Hub:
             self.native.cancel(id)
 
     def log(self) -> None:
-        if self.drain_log is not None:
-            for level, text in self.drain_log():
-                log.log(level, "%s", text)
+        """Never raises: whatever a host's log handlers do, no request may suffer for it."""
+        for drain in self.drains:
+            for level, text in drain():
+                with contextlib.suppress(Exception):
+                    log.log(level, "%s", text)
 
     def close(self) -> None:
         """Also a finalizer, in any thread and at interpreter exit: takes no lock of ours; never acts in a forked child."""
@@ -373,15 +376,15 @@ class LoadedModel:
     def __init__(self, path: str | Path, options: dict[str, Any], factory: Callable[..., Any] | None = None) -> None:
         self.path = Path(path)
         self.info: dict[str, Any] = {}
-        drain_log = None
+        drain_common = None
         if factory is None:
-            factory, drain_log = core().Engine, core().drain_log
+            factory, drain_common = core().Engine, core().drain_log
         self._stamp = self._stat()
         try:
             native = factory(str(self.path), options)
         except Exception as error:
             raise _translate(error) from None
-        self._hub = _Hub(native, drain_log)
+        self._hub = _Hub(native, drain_common)
         self._finalizer = weakref.finalize(self, self._hub.close)  # collected, or at exit: while threads can still be joined
 
     def load(self, on_progress: Callable[[float], Any] | None = None) -> LoadedModel:
@@ -397,7 +400,10 @@ class LoadedModel:
                     elif on_progress is not None:
                         on_progress(event.progress)
                 hub.log()
-            hub.thread.start()
+            try:
+                hub.thread.start()
+            except RuntimeError as error:  # "can't start new thread"
+                raise from_code("out_of_memory", f"{error}: this process's limit on threads is reached") from None
         except BaseException as error:
             self.abort()
             self.close()

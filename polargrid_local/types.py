@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar, Union
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic import ValidationError as PydanticError
 from pydantic_core import PydanticCustomError
-from typing_extensions import TypedDict  # pydantic describes no other before Python 3.12
+from typing_extensions import NotRequired, TypedDict  # pydantic describes no other before Python 3.12
 
 from .errors import ValidationError
 
@@ -160,6 +160,24 @@ class EmbeddingResponse(TypedDict):
     object: Literal["list"]
     data: list[EmbeddingData]
     model: str
+    usage: EmbeddingUsage
+
+
+class RerankDocument(TypedDict):
+    text: str
+
+
+class RerankResult(TypedDict):
+    index: int  # of the document in the request
+    relevance_score: float
+    document: NotRequired[RerankDocument]
+
+
+class RerankResponse(TypedDict):
+    id: str
+    object: Literal["list"]
+    model: str
+    results: list[RerankResult]
     usage: EmbeddingUsage
 
 
@@ -369,6 +387,7 @@ class CompletionRequest(_Sampled):
     echo: bool = False
     best_of: Whole = 1
     suffix: str = ""
+    parse_special: bool = True  # control tokens written in the prompt are honoured; False = they are text
 
     @property
     def prompts(self) -> list[str]:
@@ -391,6 +410,29 @@ class EmbeddingRequest(Model):
         return [self.input] if isinstance(self.input, str) else self.input
 
 
+def _document(value: Any) -> Any:
+    """A text, or {"text": ...} as some clients wrap it."""
+    return value["text"] if isinstance(value, Mapping) and isinstance(value.get("text"), str) else value
+
+
+class RerankRequest(Model):
+    """How well each document answers the query; the best first."""
+
+    query: Text
+    documents: Annotated[
+        list[Annotated[str, BeforeValidator(_document), Field(min_length=1)]],
+        BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_PROMPTS),
+    ]
+    model: Text | None = None
+    top_n: Annotated[Whole, Field(ge=1)] | None = None  # results, None = all
+    return_documents: bool = False
+    user: str | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        return self.documents
+
+
 class GenerateRequest(Model):
     prompt: Text
     model: Text | None = None
@@ -400,11 +442,12 @@ class GenerateRequest(Model):
     stop: Stop = []
 
 
-Request = Union[ChatCompletionRequest, CompletionRequest, EmbeddingRequest, GenerateRequest]
+Request = Union[ChatCompletionRequest, CompletionRequest, EmbeddingRequest, RerankRequest, GenerateRequest]
 KINDS: dict[str, type[Any]] = {
     "chat": ChatCompletionRequest,
     "completion": CompletionRequest,
     "embedding": EmbeddingRequest,
+    "rerank": RerankRequest,
     "generate": GenerateRequest,
 }
 R = TypeVar("R", bound=Model)
@@ -586,7 +629,7 @@ def parse_filter(value: Any) -> Any:
 
 def parse_request(kind: str, obj: Any = None, kwargs: Mapping[str, Any] | None = None, *,
                   max_tokens_limit: int | None = MAX_TOKENS) -> Any:
-    """The request model of `kind` ("chat", "completion", "embedding", "generate") for a dict, an SDK object, keyword
+    """The request model of `kind` ("chat", "completion", "embedding", "rerank", "generate") for a dict, an SDK object, keyword
     arguments, or a positional object with keywords on top. None means omitted; camelCase is an alias; unknown keys are
     ignored; nothing the caller passed is changed. A request parsed before is returned as it is. Without `max_tokens` an
     answer has the SDK's 150 (chat) or 100 (completion) tokens at most; -1 is as many as the context leaves.

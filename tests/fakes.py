@@ -50,7 +50,7 @@ def endless(request: dict[str, Any]) -> Iterator[Any]:
 
 
 INFO = {
-    "n_ctx": 4096, "n_ctx_train": 4096, "n_vocab": 1000, "n_embd": 4, "max_streams": 4, "can_embed": True, "add_bos": False,
+    "n_ctx": 4096, "n_ctx_train": 4096, "n_vocab": 1000, "n_embd": 4, "max_streams": 4, "tasks": ["generate", "embed"], "add_bos": False,
     "chat_template": "", "bos_text": "<s>", "eos_text": "</s>", "devices": [], "metadata": {}, "load_ms": 1.0, "description": "a script",
 }
 

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -116,8 +117,14 @@ void over_groups(const ggml_tensor * tensor, Work work) {
     const int64_t useful = 1 + static_cast<int64_t>(ggml_nbytes(tensor)) / bytes_per_thread;
     const int64_t n_threads = std::min<int64_t>({useful, n_groups, usable_cpus()});
     std::vector<std::thread> threads;
+    threads.reserve(static_cast<size_t>(n_threads));
     for (int64_t i = 1; i < n_threads; ++i) {
-        threads.emplace_back([=] { work(n_groups * i / n_threads, n_groups * (i + 1) / n_threads); });
+        const auto part = [=] { work(n_groups * i / n_threads, n_groups * (i + 1) / n_threads); };
+        try {
+            threads.emplace_back(part);
+        } catch (const std::system_error &) {
+            part();   // no more threads to be had: this one does it
+        }
     }
     work(0, n_groups / n_threads);
     for (auto & thread : threads) {

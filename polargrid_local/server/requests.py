@@ -11,16 +11,16 @@ ENCODINGS = ("float", "base64")
 
 
 def read_request(kind: str, body: dict[str, Any], *, always_stream: bool = False, max_tokens_limit: int = 0) -> Any:
-    """The request model of `kind` (chat, completion, embedding). Unknown keys are ignored.
+    """The request model of `kind` (chat, completion, embedding, rerank). Unknown keys are ignored.
 
     Without `max_tokens` an answer may fill the context; `max_tokens_limit`, where it is not 0, is the most that one may have.
     Raises ValidationError naming the field."""
     request = types.parse_request(kind, body, max_tokens_limit=None)
-    sent = request.model_fields_set
-    if kind == "embedding":
-        if request.encoding_format not in ENCODINGS:
-            raise _refused("encoding_format", f"must be 'float' or 'base64' over HTTP, got {request.encoding_format!r}")
+    if kind == "embedding" and request.encoding_format not in ENCODINGS:
+        raise _refused("encoding_format", f"must be 'float' or 'base64' over HTTP, got {request.encoding_format!r}")
+    if kind not in ("chat", "completion"):
         return request
+    sent = request.model_fields_set
     if "stream_options" in sent and not (request.stream or always_stream):
         raise _refused("stream_options", "only allowed with stream: true")
     asked = request.max_tokens if "max_tokens" in sent else -1

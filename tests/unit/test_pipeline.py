@@ -283,8 +283,8 @@ def test_embeddings_are_the_remotes():
         "data": [{"object": "embedding", "index": 0, "embedding": [0.5, 0.0]}, {"object": "embedding", "index": 1, "embedding": [0.5, 1.0]}],
     }
     assert list(reply) == ["object", "data", "model", "usage"]
-    with pytest.raises(ValidationError, match="without embeddings"):
-        job("embedding", Target("m", {**INFO, "can_embed": False}, ChatTemplate(None)))
+    with pytest.raises(ValidationError, match="gives no embeddings; what it can do: generate"):
+        job("embedding", Target("m", {**INFO, "tasks": ["generate"]}, ChatTemplate(None)))
 
 
 def test_generate_is_one_user_message():
