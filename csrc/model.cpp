@@ -59,7 +59,9 @@ void check_options(const EngineOptions & options) {
     require(options.max_queue >= 0 && options.max_queue <= 100000, "max_queue", options.max_queue, "0..100000");
     require(options.n_threads >= 0 && options.n_threads <= 512, "n_threads", options.n_threads, "0..512");
     require(options.n_batch >= 32 && options.n_batch <= 8192, "n_batch", options.n_batch, "32..8192");
-    require(options.n_gpu_layers >= -1, "n_gpu_layers", options.n_gpu_layers, ">= -1");
+    require(options.n_gpu_layers >= -1 && options.n_gpu_layers <= 10000, "n_gpu_layers", options.n_gpu_layers, "-1..10000");
+    require(options.prefix_cache_bytes >= -1 && options.prefix_cache_bytes <= (int64_t{1} << 44), "prefix_cache_bytes",
+            options.prefix_cache_bytes, "-1..17592186044416");
 }
 
 }  // namespace

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from .errors import EngineClosed, ValidationError
+from typing_extensions import Never, Unpack
+
+from .errors import EngineClosed, ValidationError, did_you_mean
+from .options import EngineKeywords, EngineOptions, described
 from .pipeline import Assembler, Job
 from .registry import Models, Progress
 from .runtime import LoadedModel, inspect, rest_if_leaving, system
 from .streams import AsyncChatStream, Batch, ChatStream, sentences, text_of
-from .types import parse_filter
+from .types import parse_fields, parse_filter, plain
 
 __all__ = ["AsyncChatStream", "AsyncEngine", "ChatStream", "Engine", "inspect_model", "sentences", "system_info", "text_of"]
-
-T = TypeVar("T")
 
 
 def inspect_model(path: str | Path) -> dict[str, Any]:
@@ -33,56 +34,31 @@ def system_info() -> dict[str, Any]:
 class _Settings:
     """The constructor of both engines."""
 
-    def __init__(
-        self,
-        model: str | os.PathLike[str] | None = None,
-        *,
-        models_dir: str | os.PathLike[str] | None = None,
-        device: str = "auto",
-        n_gpu_layers: int = -1,
-        n_ctx: int = 0,
-        max_streams: int = 4,
-        max_queue: int = 512,
-        n_threads: int = 0,
-        n_batch: int = 512,
-        cache_type: str = "f16",
-        flash_attention: bool = True,
-        mmap: bool = True,
-        kernels: bool = True,
-        prefix_cache_bytes: int = -1,
-        check_tensors: bool = False,
-        embeddings: bool = True,
-        lora: Iterable[Any] = (),
-        content_filter: Any = None,
-        chat_template: str | None = None,
-        on_load_progress: Progress | None = None,
-        engine_factory: Callable[..., Any] | None = None,
-    ) -> None:
-        """`model`: catalogue name or alias, or a path to a .gguf; None = load one later. The rest holds for every model
-        this engine loads. `device` auto | cpu | gpu; `n_gpu_layers` -1 = all; `n_ctx` tokens per stream, 0 = the model's
-        own; `max_streams` run at once, `max_queue` more wait; `n_threads` 0 = what this process may use; `cache_type`
-        f16 | q8_0; `prefix_cache_bytes` -1 = a share of free memory; `lora` paths or (path, scale); `content_filter`
-        phrases or callable(text) -> bool; `chat_template` replaces the model's; `on_load_progress(0..1)`."""
-        choices = {"device": ("auto", "cpu", "gpu"), "cache_type": ("f16", "q8_0")}
-        limits = {
-            "n_gpu_layers": (-1, 10_000), "n_ctx": (0, 2**30), "max_streams": (1, 256), "max_queue": (0, 65_536),
-            "n_threads": (0, 512), "n_batch": (1, 65_536), "prefix_cache_bytes": (-1, 2**62),
-        }
-        values = locals()
-        for name, allowed in choices.items():
-            if values[name] not in allowed:
-                raise ValidationError(f"{name}: must be one of {', '.join(allowed)}, got {values[name]!r}", param=name)
-        for name, (low, high) in limits.items():
-            value = values[name]
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ValidationError(f"{name}: must be an integer in {low}..{high}, got {value!r}", param=name)
-        flags = ("flash_attention", "mmap", "kernels", "check_tensors", "embeddings")
-        options = {name: values[name] for name in (*choices, *limits)} | {name: bool(values[name]) for name in flags}
-        adapters = (item if isinstance(item, (tuple, list)) else (item, 1.0) for item in lora)
-        options["lora"] = [(str(path), float(scale)) for path, scale in adapters]
-        self._models = Models(models_dir, options, parse_filter(content_filter), chat_template, engine_factory)
-        self._first = model if model is None or isinstance(model, str) else Path(model)
-        self._on_load_progress = on_load_progress
+    @described
+    def __init__(self, model: str | os.PathLike[str] | None = None, **options: Unpack[EngineKeywords]) -> None:
+        """`model`: catalogue name or alias, or a path to a .gguf; None = load one later. The options hold for every model
+        this engine loads; an unknown name and a value out of range are ValidationErrors. Beside those of the table:
+        `models_dir` where model files lie; `lora` adapters, each a path or (path, scale); `content_filter` phrases or
+        callable(text) -> bool; `chat_template` replaces the model's; `on_load_progress(0..1)`."""
+        given: dict[str, Any] = dict(options)
+        own = {name: given.pop(name, None) for name in EngineKeywords.__annotations__ if name not in EngineOptions.model_fields}
+        native = EngineOptions.of(given).model_dump()
+        native["lora"] = _adapters(own["lora"])
+        template, progress = own["chat_template"], own["on_load_progress"]
+        if template is not None and not isinstance(template, str):
+            raise _wrong("chat_template", "must be a string", template)
+        if progress is not None and not callable(progress):
+            raise _wrong("on_load_progress", "must be callable(share)", progress)
+        models_dir = None if own["models_dir"] is None else _path(own["models_dir"], "models_dir")
+        self._models = Models(
+            models_dir, native, parse_filter(own["content_filter"]), plain(template, "chat_template"), own["engine_factory"]
+        )
+        self._first = None if model is None else _name(model, "model")
+        self._on_load_progress = progress
+        self._begun()
+
+    def _begun(self) -> None:
+        """The rest of a constructor that may block."""
 
 
 class Engine(_Settings):
@@ -93,12 +69,9 @@ class Engine(_Settings):
     Methods raise ValidationError, ContextLengthError, TemplateError, NotFoundError, RateLimitError (queue full),
     EngineClosed, ForkedEngineError, ServerError."""
 
-    def __init__(self, model: str | os.PathLike[str] | None = None, **options: Any) -> None:
-        super().__init__(model, **options)
+    def _begun(self) -> None:
         if self._first is not None:
             self._models.load(self._first, on_progress=self._on_load_progress)
-
-    __init__.__wrapped__ = _Settings.__init__  # type: ignore[attr-defined]  # for help() and signature()
 
     def chat_completion_stream(self, request: Any = None, **kwargs: Any) -> ChatStream:
         """Chunks of a chat answer, as they are produced. What is wrong with the request is raised here."""
@@ -151,8 +124,11 @@ class Engine(_Settings):
     def get_model(self, model_id: str) -> dict[str, Any]:
         return self._models.get(model_id)
 
-    def load_model(self, name: Any, force_reload: bool = False, on_progress: Progress | None = None) -> dict[str, Any]:
+    def load_model(
+        self, name: Any, force_reload: bool = False, on_progress: Progress | None = None, **unknown: Never
+    ) -> dict[str, Any]:
         """`name`, or an SDK request (dict or object) with model_name and force_reload."""
+        _refuse_options(unknown)
         return self._models.load(*_named(name, force_reload), on_progress=on_progress)
 
     def unload_model(self, name: Any) -> dict[str, Any]:
@@ -178,9 +154,12 @@ class Engine(_Settings):
         """Unloads the models nobody uses; with `force` all."""
         return self._models.purge(_forced(request, force))
 
-    def tokenize(self, text: str | None = None, *, messages: Any = None, model: str | None = None) -> list[int]:
-        """Token ids of a text (where nothing is a control token), or of messages through the chat template."""
-        return self._models.tokens(text, messages, model)
+    def tokenize(
+        self, text: str | None = None, *, messages: Any = None, model: str | None = None, unlimited: bool = False
+    ) -> list[int]:
+        """Token ids of a text (where nothing is a control token), or of messages through the chat template. More
+        characters than the context could hold are a ContextLengthError, unless `unlimited`."""
+        return self._models.tokens(text, messages, model, unlimited)
 
     def stats(self) -> dict[str, Any]:
         """Counters of every loaded model, by name."""
@@ -206,7 +185,8 @@ class AsyncEngine(_Settings):
     The event loop is never blocked: loading, checking and tokenizing happen in worker threads."""
 
     @classmethod
-    async def create(cls, model: str | os.PathLike[str] | None = None, **options: Any) -> AsyncEngine:
+    @described
+    async def create(cls, model: str | os.PathLike[str] | None = None, **options: Unpack[EngineKeywords]) -> AsyncEngine:
         """An engine with its model loaded. Cancelling the task cancels the load."""
         return await cls(model, **options).start()
 
@@ -277,8 +257,11 @@ class AsyncEngine(_Settings):
     async def get_model(self, model_id: str) -> dict[str, Any]:
         return await asyncio.to_thread(self._models.get, model_id)
 
-    async def load_model(self, name: Any, force_reload: bool = False, on_progress: Progress | None = None) -> dict[str, Any]:
+    async def load_model(
+        self, name: Any, force_reload: bool = False, on_progress: Progress | None = None, **unknown: Never
+    ) -> dict[str, Any]:
         """`on_progress` is called in the worker thread that loads."""
+        _refuse_options(unknown)
         return await self._load(*_named(name, force_reload), on_progress)
 
     async def unload_model(self, name: Any) -> dict[str, Any]:
@@ -302,8 +285,10 @@ class AsyncEngine(_Settings):
     async def purge_gpu(self, request: Any = None, *, force: bool = False) -> dict[str, Any]:
         return await asyncio.to_thread(self._models.purge, _forced(request, force))
 
-    async def tokenize(self, text: str | None = None, *, messages: Any = None, model: str | None = None) -> list[int]:
-        return await asyncio.to_thread(self._models.tokens, text, messages, model)
+    async def tokenize(
+        self, text: str | None = None, *, messages: Any = None, model: str | None = None, unlimited: bool = False
+    ) -> list[int]:
+        return await asyncio.to_thread(self._models.tokens, text, messages, model, unlimited)
 
     def stats(self) -> dict[str, Any]:
         return self._models.stats()
@@ -329,23 +314,67 @@ def _queried(query: Any, documents: Any, kwargs: dict[str, Any]) -> tuple[Any, d
     return (None, {"query": query, **kwargs}) if isinstance(query, str) else (query, kwargs)
 
 
-def _plain(request: Any) -> Any:
-    return request.model_dump() if hasattr(request, "model_dump") else request
+def _wrong(field: str, problem: str, given: Any) -> ValidationError:
+    return ValidationError(f"{field}: {problem}, got {type(given).__name__}", param=field, details={"field": field})
 
 
-def _named(request: Any, force_reload: bool = False) -> tuple[str | Path, bool]:
+def _path(value: Any, field: str) -> str:
+    """A path that every layer below can take: text, and no NUL in it."""
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(text, str):
+        raise _wrong(field, "must be a path", value)
+    if "\0" in text:
+        raise ValidationError(f"{field}: a path cannot hold a NUL character", param=field, details={"field": field})
+    return str(plain(text, field))
+
+
+def _name(value: Any, field: str) -> str | Path:
+    """A model's name, or a path where that is what came."""
+    text = _path(value, field)
+    return text if isinstance(value, str) else Path(text)
+
+
+def _adapters(lora: Any) -> list[tuple[str, float]]:
+    if isinstance(lora, (str, os.PathLike)):
+        lora = [lora]
+    elif not isinstance(lora, (Iterable, type(None))):
+        raise _wrong("lora", "must be paths, or pairs of path and scale", lora)
+    adapters = []
+    for i, item in enumerate(lora or ()):
+        path, scale = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, 1.0)
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) <= 1e6:
+            raise ValidationError(f"lora[{i}]: the scale must be a number in -1e6..1e6", param=f"lora[{i}]")
+        adapters.append((_path(path, f"lora[{i}]"), float(scale)))
+    return adapters
+
+
+def _refuse_options(unknown: dict[str, Any]) -> None:
+    """For load_model(): an option of the engine is given to its constructor, and any other name is a mistake."""
+    for name in unknown:
+        if name in EngineKeywords.__annotations__:
+            raise ValidationError(f"{name}: an option of the engine, not of load_model(); give it to the constructor", param=name)
+        hint = did_you_mean(name, ("force_reload", "on_progress"))
+        raise ValidationError(f"{name}: unknown argument{hint}", param=name, details={"field": name})
+
+
+def _named(request: Any, force_reload: Any = False) -> tuple[str | Path, bool]:
     """(model name, force_reload) of a name, a path, or an SDK load/unload request."""
-    request = _plain(request)
-    if isinstance(request, dict):
-        force_reload = bool(request.get("force_reload", request.get("forceReload", force_reload)))
-        request = request.get("model_name", request.get("modelName"))
-    if isinstance(request, os.PathLike):
-        return Path(request), force_reload
-    if not isinstance(request, str) or not request:
+    if not isinstance(request, (str, os.PathLike)):
+        fields = parse_fields(request, "model_name", "force_reload")
+        force_reload = fields.get("force_reload", force_reload)
+        request = fields.get("model_name")
+    if not request:
         raise ValidationError("model_name: required, a non-empty string", param="model_name")
-    return request, force_reload
+    return _name(request, "model_name"), _flag(force_reload, "force_reload")
 
 
-def _forced(request: Any, force: bool) -> bool:
-    request = _plain(request)
-    return bool(request.get("force", force)) if isinstance(request, dict) else bool(request) or force
+def _forced(request: Any, force: Any) -> bool:
+    if request is not None and not isinstance(request, bool):
+        request = parse_fields(request, "force").get("force")
+    return _flag(force if request is None else request, "force")
+
+
+def _flag(value: Any, field: str) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(field, "must be True or False", value)
+    return value

@@ -26,6 +26,7 @@ The names are those of the official SDK where it has one, so `except` clauses po
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -155,6 +156,23 @@ def is_polargrid_error(error: object) -> bool:
     return isinstance(error, PolarGridError) or any(
         cls.__module__.startswith("polargrid.") and cls.__name__ == "PolarGridError" for cls in type(error).__mro__
     )
+
+
+# Other engines' names for our words, which spelling alone would not lead to.
+_OTHERS_SAY = {
+    "text": "content", "message": "messages", "max_new_tokens": "max_tokens", "n_predict": "max_tokens",
+    "num_predict": "max_tokens", "num_ctx": "n_ctx", "context_length": "n_ctx", "max_model_len": "n_ctx",
+    "repeat_penalty": "repetition_penalty",
+}
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """"; did you mean 'max_tokens'?" for a misspelt name, "" where nothing known is near."""
+    import difflib
+
+    known = list(known)
+    near = [_OTHERS_SAY[name]] if _OTHERS_SAY.get(name) in known else difflib.get_close_matches(name[:80], known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 _BY_CODE: dict[str, type[PolarGridError]] = {

@@ -49,7 +49,7 @@ class Job(NamedTuple):
 
 
 def prepare(request: Any, target: Target, *, now: datetime, id: str, seed: int) -> Job:  # noqa: A002
-    """`id` is 24 hex digits, `seed` the one to use when the request has none, `now` the time of the request.
+    """`id` is 24 hex digits, `seed` the one to use when the request has none or -1, `now` the time of the request.
 
     Raises ValidationError, TemplateError or ContextLengthError; whatever is wrong with a request short of its token
     count is said here."""
@@ -70,8 +70,9 @@ def prepare(request: Any, target: Target, *, now: datetime, id: str, seed: int) 
         requests = [{"task": "rank", "prompt": prompt} for prompt in spans]
         return Job(requests, RerankAssembler(name, id, created, seed, request))
 
-    seed = seed if request.seed is None else request.seed % 2**64
+    seed = seed if request.seed in (None, -1) else request.seed % 2**64
     if isinstance(request, ChatCompletionRequest):
+        check_length(texts_of(request.messages), target, "messages")  # rendering takes long for what cannot fit anyway
         options = {} if request.enable_thinking is None else {"enable_thinking": request.enable_thinking}
         spans = [target.template.render(messages_of(request.messages), now=now, **options)]
         cls: type[Assembler] = ChatAssembler
@@ -98,7 +99,7 @@ def prepare(request: Any, target: Target, *, now: datetime, id: str, seed: int) 
 
 def chat_of(request: GenerateRequest) -> ChatCompletionRequest:
     """generate() is one user message."""
-    fields = request.model_dump(exclude={"prompt"}, exclude_unset=True)
+    fields = request.model_dump(exclude={"prompt", "request_id"}, exclude_unset=True)
     return ChatCompletionRequest(messages=[Message(role="user", content=request.prompt)], **fields)
 
 
@@ -116,6 +117,8 @@ def messages_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
             entry["name"] = message.name
         if message.tool_call_id is not None:
             entry["tool_call_id"] = message.tool_call_id
+        if message.reasoning_content is not None:
+            entry["reasoning_content"] = message.reasoning_content
         if message.tool_calls:
             calls = []
             for call in message.tool_calls:
@@ -128,6 +131,20 @@ def messages_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
             entry["tool_calls"] = calls
         plain.append(entry)
     return plain
+
+
+def texts_of(messages: Sequence[Message]) -> list[tuple[str, bool]]:
+    """What a template has to show, before it is rendered: enough to see that it cannot fit."""
+    texts = []
+    for message in messages:
+        parts = message.content if isinstance(message.content, list) else [message.content]
+        texts += [part.text if isinstance(part, TextPart) else part for part in parts]
+    return [(text, False) for text in texts if isinstance(text, str)]
+
+
+def check_length(spans: list[tuple[str, bool]], target: Target, field: str, hint: str = "") -> None:
+    """Raises ContextLengthError for a prompt of more characters than the context could ever hold."""
+    _check_size([spans], target.info, field, hint)
 
 
 def split_filters(*filters: Any) -> tuple[list[str], list[Predicate]]:
@@ -195,14 +212,14 @@ def _sampling(request: ChatCompletionRequest | CompletionRequest, info: dict[str
     }
 
 
-def _check_size(prompts: list[list[tuple[str, bool]]], info: dict[str, Any], field: str) -> None:
-    n_ctx = info.get("n_ctx" if field in ("messages", "prompt") else "n_ctx_train") or 2**31
+def _check_size(prompts: list[list[tuple[str, bool]]], info: dict[str, Any], field: str, hint: str = "") -> None:
+    n_ctx = info.get("n_ctx" if field in ("messages", "prompt", "text") else "n_ctx_train") or 2**31
     longest = info.get("longest_piece") or LONGEST_PIECE_BYTES
     for spans in prompts:
         size = sum(len(text) for text, _ in spans)
         if size > n_ctx * longest:
             raise ContextLengthError(
-                f"{field}: {size} characters are more than {n_ctx} tokens, the context, can hold",
+                f"{field}: {size} characters are more than {n_ctx} tokens, the context, can hold{hint}",
                 param=field, details={"field": field, "n_ctx": n_ctx, "n_prompt": f"> {n_ctx}"},
             )
 

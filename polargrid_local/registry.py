@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import EngineClosed, ForkedEngineError, NotFoundError, PolarGridError, ValidationError
-from .pipeline import Job, Target, messages_of, prepare
+from .pipeline import Job, Target, check_length, messages_of, prepare, texts_of
 from .runtime import LoadedModel, system
 from .store import Store
 from .template import ChatTemplate
-from .types import parse_request
+from .types import parse_request, plain
 
 Progress = Callable[[float], Any]
+UNLIMITED = "; unlimited=True tokenizes it all the same"
 
 
 class Entry(NamedTuple):
@@ -147,6 +148,7 @@ class Models:
             if entries:
                 return next(iter(entries.values()))
             raise NotFoundError("Model not loaded: this engine has no model yet", code="model_not_loaded", param="model")
+        _check_name(name)
         if isinstance(name, str) and name in entries:
             return entries[name]
         with contextlib.suppress(NotFoundError, ValidationError):
@@ -155,7 +157,7 @@ class Models:
                 if found.path == entry.model.path:
                     return entry
         raise NotFoundError(
-            f"Model not loaded: '{str(name)[:200]}'. Loaded: {', '.join(entries) or 'none'}",
+            f"Model not loaded: {str(name)[:200]!r}. Loaded: {', '.join(entries) or 'none'}",
             code="model_not_loaded", param="model",
         )
 
@@ -170,14 +172,22 @@ class Models:
                       seed=secrets.randbits(32))
         return entry.model, job
 
-    def tokens(self, text: str | None, messages: Any, model: str | None) -> list[int]:
+    def tokens(self, text: Any, messages: Any, model: str | None, unlimited: bool) -> list[int]:
         entry = self.find(model)
         if (text is None) == (messages is None):
             raise ValidationError("tokenize: give either text or messages", param="text")
-        if text is not None:
-            return entry.model.tokenize([(text, False)])
-        request = parse_request("chat", None, {"messages": messages})
-        return entry.model.tokenize(entry.target.template.render(messages_of(request.messages), now=datetime.now().astimezone()))
+        if messages is not None:
+            request = parse_request("chat", None, {"messages": messages})
+            if not unlimited:
+                check_length(texts_of(request.messages), entry.target, "messages", UNLIMITED)
+            spans = entry.target.template.render(messages_of(request.messages), now=datetime.now().astimezone())
+        elif isinstance(text, str):
+            spans = [(plain(text, "text"), False)]
+        else:
+            raise ValidationError(f"text: must be a string, got {type(text).__name__}", param="text")
+        if not unlimited:
+            check_length(spans, entry.target, "messages" if text is None else "text", UNLIMITED)
+        return entry.model.tokenize(spans)
 
     def models(self) -> dict[str, Any]:
         """Loaded models first, then what else is on disk."""
@@ -188,6 +198,7 @@ class Models:
     def get(self, name: str) -> dict[str, Any]:
         """Raises NotFoundError for a model that is neither loaded nor on disk."""
         self._check()
+        _check_name(name)
         if name in self._entries:
             return self._model(name)
         return self._model(self._store.resolve(name).id)
@@ -296,6 +307,11 @@ class Models:
             "errors": errors,
             "recommendation": "Use force to unload busy models" if errors else "None",
         }
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, (str, os.PathLike)):
+        raise ValidationError(f"model: must be a name or a path, got {type(name).__name__}", param="model")
 
 
 def _load_reply(status: str, name: str | Path, force: bool, message: str) -> dict[str, Any]:

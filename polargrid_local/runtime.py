@@ -60,8 +60,12 @@ def system() -> dict[str, Any]:
 
 def inspect(path: str | Path) -> dict[str, Any]:
     """What a GGUF file says about itself, without loading it. Raises InvalidModelError, NotFoundError."""
-    if not Path(path).is_file():
-        raise NotFoundError(f"no model file at {path}", param="path")
+    try:
+        found = "\0" not in str(path) and Path(path).is_file()
+    except (OSError, ValueError):  # longer than any path, or not to be encoded
+        found = False
+    if not found:
+        raise NotFoundError(f"no model file at {str(path)[:200]!r}", param="path")
     try:
         return dict(core().inspect(str(path)))
     except Exception as error:

@@ -7,7 +7,8 @@ most: POLARGRID_LOCAL_MODELS (where models lie), POLARGRID_LOCAL_ALIASES ("llama
 every name that is not on this disk), POLARGRID_LOCAL_N_CTX. Voice methods raise ServerError with status_code 501.
 
 As with the official classes, an answer without `max_tokens` ends after 150 tokens (completions: 100).
-Beyond them: `temperature=0` is greedy, a caller's dict stays as it is, and PolarGridSync really streams.
+Beyond them: `temperature=0` is greedy, a caller's dict stays as it is, PolarGridSync really streams, and `with` and
+`async with` work, with nothing to close: what is loaded is the process's, and stays for its other clients.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -92,6 +94,12 @@ class PolarGrid(polargrid.PolarGrid):
         client = cls()
         client._backend = Backend(config or ServeConfig(), engine)
         return client
+
+    async def __aenter__(self) -> PolarGrid:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        pass
 
     async def completion(self, request: types.CompletionRequest | dict[str, Any]) -> types.CompletionResponse:
         checked = self._checked(types.CompletionRequest, request)
@@ -225,6 +233,12 @@ class PolarGridSync(polargrid.PolarGridSync):
         client._async_client = PolarGrid.over(engine, config)
         return client
 
+    def __enter__(self) -> PolarGridSync:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
     def completion_stream(self, request: types.CompletionRequest | dict[str, Any]) -> Iterator[types.CompletionChunk]:
         """Raises what is wrong with the request here, not in the first step."""
         if self._async_client._use_mock_data:
@@ -247,16 +261,25 @@ class PolarGridSync(polargrid.PolarGridSync):
 
 
 class SyncStream(Iterator[M], Generic[M]):
-    """Chunk objects as they are produced. Dropping it, or `close()`, ends the generation."""
+    """Chunk objects as they are produced, for one reader at a time. Dropping it, or `close()`, ends the generation."""
 
     _stream: OpenStream | None = None
 
     def __init__(self, client: PolarGrid, kind: str, request: pydantic.BaseModel, chunk_type: type[M]) -> None:
         self._client = client
         self._chunk_type = chunk_type
+        self._turn = threading.Lock()  # held by whoever reads
         self._stream = _result(client, client._open(kind, request))
 
     def __next__(self) -> M:
+        if not self._turn.acquire(blocking=False):
+            raise polargrid.ValidationError("this stream has a reader already: one thread at a time")
+        try:
+            return self._step()
+        finally:
+            self._turn.release()
+
+    def _step(self) -> M:
         if self._stream is None:
             raise StopIteration
         try:

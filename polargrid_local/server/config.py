@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from polargrid_local.errors import ValidationError
+from polargrid_local.errors import ValidationError, did_you_mean
+from polargrid_local.options import EngineOptions, refused
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -43,29 +44,9 @@ Pairs = Annotated[dict[str, str], BeforeValidator(_pairs)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class EngineConfig(BaseModel):
-    """The options of every engine the server loads; names and meaning are those of `polargrid_local.Engine`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    n_gpu_layers: int = Field(default=-1, ge=-1)
-    n_ctx: int = Field(default=0, ge=0)
-    max_streams: int = Field(default=4, ge=1, le=256)
-    max_queue: int = Field(default=512, ge=0)
-    n_threads: int = Field(default=0, ge=0)
-    n_batch: int = Field(default=512, ge=1)
-    cache_type: Literal["f16", "q8_0"] = "f16"
-    flash_attention: bool = True
-    mmap: bool = True
-    kernels: bool = True
-    prefix_cache_bytes: int = Field(default=-1, ge=-1)
-    check_tensors: bool = False
-    embeddings: bool = True
-
-
-class ServeConfig(EngineConfig):
-    """Settings of `polargrid-local serve`; a flag wins over a variable, a variable over the file. Seconds and bytes."""
+class ServeConfig(EngineOptions):
+    """Settings of `polargrid-local serve`, its engines' options among them; a flag wins over a variable, a variable over
+    the file. Seconds and bytes."""
 
     model: Words = Field(default=(), description="models loaded at the start; the first answers requests that name none")
     aliases: Pairs = Field(default={}, description="other names for models: NAME=MODEL; *=MODEL answers for any unknown name")
@@ -120,7 +101,7 @@ class ServeConfig(EngineConfig):
 
     def engine_options(self) -> dict[str, Any]:
         """Keyword arguments of AsyncEngine."""
-        options = self.model_dump(include=set(EngineConfig.model_fields))
+        options = self.model_dump(include=set(EngineOptions.model_fields))
         return {**options, "models_dir": self.models_dir}
 
     @classmethod
@@ -141,7 +122,12 @@ class ServeConfig(EngineConfig):
             return cls(**values)
         except pydantic.ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"]))
+            where = ".".join(map(str, first["loc"]))[:80]
+            if where in EngineOptions.model_fields:
+                raise refused(error) from None
+            if first["type"] == "extra_forbidden":
+                hint = did_you_mean(where, cls.model_fields)
+                raise ValidationError(f"{where}: unknown setting{hint}", param=where) from None
             raise ValidationError(f"{where}: {first['msg']}" if where else first["msg"], param=where or None) from None
 
 

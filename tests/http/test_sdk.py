@@ -290,6 +290,43 @@ async def test_a_client_over_an_engine_of_ones_own(tiny_dir: Path) -> None:
         assert list(engine.stats()) == ["scripted"]  # it stays its owner's
 
 
+async def test_a_client_is_a_context_manager_with_nothing_to_close() -> None:
+    ask = {"model": "scripted", "messages": SAY}
+    async with PolarGrid() as client:
+        assert (await client.chat_completion(ask)).choices[0].message.content == TEXT
+    assert (await client.chat_completion(ask)).choices[0].message.content == TEXT
+    with PolarGridSync() as sync:
+        assert sync.chat_completion(ask).choices[0].message.content == TEXT
+    assert sync.chat_completion(ask).choices[0].message.content == TEXT
+
+
+def test_a_second_reader_of_a_stream_is_refused_and_the_first_reads_on() -> None:
+    stream = PolarGridSync().chat_completion_stream({"model": "random", "messages": SAY, "max_tokens": 64})
+    read: list[ChatCompletionChunk] = []
+    first = threading.Thread(target=lambda: read.extend(stream))
+    assert stream._turn.acquire(blocking=False)  # as one does who waits for a chunk
+    with pytest.raises(polargrid.ValidationError, match="a reader already"):
+        next(stream)
+    stream._turn.release()
+    first.start()
+    first.join(60)
+    assert read[-1].choices[0].finish_reason and next(stream, None) is None
+
+
+def test_what_the_sdk_sends_is_known_to_the_engine() -> None:
+    """The official classes drop what they do not know; of what they keep, nothing is refused as unknown."""
+    messages = [
+        Message(role="system", content="x", name="n"), Message(role="user", content=[{"type": "text", "text": "\ue001"}]),
+        Message(role="assistant", tool_calls=[{"id": "1", "function": {"name": "f", "arguments": "{}"}}]),
+        Message(role="tool", content="x", tool_call_id="1"), Message(role="assistant", content=None), *SAY,
+    ]  # fmt: skip
+    client = PolarGridSync()
+    every = {"temperature": 0.5, "top_p": 0.5, "top_k": 5, "frequency_penalty": 0.1, "presence_penalty": 0.1, "stop": ["x"], "user": "u"}
+    client.chat_completion({"model": "scripted", "messages": messages, "max_token": 5, "stream": False, **every})
+    client.completion({"model": "scripted", "prompt": "x", "max_token": 5, **every})
+    client.generate({"model": "scripted", "prompt": "x", "request_id": "r"})
+
+
 # --- the official README, as it stands but for one line ---
 
 README = importlib.metadata.metadata("polargrid-sdk").get_payload()

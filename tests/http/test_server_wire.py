@@ -95,6 +95,31 @@ def test_joined_stream_is_the_plain_answer(server: ServerProcess) -> None:
     assert chunks[-1]["choices"][0]["finish_reason"] == plain["choices"][0]["finish_reason"]
 
 
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_a_seed_of_minus_one_is_another_each_time(server: ServerProcess, path: str) -> None:
+    body = chat(seed=-1, max_tokens=1) if path == CHAT else {"model": SMOLLM2, "prompt": "x", "seed": -1, "max_tokens": 1}
+    seeds = {server.post(path, body).json()["pg_metadata"]["seed"] for _ in range(4)}
+    assert len(seeds) > 1
+
+
+@pytest.mark.parametrize(("message", "field"), [
+    ({"role": "user", "content": "hi", "id": "7", "createdAt": "today"}, None),
+    ({"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]}, None),
+    ({"role": "user", "content": ""}, None),
+    ({"role": "assistant", "content": None, "refusal": None, "annotations": [], "audio": None, "function_call": None}, None),
+    ({"role": "user", "text": "hi"}, "messages[0].content"),
+    ({"role": "user"}, "messages[0].content"),
+    ({"role": "user", "content": None}, "messages[0].content"),
+    ({"role": "assistant", "text": "hi"}, "messages[0].content"),
+    ({"role": "assistant", "content": "hi", "function_call": {"name": "f", "arguments": "{}"}}, "messages[0].function_call"),
+])
+def test_unknown_keys_are_tolerated_where_nothing_is_lost(server: ServerProcess, message: dict[str, Any], field: str | None) -> None:
+    reply = server.post(CHAT, chat(messages=[message], max_tokens=1, max_token=5))
+    assert reply.status_code == (200 if field is None else 400), reply.text
+    if field is not None:
+        assert reply.json()["error"]["param"] == field
+
+
 def test_chat_answer_shape(server: ServerProcess) -> None:
     reply = server.post(CHAT, chat(model=ALIAS))
     answer = reply.json()

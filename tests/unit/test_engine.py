@@ -16,8 +16,10 @@ from fakes import Error, endless, factory
 
 from polargrid_local import (
     AsyncEngine, ContextLengthError, Engine, EngineClosed, InvalidModelError, ModelFileChanged, NotFoundError, RateLimitError,
-    ServerError, ValidationError, sentences, text_of,
+    ServerError, TemplateError, ValidationError, inspect_model, sentences, text_of,
 )
+from polargrid_local.pipeline import LONGEST_PIECE_BYTES
+from polargrid_local.streams import Batch
 
 HI = [{"role": "user", "content": "hi"}]
 WHOLE = "".join(fakes.WORDS)
@@ -118,6 +120,7 @@ async def test_both_engines_give_the_same(engine, path, tmp_path):
 def test_replies_are_what_the_sdk_reads(engine):
     sdk.CompletionResponse.model_validate(engine.completion(prompt=["a", "b"]))
     sdk.GenerateResponse.model_validate(engine.generate({"prompt": "a", "maxTokens": 3}))
+    sdk.GenerateResponse.model_validate(engine.generate(sdk.GenerateRequest(model="scripted", prompt="a", request_id="r")))
     embedded = engine.embeddings(sdk.EmbeddingRequest(model="scripted", input="a"))
     sdk.EmbeddingResponse.model_validate({**embedded, "usage": {**embedded["usage"], "completion_tokens": 0}})  # as its client does
     sdk.ListModelsResponse.model_validate(engine.list_models())
@@ -235,6 +238,183 @@ def test_options_are_checked_by_name(path, tmp_path):
     engine = Engine(path, models_dir=tmp_path, engine_factory=factory(), lora=["a", ("b", 0.5)], n_ctx=64)
     assert native(engine).options["lora"] == [("a", 1.0), ("b", 0.5)] and native(engine).options["n_ctx"] == 64
     engine.close()
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 5000, "a/" * 3000 + "x.gguf", "dir/" + "a" * 300, "\udc80.gguf", "a\0b", "~nobody-here/x.gguf",
+                                  "file://[/x", "file:///" + "a" * 5000, "file:///%00", "", "\ud800" * 300, 10**5000, b"x", ["x"]], ids=lambda v: ascii(v)[:12]
+                         if not isinstance(v, int) else "huge")
+def test_a_name_that_no_model_can_have_is_a_typed_error(tmp_path, name):
+    with Engine(models_dir=tmp_path, engine_factory=factory()) as engine:
+        for call in (
+            engine.load_model, engine.unload_model, engine.get_model, engine.info, lambda name: Engine(name, models_dir=tmp_path),
+            lambda name: engine.tokenize("x", model=name), lambda name: engine.chat_completion(messages=HI, model=name),
+        ):
+            with pytest.raises((ValidationError, NotFoundError)) as caught:
+                call(name)
+            caught.value.message.encode()
+            assert len(caught.value.message) < 2000
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "a\0b", "\ud800", "nowhere/x.gguf"], ids=lambda v: ascii(v)[:12])
+def test_inspecting_no_file_is_not_found(path):
+    with pytest.raises(NotFoundError) as caught:
+        inspect_model(path)
+    caught.value.message.encode()
+
+
+async def test_tokenize_has_a_limit_unless_told_otherwise(engine, path, tmp_path):
+    longest = fakes.INFO["n_ctx"] * LONGEST_PIECE_BYTES
+    long = "x" * (longest + 1)
+    messages = [{"role": "user", "content": long}]
+    async with AsyncEngine(path, models_dir=tmp_path, engine_factory=factory()) as other:
+        assert engine.tokenize(long[1:]) == await other.tokenize(long[1:]) == [longest]
+        for ask, field in (({"text": long}, "text"), ({"messages": messages}, "messages")):
+            for refuse in (engine.tokenize, other.tokenize):
+                with pytest.raises(ContextLengthError) as caught:
+                    answer = refuse(**ask)
+                    await answer if asyncio.iscoroutine(answer) else None
+                assert caught.value.param == field and caught.value.details["n_ctx"] == fakes.INFO["n_ctx"]
+            assert engine.tokenize(**ask, unlimited=True) == await other.tokenize(**ask, unlimited=True)
+    for text in ("\ud800", 5, b"x", ["x"]):
+        with pytest.raises(ValidationError) as caught:
+            engine.tokenize(text)
+        assert caught.value.param == "text"
+
+
+def test_a_chat_that_cannot_fit_is_refused_before_its_template_is_run(open_engine):
+    engine = open_engine(chat_template="{{ raise_exception('rendered') }}")
+    half = "x" * (fakes.INFO["n_ctx"] * LONGEST_PIECE_BYTES // 2)
+    for content in (half, [{"type": "text", "text": half}]):
+        message = {"role": "user", "content": content}
+        with pytest.raises(TemplateError, match="rendered"):
+            engine.chat_completion(messages=[message])
+        with pytest.raises(ContextLengthError):
+            engine.chat_completion(messages=[message] * 3)
+    with pytest.raises(ContextLengthError):
+        engine.chat_completion(messages=[message] * 1024)  # one text of 1 MB, a thousand times
+
+
+def test_a_seed_of_minus_one_is_another_each_time(engine):
+    for ask in (lambda **fields: engine.chat_completion_stream(messages=HI, **fields),
+                lambda **fields: engine.completion_stream(prompt="x", **fields)):
+        seeds = [ask(seed=-1).seed for _ in range(8)]
+        assert len(set(seeds)) > 1 and all(0 <= seed < 2**64 for seed in seeds)
+        assert ask(seed=-2).seed == 2**64 - 2 and ask(seed=7).seed == 7
+
+
+def test_sixty_four_parallel_requests_are_served_at_default_settings(engine):
+    streams = [engine.chat_completion_stream(messages=HI) for _ in range(64)]
+    assert all("".join(text_of(stream)) == WHOLE for stream in streams)
+
+
+# --- one reader -------------------------------------------------------------------------------------------------------
+
+
+def gated(go):
+    return lambda request: ["one ", lambda: go.wait(20) and None, "two"]
+
+
+def test_a_second_thread_is_refused_and_the_first_reads_on(open_engine):
+    go = threading.Event()
+    engine = open_engine(gated(go))
+    for ask in (lambda: engine.chat_completion_stream(messages=HI), lambda: engine.completion_stream(prompt="x")):
+        go.clear()
+        stream, read = ask(), []
+        first = threading.Thread(target=lambda: read.extend(text_of(stream)))
+        first.start()
+        until(lambda: read == ["one "] and stream._turn.locked())  # it waits for what comes after the gate
+        for _ in range(3):
+            with pytest.raises(ValidationError, match="a reader already") as caught:
+                next(stream)
+            assert caught.value.code == "stream_in_use"
+        go.set()
+        first.join(20)
+        assert not first.is_alive() and read == ["one ", "two"] and stream.finish_reason == "stop"
+        assert list(stream) == [] and next(stream, None) is None  # the end is the end, for everybody
+
+
+def test_a_stream_may_be_handed_from_thread_to_thread(engine):
+    stream, chunks = engine.chat_completion_stream(messages=HI), []
+    for _ in range(len(fakes.WORDS) + 2):
+        reader = threading.Thread(target=lambda: chunks.append(next(stream)))
+        reader.start()
+        reader.join()
+    assert "".join(text_of(chunks)) == WHOLE and next(stream, None) is None
+
+
+@pytest.mark.parametrize("run", range(5))
+def test_many_readers_lose_nothing_and_all_of_them_end(engine, run):
+    stream = engine.chat_completion_stream(messages=HI)
+    got, refused = [], []
+
+    def read():
+        try:
+            got.extend(stream)  # a list takes them one by one
+        except ValidationError as error:
+            refused.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(8)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(20)
+    assert not any(reader.is_alive() for reader in readers)
+    assert len(refused) < len(readers) and all(error.code == "stream_in_use" for error in refused)
+    assert sorted(text_of(got)) == sorted(fakes.WORDS) and stream.text == WHOLE
+
+
+def test_cancelling_beside_a_waiting_reader_is_fine(open_engine):
+    for stop in ("cancel", "close"):
+        go = threading.Event()
+        stream = open_engine(gated(go)).chat_completion_stream(messages=HI)
+        read = []
+        reader = threading.Thread(target=lambda: read.extend(stream))
+        reader.start()
+        until(lambda: stream.text == "one ")
+        getattr(stream, stop)()
+        reader.join(20)
+        assert not reader.is_alive() and stream.cancelled and list(stream) == []
+        go.set()
+
+
+async def test_a_second_task_is_refused_and_the_first_reads_on(path, tmp_path):
+    go = threading.Event()
+    async with AsyncEngine(path, models_dir=tmp_path, engine_factory=factory(gated(go))) as engine:
+        stream = engine.chat_completion_stream(messages=HI)
+
+        async def read():
+            return [piece async for piece in text_of(stream)]
+
+        first = asyncio.create_task(read())
+        while stream.text != "one ":
+            await asyncio.sleep(0)
+        for _ in range(3):
+            with pytest.raises(ValidationError, match="a reader already"):
+                await anext(stream)
+        go.set()
+        assert await first == ["one ", "two"]
+        assert [chunk async for chunk in stream] == []
+        both = await asyncio.gather(anext(other := engine.chat_completion_stream(messages=HI)), anext(other), return_exceptions=True)
+        assert both[0]["choices"][0]["delta"] == {"role": "assistant"} and isinstance(both[1], ValidationError)
+        assert "".join([piece async for piece in text_of(other)]) == "one two"
+
+
+async def test_another_event_loop_is_refused_and_the_first_reads_on(path, tmp_path):
+    go = threading.Event()
+    async with AsyncEngine(path, models_dir=tmp_path, engine_factory=factory(gated(go))) as engine:
+        stream = await engine.chat_completion_stream(messages=HI).start()
+        for use in (stream.start, stream.__anext__):
+            with pytest.raises(ValidationError, match="another event loop"):
+                await asyncio.to_thread(lambda use=use: asyncio.run(use()))
+        go.set()
+        assert [piece async for piece in text_of(stream)] == ["one ", "two"]
+
+
+def test_a_batch_runs_once(engine):
+    batch, begun = Batch(), engine._models.begin("embedding", {"input": "x"}, {})
+    batch.run(*begun)
+    with pytest.raises(ValidationError, match="a reader already"):
+        batch.run(*begun)
 
 
 # --- cancelling -------------------------------------------------------------------------------------------------------

@@ -8,12 +8,13 @@ import pytest
 import polargrid_local
 
 PACKAGE = Path(polargrid_local.__file__).parent
-WORDS = {"types", "errors"}
+WORDS = {"types", "errors", "options"}
 PURE = {"template", "marked"}
 MAY = {
     "__init__": {"engine", "errors"},
     "errors": set(),
     "types": {"errors"},
+    "options": {"errors"},
     "marked": WORDS,
     "template": WORDS | {"marked"},
     "pipeline": WORDS | PURE,
@@ -70,7 +71,7 @@ def test_only_the_runtime_touches_the_native_module():
 
 
 def test_pure_modules_read_no_clock_no_file_no_environment():
-    for name in ("pipeline", "marked", "types", "errors"):
+    for name in ("pipeline", "marked", "types", "options", "errors"):
         imported = {alias.name.partition(".")[0] for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text()))
                     if isinstance(node, ast.Import) for alias in node.names}
         assert not imported & {"os", "time", "socket", "threading", "asyncio", "random", "secrets", "pathlib"}, name

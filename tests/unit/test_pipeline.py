@@ -314,7 +314,14 @@ def test_a_native_request_has_every_field():
         },
     }]
     assert made.assembler.seed == 7 and job().assembler.seed == 42
-    assert job(seed=-1).requests[0]["sampling"]["seed"] == 2**64 - 1
+    assert job(seed=-2).requests[0]["sampling"]["seed"] == 2**64 - 2
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+@pytest.mark.parametrize("seed", [-1, None, -1.0])
+def test_minus_one_means_a_seed_of_the_requests_own(kind, seed):
+    made = job(kind, seed=seed)
+    assert made.assembler.seed == made.requests[0]["sampling"]["seed"] == 42
 
 
 def test_message_forms_reach_the_template_as_it_expects_them():

@@ -1,8 +1,13 @@
 """Requests: the remote's fields, ranges and defaults; errors that name the path; nothing of the caller's changed."""
 
 import copy
+import enum
+import functools
+import itertools
 import math
+from collections.abc import Mapping
 
+import numpy
 import polargrid.types as sdk
 import pytest
 from hypothesis import given, settings
@@ -21,7 +26,8 @@ def chat(**fields):
 
 
 def refused(kind="chat", **fields):
-    base = {"chat": {"messages": HI}, "completion": {"prompt": "x"}, "embedding": {"input": "x"}, "generate": {"prompt": "x"}}
+    base = {"chat": {"messages": HI}, "completion": {"prompt": "x"}, "embedding": {"input": "x"}, "generate": {"prompt": "x"},
+            "rerank": {"query": "x", "documents": ["x"]}}
     with pytest.raises(ValidationError) as caught:
         parse_request(kind, {**base[kind], **fields})
     error = caught.value
@@ -156,9 +162,9 @@ def test_camel_case_is_an_alias_and_snake_case_wins():
     assert request.messages[0].tool_call_id == "c" and request.messages[1].tool_calls[0].function.name == "f"
 
 
-def test_null_means_omitted_keywords_override_and_unknown_keys_are_ignored():
-    request = parse_request("chat", {"messages": HI, "max_tokens": 5, "top_p": None, "stop": None, "colour": 1}, {
-        "max_tokens": 6, "temperature": None, "shape": 2,
+def test_null_means_omitted_and_keywords_override():
+    request = parse_request("chat", {"messages": HI, "max_tokens": 5, "top_p": None, "stop": None}, {
+        "max_tokens": 6, "temperature": None,
     })
     assert (request.max_tokens, request.top_p, request.temperature, request.stop) == (6, 0.9, 0.7, [])
 
@@ -260,6 +266,273 @@ def test_the_callers_objects_are_left_alone():
     before = copy.deepcopy(given_dict)
     parse_request("chat", given_dict, {"stop": "b"})
     assert given_dict == before
+
+
+# --- unknown keys -----------------------------------------------------------------------------------------------------
+
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(("kind", "fields", "path", "meant"), [
+    ("chat", {"max_token": 5}, "max_token", "max_tokens"),
+    ("chat", {"maxToken": 5}, "maxToken", "max_tokens"),
+    ("chat", {"n_predict": 5}, "n_predict", "max_tokens"),
+    ("chat", {"message": HI}, "message", "messages"),
+    ("chat", {"colour": 1}, "colour", None),
+    ("completion", {"max_tokns": 5}, "max_tokns", "max_tokens"),
+    ("completion", {"messages": HI}, "messages", None),
+    ("embedding", {"inputs": "x"}, "inputs", "input"),
+    ("generate", {"top_q": 0.5}, "top_q", "top_p"),
+    ("rerank", {"topn": 1}, "topn", "top_n"),
+    ("rerank", {"documents": [{"text": "x", "texts": "y"}]}, "documents[0].texts", "text"),
+    ("chat", {"stream_options": {"include_usge": True}}, "stream_options.include_usge", "include_usage"),
+    ("completion", {"streamOptions": {"includeUsag": True}}, "stream_options.includeUsag", "include_usage"),
+    ("chat", {"response_format": {"typ": "text"}}, "response_format.typ", "type"),
+    ("chat", {"response_format": {"type": "text", "shema": {}}}, "response_format.shema", "schema"),
+    ("chat", {"messages": [{"role": "user", "text": "hi"}]}, "messages[0].text", "content"),
+    ("chat", {"messages": [*HI, {"role": "user", "content": "hi", "nam": "x"}]}, "messages[1].nam", "name"),
+    ("chat", {"messages": [{"role": "user", "content": "hi", 5: "x"}]}, "messages[0].5", None),
+    ("chat", {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "txt": "y"}]}]},
+     "messages[0].content[0].txt", "text"),
+    ("chat", {"messages": [{"role": "assistant", "tool_calls": [{**CALL, "functions": 1}]}]},
+     "messages[0].tool_calls[0].functions", "function"),
+    ("chat", {"messages": [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}", "args": 1}}]}]},
+     "messages[0].tool_calls[0].function.args", "arguments"),
+])
+def test_an_unknown_key_is_refused_by_its_path_and_tolerated_over_http(kind, fields, path, meant):
+    error = refused(kind, **fields)
+    assert error.param == path
+    assert error.message == f"{path}: unknown key" + (f"; did you mean '{meant}'?" if meant else "")
+    base = {"chat": {"messages": HI}, "completion": {"prompt": "x"}, "embedding": {"input": "x"}, "generate": {"prompt": "x"},
+            "rerank": {"query": "x", "documents": ["x"]}}
+    lost = ("messages[0].text", "response_format.typ")  # what cannot be dropped without another answer
+    if path in lost:
+        with pytest.raises(ValidationError):
+            parse_request(kind, {**base[kind], **fields}, strict=False)
+    else:
+        parse_request(kind, {**base[kind], **fields}, strict=False)
+
+
+def test_keywords_are_held_to_the_same_names():
+    with pytest.raises(ValidationError, match="max_token: unknown key; did you mean 'max_tokens'?"):
+        parse_request("chat", {"messages": HI}, {"max_token": 5})
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(("message", "fine"), [
+    ({"role": "user"}, False), ({"role": "user", "content": None}, False), ({"role": "system"}, False), ({"role": "developer"}, False),
+    ({"role": "user", "tool_calls": [CALL]}, False), ({"role": "assistant"}, True), ({"role": "tool", "tool_call_id": "1"}, True),
+    ({"role": "user", "content": ""}, True), ({"role": "user", "content": []}, True), ({"role": "assistant", "content": None}, True),
+    ({"role": "assistant", "tool_calls": [CALL]}, True), ({"role": "assistant", "content": None, "toolCalls": [CALL]}, True),
+    ({"role": "assistant", "reasoning_content": "hm"}, True), ({"role": "tool", "content": None}, True),
+    ({"role": "assistant", "tool_calls": []}, True), ({"role": "assistant", "refusal": None}, True),
+])
+def test_a_message_says_something(strict, message, fine):
+    if fine:
+        parse_request("chat", {"messages": [message]}, strict=strict)
+        return
+    with pytest.raises(ValidationError, match=r"^messages\[0\].content: required") as caught:
+        parse_request("chat", {"messages": [message]}, strict=strict)
+    assert caught.value.param == "messages[0].content"
+
+
+@pytest.mark.parametrize("key", ["text", "contents", "message", "body", "value"])
+def test_text_under_a_wrong_key_is_not_lost_over_http(key):
+    for role in ("user", "assistant", "system", "tool"):
+        with pytest.raises(ValidationError, match=rf"^messages\[0\].content: required; '{key}' is no key of a message$"):
+            parse_request("chat", {"messages": [{"role": role, key: "words"}]}, strict=False)
+
+
+def test_answers_of_other_clients_may_be_sent_back():
+    from openai.types.chat import ChatCompletionMessage
+
+    raw = {"role": "assistant", "content": "x", "refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}
+    ours = {"role": "assistant", "content": "x"}
+    for message in (raw, ours, ChatCompletionMessage.model_validate(raw), ChatCompletionMessage.model_validate(raw).model_dump()):
+        for strict in (True, False):
+            request = parse_request("chat", {"messages": [*HI, message, *HI]}, strict=strict)
+            assert request.messages[1].content == "x"
+    calls = {"role": "assistant", "content": None, "tool_calls": [{"index": 0, **CALL}], "reasoning": "hm"}
+    request = parse_request("chat", {"messages": [calls]})
+    assert request.messages[0].reasoning_content == "hm" and request.messages[0].tool_calls[0].index == 0
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("function_call", {"name": "f", "arguments": "{}"}), ("audio", {"id": "a"}), ("refusal", "no"), ("images", ["x"]),
+])
+def test_what_a_model_should_have_been_told_is_refused_everywhere(key, value):
+    for strict in (True, False):
+        with pytest.raises(ValidationError, match=rf"^messages\[0\].{key}: not supported"):
+            parse_request("chat", {"messages": [{"role": "assistant", "content": "x", key: value}]}, strict=strict)
+
+
+def test_metadata_of_a_message_is_refused_here_and_dropped_over_http():
+    messages = [{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}], "id": "7"}]
+    for key in ("id", "cache_control"):
+        with pytest.raises(ValidationError):
+            parse_request("chat", {"messages": messages})
+    assert parse_request("chat", {"messages": messages}, strict=False).messages[0].content[0].text == "x"
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None, []])
+def test_include_usage_is_true_or_false(value):
+    if value is None:
+        assert not chat(stream_options={"include_usage": None}).include_usage
+    else:
+        assert refused(stream_options={"include_usage": value}).param == "stream_options.include_usage"
+
+
+@pytest.mark.parametrize("cls", [
+    sdk.ChatCompletionRequest, sdk.CompletionRequest, sdk.EmbeddingRequest, sdk.GenerateRequest, sdk.Message, sdk.ToolCall,
+])
+def test_every_field_of_the_sdk_is_known(cls):
+    ours = {"ChatCompletionRequest": "chat", "CompletionRequest": "completion", "EmbeddingRequest": "embedding",
+            "GenerateRequest": "generate"}
+    model = types.KINDS[ours[cls.__name__]] if cls.__name__ in ours else getattr(types, cls.__name__)
+    assert set(cls.model_fields) <= set(model.model_fields)
+
+
+# --- objects that no request should be made of ------------------------------------------------------------------------
+
+
+def shared(depth=26):
+    """2^depth leaves out of `depth` lists."""
+    value = []
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
+def cyclic(width=1):
+    value = []
+    value += [value] * width
+    return value
+
+
+class Endless(Mapping):
+    """Says it is empty, and never stops."""
+
+    def __getitem__(self, key):
+        return "x"
+
+    def __iter__(self):
+        return map("key{}".format, itertools.count())
+
+    def __len__(self):
+        return 0
+
+
+class Lying(dict):
+    def __init__(self, items):
+        super().__init__(a=1)
+        self._items = items
+
+    def items(self):
+        return self._items()
+
+
+class EndlessList(list):
+    def __iter__(self):
+        return itertools.repeat("x")
+
+
+class Dumps:
+    def __init__(self, value):
+        self.value = value
+
+    def model_dump(self):
+        return self.value()
+
+
+def fails():
+    raise RuntimeError("no")
+
+
+MONSTERS = {
+    "shared": shared, "cyclic": cyclic, "wide cyclic": lambda: cyclic(1000), "shared tuples": lambda: functools.reduce(
+        lambda value, _: (value, value), range(26), ()),
+    "shared dicts": lambda: functools.reduce(lambda value, _: {"a": value, "b": value}, range(26), {}),
+    "shared under one key": lambda: {"a": {"b": shared()}},
+    "endless mapping": Endless, "endless items": lambda: Lying(lambda: itertools.repeat(("a", 1))),
+    "items that are no pairs": lambda: Lying(lambda: [1, 2]), "items that fail": lambda: Lying(fails),
+    "endless list": EndlessList, "a million keys": lambda: dict.fromkeys(map(str, range(10**6)), 1),
+    "a million entries": lambda: [None] * 10**6, "keys that are no text": lambda: {("a",): 1}, "keys that are truths": lambda: {True: 1},
+    "dumps itself": lambda: Dumps(lambda: Dumps.__new__(Dumps)), "dump fails": lambda: Dumps(fails), "dumps much": lambda: Dumps(shared),
+    "a dump in a dump": lambda: functools.reduce(lambda value, _: Dumps(lambda: value), range(100), 1),
+    "sdk object": lambda: sdk.ChatCompletionRequest.model_construct(model="m", messages=shared()),
+    "sdk object in itself": lambda: (lambda o: (o.messages.append(o), o)[1])(
+        sdk.ChatCompletionRequest.model_construct(model="m", messages=[])),
+    "object": object, "bytes": lambda: b"x", "set": lambda: {1}, "array": lambda: numpy.zeros(3),
+}
+
+
+@pytest.mark.parametrize(("monster", "field"), [
+    *((monster, field) for monster in MONSTERS for field in ("tools", None)),
+    *(("shared", field) for field in ("messages", "stop", "stream_options", "response_format", "logit_bias", "metadata")),
+])
+def test_a_monstrous_object_is_refused(monster, field):
+    with pytest.raises(ValidationError) as caught:
+        parse_request("chat", MONSTERS[monster]() if field is None else {"messages": HI, field: MONSTERS[monster]()})
+    assert caught.value.param and len(caught.value.message) < 500
+    if field not in (None, "metadata"):  # which is not a field at all
+        assert caught.value.param.startswith(field)
+
+
+def test_a_monster_in_a_message_is_refused():
+    for place in ({"content": shared()}, {"content": [{"type": "text", "text": shared()}]}, {"content": "x", "tool_calls": shared()}):
+        with pytest.raises(ValidationError, match="^messages: holds more than"):
+            parse_request("chat", {"messages": [{"role": "user", **place}]})
+
+
+def test_the_largest_honest_requests_pass():
+    parts = [{"type": "text", "text": "x"}] * 10
+    assert len(chat(messages=[{"role": "user", "content": parts}] * types.MAX_MESSAGES).messages) == types.MAX_MESSAGES
+    assert len(parse_request("completion", {"prompt": ["x"] * types.MAX_PROMPTS}).prompts) == types.MAX_PROMPTS
+    assert len(chat(logit_bias={str(i): 1 for i in range(types.MAX_LOGIT_BIAS)}).logit_bias) == types.MAX_LOGIT_BIAS
+    assert chat(messages=[{"role": "user", "content": "x" * 10**7}]).messages[0].content == "x" * 10**7
+
+
+@pytest.mark.parametrize("kind", types.KINDS)
+@pytest.mark.parametrize("number", [10**5000, -(10**5000)], ids=["plus", "minus"])
+def test_huge_numbers_are_refused_in_every_field(kind, number):
+    for field in types.KINDS[kind].model_fields:
+        error = refused(kind, **{field: number})
+        assert error.param == field and len(error.message) < 200
+    if kind == "chat":
+        for bias in ({number: 1}, {1: number}, {"9" * 5000: 1}, {str(2**40): 1}):
+            assert refused(logit_bias=bias).param.startswith("logit_bias")
+        refused(messages=[{"role": "user", "content": "x", number: 1}])
+
+
+def test_huge_strings_are_refused_in_short_messages():
+    huge = "a" * 10**7
+    for fields in ({"model": huge}, {"stop": huge}, {"messages": huge}, {"content_filter": huge}, {"logit_bias": {huge: 1}}, {huge: 1},
+                   {"messages": [{"role": huge, "content": "x"}]}, {"messages": [{"role": "user", "content": "x", huge: 1}]}):
+        assert len(refused(**fields).message) < 400
+
+
+@pytest.mark.parametrize("half", ["\ud800", "x\udfff", "\udc80"], ids=ascii)
+def test_half_a_character_is_refused_wherever_it_stands(half):
+    for fields, path in [
+        ({"model": half}, "model"), ({"stop": half}, "stop"), ({"stop": ["a", half]}, "stop[1]"), ({"user": half}, "user"),
+        ({"content_filter": [half]}, "content_filter[0]"), ({"content_filter": half}, "content_filter"),
+        ({"tools": [{half: 1}]}, "tools[0]"), ({"tools": [{"a": half}]}, "tools[0].a"), ({half: 1}, "request"),
+        ({"messages": [{"role": "user", "content": "x", half: 1}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": half}]}]}, "messages[0].content[0].text"),
+        ({"logit_bias": {half: 1}}, "logit_bias"),
+    ]:
+        error = refused(**fields)
+        assert error.param == path and "lone surrogate" in error.message
+        error.message.encode()
+
+
+def test_numbers_and_texts_of_other_types_are_what_they_say():
+    class Role(str, enum.Enum):
+        user = "user"
+
+    request = chat(messages=[{"role": Role.user, "content": "x"}], max_tokens=numpy.int64(7), temperature=numpy.float32(0.5))
+    assert (request.messages[0].role, request.max_tokens, request.temperature) == ("user", 7, 0.5)
+    assert type(request.messages[0].role) is str
 
 
 def test_deep_nesting_is_refused_not_overflowed():
