@@ -63,7 +63,6 @@ class ServeConfig(EngineOptions):
     no_api_key: bool = Field(default=False, description="allow an address beyond loopback without a key")
     allow_hosts: Words = Field(default=(), description="further names of this server, as behind a proxy: NAME or NAME:PORT")
     allow_origins: Words = Field(default=(), description="further origins of web pages, `null` for files, `*` for any")
-
     root_path: str = Field(default="", description="the path below which a proxy serves this server, where it leaves that on")
 
     max_body_bytes: int = Field(default=4 << 20, ge=1024)
@@ -80,7 +79,7 @@ class ServeConfig(EngineOptions):
     @field_validator("root_path")
     @classmethod
     def _one_form(cls, value: str) -> str:
-        """"" or /a/b."""
+        """Empty, or /a/b."""
         value = value.strip("/")
         if not re.fullmatch(r"[A-Za-z0-9._~/-]*", value) or "//" in value:
             raise ValueError(f"expected a path such as /llm, got {value!r}")
