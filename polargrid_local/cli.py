@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -393,6 +395,8 @@ def serve(
         name = _model_on_disk(_store(settings.models_dir), None)
         settings = settings.model_copy(update={"model": (name,)})
     run(settings)
+    for sig in (signal.SIGINT, signal.SIGTERM):  # asked once more while it goes, it still ends in good order
+        atexit.register(signal.signal, sig, signal.SIG_IGN)
 
 
 # --- helpers ---

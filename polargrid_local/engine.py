@@ -65,6 +65,7 @@ class Engine(_Settings):
     """The remote API on this machine. The constructor loads the model; Ctrl-C cancels that. Safe from any thread.
 
     Requests are dicts, SDK request objects, or keyword arguments; see `types.ChatCompletionRequest` and its neighbours.
+    Without `max_tokens` an answer ends after the remote SDK's 150 tokens (completions: 100); -1 is what the context leaves.
     Methods raise ValidationError, ContextLengthError, TemplateError, NotFoundError, RateLimitError (queue full),
     EngineClosed, ForkedEngineError, ServerError."""
 
@@ -93,7 +94,8 @@ class Engine(_Settings):
         return self._answer("generate", *_prompted(request, kwargs)).generate_response()
 
     def embeddings(self, request: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """One vector per input text."""
+        """One vector per input text, in `data[i]["embedding"]`: a list of n_embd floats, with `encoding_format="base64"` the
+        base64 of little-endian float32, with "numpy" a float32 array of shape (n_embd,)."""
         return Batch().run(*self._begin("embedding", request, kwargs)).response()
 
     def rerank(self, query: Any = None, documents: Any = None, **kwargs: Any) -> dict[str, Any]:

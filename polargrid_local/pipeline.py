@@ -6,6 +6,7 @@ Assembler, so a joined stream is the plain answer by construction.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
@@ -61,7 +62,7 @@ def prepare(request: Any, target: Target, *, now: datetime, id: str, seed: int) 
         spans = [[(text, False)] for text in request.inputs]
         _check_size(spans, target.info, "input")
         requests = [{"task": "embed", "prompt": prompt} for prompt in spans]
-        return Job(requests, EmbeddingAssembler(name, id, created, seed, len(requests)))
+        return Job(requests, EmbeddingAssembler(name, id, created, seed, len(requests), request.encoding_format))
     if isinstance(request, RerankRequest):
         template = target.info.get("rerank_template", "")
         spans = [_pair(template, request.query, text) for text in request.texts]
@@ -83,7 +84,7 @@ def prepare(request: Any, target: Target, *, now: datetime, id: str, seed: int) 
     phrases, predicates = split_filters(target.content_filter, request.content_filter)
     common = {
         "task": "generate",
-        "max_tokens": min(request.max_tokens, 2**31 - 1),
+        "max_tokens": request.max_tokens if request.max_tokens > 0 else 2**31 - 1,  # capped by the context in any case
         "stop": list(request.stop),
         "filter": phrases,
         "sampling": _sampling(request, target.info, seed),
@@ -395,7 +396,13 @@ class Assembler:
 
 
 def _token_text(entry: dict[str, Any]) -> str:
-    return str(entry["bytes"], "utf-8", "replace")
+    """A token's text; OpenAI's `bytes:` and escapes for a piece of a character, `token_id:` and the number for a token
+    that has no text, a control token."""
+    raw = bytes(entry["bytes"])
+    try:
+        return str(raw, "utf-8") or f"token_id:{entry['token']}"
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 class ChatAssembler(Assembler):
@@ -509,13 +516,33 @@ def _text_logprobs(entries: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "tokens": [_token_text(entry) for entry in entries],
         "token_logprobs": [entry["logprob"] for entry in entries],
-        "top_logprobs": [{_token_text(top): top["logprob"] for top in entry["top"]} for entry in entries],
+        "top_logprobs": [_top_logprobs(entry) for entry in entries],
         "text_offset": [entry["offset"] for entry in entries],
     }
 
 
+def _top_logprobs(entry: dict[str, Any]) -> dict[str, float]:
+    """The likeliest tokens and the one sampled, likeliest first. Where two read the same, the sampled one or else the
+    likelier has the text as its name, the other `token_id:` and its number."""
+    sampled = entry["token"]
+    top = entry["top"] if any(other["token"] == sampled for other in entry["top"]) else [*entry["top"], entry]
+    taken = {_token_text(entry)}
+    named = {}
+    for other in top:
+        name = _token_text(other)
+        if other["token"] != sampled and name in taken:
+            name = f"token_id:{other['token']}"
+        taken.add(name)
+        named[name] = other["logprob"]
+    return named
+
+
 class EmbeddingAssembler(Assembler):
     """The last event of each choice holds its vector; there is nothing to stream."""
+
+    def __init__(self, model: str, id: str, created: int, seed: int, n: int, encoding_format: str) -> None:  # noqa: A002
+        super().__init__(model, id, created, seed, n)
+        self._encoding_format = encoding_format
 
     def _chunk(self, index: int, text: str | None, logprobs: Any, reason: str | None) -> dict[str, Any]:
         return {}
@@ -525,12 +552,23 @@ class EmbeddingAssembler(Assembler):
         return {
             "object": "list",
             "data": [
-                {"object": "embedding", "index": index, "embedding": [float(x) for x in choice.event.embedding]}
+                {"object": "embedding", "index": index, "embedding": _encoded(choice.event.embedding, self._encoding_format)}
                 for index, choice in enumerate(self.choices) if choice.event is not None
             ],
             "model": self.model,
             "usage": {"prompt_tokens": prompt, "total_tokens": prompt},
         }
+
+
+def _encoded(vector: Any, encoding_format: str) -> Any:
+    """Numbers as a list, as base64 of little-endian float32, or as a numpy array of float32 that is the caller's own."""
+    if encoding_format == "float":
+        return [float(x) for x in vector]
+    import numpy  # late: a chat does without, and starts sooner
+
+    if encoding_format == "base64":
+        return base64.b64encode(numpy.asarray(vector, dtype="<f4").tobytes()).decode()
+    return numpy.array(vector, dtype=numpy.float32)
 
 
 class RerankAssembler(Assembler):

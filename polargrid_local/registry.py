@@ -229,7 +229,7 @@ class Models:
     def health(self) -> dict[str, Any]:
         from . import __version__
 
-        healthy = not self.closed and all(not entry.model.closed for entry in list(self._entries.values()))
+        healthy = not self.closed and all(entry.model.running for entry in list(self._entries.values()))
         return {
             "status": "healthy" if healthy else "unhealthy",
             "node": "local",

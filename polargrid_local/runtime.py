@@ -483,6 +483,11 @@ class LoadedModel:
     def closed(self) -> bool:
         return self._hub.closed
 
+    @property
+    def running(self) -> bool:
+        """False once the native engine has ended, closed or by a failure."""
+        return not self._hub.closed and self._hub.failure is None
+
     def close(self) -> None:
         """Running streams end with EngineClosed. Idempotent."""
         self._hub.check_process()

@@ -6,8 +6,9 @@ first asked for; clients of one process share them. Settings are the server's PO
 most: POLARGRID_LOCAL_MODELS (where models lie), POLARGRID_LOCAL_ALIASES ("llama-3.1-8b=smollm2-135m"; "*=NAME" answers for
 every name that is not on this disk), POLARGRID_LOCAL_N_CTX. Voice methods raise ServerError with status_code 501.
 
-Beyond the official classes: `temperature=0` is greedy, a caller's dict stays as it is, PolarGridSync really streams, and
-`with` and `async with` work, with nothing to close: what is loaded is the process's, and stays for its other clients.
+As with the official classes, an answer without `max_tokens` ends after 150 tokens (completions: 100).
+Beyond them: `temperature=0` is greedy, a caller's dict stays as it is, PolarGridSync really streams, and `with` and
+`async with` work, with nothing to close: what is loaded is the process's, and stays for its other clients.
 """
 
 from __future__ import annotations

@@ -148,9 +148,11 @@ class CompletionResponse(TypedDict):
 
 
 class EmbeddingData(TypedDict):
+    """`embedding`: n_embd numbers as `encoding_format` asked for them; base64 is that of little-endian float32."""
+
     object: Literal["embedding"]
     index: int
-    embedding: list[float]
+    embedding: list[float] | str
 
 
 class EmbeddingUsage(TypedDict):
@@ -233,11 +235,24 @@ def _filter(value: Any) -> Any:
     return _strings(MAX_FILTER, "phrases")(list(value))
 
 
+def _max_tokens(value: int) -> int:
+    if value == 0:
+        raise PydanticCustomError("max_tokens", "must be 1 or more, or -1 for what the context leaves", {"ge": 1})
+    return value
+
+
+def _encoding(value: Any) -> Any:
+    if value not in ("float", "base64", "numpy"):
+        raise PydanticCustomError("encoding_format", "must be 'float' or 'base64', in process also 'numpy'")
+    return value
+
+
 Whole = Annotated[int, BeforeValidator(_whole)]
 Text = Annotated[str, Field(min_length=1)]
 ModelName = Annotated[str, Field(min_length=1, max_length=4096)]  # the longest path
 Unit = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+MaxTokens = Annotated[Whole, Field(ge=-1, lt=2**31), AfterValidator(_max_tokens)]
 Seed = Annotated[Whole, Field(ge=-(2**63), lt=2**64)]
 Stop = Annotated[
     list[str],
@@ -356,7 +371,7 @@ class _Sampled(Model):
 
 class ChatCompletionRequest(_Sampled):
     messages: Annotated[list[Message], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: Annotated[Whole, Field(ge=1, lt=2**31)] = 150
+    max_tokens: MaxTokens = 150
     top_k: Annotated[Whole, Field(ge=-(2**31), lt=2**31)] = 0
     logprobs: bool = False
     top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] = 0
@@ -373,7 +388,7 @@ class ChatCompletionRequest(_Sampled):
 
 class CompletionRequest(_Sampled):
     prompt: Strings
-    max_tokens: Annotated[Whole, Field(ge=1, lt=2**31)] = 100
+    max_tokens: MaxTokens = 100
     top_k: Annotated[Whole, Field(ge=-(2**31), lt=2**31)] = 50
     logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool = False
@@ -394,7 +409,7 @@ class EmbeddingRequest(Model):
     input: Strings
     model: ModelName | None = None
     user: str | None = None
-    encoding_format: str = "float"
+    encoding_format: Annotated[Literal["float", "base64", "numpy"], BeforeValidator(_encoding)] = "float"
     dimensions: Whole | None = None
 
     @property
@@ -428,7 +443,7 @@ class RerankRequest(Model):
 class GenerateRequest(Model):
     prompt: Text
     model: ModelName | None = None
-    max_tokens: Annotated[Whole, Field(ge=1, lt=2**31)] = 150
+    max_tokens: MaxTokens = 150
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
     top_p: Unit = 0.9
     stop: Stop = []
@@ -444,6 +459,23 @@ KINDS: dict[str, type[Any]] = {
     "generate": GenerateRequest,
 }
 R = TypeVar("R", bound=Model)
+
+# The fields of OpenAI's clients that the models above have not. These never change an answer, and are accepted:
+NO_EFFECT = frozenset((
+    "metadata", "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
+    "safety_identifier", "service_tier", "store",
+))
+# These ask for another answer than the one given here. Only the values that ask for nothing are accepted:
+ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "function_call": ("none",),
+    "functions": ([],),
+    "modalities": (["text"], []),
+    "moderation": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
 
 
 # --- parsing ----------------------------------------------------------------------------------------------------------
@@ -467,7 +499,7 @@ def _keys(fields: Iterable[str], idle: Iterable[str] = (), **aliases: str) -> _K
     return _Keys(fields, {_camel(name): name for name in fields if "_" in name} | aliases, frozenset(idle))
 
 
-_REQUEST = {kind: _keys((*cls.model_fields, "max_completion_tokens")) for kind, cls in KINDS.items()}
+_REQUEST = {kind: _keys((*cls.model_fields, "max_completion_tokens", *NO_EFFECT, *ASKS_NOTHING)) for kind, cls in KINDS.items()}
 # An answer of this or another server may be sent back as it came.
 _MESSAGE = _keys(
     Message.model_fields,
@@ -505,6 +537,14 @@ def _known(value: Any, keys: _Keys, loc: tuple[Any, ...], strict: bool) -> Any:
         elif strict:
             raise _refuse(where, f"unknown key{did_you_mean(given, keys.fields)}")
     return known
+
+
+def _fields(value: Any, keys: _Keys, strict: bool) -> dict[str, Any]:
+    """The top-level fields of one source; `max_completion_tokens` wins over `max_tokens`, its older name, as at OpenAI."""
+    fields: dict[str, Any] = _known(value, keys, (), strict)
+    if "max_completion_tokens" in fields:
+        fields["max_tokens"] = fields.pop("max_completion_tokens")
+    return fields
 
 
 def _message(given: Any, loc: tuple[Any, ...], strict: bool) -> Any:
@@ -647,6 +687,14 @@ def _items(mapping: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
         yield key, item
 
 
+def _check_answerable(data: Mapping[str, Any]) -> None:
+    """Raises for a field of ASKS_NOTHING that asks for something."""
+    for field, nothing in ASKS_NOTHING.items():
+        if field in data and data[field] not in nothing:
+            only = f"; only {' or '.join(map(repr, nothing))} is accepted" if nothing else ""
+            raise _refuse(field, f"not supported by this engine{only}")
+
+
 def _check_supported(request: Any) -> None:
     """What this engine cannot do yet is refused by name, never ignored."""
     if getattr(request, "n", 1) != 1:
@@ -704,7 +752,8 @@ def parse_request(kind: str, obj: Any = None, kwargs: Mapping[str, Any] | None =
     """The request model of `kind` ("chat", "completion", "embedding", "rerank", "generate") for a dict, an SDK object,
     keyword arguments, or a positional object with keywords on top. None means omitted; camelCase is an alias; nothing the
     caller passed is changed. Unknown keys, at any level, are refused with the nearest known one; `strict=False` tolerates
-    them, as the remote API does. A request parsed before is returned as it is.
+    them, as the remote API does. A request parsed before is returned as it is. Without `max_tokens` an answer has the
+    SDK's 150 (chat) or 100 (completion) tokens at most; -1 is as many as the context leaves.
 
     Raises ValidationError naming the field's path and its limit; `param` and `details["field"]` hold the path."""
     cls = KINDS[kind]
@@ -716,9 +765,8 @@ def parse_request(kind: str, obj: Any = None, kwargs: Mapping[str, Any] | None =
     if obj is not None and not isinstance(obj, dict):
         raise _refuse("request", f"must be a dict or a request object, got {type(obj).__name__}")
     keys = _REQUEST[kind]
-    data = {**_known(obj or {}, keys, (), strict), **_known(plain(kwargs or {}), keys, (), strict)}
-    if "max_completion_tokens" in data:
-        data.setdefault("max_tokens", data["max_completion_tokens"])
+    data = {**_fields(obj or {}, keys, strict), **_fields(plain(kwargs or {}), keys, strict)}
+    _check_answerable(data)
     if isinstance(data.get("messages"), list):
         data["messages"] = [_message(message, ("messages", i), strict) for i, message in enumerate(data["messages"])]
     if isinstance(data.get("documents"), list):

@@ -51,7 +51,7 @@ def create_app(engine: Any, config: ServeConfig) -> FastAPI:
     app.state.end_requests = end_requests
     app.include_router(api(service, metrics, ends))
     if config.loopback:
-        document = _openapi(app)
+        document = _openapi(app, config.root_path)
         page = HTMLResponse(docs.render(document), headers=docs.HEADERS)
         _add_page(app, "/openapi.json", lambda request: JsonReply(document))
         _add_page(app, "/docs", lambda request: page)
@@ -92,11 +92,13 @@ def _add_page(app: FastAPI, path: str, reply: Callable[[Request], Response]) -> 
     async def page(request: Request) -> Response:
         return reply(request)
 
-    app.add_api_route(path, page, methods=["GET", "HEAD"], include_in_schema=False)
+    app.add_api_route(path, page, methods=["GET"], include_in_schema=False)
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
+def _openapi(app: FastAPI, root_path: str) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=__version__, description=openapi.DESCRIPTION, routes=app.routes)
     document.setdefault("components", {})["schemas"] = openapi.schemas()
+    if root_path:
+        document["servers"] = [{"url": root_path}]
     return document
 

@@ -66,7 +66,7 @@ def _too_large(limit: int) -> NoReturn:
 def parse_object(raw: bytes, max_depth: int) -> dict[str, Any]:
     """`raw` as a JSON object of at most `max_depth` levels, without NaN and infinities."""
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+        value = json.loads(raw.decode("utf-8-sig"), parse_constant=_no_constant)  # some programs begin with a mark
     except RecursionError:
         raise ValidationError(f"the body is nested deeper than {max_depth} levels") from None
     except UnicodeDecodeError:

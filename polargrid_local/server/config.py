@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from polargrid_local.errors import ValidationError, did_you_mean
 from polargrid_local.options import EngineOptions, refused
@@ -52,6 +53,7 @@ class ServeConfig(EngineOptions):
     models_dir: Path | None = Field(default=None, description="where model files lie")
     on_demand: bool = Field(default=True, description="load any model of this disk when a request names it")
     keep_alive_s: float = Field(default=1800, description="unload a model idle for this long; negative: never")
+    max_tokens_limit: int = Field(default=0, ge=0, lt=2**31, description="the most tokens of an answer; 0: what the context leaves")
     memory_budget_bytes: int = Field(default=0, ge=0, description="for all loaded models; 0: 80 % of this machine's memory")
 
     host: str = Field(default="127.0.0.1", description="127.0.0.1, ::1 or localhost: both loopback addresses, nothing else")
@@ -59,11 +61,13 @@ class ServeConfig(EngineOptions):
     unix_socket: Path | None = Field(default=None, description="listen here, for this user alone, and nowhere else")
     api_key: str | None = Field(default=None, min_length=1, repr=False, description="required of every client when set")
     no_api_key: bool = Field(default=False, description="allow an address beyond loopback without a key")
-    allow_hosts: Words = Field(default=(), description="further values of the Host header: NAME or NAME:PORT")
+    allow_hosts: Words = Field(default=(), description="further names of this server, as behind a proxy: NAME or NAME:PORT")
     allow_origins: Words = Field(default=(), description="further origins of web pages, `null` for files, `*` for any")
+    root_path: str = Field(default="", description="the path below which a proxy serves this server, where it leaves that on")
 
     max_body_bytes: int = Field(default=4 << 20, ge=1024)
     max_json_depth: int = Field(default=64, ge=8, le=512)
+    idle_connection_s: Seconds = Field(default=75, description="a connection without a request is kept open this long")
     header_timeout_s: Seconds = 10
     body_timeout_s: Seconds = 30
     write_timeout_s: Seconds = Field(default=60, description="a reader that takes nothing for this long is let go")
@@ -71,6 +75,15 @@ class ServeConfig(EngineOptions):
     heartbeat_s: Seconds = Field(default=15, description="a silent event stream gets a comment this often")
     drain_s: float = Field(default=30, ge=0, description="at the end, running requests may take this much longer")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("root_path")
+    @classmethod
+    def _one_form(cls, value: str) -> str:
+        """Empty, or /a/b."""
+        value = value.strip("/")
+        if not re.fullmatch(r"[A-Za-z0-9._~/-]*", value) or "//" in value:
+            raise ValueError(f"expected a path such as /llm, got {value!r}")
+        return f"/{value}" if value else ""
 
     @model_validator(mode="after")
     def _no_open_door(self) -> ServeConfig:

@@ -34,7 +34,7 @@ def render(document: dict[str, Any]) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(info["title"])}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>'
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info.get('description', ''))}</p>"
-        f'<p>As a document for tools: <a href="/openapi.json">/openapi.json</a></p>{body}</body></html>'
+        f'<p>As a document for tools: <a href="openapi.json">openapi.json</a></p>{body}</body></html>'
     )
 
 

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Collection
 from urllib.parse import unquote, urlsplit
 
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polargrid_local.errors import AuthenticationError, PolarGridError
@@ -34,13 +34,18 @@ class Gate:
         self.app = app
         self.config = config
         self.metrics = metrics
-        self.public = {"/health", *public}  # served without a key: they hold nothing of the user's
+        self.hosts = {name.lower() for name in config.allow_hosts}
+        self.root_path = config.root_path.encode()
+        self.public = {"/health", "/livez", *public}  # served without a key: they hold nothing of the user's
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        _tidy_path(scope)
+        method = scope["method"]
+        if method == "HEAD":
+            scope = {**scope, "method": "GET"}  # the HTTP layer, which knows better, leaves the body out
+        _tidy_path(scope, self.root_path)
         headers = dict(scope["headers"])
         request_id = headers.get(b"x-request-id", b"")
         if not _REQUEST_ID.fullmatch(request_id):
@@ -64,7 +69,7 @@ class Gate:
         route = getattr(scope.get("route"), "path", "none")
         self.metrics.requests[route, status] += 1
         seconds = time.monotonic() - start
-        log.info("%s %s %d %.3f s %s", scope["method"], route, status, seconds, request_id.decode())
+        log.info("%s %s %d %.3f s %s", method, route, status, seconds, request_id.decode())
 
     def _pass(self, scope: Scope, headers: dict[bytes, bytes], extra: list[tuple[bytes, bytes]]) -> ASGIApp:
         """Who answers: the application, or a refusal. `extra` gets the headers that go with it."""
@@ -81,19 +86,22 @@ class Gate:
                     extra += _preflight(headers)
                     return Response(status_code=204)
             self._check_key(scope, headers)
+            if self.root_path and scope["raw_path"] == self.root_path:
+                return RedirectResponse(f"{self.config.root_path}/", 308)  # the page's addresses are relative
         except PolarGridError as error:
             extra.append((b"connection", b"close"))  # the body stays unread
             return error_reply(error)
         return self.app
 
     def _check_host(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        if self.config.unix_socket is not None:
+            return  # no browser connects there, and clients say what they like
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         host = hosts[0].decode("latin-1").lower() if len(hosts) == 1 else ""
         name, _, port = host.rpartition(":") if re.search(r":\d+$", host) else (host, "", "80")
-        if name in self.config.allow_hosts or host in self.config.allow_hosts:
+        if name in self.hosts or host in self.hosts:
             return
-        own_port = scope["server"] and scope["server"][1]  # a Unix socket has none
-        right_port = own_port is None or port == str(own_port)
+        right_port = port == str(scope["server"][1])
         # A rebound DNS name is what this check is for; a bare address cannot be rebound.
         known = is_loopback(name) or (not self.config.loopback and _IP_LITERAL.fullmatch(name) is not None)
         if not (known and right_port):
@@ -109,7 +117,9 @@ class Gate:
         except ValueError:
             host = ""
         if host and parts.scheme in ("http", "https"):
-            if is_loopback(host) or parts.netloc.lower().encode("latin-1") == headers.get(b"host", b"").lower():
+            default = ":443" if parts.scheme == "https" else ":80"
+            own = {headers.get(b"host", b"").decode("latin-1").lower(), *self.hosts}
+            if is_loopback(host) or parts.netloc.lower() in {name.removesuffix(default) for name in own}:
                 return
         raise forbidden("pages of this Origin may not use this server: add it to allow_origins")
 
@@ -122,9 +132,12 @@ class Gate:
             raise AuthenticationError("missing or wrong API key: send Authorization: Bearer KEY")
 
 
-def _tidy_path(scope: Scope) -> None:
-    """One slash where several stand and one /v1 where a base URL added a second; %2F stays part of a name until after."""
+def _tidy_path(scope: Scope, root_path: bytes) -> None:
+    """One slash where several stand and one /v1 where a base URL added a second; %2F stays part of a name until after.
+    `root_path`, or b"", is taken off."""
     raw = _REPEATED_SLASHES.sub(b"/", scope.get("raw_path") or scope["path"].encode())
+    if root_path and raw.startswith(root_path + b"/"):
+        raw = raw.removeprefix(root_path)
     while raw.startswith(b"/v1/v1/"):
         raw = raw[3:]
     if len(raw) > 1:
@@ -134,7 +147,7 @@ def _tidy_path(scope: Scope) -> None:
 
 
 def _preflight(headers: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
-    allowed = [(b"access-control-allow-methods", b"GET, POST, OPTIONS"), (b"access-control-max-age", b"600")]
+    allowed = [(b"access-control-allow-methods", b"GET, HEAD, POST, OPTIONS"), (b"access-control-max-age", b"600")]
     wanted = headers.get(b"access-control-request-headers", b"")
     if wanted and _HEADER_NAMES.fullmatch(wanted):
         allowed.append((b"access-control-allow-headers", wanted))

@@ -8,6 +8,7 @@ from pydantic import BaseModel, TypeAdapter
 from starlette.responses import Response
 
 from polargrid_local import types
+from polargrid_local.server.requests import ENCODINGS
 
 DESCRIPTION = "The PolarGrid text API on this machine. Requests and answers are those of the remote; OpenAI clients work too."
 
@@ -50,6 +51,7 @@ _ERROR = {
         },
     },
 }
+_HEALTH = ("status", "node", "runtime", "timestamp", "features", "backend")
 _STREAMS = "With `stream: true`: Server-Sent Events, one chunk each, then [DONE]."
 
 
@@ -90,7 +92,10 @@ _ROUTES = {
         GPUPurgeRequest,
     ),
     "health": _Route(
-        "Machine", "Health; needs no API key", ("status", "node", "runtime", "timestamp", "features", "backend")
+        "Machine", "Health, 503 unless healthy; needs no API key", _HEALTH, text="degraded: the configured models are not loaded yet"
+    ),
+    "live": _Route(
+        "Machine", "Health, 503 only when unhealthy; needs no API key", _HEALTH, text="unhealthy: a model's engine has failed"
     ),
     "status": _Route("Machine", "Models with latency and queue", ("status", "regions")),
     "usage": _Route("Machine", "Requests and tokens since the start", ("period", "usage")),
@@ -145,4 +150,12 @@ def schemas() -> dict[str, Any]:
     kinds = [*_BODIES, *sorted(replies, key=lambda kind: kind.__name__)]
     adapters: list[Any] = [(kind.__name__, "validation", TypeAdapter(kind)) for kind in kinds]
     _, definitions = TypeAdapter.json_schemas(adapters, ref_template="#/components/schemas/{model}")
+    _as_over_http(definitions["$defs"])
     return {**definitions["$defs"], "Error": _ERROR}
+
+
+def _as_over_http(described: dict[str, Any]) -> None:
+    """The request models say what holds in process; here is what `requests.py` makes of them."""
+    for name in ("ChatCompletionRequest", "CompletionRequest"):
+        described[name]["properties"]["max_tokens"] |= {"default": -1, "description": "-1: what the context leaves"}
+    described["EmbeddingRequest"]["properties"]["encoding_format"]["enum"] = list(ENCODINGS)

@@ -5,48 +5,93 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import HANDLED_SIGNALS
 
 from polargrid_local.errors import EngineClosed, PolarGridError, ValidationError
 from polargrid_local.server.app import create_app
 from polargrid_local.server.config import ServeConfig
 
 log = logging.getLogger(__name__)
+LAST_WORDS_S = 2.0  # for clients to take the error that ends their request, before their connections are dropped
 SEND_BUFFER_BYTES = 128 << 10  # what the kernel keeps for a reader that stalls; left alone it grows to megabytes
 
 
 class Server(uvicorn.Server):
-    """Ends in three steps: no new connections, `drain_s` for what runs, an error for what still does."""
+    """Ends in three steps: no new connections, `drain_s` for what runs, an error for what still does. A second signal
+    ends the drain at once."""
 
     def __init__(self, config: uvicorn.Config, drain_s: float, end_requests: Callable[[PolarGridError], None]) -> None:
         super().__init__(config)
         self.drain_s = drain_s
         self.end_requests = end_requests
+        self.hurried = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.hurried = self.should_exit
+        self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn would raise the signals again at the end, and the process would die of them; see `_signals_to`."""
+        yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        error = EngineClosed("the server is shutting down")
-        timer = asyncio.get_running_loop().call_later(self.drain_s, self.end_requests, error)
+        ending = asyncio.create_task(self._end_what_runs())
         await super().shutdown(sockets)
-        timer.cancel()
+        ending.cancel()
+
+    async def _end_what_runs(self) -> None:
+        end = time.monotonic() + self.drain_s
+        while not self.hurried and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        self.end_requests(EngineClosed("the server is shutting down"))
+        await asyncio.sleep(LAST_WORDS_S)
+        for connection in list(self.server_state.connections):
+            _reset(connection.transport)  # type: ignore[union-attr, arg-type]
 
 
-def protocol(header_timeout_s: float) -> type[asyncio.Protocol]:
-    """uvicorn's HTTP protocol with a time limit for the head of a request, and `state["abort"]` to drop a connection."""
+@contextmanager
+def _signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # others cannot have signals
+        yield
+        return
+    before = {sig: signal.signal(sig, handler) for sig in HANDLED_SIGNALS}
+    try:
+        yield
+    finally:
+        for sig, old in before.items():
+            signal.signal(sig, old)
 
-    class BoundedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-        def connection_made(self, transport: asyncio.Transport) -> None:
+
+def protocol(config: ServeConfig) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP/1.1 in pure Python, whatever else is installed, with a time limit for the head of a request, and
+    `state["abort"]` to drop a connection."""
+
+    class BoundedProtocol(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self.app_state: dict[str, Any] = {**self.app_state, "abort": lambda: _reset(transport)}
             self._head_timer: asyncio.TimerHandle | None = None
-            self._watch_head()
+            # Browsers and pools open connections ahead of their requests: one that has not spoken yet is idle, not slow.
+            self.timeout_keep_alive = config.idle_connection_s  # type: ignore[assignment]
+            self.timeout_keep_alive_task = self.loop.call_later(config.idle_connection_s, self.timeout_keep_alive_handler)
+
+        def _should_upgrade(self) -> bool:
+            return False  # an offer, of h2c by Java or of a WebSocket, may be passed over
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -61,7 +106,7 @@ def protocol(header_timeout_s: float) -> type[asyncio.Protocol]:
                 self._stop_timer()
             elif self._head_timer is None:
                 loop = asyncio.get_running_loop()
-                self._head_timer = loop.call_later(header_timeout_s, _reset, self.transport)
+                self._head_timer = loop.call_later(config.header_timeout_s, _reset, self.transport)
 
         def _stop_timer(self) -> None:
             if self._head_timer is not None:
@@ -145,7 +190,8 @@ def run(config: ServeConfig, engine: Any = None) -> None:
     sockets = bind(config)
     settings = uvicorn.Config(
         app,
-        http=protocol(config.header_timeout_s),
+        http=protocol(config),
+        loop="asyncio",
         ws="none",
         lifespan="on",
         log_config=None,
@@ -159,6 +205,7 @@ def run(config: ServeConfig, engine: Any = None) -> None:
     app.state.stop = lambda: setattr(server, "should_exit", True)
     shown = f"[{config.host}]" if ":" in config.host else config.host
     log.info("listening on %s", config.unix_socket or f"http://{shown}:{sockets[0].getsockname()[1]}")
-    server.run(sockets=sockets)
+    with _signals_to(server.handle_exit):
+        server.run(sockets=sockets)
     if app.state.service.startup_error is not None:
         raise app.state.service.startup_error

@@ -37,6 +37,8 @@ def error_reply(error: PolarGridError) -> JsonReply:
     headers = {}
     if isinstance(error, RateLimitError):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after or 1)))
+    if error.code == "body_timeout":
+        headers["connection"] = "close"  # the rest of the body may come at any time
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JsonReply(error_body(error), status_code=error.status, headers=headers)

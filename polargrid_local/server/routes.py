@@ -9,12 +9,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from polargrid_local import types
 from polargrid_local.errors import PolarGridError, TimeoutError, ValidationError
 from polargrid_local.server.body import read_json
 from polargrid_local.server.metrics import Metrics
 from polargrid_local.server.openapi import describe
 from polargrid_local.server.replies import JsonReply, not_supported
+from polargrid_local.server.requests import read_request
 from polargrid_local.server.service import Service
 from polargrid_local.server.sse import EventStream, while_connected
 
@@ -39,7 +39,7 @@ def api(service: Service, metrics: Metrics, ends: set[asyncio.Future[PolarGridEr
             ends.discard(stop)
 
     async def generate(request: Request, kind: str, always_stream: bool = False) -> Response:
-        asked = types.parse_request(kind, await body(request), max_tokens_limit=None, strict=False)
+        asked = read_request(kind, await body(request), always_stream=always_stream, max_tokens_limit=config.max_tokens_limit)
         lease = await bounded(request, service.lease(asked.model))
         tokens, streaming = 0, False
         try:
@@ -119,7 +119,13 @@ def api(service: Service, metrics: Metrics, ends: set[asyncio.Future[PolarGridEr
 
     @router.get("/health", **describe("health"))
     async def health(request: Request) -> Response:
-        return JsonReply(await service.health())
+        state = await service.health()
+        return JsonReply(state, status_code=200 if state["status"] == "healthy" else 503)
+
+    @router.get("/livez", **describe("live"))
+    async def live(request: Request) -> Response:
+        state = await service.health()
+        return JsonReply(state, status_code=503 if state["status"] == "unhealthy" else 200)
 
     @router.get("/v1/status", **describe("status"))
     async def status(request: Request) -> Response:

@@ -14,7 +14,15 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from polargrid_local.errors import MemoryEstimateError, NotFoundError, PolarGridError
+from polargrid_local.errors import (
+    InvalidModelError,
+    MemoryEstimateError,
+    NotFoundError,
+    PolarGridError,
+    ServerError,
+    TemplateError,
+    ValidationError,
+)
 from polargrid_local.server.config import ServeConfig
 from polargrid_local.server.usage import UsageCounter
 from polargrid_local.store import Store
@@ -105,7 +113,10 @@ class Service:
         """Loads the model first where needed."""
         model = self.find(name)
         while model not in self._loaded:  # again, should another load have needed its room at once
-            await self._load(model)
+            try:
+                await self._load(model)
+            except ValidationError as error:  # of the file or the settings, not of the request
+                raise _unavailable(model, error) from error
         self._active[model] += 1
         return Lease(model, name or model, self._released)
 
@@ -196,7 +207,8 @@ class Service:
         if not self.config.on_demand:
             listed = [row for row in listed if row["id"] in self._own]
         by_id = {row["id"]: row for row in listed}
-        names = {alias: by_id[model] for alias, model in self.config.aliases.items() if model in by_id}
+        aliases = {alias: model for alias, model in self.config.aliases.items() if alias != "*"}  # that one is no name
+        names = {alias: by_id[model] for alias, model in aliases.items() if model in by_id}
         return {"object": "list", "data": [*listed, *({**row, "id": alias} for alias, row in names.items())]}
 
     async def get_model(self, name: str) -> dict[str, Any]:
@@ -205,7 +217,12 @@ class Service:
     async def load_model(self, name: str, force: bool) -> dict[str, Any]:
         model = self.find(name)
         if force or model not in self._loaded:
-            await self._load(model, force)
+            try:
+                await self._load(model, force)
+            except ValidationError as error:
+                if isinstance(error, (InvalidModelError, TemplateError)):  # what was asked for cannot be had
+                    raise
+                raise _unavailable(model, error) from error
         return {"status": "success", "model": name, "force_reload": force, "message": f"Model {name} loaded successfully"}
 
     async def unload_model(self, name: str) -> dict[str, Any]:
@@ -255,7 +272,7 @@ class Service:
             }
             for model in dict.fromkeys([*self._own, *self._loaded, *self._progress])
         ]
-        overall = "healthy" if self.ready else "degraded"
+        overall = (await self.health())["status"].replace("unhealthy", "unavailable")
         return {"status": overall, "regions": [{"region": "local", "status": overall, "models": models}]}
 
     async def gpu_status(self) -> dict[str, Any]:
@@ -272,6 +289,11 @@ class Service:
     def stats(self) -> dict[str, dict[str, Any]]:
         stats: dict[str, dict[str, Any]] = self.engine.stats()
         return stats
+
+
+def _unavailable(model: str, error: PolarGridError) -> ServerError:
+    message = f"model '{model}' cannot be loaded by this server: {error.message}"
+    return ServerError(message, status_code=503, code="model_unavailable", param="model", details=error.details)
 
 
 class _Renamed:

@@ -71,6 +71,38 @@ def test_embeddings(client: openai.OpenAI) -> None:
     assert len(one) == 576
     assert one == pytest.approx(again, abs=1e-4)
     assert one != pytest.approx(two, abs=1e-2)
+    plain = client.embeddings.create(model=SMOLLM2, input=["one", "two", "one"], encoding_format="float")  # left out, it is base64
+    assert [row.embedding for row in plain.data] == [pytest.approx(row.embedding, abs=1e-6) for row in answer.data]
+
+
+def test_langchain_embeddings(server: ServerProcess) -> None:
+    from langchain_openai import OpenAIEmbeddings
+
+    model = OpenAIEmbeddings(base_url=f"{server.url}/v1", api_key="any", model=SMOLLM2, check_embedding_ctx_length=False, max_retries=0)  # type: ignore[arg-type]
+    one, two = model.embed_documents(["one", "two"])
+    assert len(one) == len(two) == 576
+    assert model.embed_query("one") == pytest.approx(one, abs=1e-4)
+    assert one != pytest.approx(two, abs=1e-2)
+
+
+def test_without_a_limit_an_answer_ends_where_the_model_or_the_context_does(client: openai.OpenAI) -> None:
+    body = {"ignore_eos": True}
+    chat = client.chat.completions.create(model="random", messages=SAY, extra_body=body)  # type: ignore[arg-type]
+    text = client.completions.create(model="random", prompt="the", extra_body=body)
+    for answer in (chat, text):
+        assert answer.choices[0].finish_reason == "length"
+        assert answer.usage is not None
+        assert answer.usage.total_tokens > 2000  # of 2048
+
+
+def test_completion_logprobs(client: openai.OpenAI) -> None:
+    for n in (0, 3):
+        said = client.completions.create(model="scripted", prompt="\ue000", logprobs=n).choices[0].logprobs
+        assert said is not None and said.tokens and said.token_logprobs and said.top_logprobs
+        assert said.tokens[: len(SAID)] == SAID
+        for token, value, top in zip(said.tokens, said.token_logprobs, said.top_logprobs):
+            assert top[token] == value
+            assert max(1, n) <= len(top) <= n + 1
 
 
 def test_models(client: openai.OpenAI) -> None:
@@ -87,6 +119,12 @@ def test_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
         client.chat.completions.create(model="scripted", messages=SAY, n=3)  # type: ignore[arg-type]
     assert bad.value.param == "n"
+    with pytest.raises(openai.BadRequestError) as unstreamed:
+        client.chat.completions.create(model="scripted", messages=SAY, stream_options={"include_usage": True})  # type: ignore[call-overload]
+    assert unstreamed.value.param == "stream_options"
+    with pytest.raises(openai.BadRequestError) as old:
+        client.chat.completions.create(model="scripted", messages=SAY, functions=[{"name": "f"}])  # type: ignore[arg-type]
+    assert old.value.param == "functions"
     with pytest.raises(openai.BadRequestError) as long:
         client.completions.create(model=SMOLLM2, prompt="word " * 5000)
     assert long.value.code == "context_length_exceeded"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -10,13 +11,17 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
+import uvicorn
 from serving import REPOSITORY, ServerProcess
+from uvicorn.server import ServerState
 
 from polargrid_local.errors import ValidationError
-from polargrid_local.server import ServeConfig
+from polargrid_local.server import ServeConfig, create_app
+from polargrid_local.server.process import protocol
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "random", "messages": [{"role": "user", "content": "the"}], "max_tokens": 2}
@@ -188,12 +193,73 @@ def test_depth_and_size_within_the_limits_pass(server: ServerProcess) -> None:
     assert server.post(CHAT, body).status_code == 200
 
 
+# --- connections ---
+
+
+@pytest.mark.parametrize("offer", [
+    "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",  # Java's
+    "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    "Connection: upgrade\r\nUpgrade: TLS/1.0",
+])  # fmt: skip
+def test_an_offer_to_upgrade_is_passed_over(server: ServerProcess, offer: str) -> None:
+    """Whatever else is installed: uvicorn would pick httptools where it can, which answers the first of these with 400."""
+    import httptools  # noqa: F401 - the server's process could import it too
+
+    body = json.dumps(BODY)
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost:{server.port}\r\n{offer}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    again = f"GET /v1/models HTTP/1.1\r\nHost: localhost:{server.port}\r\nConnection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall((head + body).encode())
+        with connection.makefile("rb") as reader:
+            status, _, _ = one_reply(reader)
+            assert status == 200
+            connection.sendall(again.encode())  # and the connection goes on
+            status, headers, answer = one_reply(reader)
+            assert (status, json.loads(answer)["object"]) == (200, "list")
+            assert reader.read() == b""
+    assert "pgrade" not in server.log
+
+
+def one_reply(reader: Any) -> tuple[int, dict[str, str], bytes]:
+    """(status, headers, body) of a reply with a Content-Length."""
+    status = int(reader.readline().split()[1])
+    headers = dict(line.decode().strip().lower().split(": ", 1) for line in iter(reader.readline, b"\r\n"))
+    return status, headers, reader.read(int(headers["content-length"]))
+
+
+async def test_idle_connections_are_kept_as_long_as_pools_expect() -> None:
+    assert ServeConfig().idle_connection_s == 75
+    config = uvicorn.Config(create_app(Mock(), ServeConfig()), lifespan="off")
+    connection: Any = protocol(ServeConfig(idle_connection_s=123.5))(config, ServerState(), {})  # type: ignore[call-arg]
+    connection.connection_made(Mock(get_extra_info=Mock(return_value=None)))
+    assert connection.timeout_keep_alive == 123.5  # after an answer
+    assert connection.timeout_keep_alive_task.when() - asyncio.get_running_loop().time() > 100  # before the first request
+    connection.timeout_keep_alive_task.cancel()
+
+
+def test_idle_connections_are_closed_in_order(start: Callable[..., ServerProcess]) -> None:
+    server = start(idle_connection_s=0.3, header_timeout_s=60).wait_ready()
+    assert exchange(server.port, b"") == b""
+    reply = exchange(server.port, f"GET /v1/models HTTP/1.1\r\nHost: localhost:{server.port}\r\n\r\n".encode())
+    assert reply.startswith(b"HTTP/1.1 200")
+
+
+def test_an_idle_connection_is_not_a_slow_one(start: Callable[..., ServerProcess]) -> None:
+    """Browsers open connections ahead of their requests; answered ones wait in pools."""
+    server = start(header_timeout_s=0.1).wait_ready()
+    request = f"GET /v1/models HTTP/1.1\r\nHost: localhost:{server.port}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection, connection.makefile("rb") as reader:
+        for _ in range(2):
+            assert exchange(server.port, b"GET ") == b""  # as long as it takes to lose a slow one that came later
+            connection.sendall(request)
+            assert one_reply(reader)[0] == 200
+
+
 # --- slow clients, before the answer ---
 
 
 def test_slow_heads_and_bodies_are_cut_off(start: Callable[..., ServerProcess]) -> None:
     server = start(header_timeout_s=0.3, body_timeout_s=0.3).wait_ready()
-    assert exchange(server.port, b"") == b""
     assert exchange(server.port, b"GET /health HTTP/1.1\r\nHost: localhost") == b""
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost:{server.port}\r\nContent-Type: application/json\r\n"
     reply = exchange(server.port, head.encode() + b'Content-Length: 100\r\n\r\n{"mod')

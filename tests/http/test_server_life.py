@@ -153,6 +153,20 @@ def test_a_burst_is_queued_or_refused_and_forgotten(start: Callable[..., ServerP
     server.wait_for(lambda: busy(server) == 0)
 
 
+@pytest.mark.parametrize("n", [64, 256])
+def test_an_ordinary_burst_is_served_with_the_default_settings(start: Callable[..., ServerProcess], n: int) -> None:
+    server = start(n_ctx=1024).wait_ready()
+    gate = threading.Barrier(n)
+
+    def ask(i: int) -> tuple[int, str]:
+        gate.wait()
+        reply = server.post(CHAT, {**ENDLESS, "max_tokens": 3, "stream": bool(i % 2)})
+        return reply.status_code, "data: [DONE]" if i % 2 == 0 else reply.text.strip().rsplit("\n", 1)[-1]
+
+    with ThreadPoolExecutor(n) as pool:
+        assert set(pool.map(ask, range(n))) == {(200, "data: [DONE]")}
+
+
 def test_streams_at_once_do_not_mix(server: ServerProcess) -> None:
     def ask(i: int) -> str:
         message = {"role": "user", "content": "the " * i + "\ue001"}
@@ -168,14 +182,15 @@ def test_streams_at_once_do_not_mix(server: ServerProcess) -> None:
 # --- the end ---
 
 
-def test_ending_drains_what_runs(start: Callable[..., ServerProcess]) -> None:
-    server = start(drain_s=30).wait_ready()
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_ending_drains_what_runs(start: Callable[..., ServerProcess], sig: int) -> None:
+    server = start(drain_s=300).wait_ready()
     with open_stream(server, {**ENDLESS, "max_tokens": 400}) as lines:
         until_text(lines)
-        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(sig)
         rest = [line for line in lines if line]
     assert rest[-1] == "data: [DONE]"
-    server.stop()
+    assert server.process.wait(60) == 0
 
 
 def test_ending_cuts_what_runs_too_long(start: Callable[..., ServerProcess]) -> None:
@@ -185,7 +200,7 @@ def test_ending_cuts_what_runs_too_long(start: Callable[..., ServerProcess]) -> 
         server.process.send_signal(signal.SIGTERM)
         rest = [line for line in lines if line]
     assert json.loads(rest[-1][6:])["error"]["code"] == "engine_closed"
-    server.stop()
+    assert server.process.wait(60) == 0
     assert "Traceback" not in server.log
 
 
@@ -197,7 +212,68 @@ def test_ending_refuses_plain_requests_that_run_too_long(start: Callable[..., Se
         server.process.send_signal(signal.SIGTERM)
         reply = answer.result(30)
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_closed")
-    server.stop()
+    assert server.process.wait(60) == 0
+    assert "Traceback" not in server.log
+
+
+# A server whose drain and whose answers outlast every test.
+PATIENT = {"drain_s": 3000, "n_ctx": 16384, "max_streams": 2}
+
+
+@pytest.mark.parametrize(("first", "second"), [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)])
+def test_a_second_signal_hastens_the_end(start: Callable[..., ServerProcess], first: int, second: int) -> None:
+    server = start(**PATIENT).wait_ready()
+    with ThreadPoolExecutor(1) as pool, open_stream(server, ENDLESS) as lines, open_stream(server, ENDLESS) as waiting:
+        until_text(lines)
+        until_text(waiting)
+        plain = pool.submit(server.post, CHAT, ENDLESS)
+        server.wait_for(lambda: server.metric(WAITING) == 1)
+        server.process.send_signal(first)
+        server.wait_for(lambda: refuses_connections(server))
+        server.process.send_signal(second)
+        for stream in (lines, waiting):
+            rest = [line for line in stream if line]
+            assert json.loads(rest[-1][6:])["error"]["code"] == "engine_closed"
+        reply = plain.result(60)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_closed")
+    assert server.process.wait(60) == 0
+    assert "Traceback" not in server.log
+
+
+def refuses_connections(server: ServerProcess) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", server.port)) != 0
+
+
+def test_a_second_signal_does_not_wait_for_one_who_reads_nothing(start: Callable[..., ServerProcess]) -> None:
+    server = start(write_timeout_s=3000, **PATIENT).wait_ready()
+    body = json.dumps({**ENDLESS, "stream": True}).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost:{server.port}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(head.encode() + body)
+        server.wait_for(lambda: server.metric(RUNNING) == 1)
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for(lambda: refuses_connections(server))
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+
+
+@pytest.mark.parametrize(("sig", "times"), [(signal.SIGTERM, 1), (signal.SIGINT, 5)])
+def test_an_idle_server_ends_well_however_often_it_is_told(start: Callable[..., ServerProcess], sig: int, times: int) -> None:
+    server = start().wait_ready()
+    for _ in range(times):
+        server.process.send_signal(sig)
+    assert server.process.wait(60) == 0
+    assert "Traceback" not in server.log
+
+
+def test_ending_while_a_model_is_loading(start: Callable[..., ServerProcess]) -> None:
+    server = start(check_tensors=True)
+    server.wait_for(lambda: "listening on" in server.log)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0
     assert "Traceback" not in server.log
 
 
@@ -209,7 +285,10 @@ def test_a_unix_socket_serves_its_user_alone(start: Callable[..., ServerProcess]
         server.wait_for(lambda: client.get("/health").json()["status"] == "healthy")
         assert path.stat().st_mode & 0o777 == 0o600
         assert client.post(CHAT, json={**ENDLESS, "max_tokens": 2}).json()["usage"]["completion_tokens"] == 2
-        assert client.get("/health", headers={"Host": "evil.example"}).status_code == 403
+        for host in ("socket", "box.example:443", "127.0.0.1:1"):  # no web page gets here, and programs write what they like
+            assert client.get("/v1/models", headers={"Host": host}).status_code == 200
+        assert client.get("/v1/models", headers={"Host": "box.example", "Origin": "https://box.example"}).status_code == 200
+        assert client.get("/v1/models", headers={"Host": "box.example", "Origin": "https://evil.example"}).status_code == 403
         second = start(unix_socket=path)
         assert second.process.wait(60) != 0
         assert "another server answers there" in second.log

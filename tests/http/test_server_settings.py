@@ -55,6 +55,10 @@ def test_what_a_variable_can_say() -> None:
         ({"aliases": ["nonsense"]}, "aliases: .*NAME=MODEL"),
         ({"unknown": 1}, "unknown"),
         ({"host": "0.0.0.0"}, "api_key"),
+        ({"root_path": "/a//b"}, "root_path"),
+        ({"root_path": "/a?b"}, "root_path"),
+        ({"max_tokens_limit": -1}, "max_tokens_limit"),
+        ({"idle_connection_s": 0}, "idle_connection_s"),
         ({"max_json_depth": "deep"}, "max_json_depth"),
     ],
 )

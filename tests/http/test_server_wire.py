@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import struct
 from typing import Any
 
 import httpx
@@ -157,6 +159,114 @@ def test_forms_of_the_same_request(server: ServerProcess, fields: dict[str, Any]
     assert reply.json()["usage"]["completion_tokens"] == 3
 
 
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize("fields", [{}, {"max_tokens": None}, {"max_tokens": -1}, {"max_completion_tokens": -1}, {"maxTokens": -1.0},
+                                    {"max_completion_tokens": None, "max_tokens": None}, {"max_tokens": 10**8}])  # fmt: skip
+def test_an_answer_may_fill_the_context(server: ServerProcess, path: str, fields: dict[str, Any]) -> None:
+    """The remote's 150 and 100 tokens are its SDK's own default: clients that send none mean none."""
+    body = {"model": "random", "prompt": "the", "messages": [{"role": "user", "content": "the"}], "ignore_eos": True}
+    answer = server.post(path, {**body, **fields}).json()
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["total_tokens"] in (2047, 2048)
+
+
+@pytest.mark.parametrize("value", [0, -2, -1.5, "all", 2**31, True])
+def test_other_numbers_of_tokens_are_refused(server: ServerProcess, value: Any) -> None:
+    for field in ("max_tokens", "max_completion_tokens"):
+        reply = server.post(CHAT, chat(**{"max_tokens": None, field: value}))
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "max_tokens")
+
+
+def test_max_completion_tokens_wins_as_at_openai(server: ServerProcess) -> None:
+    assert server.post(CHAT, chat(max_tokens=8, max_completion_tokens=3)).json()["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.parametrize(("path", "kind"), [(CHAT, "chat"), (TEXT, "text")])
+@pytest.mark.parametrize("options", [{"include_usage": True}, {"include_usage": False}, {}])
+@pytest.mark.parametrize("name", ["stream_options", "streamOptions"])
+def test_stream_options_need_a_stream(server: ServerProcess, path: str, kind: str, options: dict[str, bool], name: str) -> None:
+    body = {**chat(), "prompt": "the", name: options}
+    for stream_field in ({}, {"stream": False}, {"stream": None}):
+        reply = server.post(path, {**body, **stream_field})
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "stream_options")
+    assert server.post(path, {**body, name: None}).status_code == 200
+    assert server.post("/v1/completions/stream", body).status_code == server.post(path, {**body, "stream": True}).status_code == 200
+
+
+def test_a_byte_order_mark_is_passed_over(server: ServerProcess) -> None:
+    for path, body in ((CHAT, chat()), (TEXT, {"model": "random", "prompt": "\ufeffthe", "max_tokens": 2}),
+                       ("/v1/models/load", {"model_name": "random"})):  # fmt: skip
+        content = b"\xef\xbb\xbf" + json.dumps(body).encode()
+        assert server.request("POST", path, content=content, headers={"Content-Type": "application/json"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/index.html", "/polargrid.js", "/docs", "/openapi.json", "/health", "/livez", "/metrics", "/v1/models",
+                                  f"/v1/models/{SMOLLM2}", "/v1/models/status", "/v1/models/nope", "/v1/gpu/status", "/v1/status", "/nope"])  # fmt: skip
+def test_head_is_get_without_the_body(server: ServerProcess, path: str) -> None:
+    head, get = server.request("HEAD", path), server.get(path)
+    assert head.content == b"" != get.content
+    assert head.status_code == get.status_code
+    for name in ("content-type", "etag", "content-security-policy"):
+        assert head.headers.get(name) == get.headers.get(name)
+    if path not in ("/health", "/livez", "/metrics", "/v1/status"):  # whose length changes by itself
+        assert head.headers["content-length"] == get.headers["content-length"]
+
+
+def test_head_leaves_the_connection_usable(server: ServerProcess) -> None:
+    with httpx.Client(base_url=server.url, trust_env=False) as client:
+        assert [client.request(method, "/v1/models").status_code for method in ("HEAD", "GET", "HEAD", "GET")] == [200] * 4
+        refusal = client.head(CHAT)
+        assert (refusal.status_code, refusal.content) == (405, b"")
+        assert client.head("/v1/models", headers={"Origin": "http://evil.example"}).status_code == 403
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("functions", [{"name": "f", "parameters": {}}]), ("function_call", "auto"), ("audio", {"voice": "alloy", "format": "mp3"}),
+    ("modalities", ["text", "audio"]), ("web_search_options", {}), ("reasoning_effort", "high"), ("verbosity", "low"),
+])  # fmt: skip
+def test_what_cannot_be_had_is_refused_by_name(server: ServerProcess, field: str, value: Any) -> None:
+    reply = server.post(CHAT, chat(**{field: value}))
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, field)
+
+
+def test_what_changes_no_answer_is_accepted(server: ServerProcess) -> None:
+    fields = {"metadata": {"a": "b"}, "store": True, "user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "service_tier": "flex",
+              "parallel_tool_calls": False, "prediction": {"type": "content", "content": "x"}, "modalities": ["text"],
+              "reasoning_effort": "none", "verbosity": "medium", "function_call": "none", "functions": [], "tools": []}  # fmt: skip
+    plain, answer = server.post(CHAT, chat(temperature=0)).json(), server.post(CHAT, chat(temperature=0, **fields)).json()
+    assert answer["choices"] == plain["choices"]
+
+
+def test_logprobs_0_shows_the_sampled_token(server: ServerProcess) -> None:
+    body = {"model": "scripted", "prompt": SAID_PROMPT, "logprobs": 0}
+    said = server.post(TEXT, body).json()["choices"][0]["logprobs"]
+    assert said["tokens"][: len(SAID)] == SAID
+    assert said["top_logprobs"] == [{token: value} for token, value in zip(said["tokens"], said["token_logprobs"])]
+    _, chunks, _ = stream(server, TEXT, {**body, "stream": True})
+    parts = [chunk["choices"][0]["logprobs"] for chunk in chunks if "logprobs" in chunk["choices"][0]]
+    assert {key: sum((part[key] for part in parts), []) for key in said} == said
+
+
+def test_tokens_that_are_pieces_of_characters_have_names(server: ServerProcess) -> None:
+    """SmolLM2 writes most emoji in byte tokens."""
+    body = chat(messages=[{"role": "user", "content": "x"}], max_tokens=1, logprobs=True, top_logprobs=20, temperature=0)
+    pieces = set()
+    for emoji in ("\U0001f9ff", "\u27c1", "\u4e02"):
+        prompt = {"model": SMOLLM2, "prompt": f"{emoji} {emoji} {emoji} {emoji} {emoji}", "max_tokens": 24, "temperature": 0, "logprobs": 5}
+        said = server.post(TEXT, prompt).json()["choices"][0]["logprobs"]
+        for token, value, top in zip(said["tokens"], said["token_logprobs"], said["top_logprobs"]):
+            assert top[token] == value
+            assert 5 <= len(top) <= 6
+            pieces |= {name for name in top if name.startswith("bytes:")}
+    assert pieces
+    assert not any("\ufffd" in name for name in pieces)
+    for entry in server.post(CHAT, body).json()["choices"][0]["logprobs"]["content"]:
+        assert len({top["token"] for top in entry["top_logprobs"]}) == 20
+        for top in entry["top_logprobs"]:
+            if not top["token"].startswith(("bytes:", "token_id:")):
+                assert bytes(top["bytes"]).decode() == top["token"]
+
+
 def test_max_tokens_is_bounded_by_the_context_only(server: ServerProcess) -> None:
     answer = server.post(TEXT, {"model": "random", "prompt": "the", "max_tokens": 5000, "ignore_eos": True}).json()
     assert answer["choices"][0]["finish_reason"] == "length"
@@ -214,6 +324,7 @@ def test_models(server: ServerProcess) -> None:
     rows = {row["id"]: row for row in server.get("/v1/models").json()["data"]}
     assert {SMOLLM2, ALIAS, "random", "scripted"} <= set(rows)
     assert rows[ALIAS]["root"] == SMOLLM2
+    assert "*" not in rows
     for row in rows.values():
         assert list(row) == ["id", "object", "created", "owned_by", "permission", "root", "parent"]
     assert server.get("/v1/models/HuggingFaceTB%2FSmolLM2-135M-Instruct").json() == {
@@ -241,17 +352,31 @@ def test_load_unload_status(server: ServerProcess) -> None:
     assert answer.json()["choices"][0]["text"] == "".join(SAID)
 
 
-def test_embeddings_are_floats(server: ServerProcess) -> None:
-    body = {"model": SMOLLM2, "input": ["one", "two"], "encoding_format": "base64"}
-    answer = server.post("/v1/embeddings", body).json()
+@pytest.mark.parametrize("encoding", [None, "float", "base64"])
+def test_embeddings_are_floats_or_base64_of_the_same(server: ServerProcess, encoding: str | None) -> None:
+    body = {"model": SMOLLM2, "input": ["one", "two"]}
+    plain = server.post("/v1/embeddings", body).json()
+    reply = server.post("/v1/embeddings", {**body, "encoding_format": encoding})
+    assert reply.status_code == 200, reply.text
+    answer = reply.json()
     assert list(answer) == ["object", "data", "model", "usage"]
     assert described(server, "EmbeddingResponse", answer)
-    assert [(row["object"], row["index"], len(row["embedding"])) for row in answer["data"]] == [
-        ("embedding", 0, 576),
-        ("embedding", 1, 576),
-    ]
-    assert all(isinstance(value, float) for value in answer["data"][0]["embedding"])
     assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] > 0
+    assert [(row["object"], row["index"]) for row in answer["data"]] == [("embedding", 0), ("embedding", 1)]
+    for row, floats in zip(answer["data"], plain["data"]):
+        vector = row["embedding"]
+        if encoding == "base64":
+            vector = list(struct.unpack("<576f", base64.b64decode(vector, validate=True)))
+        assert len(vector) == 576
+        assert all(isinstance(value, float) for value in vector)
+        assert vector == pytest.approx(floats["embedding"], abs=1e-6)
+
+
+@pytest.mark.parametrize("encoding", ["numpy", "Base64", "", "int8", 1, ["float"]])
+def test_other_encodings_are_refused_by_name(server: ServerProcess, encoding: Any) -> None:
+    reply = server.post("/v1/embeddings", {"model": SMOLLM2, "input": "one", "encoding_format": encoding})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "encoding_format")
+    assert "'float' or 'base64'" in reply.json()["detail"]
 
 
 def test_machine(server: ServerProcess) -> None:
@@ -300,7 +425,11 @@ def test_openapi_and_docs_need_no_network(server: ServerProcess) -> None:
     assert document["components"]["schemas"]["ChatCompletionRequest"]["properties"]["temperature"]["maximum"] == 2
     referred = set(re.findall(r"#/components/schemas/([^\"]+)", json.dumps(document)))
     assert referred <= set(document["components"]["schemas"])
-    for path, operation in (("/health", "get"), ("/v1/models", "get"), ("/v1/models/status", "get"), ("/v1/gpu/status", "get"),
+    for name in ("ChatCompletionRequest", "CompletionRequest"):
+        assert document["components"]["schemas"][name]["properties"]["max_tokens"]["default"] == -1
+    assert document["components"]["schemas"]["EmbeddingRequest"]["properties"]["encoding_format"]["enum"] == ["float", "base64"]
+    assert not any("head" in operations for operations in document["paths"].values())
+    for path, operation in (("/health", "get"), ("/livez", "get"), ("/v1/models", "get"), ("/v1/models/status", "get"), ("/v1/gpu/status", "get"),
                             ("/v1/gpu/memory", "get"), ("/v1/status", "get"), ("/v1/usage", "get")):  # fmt: skip
         said = document["paths"][path][operation]["responses"]["200"]["content"]["application/json"]["schema"]["required"]
         assert said == list(server.get(path).json()), path

@@ -641,6 +641,22 @@ def test_closing_ends_running_streams_and_later_calls(open_engine):
     stream.cancel()
 
 
+def test_health_sees_an_engine_that_ended_by_itself(engine):
+    assert engine.health()["status"] == "healthy"
+    native(engine).close()
+    until(lambda: engine.health()["status"] == "unhealthy")
+    assert engine.health()["backend"]["healthy"] is False
+
+
+async def test_embeddings_as_numpy_arrays(engine, path, tmp_path):
+    async with AsyncEngine(path, models_dir=tmp_path, engine_factory=factory()) as other:
+        for reply in (engine.embeddings(input=["a", "bcd"], encoding_format="numpy"),
+                      await other.embeddings(input=["a", "bcd"], encoding_format="numpy")):
+            vectors = [row["embedding"] for row in reply["data"]]
+            assert [vector.dtype.str for vector in vectors] == ["<f4", "<f4"]
+            assert [vector.tolist() for vector in vectors] == [[1, 0.5, 0, 0], [3, 0.5, 0, 0]]
+
+
 async def test_closing_ends_async_streams(path, tmp_path):
     engine = await AsyncEngine.create(path, models_dir=tmp_path, engine_factory=factory(endless))
     stream = engine.chat_completion_stream(messages=HI)

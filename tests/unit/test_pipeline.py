@@ -183,7 +183,7 @@ def test_chat_logprobs_are_openais():
     assert made.requests[0]["sampling"]["n_logprobs"] == 2
     chunks = run(made, [Event(1, "text", "é", logprobs=[ENTRY]), end()])
     content = [{"token": "é", "logprob": -0.25, "bytes": [195, 169], "top_logprobs": [
-        {"token": "é", "logprob": -0.25, "bytes": [195, 169]}, {"token": "\ufffd", "logprob": -2.0, "bytes": [195]}]}]
+        {"token": "é", "logprob": -0.25, "bytes": [195, 169]}, {"token": "bytes:\\xc3", "logprob": -2.0, "bytes": [195]}]}]
     assert chunks[1]["choices"] == [{"index": 0, "delta": {"content": "é"}, "logprobs": {"content": content}, "finish_reason": None}]
     assert list(made.assembler.response()["choices"][0]) == ["index", "message", "logprobs", "finish_reason"]
     assert made.assembler.response()["choices"][0]["logprobs"] == {"content": content}
@@ -193,9 +193,83 @@ def test_text_logprobs_are_openais():
     made = job("completion", logprobs=1)
     chunks = run(made, [Event(1, "text", "é", logprobs=[ENTRY]), Event(1, "text", "é", logprobs=[ENTRY]), end()])
     assert chunks[1]["choices"][0]["logprobs"] == {
-        "tokens": ["é"], "token_logprobs": [-0.25], "top_logprobs": [{"é": -0.25, "\ufffd": -2.0}], "text_offset": [1]}
+        "tokens": ["é"], "token_logprobs": [-0.25], "top_logprobs": [{"é": -0.25, "bytes:\\xc3": -2.0}], "text_offset": [1]}
     assert made.assembler.response()["choices"][0]["logprobs"]["text_offset"] == [0, 1]
     assert "logprobs" not in run(job("completion"), [Event(1, "text", "x"), end()])[0]["choices"][0]
+
+
+def entry(token, logprob, raw, top=()):
+    return {"token": token, "logprob": logprob, "bytes": raw, "top": list(top)}
+
+
+def test_text_logprobs_always_have_the_sampled_token():
+    """Up to logprobs + 1 entries, as at OpenAI."""
+    top = [entry(1, -0.1, b"a"), entry(2, -0.9, b"b")]
+    for n, sampled, expected in (
+        (0, entry(3, -3.0, b"c"), {"c": -3.0}),
+        (2, entry(3, -3.0, b"c", top), {"a": -0.1, "b": -0.9, "c": -3.0}),
+        (2, entry(2, -0.9, b"b", top), {"a": -0.1, "b": -0.9}),
+    ):
+        made = job("completion", logprobs=n)
+        assert made.requests[0]["sampling"]["n_logprobs"] == n
+        run(made, [Event(1, "text", "c", logprobs=[sampled]), end()])
+        assert made.assembler.response()["choices"][0]["logprobs"]["top_logprobs"] == [expected]
+
+
+def test_tokens_that_read_alike_keep_their_own_names():
+    """Pieces of characters, control tokens (no text), and a byte token beside the ordinary one."""
+    top = [entry(1, -0.1, b"\xe2\x9f"), entry(2, -0.2, b"\xe2\x9c"), entry(3, -0.3, b""), entry(4, -0.4, b""), entry(5, -0.5, b"a"),
+           entry(6, -0.6, b"a"), entry(7, -0.7, b"\xff")]
+    made = job("completion", logprobs=7)
+    run(made, [Event(1, "text", "a", logprobs=[entry(6, -0.6, b"a", top)]), end()])
+    assert made.assembler.response()["choices"][0]["logprobs"]["top_logprobs"] == [{
+        "bytes:\\xe2\\x9f": -0.1, "bytes:\\xe2\\x9c": -0.2, "token_id:3": -0.3, "token_id:4": -0.4, "token_id:5": -0.5,
+        "a": -0.6, "bytes:\\xff": -0.7,
+    }]
+    made = job(logprobs=True, top_logprobs=7)
+    run(made, [Event(1, "text", "a", logprobs=[entry(3, -0.3, b"", top)]), end()])
+    said = made.assembler.response()["choices"][0]["logprobs"]["content"][0]
+    assert (said["token"], said["bytes"]) == ("token_id:3", [])
+    assert [(top["token"], top["bytes"]) for top in said["top_logprobs"][:2]] == [
+        ("bytes:\\xe2\\x9f", [0xE2, 0x9F]), ("bytes:\\xe2\\x9c", [0xE2, 0x9C])]
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=3), min_size=1, max_size=8), st.data())
+def test_no_alternative_is_lost_whatever_their_bytes(raws, data):
+    tokens = [entry(i, -float(i), raw) for i, raw in enumerate(raws)]
+    sampled = data.draw(st.sampled_from(tokens))
+    top = tokens[:data.draw(st.integers(0, len(tokens)))]
+    made = job("completion", logprobs=len(top))
+    run(made, [Event(1, "text", "x", logprobs=[{**sampled, "top": top}]), end()])
+    said = made.assembler.response()["choices"][0]["logprobs"]
+    asked = {one["token"]: one["logprob"] for one in [*top, sampled]}
+    assert sorted(said["top_logprobs"][0].values()) == sorted(asked.values())
+    assert said["top_logprobs"][0][said["tokens"][0]] == sampled["logprob"]
+
+
+def test_embeddings_in_other_encodings_are_the_same_numbers():
+    import base64
+
+    import numpy
+
+    vector = numpy.array([0.1, -2.5e-30, 3.0, numpy.pi], dtype=numpy.float32)
+    told = {}
+    for encoding in ("float", "base64", "numpy"):
+        made = job("embedding", encoding_format=encoding)
+        made.assembler.feed(Event(1, "embedding", embedding=vector, n_prompt=3))
+        told[encoding] = made.assembler.response()["data"][0]["embedding"]
+    assert told["float"] == vector.tolist() and all(type(x) is float for x in told["float"])
+    assert numpy.frombuffer(base64.b64decode(told["base64"]), dtype="<f4").tolist() == vector.tolist()
+    assert told["numpy"].dtype == numpy.float32 and told["numpy"].tolist() == vector.tolist()
+    told["numpy"][0] = 1  # the caller's own
+    assert vector[0] == numpy.float32(0.1)
+
+
+def test_the_context_is_the_limit_when_asked():
+    assert job(max_tokens=-1).requests[0]["max_tokens"] == 2**31 - 1
+    assert job("completion", max_tokens=-1).requests[0]["max_tokens"] == 2**31 - 1
+    assert job("generate", max_tokens=-1).requests[0]["max_tokens"] == 2**31 - 1
 
 
 def test_embeddings_are_the_remotes():

@@ -177,12 +177,76 @@ def test_zero_is_a_value():
 
 def test_other_clients_spellings():
     assert chat(max_completion_tokens=9).max_tokens == 9
-    assert chat(max_completion_tokens=9, max_tokens=8).max_tokens == 8
+    assert chat(max_completion_tokens=9, max_tokens=8).max_tokens == 9  # the newer name wins, as at OpenAI
+    assert parse_request("chat", {"messages": HI, "max_completion_tokens": 9}, {"max_tokens": 8}).max_tokens == 8
     assert chat(stop="END").stop == ["END"]
     assert chat(max_tokens=150.0).max_tokens == 150
     assert chat(messages=({"role": "developer", "content": ("x",)[0]},)).messages[0].role == "developer"
     assert chat(logit_bias={"5": 1, 6: -100}).logit_bias == {5: 1, 6: -100}
     assert chat(tools=[], tool_choice="none", response_format={"type": "text"}, n=1).tools == []
+
+
+@pytest.mark.parametrize(("kind", "default"), [("chat", 150), ("completion", 100), ("generate", 150)])
+def test_max_tokens_is_the_sdks_unless_what_the_context_leaves_is_asked_for(kind, default):
+    base = {"messages": HI} if kind == "chat" else {"prompt": "x"}
+    assert parse_request(kind, base).max_tokens == parse_request(kind, {**base, "max_tokens": None}).max_tokens == default
+    for value in (-1, -1.0):
+        assert parse_request(kind, {**base, "max_tokens": value}).max_tokens == -1
+    for value in (0, -2, 2**31, 4097):
+        assert refused(kind, max_tokens=value).param == "max_tokens"
+
+
+@pytest.mark.parametrize("field", sorted(types.NO_EFFECT))
+def test_what_never_changes_an_answer_is_accepted(field):
+    for value in (True, "x", {"a": "b"}, None):
+        assert chat(**{field: value}) == chat()
+
+
+@pytest.mark.parametrize(("field", "nothing", "something"), [
+    ("audio", None, {"voice": "alloy", "format": "wav"}),
+    ("function_call", "none", "auto"),
+    ("function_call", None, {"name": "f"}),
+    ("functions", [], [{"name": "f"}]),
+    ("modalities", ["text"], ["text", "audio"]),
+    ("moderation", None, {"model": "m"}),
+    ("reasoning_effort", "none", "high"),
+    ("verbosity", "medium", "low"),
+    ("web_search_options", None, {}),
+    ("functionCall", "none", "auto"),
+    ("webSearchOptions", None, {"search_context_size": "low"}),
+])
+def test_what_asks_for_another_answer_is_refused_by_name(field, nothing, something):
+    assert chat(**{field: nothing}) == chat()
+    assert refused(**{field: something}).param in types.ASKS_NOTHING
+
+
+OPENAI_FIELDS = {  # of openai-python 3.57
+    "chat": """messages model audio frequency_penalty function_call functions logit_bias logprobs max_completion_tokens max_tokens
+        metadata modalities moderation n parallel_tool_calls prediction presence_penalty prompt_cache_key prompt_cache_options
+        prompt_cache_retention reasoning_effort response_format safety_identifier seed service_tier stop store stream
+        stream_options temperature tool_choice tools top_logprobs top_p user verbosity web_search_options""",
+    "completion": """model prompt best_of echo frequency_penalty logit_bias logprobs max_tokens n presence_penalty seed stop stream
+        stream_options suffix temperature top_p user""",
+    "embedding": "input model dimensions encoding_format user",
+}
+
+
+def test_every_field_of_openais_client_is_honoured_harmless_or_refused():
+    tables = {"max_completion_tokens", *types.NO_EFFECT, *types.ASKS_NOTHING}
+    for kind, fields in OPENAI_FIELDS.items():
+        assert set(fields.split()) <= {*types.KINDS[kind].model_fields, *tables}
+    assert tables <= set(OPENAI_FIELDS["chat"].split())
+
+
+@pytest.mark.parametrize("value", ["float", "base64", "numpy"])
+def test_encodings_of_embeddings(value):
+    assert parse_request("embedding", {"input": "x", "encoding_format": value}).encoding_format == value
+    assert parse_request("embedding", {"input": "x", "encodingFormat": value}).encoding_format == value
+
+
+@pytest.mark.parametrize("value", ["", "Base64", "int8", 1, ["float"], {}])
+def test_other_encodings_are_refused(value):
+    assert refused("embedding", encoding_format=value).param == "encoding_format"
 
 
 def test_sdk_objects_are_requests():
@@ -495,7 +559,8 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=8,
 )
-FIELDS = st.sampled_from([*types.ChatCompletionRequest.model_fields, "maxTokens", "toolCalls", "max_completion_tokens"])
+FIELDS = st.sampled_from([*types.ChatCompletionRequest.model_fields, "maxTokens", "toolCalls", "max_completion_tokens",
+                          *types.NO_EFFECT, *types.ASKS_NOTHING])
 
 
 @settings(deadline=None)
