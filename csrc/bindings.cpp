@@ -383,6 +383,9 @@ PYBIND11_MODULE(_core, m) {
             }
             const py::tuple args = py::make_tuple(e.code, to_text(e.what()), to_dict(e.details));
             PyErr_SetObject(error.ptr(), args.ptr());
+        } catch (const std::bad_alloc &) {
+            const py::tuple args = py::make_tuple("out_of_memory", "memory ran out", py::dict());
+            PyErr_SetObject(error.ptr(), args.ptr());
         }
     });
 

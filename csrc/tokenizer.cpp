@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <new>
 
 namespace pgl {
 namespace {
@@ -182,6 +183,8 @@ void Tokenizer::append(std::vector<Token> & out, std::string_view text, bool add
             out.resize(old_size + static_cast<size_t>(-n));
             n = llama_tokenize(vocab_, text.data(), n_bytes, out.data() + old_size, -n, add_special, false);
         }
+    } catch (const std::bad_alloc &) {
+        throw;   // says nothing about the text
     } catch (const std::exception & e) {
         throw Error("invalid_request", std::string("the text cannot be tokenized: ") + e.what());
     }

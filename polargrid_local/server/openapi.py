@@ -30,6 +30,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     types.ChatCompletionRequest,
     types.CompletionRequest,
     types.EmbeddingRequest,
+    types.RerankRequest,
     LoadModelRequest,
     UnloadModelRequest,
     GPUPurgeRequest,
@@ -73,6 +74,7 @@ _ROUTES = {
     ),
     "completion_stream": _Route("Text", "Text completion, always streamed", None, types.CompletionRequest, types.CompletionChunk),
     "embedding": _Route("Text", "Embeddings: one vector of floats per input", types.EmbeddingResponse, types.EmbeddingRequest),
+    "rerank": _Route("Text", "Documents by how well they answer a query", types.RerankResponse, types.RerankRequest),
     "models": _Route("Models", "Models of this machine", ("object", "data")),
     "model": _Route("Models", "One model", ("id", "object", "created", "owned_by", "permission", "root", "parent")),
     "model_status": _Route(

@@ -73,6 +73,11 @@ def api(service: Service, metrics: Metrics, ends: set[asyncio.Future[PolarGridEr
     async def embeddings(request: Request) -> Response:
         return await generate(request, "embedding")
 
+    @router.post("/rerank", include_in_schema=False)  # the path of clients whose base URL has no version
+    @router.post("/v1/rerank", **describe("rerank"))
+    async def rerank(request: Request) -> Response:
+        return await generate(request, "rerank")
+
     @router.get("/v1/models", **describe("models"))
     async def list_models(request: Request) -> Response:
         return JsonReply(await service.list_models())

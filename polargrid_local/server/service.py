@@ -169,7 +169,7 @@ class Service:
 
     def _bytes(self, model: str) -> int:
         info = self.engine.info(model)
-        return sum(info.get(key, 0) for key in ("weights_bytes", "cache_bytes"))
+        return sum(info.get(key, 0) for key in ("weights_bytes", "cache_bytes", "prefix_cache_bytes"))
 
     async def _unload(self, model: str) -> None:
         del self._loaded[model]
@@ -194,8 +194,13 @@ class Service:
         return chunks if lease.alias == lease.model else _Renamed(chunks, lease.alias)
 
     async def answer(self, kind: str, request: Any, lease: Lease) -> dict[str, Any]:
-        """`kind`: chat, completion or embedding."""
-        ask = {"chat": self.engine.chat_completion, "completion": self.engine.completion, "embedding": self.engine.embeddings}
+        """`kind`: chat, completion, embedding or rerank."""
+        ask = {
+            "chat": self.engine.chat_completion,
+            "completion": self.engine.completion,
+            "embedding": self.engine.embeddings,
+            "rerank": self.engine.rerank,
+        }
         reply: dict[str, Any] = await ask[kind](request.model_copy(update={"model": lease.model}))
         reply["model"] = lease.alias
         return reply
