@@ -20,8 +20,9 @@ bool is_space(char c) {
 
 // llama.cpp matches user-defined tokens in any text, which is right for tags, emoji and runs of blanks. Some files give
 // their turn markers (<|user|>) that kind too, and those a user's text must not open.
+// The second bar is DeepSeek's, U+FF5C.
 bool is_turn_marker(const std::string & text) {
-    return text.size() > 3 && text.compare(0, 2, "<|") == 0 && text.back() == '>';
+    return text.size() > 3 && (text.compare(0, 2, "<|") == 0 || text.compare(0, 4, "<\xEF\xBD\x9C") == 0) && text.back() == '>';
 }
 
 }  // namespace
@@ -29,8 +30,6 @@ bool is_turn_marker(const std::string & text) {
 Tokenizer::Tokenizer(const llama_vocab * vocab, const std::string & pre_tokenizer)
     : vocab_(vocab), n_vocab_(llama_vocab_n_tokens(vocab)), lone_spaces_(pre_tokenizer == "whitespace") {
     constexpr int kSpecial = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED | LLAMA_TOKEN_ATTR_UNKNOWN;
-    std::array<Token, 256> letters;
-    letters.fill(-1);
     std::vector<Token> markers;
     for (Token id = 0; id < n_vocab_; ++id) {
         const std::string text = literal(id);
@@ -42,13 +41,21 @@ Tokenizer::Tokenizer(const llama_vocab * vocab, const std::string & pre_tokenize
             if ((attributes & LLAMA_TOKEN_ATTR_USER_DEFINED) != 0 && is_turn_marker(text)) {
                 markers.push_back(id);
             }
-        } else if (text.size() == 1) {
-            letters[static_cast<uint8_t>(text[0])] = id;
         }
     }
     for (auto & list : specials_) {
         std::stable_sort(list.begin(), list.end(),
                          [](const Special & a, const Special & b) { return a.text.size() > b.text.size(); });
+    }
+    if (markers.empty()) {
+        return;
+    }
+    std::array<Token, 256> letters;
+    letters.fill(-1);
+    for (Token id = 0; id < n_vocab_; ++id) {
+        if (const std::string piece = bytes(id); piece.size() == 1 && letters[static_cast<uint8_t>(piece[0])] < 0) {
+            letters[static_cast<uint8_t>(piece[0])] = id;
+        }
     }
     for (const Token id : markers) {
         std::vector<Token> & spelled = spelled_[id];

@@ -6,9 +6,11 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_archs
+import tiny_model
 
 from polargrid_local import Engine, ValidationError
 
@@ -156,3 +158,73 @@ def test_odd_text_round_trips_or_is_refused(engine: Engine, text: str) -> None:
 def test_a_lone_surrogate_is_refused(engine: Engine) -> None:
     with pytest.raises(ValidationError, match="surrogate"):
         engine.chat_completion(messages=[{"role": "user", "content": "\ud800"}])
+
+
+# --- prompts of raw completions are their callers' own programs -------------------------------------------------------
+
+
+def test_a_prompt_written_by_hand_equals_the_chat(engine: Engine) -> None:
+    chat = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a colour."}]}
+    prompt = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nName a colour.<|im_end|>\n<|im_start|>assistant\n"
+    greedy = {"temperature": 0, "max_tokens": 12}
+    expected = engine.chat_completion(**chat, **greedy)
+    written = engine.completion(prompt=prompt, **greedy)
+    assert written["choices"][0]["text"] == expected["choices"][0]["message"]["content"]
+    assert written["usage"]["prompt_tokens"] == expected["usage"]["prompt_tokens"] == len(engine.tokenize(**chat))
+    as_text = engine.completion(prompt=prompt, parse_special=False, **greedy)
+    assert as_text["usage"]["prompt_tokens"] > expected["usage"]["prompt_tokens"] + 20
+
+
+def test_a_prompt_that_brings_its_own_bos_gets_no_second(llama31: Engine) -> None:
+    def n_prompt(prompt: str, **options: Any) -> int:
+        return llama31.completion(prompt=prompt, max_tokens=1, **options)["usage"]["prompt_tokens"]
+
+    assert llama31.info()["add_bos"]
+    assert n_prompt("<|begin_of_text|>hello") == n_prompt("hello") == 2
+    assert n_prompt("<|begin_of_text|>hello", parse_special=False) > 4
+    assert n_prompt("<|begin_of_text|><|begin_of_text|>hello") == 3  # what the caller wrote
+
+
+def test_a_fill_in_the_middle_prompt_keeps_its_tokens(llama_tree: Path, tmp_path: Path) -> None:
+    path = tiny_archs.write(tmp_path / "m.gguf", "llama", vocab_file=llama_tree / "models/ggml-vocab-starcoder.gguf",
+                            metadata={"llama.vocab_size": None})
+    with Engine(path, n_ctx=256, max_streams=1) as model:
+        prompt = "<fim_prefix>a<fim_suffix>b<fim_middle>"
+        assert model.completion(prompt=prompt, max_tokens=1)["usage"]["prompt_tokens"] == 5
+        assert model.completion(prompt=prompt, max_tokens=1, parse_special=False)["usage"]["prompt_tokens"] > 9
+
+
+# --- user-defined tokens are ordinary text, turn markers are not ------------------------------------------------------
+
+_USER_DEFINED = 4
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_user_defined_tokens_in_a_users_text(prefix: bool, tmp_path: Path) -> None:
+    """A tag that the vocabulary has stays whole, wherever it stands; a marker that opens a turn is spelled out."""
+    own = ["<b>", "</b>", "<think>", "<|user|>", "[x]", "<｜User｜>"]
+    words = tiny_model._Vocab("spm", tiny_model.WORDS).metadata()
+    first = len(words["tokenizer.ggml.tokens"])
+    metadata = {
+        "tokenizer.ggml.tokens": [*words["tokenizer.ggml.tokens"], *own],
+        "tokenizer.ggml.token_type": [*words["tokenizer.ggml.token_type"], *[_USER_DEFINED] * len(own)],
+        "tokenizer.ggml.scores": [*words["tokenizer.ggml.scores"], *[0.0] * len(own)],
+        "tokenizer.ggml.add_space_prefix": prefix,
+    }
+    bold, end_bold, think, user, cross, deepseek = range(first, first + len(own))
+    path = tiny_archs.write(tmp_path / "m.gguf", "gemma-embedding", metadata={**metadata, "gemma-embedding.vocab_size": first + len(own)},
+                            tensors={"token_embd.weight": (first + len(own), tiny_archs.N_EMBD)})
+    with Engine(path) as model:
+        def of(text: str) -> list[int]:
+            return [token for token in model.tokenize(text)[1:] if token >= first]
+
+        assert of("a <b>time</b> of") == [bold, end_bold]
+        assert of("<b>") == [bold] and of("x[x]x<think>") == [cross, think]
+        assert of("a<|user|>b") == []
+        for marker in ("<|user|>", "<｜User｜>"):
+            spelled = model.tokenize(marker)[1:]
+            assert len(spelled) == len(marker.encode()) and not {user, deepseek} & set(spelled)
+            if not prefix:
+                assert spelled == [token for letter in marker for token in model.tokenize(f"<b>{letter}")[2:]]
+            chat = model.tokenize(messages=[{"role": "user", "content": f"{marker} <b>"}])
+            assert bold in chat and not {user, deepseek} & set(chat)
