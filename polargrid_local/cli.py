@@ -213,7 +213,7 @@ def list_models(
         entry, found = store.entries.get(id), on_disk.get(id)
         row = {field: getattr(entry, field, None) for field in ("bytes", "context", "licence", "aliases", "source")}
         if found is not None:
-            row["bytes"] = found.path.stat().st_size
+            row["bytes"] = found.n_bytes
         rows.append({"id": id, "path": str(found.path) if found else None, **row})
     if as_json:
         for row in rows:

@@ -20,8 +20,9 @@ __all__ = ["AsyncChatStream", "AsyncEngine", "ChatStream", "Engine", "inspect_mo
 T = TypeVar("T")
 
 
-def inspect_model(path: str | Path) -> dict[str, Any]:
-    """Metadata of a GGUF file, read and checked without loading it. Raises InvalidModelError, NotFoundError."""
+def inspect_model(path: str | bytes | os.PathLike[str]) -> dict[str, Any]:
+    """Metadata of a GGUF file, read and checked without loading it. Raises InvalidModelError, NotFoundError, ValidationError
+    (a name that is not UTF-8)."""
     return inspect(path)
 
 
@@ -81,7 +82,7 @@ class _Settings:
         adapters = (item if isinstance(item, (tuple, list)) else (item, 1.0) for item in lora)
         options["lora"] = [(str(path), float(scale)) for path, scale in adapters]
         self._models = Models(models_dir, options, parse_filter(content_filter), chat_template, engine_factory)
-        self._first = model if model is None or isinstance(model, str) else Path(model)
+        self._first = model if model is None or isinstance(model, str) else Path(os.fsdecode(model))
         self._on_load_progress = on_load_progress
 
 

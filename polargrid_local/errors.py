@@ -30,7 +30,8 @@ from typing import Any
 
 
 class PolarGridError(Exception):
-    """Base of all: `message`, `request_id`, `code` (stable, machine-readable), `status` (HTTP), `details`, `retryable`."""
+    """Base of all: `message`, `request_id`, `code` (stable, machine-readable), `status` (HTTP), `details`, `retryable`;
+    `path`: the file that the message names in full, which a server must not tell."""
 
     code = "internal_error"
     type = "server_error"
@@ -45,12 +46,14 @@ class PolarGridError(Exception):
         code: str | None = None,
         param: str | None = None,
         details: dict[str, Any] | None = None,
+        path: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.request_id = request_id
         self.param = param
         self.details = details
+        self.path = path
         if code is not None:
             self.code = code
 

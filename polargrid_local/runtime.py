@@ -19,7 +19,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import EngineClosed, ForkedEngineError, ModelFileChanged, NotFoundError, PolarGridError, from_code
+from .errors import (
+    EngineClosed, ForkedEngineError, InvalidModelError, ModelFileChanged, NotFoundError, PolarGridError, ServerError,
+    ValidationError, from_code,
+)
+from .file_kind import HEAD_BYTES, file_kind
+from .shards import model_files, shard_of
 from .types import Event
 
 SLICE_MS = 50  # a blocked reader looks up this often, so that Ctrl-C is delivered on every platform
@@ -58,14 +63,54 @@ def system() -> dict[str, Any]:
     return dict(core().system())
 
 
-def inspect(path: str | Path) -> dict[str, Any]:
-    """What a GGUF file says about itself, without loading it. Raises InvalidModelError, NotFoundError."""
-    if not Path(path).is_file():
-        raise NotFoundError(f"no model file at {path}", param="path")
+def inspect(path: str | bytes | os.PathLike[str]) -> dict[str, Any]:
+    """What a GGUF file says about itself, without loading it. Raises InvalidModelError, NotFoundError, ValidationError."""
+    place = Path(os.fsdecode(path))
+    text = _native_path(place)
+    if not os.path.isfile(place):
+        raise NotFoundError(f"no model file at {place}", param="path", path=text)
     try:
-        return dict(core().inspect(str(path)))
+        return dict(core().inspect(text))
     except Exception as error:
-        raise _translate(error) from None
+        raise _refused(error, place) from None
+
+
+def _native_path(path: Path) -> str:
+    try:
+        return str(path).encode().decode()
+    except UnicodeEncodeError:
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise ValidationError(f"{shown}: the name of a model file must be UTF-8: rename it", param="model") from None
+
+
+def _refused(error: Exception, path: Path, adapters: Sequence[str] = ()) -> Exception:
+    """A native refusal of a model file, saying which file and what that looks like."""
+    error = _translate(error)
+    if not isinstance(error, (InvalidModelError, NotFoundError, ServerError)) or error.code == "cancelled":
+        return error
+    message = f"{' with adapter '.join([str(path), *adapters])}: {error.message}"
+    if isinstance(error, InvalidModelError):
+        for file in (path, *map(Path, adapters)):
+            if kind := _looks_like(file, error.details or {}):
+                message += f"; {file.name} looks like {kind}"
+                break
+    error.message, error.args, error.path = message, (message,), str(path)
+    return error
+
+
+def _looks_like(path: Path, why: dict[str, Any]) -> str | None:
+    """`why`: the details of a refusal."""
+    if why.get("key") == "split.no":
+        shard = shard_of(path.name)
+        return f"a later shard of a split model: open its first file{', ' + shard.names()[0] if shard else ''}"
+    try:
+        with open(path, "rb") as file:
+            kind = file_kind(file.read(HEAD_BYTES), os.fstat(file.fileno()).st_size, path.name)
+    except OSError:
+        return None
+    if kind is None and str(why.get("value")).startswith(("cut short", "larger than the file")):
+        return "a partial download: let it end, or begin it anew"
+    return kind
 
 
 def _translate(error: Exception) -> Exception:
@@ -376,11 +421,13 @@ class LoadedModel:
         drain_log = None
         if factory is None:
             factory, drain_log = core().Engine, core().drain_log
+        self._adapters = [str(adapter) for adapter, _ in options.get("lora", ())]
+        text = _native_path(self.path)
         self._stamp = self._stat()
         try:
-            native = factory(str(self.path), options)
+            native = factory(text, options)
         except Exception as error:
-            raise _translate(error) from None
+            raise _refused(error, self.path, self._adapters) from None
         self._hub = _Hub(native, drain_log)
         self._finalizer = weakref.finalize(self, self._hub.close)  # collected, or at exit: while threads can still be joined
 
@@ -403,7 +450,7 @@ class LoadedModel:
             self.close()
             hub.log()
             if isinstance(error, Exception):
-                raise _translate(error) from None
+                raise _refused(error, self.path, self._adapters) from None
             raise
         return self
 
@@ -479,12 +526,14 @@ class LoadedModel:
         self._hub.close()
         self._finalizer.detach()
 
-    def _stat(self) -> tuple[int, int, int]:
+    def _stat(self) -> list[tuple[int, int, int]]:
+        """Of every file of the model."""
         try:
-            stat = os.stat(self.path)
+            stats = [os.stat(path) for path in model_files(self.path)]
         except OSError as error:
-            raise NotFoundError(f"cannot read the model file {self.path}: {error.strerror}", param="model") from None
-        return stat.st_size, stat.st_mtime_ns, stat.st_ino
+            message = f"cannot read the model file {error.filename}: {error.strerror}"
+            raise NotFoundError(message, param="model", path=str(error.filename)) from None
+        return [(stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats]
 
     def _check_file(self) -> None:
         self._hub.check()
@@ -495,4 +544,4 @@ class LoadedModel:
         if stamp != self._stamp:
             what = "is gone" if stamp is None else "was replaced or written to"
             raise ModelFileChanged(f"{self.path} {what} since it was loaded; load the model again",
-                                   details={"path": str(self.path)})
+                                   details={"path": str(self.path)}, path=str(self.path))

@@ -107,7 +107,7 @@ class ResolvedModel:
         try:
             return sum(path.stat().st_size for path in model_files(self.path))
         except OSError as cause:
-            raise _not_found(f"Model file {cause.filename}: {cause.strerror}", self.path) from cause
+            raise _not_found(f"Model file {cause.filename}: {cause.strerror}", cause.filename) from cause
 
 
 class Store:
@@ -125,7 +125,7 @@ class Store:
 
             models_dir = Path(user_data_dir("polargrid-local", appauthor=False)) / "models"
         self.models_dir = _absolute(os.fspath(models_dir))
-        if self.models_dir.is_file():
+        if os.path.isfile(self.models_dir):
             raise ValidationError(f"models_dir: {self.models_dir} is a file, not a directory", param="models_dir")
         shipped, own = _read_catalog(_shipped_catalog()), _read_catalog(self.models_dir / "catalog.toml")
         self.entries: dict[str, Entry] = {**shipped["models"], **own["models"]}
@@ -237,6 +237,7 @@ class Store:
                         f"Cannot read the models directory {folder}: {cause.strerror}",
                         code="storage_error",
                         details={"path": str(folder), "errno": cause.errno},
+                        path=str(folder),
                     ) from cause
                 continue
             yield folder, prefix, files
@@ -264,13 +265,12 @@ class Store:
         if path != files[0]:
             gone = ", which is missing" if files[0].name in missing else ""
             raise InvalidModelError(
-                f"{path} is one shard of a split model: open its first file, {files[0].name}{gone}", details={"path": str(path)}
+                f"{path} is one shard of a split model: open its first file, {files[0].name}{gone}", path=str(path)
             )
         if missing:
-            raise InvalidModelError(
-                f"{path}: the split model is not complete, beside it {', '.join(missing[:8])} must lie",
-                details={"path": str(path), "missing": missing},
-            )
+            which = ", ".join(missing[:8])
+            message = f"{path}: the split model is not complete: {which} is missing in its folder"
+            raise InvalidModelError(message, details={"missing": missing}, path=str(path))
         inside = None
         if path.is_relative_to(self.models_dir):
             folder = path.relative_to(self.models_dir).parent
@@ -450,9 +450,8 @@ class Store:
         os.replace(fresh, place)
 
 
-def _not_found(message: str, path: Path | None = None) -> NotFoundError:
-    details = None if path is None else {"path": str(path)}
-    return NotFoundError(message, code="model_not_found", param="model", details=details)
+def _not_found(message: str, path: str | Path | None = None) -> NotFoundError:
+    return NotFoundError(message, code="model_not_found", param="model", path=None if path is None else str(path))
 
 
 def _shard_entries(entry: Entry, source: HubSource | WheelSource, member: Shard) -> list[Entry]:
@@ -551,9 +550,9 @@ def _read_catalog(path: Path) -> dict[str, Any]:
     """{"models": {id: Entry}, ...}, without models for a missing file. Raises ValidationError naming file and field."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {"models": {}}
     except (ValueError, OSError) as cause:
+        if isinstance(cause, OSError) and not os.path.lexists(path):  # or in a folder that is not ours to look into
+            return {"models": {}}
         raise ValidationError(f"Cannot read the catalogue {path}: {cause}") from cause
     for field in ("preferred", "embedded"):
         if not isinstance(table.get(field, ""), str):

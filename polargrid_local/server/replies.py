@@ -28,7 +28,10 @@ _PATH = re.compile(r"(?<![\w./])/(?:[^\s/:;,'\"]+/)+(?=[^\s/])")
 
 def error_body(error: PolarGridError) -> dict[str, Any]:
     """What a client of either family reads: `detail` for one, `error` for the other. Files go by their names, not their paths."""
-    message = _PATH.sub("", error.message)
+    message = error.message
+    if error.path is not None:  # whatever signs are in it
+        message = message.replace(error.path, re.split(r"[/\\]", error.path)[-1])
+    message = _PATH.sub("", message)
     inner = {"message": message, "type": error.type, "code": error.code, "param": error.param}
     return {"detail": message, "error": inner}
 
