@@ -26,7 +26,8 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # a windowed application has none
+                sys.stdout.flush()
             return result
         except KeyboardInterrupt:
             raise typer.Exit(130) from None

@@ -48,17 +48,23 @@ class PolarGridError(Exception):
         details: dict[str, Any] | None = None,
         path: str | None = None,
     ) -> None:
+        message = _printable(message)
         super().__init__(message)
         self.message = message
         self.request_id = request_id
         self.param = param
         self.details = details
-        self.path = path
+        self.path = None if path is None else _printable(path)
         if code is not None:
             self.code = code
 
     def __str__(self) -> str:
         return f"{self.message} (request_id: {self.request_id})" if self.request_id else self.message
+
+
+def _printable(text: str) -> str:
+    """With half characters, as in a file name that is not UTF-8, written out: printing an error must not be another one."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class ValidationError(PolarGridError):

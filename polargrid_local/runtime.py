@@ -76,11 +76,12 @@ def inspect(path: str | bytes | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _native_path(path: Path) -> str:
+    text = str(path)
     try:
-        return str(path).encode().decode()
+        text.encode()
     except UnicodeEncodeError:
-        shown = str(path).encode("utf-8", "backslashreplace").decode()
-        raise ValidationError(f"{shown}: the name of a model file must be UTF-8: rename it", param="model") from None
+        raise ValidationError(f"{text}: the path of a model must be UTF-8: rename it", param="model", path=text) from None
+    return text
 
 
 def _refused(error: Exception, path: Path, adapters: Sequence[str] = ()) -> Exception:
@@ -92,7 +93,7 @@ def _refused(error: Exception, path: Path, adapters: Sequence[str] = ()) -> Exce
     if isinstance(error, InvalidModelError):
         for file in (path, *map(Path, adapters)):
             if kind := _looks_like(file, error.details or {}):
-                message += f"; {file.name} looks like {kind}"
+                message += f"; {file.name if adapters else 'this'} looks like {kind}"
                 break
     error.message, error.args, error.path = message, (message,), str(path)
     return error
@@ -100,14 +101,16 @@ def _refused(error: Exception, path: Path, adapters: Sequence[str] = ()) -> Exce
 
 def _looks_like(path: Path, why: dict[str, Any]) -> str | None:
     """`why`: the details of a refusal."""
-    if why.get("key") == "split.no":
-        shard = shard_of(path.name)
-        return f"a later shard of a split model: open its first file{', ' + shard.names()[0] if shard else ''}"
     try:
         with open(path, "rb") as file:
-            kind = file_kind(file.read(HEAD_BYTES), os.fstat(file.fileno()).st_size, path.name)
+            head, n_bytes = file.read(HEAD_BYTES), os.fstat(file.fileno()).st_size
     except OSError:
         return None
+    kind = file_kind(head, n_bytes, path.name)
+    # A splitter puts the keys of the model into the first file alone.
+    if kind is None and why.get("key") in ("split.no", "general.architecture") and b"split.no" in head:
+        shard = shard_of(path.name)
+        return f"a later shard of a split model: open its first file{', ' + shard.names()[0] if shard else ''}"
     if kind is None and str(why.get("value")).startswith(("cut short", "larger than the file")):
         return "a partial download: let it end, or begin it anew"
     return kind

@@ -127,7 +127,7 @@ class Store:
         self.models_dir = _absolute(os.fspath(models_dir))
         if os.path.isfile(self.models_dir):
             raise ValidationError(f"models_dir: {self.models_dir} is a file, not a directory", param="models_dir")
-        shipped, own = _read_catalog(_shipped_catalog()), _read_catalog(self.models_dir / "catalog.toml")
+        shipped, own = _read_catalog(shipped_catalog()), _read_catalog(self.models_dir / "catalog.toml")
         self.entries: dict[str, Entry] = {**shipped["models"], **own["models"]}
         self.preferred: str = own.get("preferred", shipped.get("preferred", ""))
         self.embedded: str = own.get("embedded", shipped.get("embedded", ""))
@@ -539,7 +539,7 @@ def _local_path(text: str) -> Path:
     return Path(url2pathname(url.path)).absolute()
 
 
-def _shipped_catalog() -> Path:
+def shipped_catalog() -> Path:
     """Inside the installed package, or where it lives in the source tree."""
     here = Path(__file__).parent
     installed = here / "catalog.toml"
