@@ -109,7 +109,7 @@ def find_wheel(requirement: str, settings: IndexSettings, read: Read) -> Wheel:
     for base in settings.urls:
         try:
             url, body, kind = read(_page(base, project), f"{JSON}, {HTML};q=0.5")
-            wheels = _from_json(url, body) if "json" in kind else _from_html(url, body)
+            wheels = list(_from_json(url, body) if "json" in kind else _from_html(url, body))
         except FileNotFoundError:
             continue
         except OSError as cause:
@@ -121,6 +121,8 @@ def find_wheel(requirement: str, settings: IndexSettings, read: Read) -> Wheel:
         for wheel in wheels:
             parts = wheel.file.removesuffix(".whl").split("-")
             if wheel.file.endswith("-none-any.whl") and re.sub(r"[-_.]+", "-", parts[0]).lower() == project and parts[1] == version:
+                if not settings.secure(wheel.url) and not url.startswith("file:"):
+                    raise NetworkError(f"{requirement}: refused to follow {wheel.url[:100]!r}, neither https nor trusted")
                 return wheel
     if failure is not None:
         raise failure
