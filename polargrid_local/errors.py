@@ -63,8 +63,11 @@ class PolarGridError(Exception):
 
 
 def _printable(text: str) -> str:
-    """With half characters, as in a file name that is not UTF-8, written out: printing an error must not be another one."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """With bytes of a file name that are not UTF-8, and half characters, written out: printing an error must not be another."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 class ValidationError(PolarGridError):
