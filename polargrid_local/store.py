@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ class Store:
             from platformdirs import user_data_dir
 
             models_dir = Path(user_data_dir("polargrid-local", appauthor=False)) / "models"
-        self.models_dir = _absolute(os.fspath(models_dir))
+        self.models_dir = _absolute(os.fsdecode(models_dir))
         if os.path.isfile(self.models_dir):
             raise ValidationError(f"models_dir: {self.models_dir} is a file, not a directory", param="models_dir")
         shipped, own = _read_catalog(shipped_catalog()), _read_catalog(self.models_dir / "catalog.toml")
@@ -218,8 +218,8 @@ class Store:
         models = sorted(found.values(), key=lambda model: rank.index(model.id) if model.entry else len(rank))
         return {model.id: model for model in models}
 
-    def _walk(self) -> Iterator[tuple[Path, str, list[str]]]:
-        """(folder, its name before a model's, its .gguf files), the upper ones first, each real folder once."""
+    def _walk(self) -> Iterator[tuple[Path, str, Sequence[str]]]:
+        """(folder, its name before a model's, its .gguf files); the upper ones first, each real folder once."""
         seen, waiting = set(), [(self.models_dir, "")]
         while waiting:
             folder, prefix = waiting.pop(0)
@@ -302,12 +302,16 @@ class Store:
     def _unknown(self, name: str) -> NotFoundError:
         import difflib
 
+        files, problem = [], ""
         try:
-            ids, problem = list(self.list()), ""
-        except ServerError as error:
-            ids, problem = [], f" ({error.message})"
-        names = {**{id.lower(): id for id in ids}, **{name: entry.id for name, entry in self._by_name.items()}}
-        near = difflib.get_close_matches(name.lower(), names, n=1)
+            files = _scan(self.models_dir)[0]
+        except FileNotFoundError:
+            pass
+        except OSError as cause:
+            problem = f" ({cause.strerror})"
+        names = {_short_name(file).lower(): _readable(_short_name(file)) for file in files[:500]}  # each takes its time
+        names.update((name, entry.id) for name, entry in self._by_name.items())
+        near = difflib.get_close_matches(name[:200].lower(), names, n=1)
         hint = f"; did you mean '{names[near[0]]}'?" if near else ""
         known = ", ".join(self.entries)
         return _not_found(
@@ -328,11 +332,12 @@ class Store:
         n_done = 0
         for shard in shards:
             before = n_done
-            path = self._pull_file(shard, lambda done, of_shard: progress(before + done, total))  # noqa: B023 - used in this turn
+            # The lambda is used up in this turn of the loop.
+            path = self._pull_file(shard, lambda done, of_shard: progress(before + done, total))  # noqa: B023
             n_done += path.stat().st_size
         return self.models_dir / shards[0].file
 
-    def _room_for(self, shards: list[Entry]) -> int | None:
+    def _room_for(self, shards: Sequence[Entry]) -> int | None:
         """The bytes of all shards together, None if the hub does not say. ServerError, code disk_full, if they do not fit."""
         from polargrid_local.download import n_bytes, require_space
 
@@ -355,7 +360,7 @@ class Store:
                 raise storage_error(cause, self.models_dir) from cause
         return n_here + n_to_come
 
-    def _shards(self, entry: Entry) -> list[Entry] | None:
+    def _shards(self, entry: Entry) -> Sequence[Entry] | None:
         """The files of an entry that names a split model, or one that is here already under a shorter name."""
         source, shard = parse_source(entry.source), shard_of(entry.file)
         if shard is not None:
@@ -367,7 +372,7 @@ class Store:
         shards = _shard_entries(entry, source, member)
         return shards if any(self._recorded(self.models_dir / one.file).get("source") == one.source for one in shards) else None
 
-    def _shards_on_hub(self, entry: Entry) -> list[Entry] | None:
+    def _shards_on_hub(self, entry: Entry) -> Sequence[Entry] | None:
         from polargrid_local.download import find_shards
 
         source = parse_source(entry.source)
@@ -429,7 +434,11 @@ class Store:
 
     def _verified(self, path: Path) -> str | None:
         """The SHA-256 that `pull` recorded, if the file has not changed since."""
-        record, stat = self._recorded(path), path.stat()
+        record = self._recorded(path)
+        try:
+            stat = path.stat()
+        except OSError:  # gone meanwhile
+            return None
         same = (record.get("bytes"), record.get("mtime_ns")) == (stat.st_size, stat.st_mtime_ns)
         return record.get("sha256") if same else None
 
@@ -456,10 +465,12 @@ def _not_found(message: str, path: str | Path | None = None) -> NotFoundError:
 
 def _shard_entries(entry: Entry, source: HubSource | WheelSource, member: Shard) -> list[Entry]:
     """One entry per shard of `member`, the shards' name inside the source. What `entry` states, it states of its file."""
-    names = member._replace(stem=_short_name(entry.file)).names()
+    files = zip(member._replace(stem=_short_name(entry.file)).names(), member.names(), strict=True)
     return [
-        entry if name == entry.file else replace(entry, file=name, source=str(replace(source, member=path)), sha256=None, bytes=None)
-        for name, path in zip(names, member.names(), strict=True)
+        entry
+        if file == entry.file
+        else replace(entry, file=file, source=str(replace(source, member=path)), sha256=None, bytes=None)
+        for file, path in files
     ]
 
 
@@ -477,7 +488,7 @@ def _scan(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(files), [name for _, name in sorted(folders)]
 
 
-def _names(files: list[str]) -> dict[str, str]:
+def _names(files: Sequence[str]) -> dict[str, str]:
     """Each name that the files of one folder answer to -> the file to open. A whole name wins over a shortened one."""
     names = {file: file for file in files}
     sets: dict[str, list[str]] = {}  # first file of a split model -> its files
@@ -568,7 +579,7 @@ def _entry(id: str, fields: dict[str, Any]) -> Entry:
     aliases = fields.get("aliases", [])
     entry = Entry(id=id, **{**fields, "aliases": tuple(aliases)})
     shard, member = shard_of(str(entry.file)), shard_of(parse_source(entry.source).member)
-    split_as_the_source = shard[1:] == member[1:] == (1, shard.count) if shard and member else shard is member
+    split_as_the_source = shard[1:] == member[1:] == (1, shard.total) if shard and member else shard is member
     checks = {
         "id": _NAME.fullmatch(id),
         "aliases": isinstance(aliases, list) and all(isinstance(alias, str) for alias in aliases),

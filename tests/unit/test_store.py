@@ -90,7 +90,8 @@ def test_unknown_name_suggests_the_nearest(store):
 )  # fmt: skip
 def test_names_never_lead_out_of_the_directory(tmp_path, name):
     models = tmp_path / "models"
-    for file in ("secret", "secret.gguf", "models/inside.gguf", "models/folder/inside.gguf", "models/.store/part.gguf", "models/.hidden"):
+    inside = ("inside.gguf", "folder/inside.gguf", ".store/part.gguf", ".hidden")
+    for file in ("secret", "secret.gguf", *(f"models/{name}" for name in inside)):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_bytes(GGUF)
     with pytest.raises(NotFoundError) as caught:
@@ -398,7 +399,8 @@ def test_sources():
     assert parse_source("hf:a/b/sub/big Модель+(1)-Q4_K_M") == HubSource("a/b", None, "sub/big Модель+(1)-Q4_K_M.gguf")
     for source in ("hf:a/b/c/d.gguf", "hf:a/b@main/d.gguf", "pypi:p-q==1.2.post1/p_q/d.gguf"):
         assert str(parse_source(source)) == source
-    for bad in ("hf:a/b/.d.gguf", "hf:a/b/x\\y.gguf", "hf:a/b//d.gguf", "hf:a/b/d.safetensors", "hf:a/d.gguf", "hf:a/b/../d.gguf", "hf:a/b/d.bin", "pypi:p/d.gguf", "pypi:p>=1/d.gguf",
+    for bad in ("hf:a/b/.d.gguf", "hf:a/b/x\\y.gguf", "hf:a/b//d.gguf", "hf:a/b/d.safetensors",
+                "hf:a/d.gguf", "hf:a/b/../d.gguf", "hf:a/b/d.bin", "pypi:p/d.gguf", "pypi:p>=1/d.gguf",
                 "pypi:-r==1/d.gguf",
                 "pypi:p==1 --index-url=x/d.gguf", "http://x/y.gguf", "hf:a/b/d.gguf\n"):  # fmt: skip
         with pytest.raises(ValidationError, match="Not a model source"):

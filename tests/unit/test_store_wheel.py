@@ -171,7 +171,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if index.login and self.headers.get("Authorization") != index.login:
             return self._send(401, "text/plain", b"who are you?")
         if self.path == "/simple/house-models/":
-            names = ["house_models-0.9-py3-none-any.whl", "house_models-1.0-cp311-cp311-win32.whl", "house_models-1.0-py3-none-any.whl"]
+            kinds = ("0.9-py3-none-any", "1.0-cp311-cp311-win32", "1.0-py3-none-any")
+            names = [f"house_models-{kind}.whl" for kind in kinds]
             if index.speaks == "json":
                 files = [{"filename": name, "url": f"../../files/{name}", "hashes": {"sha256": index.sha256}} for name in names]
                 return self._send(200, "application/vnd.pypi.simple.v1+json", json.dumps({"files": files}).encode())
@@ -276,7 +277,8 @@ def test_an_index_on_this_disk(no_pip, store, tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     wheel = make_wheel(folder)
     (folder / "index.html").write_text(f'<a href="{wheel.name}">{wheel.name}</a>')
-    (tmp_path / "pip.conf").write_text(f"[global]\nindex-url = {(tmp_path / 'none').as_uri()}\nextra-index-url =\n    {folder.parent.as_uri()}\n")
+    nothing, here = (tmp_path / "none").as_uri(), folder.parent.as_uri()
+    (tmp_path / "pip.conf").write_text(f"[global]\nindex-url = {nothing}\nextra-index-url =\n    {here}\n")
     assert store.pull("house").read_bytes() == MODEL
 
 
@@ -293,7 +295,9 @@ def test_an_open_index_on_another_machine_needs_the_users_word(no_pip, monkeypat
 
 def test_settings_are_pips(no_pip, monkeypatch, tmp_path):
     assert IndexSettings.read() == IndexSettings((PYPI,), frozenset(), None)
-    (tmp_path / "pip.conf").write_text("[global]\nindex-url = https://a/simple\ncert = /ca.pem\n[download]\nextra-index-url = https://b https://c\n")
+    (tmp_path / "pip.conf").write_text(
+        "[global]\nindex-url = https://a/simple\ncert = /ca.pem\n[download]\nextra-index-url = https://b https://c\n"
+    )
     assert IndexSettings.read() == IndexSettings(("https://a/simple", "https://b", "https://c"), frozenset(), "/ca.pem")
     monkeypatch.setenv("PIP_INDEX_URL", "https://d")
     assert IndexSettings.read().urls[0] == "https://d"
