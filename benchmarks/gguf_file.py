@@ -145,6 +145,7 @@ class Reader:
             (n_dims,) = self._take("<I")
             dims = self._take(f"<{n_dims}Q")
             self.tensors[name] = dims[::-1], self._take("<IQ")[0]
+        self.n_header_bytes = self._at  # the weights begin at the next multiple of the alignment
 
     def _take(self, fmt: str) -> tuple[Any, ...]:
         self._at += struct.calcsize(fmt)

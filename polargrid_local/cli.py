@@ -28,7 +28,8 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # a windowed application has none
+                sys.stdout.flush()
             return result
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
@@ -215,7 +216,7 @@ def list_models(
         entry, found = store.entries.get(id), on_disk.get(id)
         row = {field: getattr(entry, field, None) for field in ("bytes", "context", "licence", "aliases", "source")}
         if found is not None:
-            row["bytes"] = found.path.stat().st_size
+            row["bytes"] = found.n_bytes
         rows.append({"id": id, "path": str(found.path) if found else None, **row})
     if as_json:
         for row in rows:
@@ -476,7 +477,12 @@ def _size(n_bytes: int | None) -> str:
 
 def _table(headers: list[str] | None, rows: Any) -> None:
     """Aligned columns that a person and `awk` can both read."""
-    cells = [[str(cell) for cell in row] for row in ([headers] if headers else []) + list(rows)]
+    cells = [[_printable(str(cell)) for cell in row] for row in ([headers] if headers else []) + list(rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     for row in cells:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _printable(text: str) -> str:
+    """A file may be called anything: a line break or an escape sequence in its name is shown, not obeyed."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

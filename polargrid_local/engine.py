@@ -21,8 +21,9 @@ from .types import parse_fields, parse_filter, plain
 __all__ = ["AsyncChatStream", "AsyncEngine", "ChatStream", "Engine", "inspect_model", "sentences", "system_info", "text_of"]
 
 
-def inspect_model(path: str | Path) -> dict[str, Any]:
-    """Metadata of a GGUF file, read and checked without loading it. Raises InvalidModelError, NotFoundError."""
+def inspect_model(path: str | bytes | os.PathLike[str]) -> dict[str, Any]:
+    """Metadata of a GGUF file, read and checked without loading it. Raises InvalidModelError, NotFoundError, ValidationError
+    (a name that is not UTF-8)."""
     return inspect(path)
 
 

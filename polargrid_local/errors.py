@@ -31,7 +31,8 @@ from typing import Any
 
 
 class PolarGridError(Exception):
-    """Base of all: `message`, `request_id`, `code` (stable, machine-readable), `status` (HTTP), `details`, `retryable`."""
+    """Base of all: `message`, `request_id`, `code` (stable, machine-readable), `status` (HTTP), `details`, `retryable`;
+    `path`: the file that the message names in full, which a server must not tell."""
 
     code = "internal_error"
     type = "server_error"
@@ -46,17 +47,28 @@ class PolarGridError(Exception):
         code: str | None = None,
         param: str | None = None,
         details: dict[str, Any] | None = None,
+        path: str | None = None,
     ) -> None:
+        message = _printable(message)
         super().__init__(message)
         self.message = message
         self.request_id = request_id
         self.param = param
         self.details = details
+        self.path = None if path is None else _printable(path)
         if code is not None:
             self.code = code
 
     def __str__(self) -> str:
         return f"{self.message} (request_id: {self.request_id})" if self.request_id else self.message
+
+
+def _printable(text: str) -> str:
+    """With bytes of a file name that are not UTF-8, and half characters, written out: printing an error must not be another."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 class ValidationError(PolarGridError):

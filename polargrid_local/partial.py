@@ -53,6 +53,11 @@ class Partial:
             self._recover()
             undo.pop_all()
 
+    @property
+    def sha256(self) -> str:
+        """Of all bytes so far."""
+        return self._digest.hexdigest()
+
     def _recover(self) -> None:
         self._journal.seek(0)
         kept: list[str] = []
@@ -135,7 +140,7 @@ class Partial:
         A mismatch discards the file and raises NetworkError, code checksum_mismatch. `target` becomes read-only,
         because a write into a mapped model is a crash or silent garbage for whoever has it loaded.
         """
-        actual = self._digest.hexdigest()
+        actual = self.sha256
         wrong = None
         if n_bytes is not None and self.size != n_bytes:
             wrong = f"{self.size} bytes instead of {n_bytes}"

@@ -13,10 +13,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import EngineClosed, ForkedEngineError, NotFoundError, PolarGridError, ValidationError
+from .errors import (
+    EngineClosed, ForkedEngineError, InvalidModelError, NotFoundError, PolarGridError, ServerError, ValidationError,
+)
 from .pipeline import Job, Target, check_length, messages_of, prepare, texts_of
 from .runtime import LoadedModel, system
-from .store import Store
+from .store import ResolvedModel, Store
 from .template import ChatTemplate
 from .types import parse_request, plain
 
@@ -151,11 +153,15 @@ class Models:
         _check_name(name)
         if isinstance(name, str) and name in entries:
             return entries[name]
-        with contextlib.suppress(NotFoundError, ValidationError):
+        try:
             found = self._store.resolve(name)
-            for entry in entries.values():
-                if found.path == entry.model.path:
-                    return entry
+        except InvalidModelError:  # a shard that is no model, or a model that lacks one
+            raise
+        except (NotFoundError, ValidationError):
+            found = None
+        for entry in entries.values():
+            if found is not None and found.path == entry.model.path:
+                return entry
         raise NotFoundError(
             f"Model not loaded: {str(name)[:200]!r}. Loaded: {', '.join(entries) or 'none'}",
             code="model_not_loaded", param="model",
@@ -192,23 +198,23 @@ class Models:
     def models(self) -> dict[str, Any]:
         """Loaded models first, then what else is on disk."""
         self._check()
-        names = dict.fromkeys([*self._entries, *self._store.list()])
-        return {"object": "list", "data": [self._model(name) for name in names]}
+        rows = {name: _row(name, entry.created) for name, entry in list(self._entries.items())}
+        with contextlib.suppress(ServerError):  # the directory cannot be read: what is loaded answers all the same
+            for name, found in self._store.list().items():
+                with contextlib.suppress(NotFoundError):  # a file that has gone since
+                    rows.setdefault(name, _row(name, _created(found)))
+        return {"object": "list", "data": list(rows.values())}
 
     def get(self, name: str) -> dict[str, Any]:
         """Raises NotFoundError for a model that is neither loaded nor on disk."""
         self._check()
         _check_name(name)
-        if name in self._entries:
-            return self._model(name)
-        return self._model(self._store.resolve(name).id)
-
-    def _model(self, id: str) -> dict[str, Any]:  # noqa: A002
-        entry = self._entries.get(id)
-        created = entry.created if entry else int(self._store.resolve(id).path.stat().st_mtime)
-        return {
-            "id": id, "object": "model", "created": created, "owned_by": "local", "permission": [], "root": id, "parent": None,
-        }
+        entry = self._entries.get(name)
+        if entry is not None:
+            return _row(name, entry.created)
+        found = self._store.resolve(name)
+        entry = self._entries.get(found.id)
+        return _row(found.id, entry.created if entry else _created(found))
 
     def status(self) -> dict[str, Any]:
         self._check()
@@ -312,6 +318,19 @@ class Models:
 def _check_name(name: Any) -> None:
     if not isinstance(name, (str, os.PathLike)):
         raise ValidationError(f"model: must be a name or a path, got {type(name).__name__}", param="model")
+
+
+def _row(id: str, created: int) -> dict[str, Any]:  # noqa: A002
+    return {
+        "id": id, "object": "model", "created": created, "owned_by": "local", "permission": [], "root": id, "parent": None,
+    }
+
+
+def _created(found: ResolvedModel) -> int:
+    try:
+        return int(found.path.stat().st_mtime)
+    except OSError as error:
+        raise NotFoundError(f"cannot read the model file {found.path.name}: {error.strerror}", param="model") from None
 
 
 def _load_reply(status: str, name: str | Path, force: bool, message: str) -> dict[str, Any]:

@@ -19,7 +19,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import EngineClosed, ForkedEngineError, ModelFileChanged, NotFoundError, PolarGridError, from_code
+from .errors import (
+    EngineClosed, ForkedEngineError, InvalidModelError, ModelFileChanged, NotFoundError, PolarGridError, ServerError,
+    ValidationError, from_code,
+)
+from .file_kind import HEAD_BYTES, file_kind
+from .shards import model_files, shard_of
 from .types import Event
 
 SLICE_MS = 50  # a blocked reader looks up this often, so that Ctrl-C is delivered on every platform
@@ -58,18 +63,57 @@ def system() -> dict[str, Any]:
     return dict(core().system())
 
 
-def inspect(path: str | Path) -> dict[str, Any]:
-    """What a GGUF file says about itself, without loading it. Raises InvalidModelError, NotFoundError."""
+def inspect(path: str | bytes | os.PathLike[str]) -> dict[str, Any]:
+    """What a GGUF file says about itself, without loading it. Raises InvalidModelError, NotFoundError, ValidationError."""
+    place = Path(os.fsdecode(path))
+    if not os.path.isfile(place):
+        raise NotFoundError(f"no model file at {str(place)[:200]!r}", param="path", path=str(place))
+    text = _native_path(place)
     try:
-        found = "\0" not in str(path) and Path(path).is_file()
-    except (OSError, ValueError):  # longer than any path, or not to be encoded
-        found = False
-    if not found:
-        raise NotFoundError(f"no model file at {str(path)[:200]!r}", param="path")
-    try:
-        return dict(core().inspect(str(path)))
+        return dict(core().inspect(text))
     except Exception as error:
-        raise _translate(error) from None
+        raise _refused(error, place) from None
+
+
+def _native_path(path: Path) -> str:
+    text = str(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValidationError(f"{text}: the path of a model must be UTF-8: rename it", param="model", path=text) from None
+    return text
+
+
+def _refused(error: Exception, path: Path, adapters: Sequence[str] = ()) -> Exception:
+    """A native refusal of a model file, saying which file and what that looks like."""
+    error = _translate(error)
+    if not isinstance(error, (InvalidModelError, NotFoundError, ServerError)) or error.code == "cancelled":
+        return error
+    message = f"{' with adapter '.join([str(path), *adapters])}: {error.message}"
+    if isinstance(error, InvalidModelError):
+        for file in (path, *map(Path, adapters)):
+            if kind := _looks_like(file, error.details or {}):
+                message += f"; {file.name if adapters else 'this'} looks like {kind}"
+                break
+    error.message, error.args, error.path = message, (message,), str(path)
+    return error
+
+
+def _looks_like(path: Path, why: dict[str, Any]) -> str | None:
+    """`why`: the details of a refusal."""
+    try:
+        with open(path, "rb") as file:
+            head, n_bytes = file.read(HEAD_BYTES), os.fstat(file.fileno()).st_size
+    except OSError:
+        return None
+    kind = file_kind(head, n_bytes, path.name)
+    # A splitter puts the keys of the model into the first file alone.
+    if kind is None and why.get("key") in ("split.no", "general.architecture") and b"split.no" in head:
+        shard = shard_of(path.name)
+        return f"a later shard of a split model: open its first file{', ' + shard.names()[0] if shard else ''}"
+    if kind is None and str(why.get("value")).startswith(("cut short", "larger than the file")):
+        return "a partial download: let it end, or begin it anew"
+    return kind
 
 
 def _translate(error: Exception) -> Exception:
@@ -383,11 +427,13 @@ class LoadedModel:
         drain_common = None
         if factory is None:
             factory, drain_common = core().Engine, core().drain_log
+        self._adapters = [str(adapter) for adapter, _ in options.get("lora", ())]
+        text = _native_path(self.path)
         self._stamp = self._stat()
         try:
-            native = factory(str(self.path), options)
+            native = factory(text, options)
         except Exception as error:
-            raise _translate(error) from None
+            raise _refused(error, self.path, self._adapters) from None
         self._hub = _Hub(native, drain_common)
         self._finalizer = weakref.finalize(self, self._hub.close)  # collected, or at exit: while threads can still be joined
 
@@ -413,7 +459,7 @@ class LoadedModel:
             self.close()
             hub.log()
             if isinstance(error, Exception):
-                raise _translate(error) from None
+                raise _refused(error, self.path, self._adapters) from None
             raise
         return self
 
@@ -494,12 +540,14 @@ class LoadedModel:
         self._hub.close()
         self._finalizer.detach()
 
-    def _stat(self) -> tuple[int, int, int]:
+    def _stat(self) -> list[tuple[int, int, int]]:
+        """Of every file of the model."""
         try:
-            stat = os.stat(self.path)
+            stats = [os.stat(path) for path in model_files(self.path)]
         except OSError as error:
-            raise NotFoundError(f"cannot read the model file {self.path}: {error.strerror}", param="model") from None
-        return stat.st_size, stat.st_mtime_ns, stat.st_ino
+            message = f"cannot read the model file {error.filename}: {error.strerror}"
+            raise NotFoundError(message, param="model", path=str(error.filename)) from None
+        return [(stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats]
 
     def _check_file(self) -> None:
         self._hub.check()
@@ -510,4 +558,4 @@ class LoadedModel:
         if stamp != self._stamp:
             what = "is gone" if stamp is None else "was replaced or written to"
             raise ModelFileChanged(f"{self.path} {what} since it was loaded; load the model again",
-                                   details={"path": str(self.path)})
+                                   details={"path": str(self.path)}, path=str(self.path))

@@ -24,8 +24,14 @@ from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 from urllib.parse import parse_qsl, unquote
 
-import polargrid
 import pydantic
+
+from polargrid_local.extras import how_to_install
+
+if how := how_to_install("sdk"):
+    raise ModuleNotFoundError(f"polargrid_local.sdk {how}", name="polargrid")
+
+import polargrid
 from polargrid import *  # noqa: F403 - whatever else a program imports from the official package
 from polargrid import types
 from polargrid.errors import create_error_from_response

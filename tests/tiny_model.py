@@ -26,6 +26,7 @@ Control tokens: <|bos|> (added by the tokenizer), <|endoftext|>, <|im_start|>, <
 """
 from __future__ import annotations
 
+import struct
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,6 +134,27 @@ def split(text: str | bytes, cuts: Iterable[int]) -> list[bytes]:
     data = text.encode() if isinstance(text, str) else text
     edges = [0, *sorted({c for c in cuts if 0 < c < len(data)}), len(data)]
     return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def cut_in_shards(path: str | Path, n: int) -> list[Path]:
+    """Replaces a file that was written here by a split model of `n` files, as llama.cpp's own splitter names and marks them."""
+    path, whole = Path(path), gguf_file.Reader(path)
+    types = {kind.code: (name, kind) for name, kind in gguf_file.TYPES.items()}
+    data, at = path.read_bytes(), -(-whole.n_header_bytes // gguf_file.ALIGNMENT) * gguf_file.ALIGNMENT
+    tensors = []
+    for name, (shape, code) in whole.tensors.items():
+        kind, layout = types[code]
+        n_bytes = layout.n_bytes(int(np.prod(shape)))
+        tensors.append(gguf_file.Tensor(name, shape, kind, lambda at=at, n_bytes=n_bytes: [data[at:at + n_bytes]]))
+        at += -(-n_bytes // gguf_file.ALIGNMENT) * gguf_file.ALIGNMENT
+    files = [path.with_name(f"{path.stem}-{i + 1:05d}-of-{n:05d}.gguf") for i in range(n)]
+    for i, file in enumerate(files):
+        marks = {"split.no": gguf_file.Raw(struct.pack("<IH", 2, i)), "split.count": gguf_file.Raw(struct.pack("<IH", 2, n)),
+                 "split.tensors.count": gguf_file.Raw(struct.pack("<Ii", 5, len(tensors)))}
+        edges = [len(tensors) * k // n for k in (i, i + 1)]
+        gguf_file.write(file, {**(whole.metadata if i == 0 else {}), **marks}, tensors[slice(*edges)])
+    path.unlink()
+    return files
 
 
 # The residual stream of a scripted model, 256 wide:

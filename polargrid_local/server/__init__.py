@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from polargrid_local.errors import ValidationError
+from polargrid_local.extras import how_to_install
 from polargrid_local.server.config import ServeConfig
 
 if TYPE_CHECKING:
@@ -31,6 +31,5 @@ def run(config: ServeConfig) -> None:
 
 
 def _need_extra() -> None:
-    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
-    if missing:
-        raise ValidationError(f"the server needs {', '.join(missing)}: pip install 'polargrid-local[server]'")
+    if how := how_to_install("server"):
+        raise ValidationError(f"the server {how}")

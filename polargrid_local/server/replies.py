@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from typing import Any
 
@@ -28,7 +29,10 @@ _PATH = re.compile(r"(?<![\w./])/(?:[^\s/:;,'\"]+/)+(?=[^\s/])")
 
 def error_body(error: PolarGridError) -> dict[str, Any]:
     """What a client of either family reads: `detail` for one, `error` for the other. Files go by their names, not their paths."""
-    message = _PATH.sub("", error.message)
+    message = error.message
+    if error.path is not None:  # whatever signs are in it
+        message = message.replace(error.path, os.path.basename(error.path))
+    message = _PATH.sub("", message)
     inner = {"message": message, "type": error.type, "code": error.code, "param": error.param}
     return {"detail": message, "error": inner}
 

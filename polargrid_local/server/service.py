@@ -59,7 +59,12 @@ class Service:
         self.counter = UsageCounter(datetime.date.today())
         self.startup_error: PolarGridError | None = None
         self.ready = False  # the configured models are loaded
-        self._own = {self.store.resolve(name).id: name for name in config.model}  # id -> what the engine loads
+        self._own: dict[str, str] = {}  # id -> what the engine loads
+        for name in config.model:
+            found = self.store.resolve(name)
+            taken = self._own.get(found.id)
+            same = taken is None or self.store.resolve(taken).path == found.path
+            self._own[found.id if same else str(found.path)] = name  # as the engine tells namesakes apart
         self._loaded: dict[str, float] = {}  # id -> monotonic time of the last use
         self._active: Counter[str] = Counter()
         self._loads: dict[str, asyncio.Task[None]] = {}
@@ -105,7 +110,7 @@ class Service:
             return name
         try:
             model = self.store.resolve(name, paths=False).id
-        except PolarGridError:
+        except NotFoundError:
             return None
         return model if self.config.on_demand or model in self._own else None
 
@@ -156,7 +161,7 @@ class Service:
 
     async def _make_room(self, model: str) -> None:
         """Unloads idle models, the longest unused first, until the file fits into what the budget leaves."""
-        need = self.store.resolve(self._own.get(model, model)).path.stat().st_size
+        need = self.store.resolve(self._own.get(model, model)).n_bytes
         budget = self.config.memory_budget_bytes or 0.8 * _memory_bytes()
         while (have := budget - sum(map(self._bytes, self._loaded))) < need:
             idle = sorted((used, other) for other, used in self._loaded.items() if not self._active[other])

@@ -222,6 +222,7 @@ def test_the_embedded_default_is_fetched_once_and_said_so(run, tmp_path, monkeyp
 def test_when_nothing_can_be_fetched_the_message_says_what_to_put_where(run, tmp_path, monkeypatch):
     (tmp_path / CATALOGUE_FILE).unlink()
     monkeypatch.setattr(sys, "frozen", True, raising=False)  # no pip to be had
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
     result = run("chat", "hi")
     assert result.exit_code == 1 and FakeEngine.made == []
     assert f"Or put {CATALOGUE_FILE} " in result.stderr and f"into {tmp_path}" in result.stderr
@@ -286,6 +287,7 @@ def test_bench_reports_prefill_and_decode(run):
 
 def test_serve_passes_flags_on_and_names_the_extra(run, monkeypatch, tmp_path):
     import polargrid_local.server as server
+    from polargrid_local import extras
 
     served = []
     monkeypatch.setattr(server, "run", served.append)
@@ -303,8 +305,9 @@ def test_serve_passes_flags_on_and_names_the_extra(run, monkeypatch, tmp_path):
     assert run("serve", "--host", "0.0.0.0").exit_code == 1
     monkeypatch.undo()
     monkeypatch.setenv("POLARGRID_LOCAL_MODELS", str(tmp_path))
-    monkeypatch.setattr(server, "find_spec", lambda name: None)
-    assert "polargrid-local[server]" in run("serve", "-m", "a").stderr
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    said = run("serve", "-m", "a").stderr
+    assert "pip install fastapi uvicorn prometheus-client" in said and "polargrid-local[" not in said
 
 
 def test_a_reader_who_leaves_ends_it_silently(tmp_path):

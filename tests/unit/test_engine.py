@@ -775,7 +775,7 @@ def test_models_come_and_go_by_name(tmp_path):
         for name in ("two", str(tmp_path / "two.gguf"), "two.gguf"):
             assert engine.completion(prompt="x", model=name)["model"] == name
         engine.load_model(twin)
-        assert [model["id"] for model in engine.list_models()["data"]] == ["one", "two", str(twin)]
+        assert [model["id"] for model in engine.list_models()["data"]] == ["one", "two", "sub/one"]
         assert engine.unload_model("one") == {"status": "success", "model": "one", "message": "Model one unloaded successfully"}
         assert engine.get_model_status()["loading_status"]["one"] == "unloaded"
         assert engine.get_model("one")["id"] == "one"
@@ -786,7 +786,7 @@ def test_models_come_and_go_by_name(tmp_path):
         with pytest.raises(ValidationError, match="model_name"):
             engine.load_model({})
         assert engine.unload_all_models() == {
-            "status": "success", "unloaded_models": ["two", str(twin)], "errors": [], "total_unloaded": 2}
+            "status": "success", "unloaded_models": ["two", "sub/one"], "errors": [], "total_unloaded": 2}
 
 
 def test_unloading_ends_that_models_streams(open_engine):

@@ -5,11 +5,14 @@ import errno
 import hashlib
 import http.server
 import io
+import json
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
+import urllib.parse
 from pathlib import Path
 
 import huggingface_hub
@@ -17,7 +20,7 @@ import pytest
 
 import polargrid_local.store
 from polargrid_local import download, partial
-from polargrid_local.errors import NetworkError, NotFoundError, ServerError, ValidationError
+from polargrid_local.errors import InvalidModelError, NetworkError, NotFoundError, ServerError, ValidationError
 from polargrid_local.store import Store
 
 ROOT = Path(polargrid_local.store.__file__).parents[1]
@@ -44,6 +47,8 @@ class Hub(http.server.ThreadingHTTPServer):
         self.storage = f"http://localhost:{self.server_port}"  # another host than the endpoint's 127.0.0.1
         self.requests = []
         self.hold = None  # an Event that every GET waits for
+        self.broken = None  # a part of the path of files that can only be asked about
+        self.files = None  # path in the repository -> bytes, where there are others than FILE
 
     @property
     def gets(self):
@@ -65,20 +70,27 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             (self.command, self.path, self.headers.get("Range"), self.headers.get("Authorization"))
         )
 
+    def _file(self):
+        """Its path in the repository and its bytes; None for a file that is not there."""
+        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+        name = re.sub(r"^/(blob|[^/]+/[^/]+/resolve/[^/]+)/", "", path)
+        return name, (self.server.files or {FILE: self.server.data}).get(name)
+
     def do_HEAD(self):
         self._note()
         hub = self.server
-        if FILE not in self.path:
+        name, data = self._file()
+        if data is None:
             self.send_response(404)
             self.send_header("X-Error-Code", "EntryNotFound")
             self.send_header("Content-Length", "0")
             return self.end_headers()
         self.send_response(302 if "blob" not in self.path else 200)
-        self.send_header("Location", f"{hub.storage}/blob/{FILE}")
-        sha256 = hub.stated_sha256 or hashlib.sha256(hub.data).hexdigest()
+        self.send_header("Location", f"{hub.storage}/blob/{urllib.parse.quote(name)}")
+        sha256 = hub.stated_sha256 or hashlib.sha256(data).hexdigest()
         self.send_header("X-Linked-ETag", f'"{sha256 if hub.etag_is_sha256 else sha256[:32]}"')
         if hub.lengths:
-            self.send_header("X-Linked-Size", str(hub.stated_bytes or len(hub.data)))
+            self.send_header("X-Linked-Size", str(hub.stated_bytes or len(data)))
         self.send_header("X-Repo-Commit", "c0ffee")
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -88,11 +100,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         hub = self.server
         if hub.hold is not None:
             hub.hold.wait(30)
+        if "/api/models/" in self.path:
+            listing = [{"type": "file", "path": name, "size": 1, "oid": "0" * 40} for name in hub.files or {FILE: b""}]
+            body = json.dumps(listing).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            return None
+        if hub.broken and hub.broken in urllib.parse.unquote(self.path):
+            hub.statuses.append(404)
         if hub.statuses:
             self.send_response(hub.statuses.pop(0))
             self.send_header("Content-Length", "0")
             return self.end_headers()
-        data, first = hub.data, 0
+        (_, data), first = self._file(), 0
         if hub.ranges and (wanted := self.headers.get("Range")):
             first = int(wanted.removeprefix("bytes=").removesuffix("-"))
             if first >= len(data):
@@ -191,6 +214,158 @@ def test_a_file_put_there_by_hand_is_verified_and_kept_or_replaced(hub, tmp_path
     (store.models_dir / FILE).chmod(0o644)
     (store.models_dir / FILE).write_bytes(same_length)
     assert store.pull("house").read_bytes() == MODEL
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "zero tail", "empty"])
+@pytest.mark.parametrize("catalogued", [True, False])
+def test_pull_repairs_what_a_disk_has_spoilt(hub, tmp_path, damage, catalogued):
+    """Also where length and time of the file are those that were noted when it came."""
+    store = make_exact_store(tmp_path / "models") if catalogued else make_store(tmp_path / "models")
+    path = store.pull("house")
+    stat = path.stat()
+    path.chmod(0o644)
+    spoilt = {
+        "flip": MODEL[:9] + bytes([MODEL[9] ^ 1]) + MODEL[10:], "truncate": MODEL[:-1], "empty": b"",
+        "zero tail": MODEL[:200_000] + bytes(len(MODEL) - 200_000),
+    }[damage]  # fmt: skip
+    path.write_bytes(spoilt)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    hub.statuses = [404]  # as long as nothing better is there, the old file stays
+    with pytest.raises(NetworkError):
+        store.pull("house")
+    assert path.read_bytes() == spoilt
+    assert store.pull("house").read_bytes() == MODEL
+    n_requests = len(hub.requests)
+    assert store.pull("house") == path and len(hub.requests) == n_requests
+
+
+@pytest.mark.parametrize("record", [None, b"", b"{garbled", b"[]", b'{"sha256": 3}', b"\xff"])
+def test_without_its_record_only_the_catalogue_can_tell_what_a_file_must_be(hub, tmp_path, record):
+    for store, known in ((make_exact_store(tmp_path / "exact"), True), (make_store(tmp_path / "unknown"), False)):
+        path = store.pull("house")
+        note = store.models_dir / ".store" / f"{FILE}.json"
+        note.unlink()
+        if record is not None:
+            note.write_bytes(record)
+        if known:
+            n_gets = len(hub.gets)
+            assert store.pull("house") == path and len(hub.gets) == n_gets
+            assert store.resolve("house").sha256 == hashlib.sha256(MODEL).hexdigest()
+        else:
+            with pytest.raises(ValidationError, match="is there already and did not come from"):
+                store.pull("house")
+
+
+def test_a_link_that_is_spoilt_is_replaced_and_what_it_leads_to_is_left_alone(hub, tmp_path):
+    store = make_exact_store(tmp_path / "models")
+    (tmp_path / "theirs.gguf").write_bytes(OTHER)
+    (store.models_dir / FILE).symlink_to(tmp_path / "theirs.gguf")
+    assert store.pull("house").read_bytes() == MODEL
+    assert (tmp_path / "theirs.gguf").read_bytes() == OTHER and not (store.models_dir / FILE).is_symlink()
+
+
+def test_a_folder_in_the_way_is_refused_before_the_first_byte(hub, tmp_path):
+    store = make_exact_store(tmp_path / "models")
+    (store.models_dir / FILE).mkdir()
+    with pytest.raises(ServerError, match="in the way"):
+        store.pull("house")
+    assert hub.requests == []
+
+
+def test_the_right_file_on_a_read_only_disk_is_enough(hub, tmp_path, monkeypatch):
+    store = make_exact_store(tmp_path / "models")
+    (store.models_dir / FILE).write_bytes(MODEL)
+
+    def mkdir(self, *args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert store.pull("house") == store.models_dir / FILE and hub.requests == []
+    (store.models_dir / FILE).write_bytes(OTHER)
+    with pytest.raises(ServerError, match="Read-only") as caught:
+        store.pull("house")
+    assert caught.value.code == "storage_error" and hub.requests == []
+
+
+# --- split models ---
+
+SHARDS = {f"sub/big model-{n:05}-of-00003.gguf": b"GGUF" + random.Random(n).randbytes(90_000 + n) for n in (1, 2, 3)}
+NAMES = [name.rpartition("/")[2] for name in SHARDS]
+
+
+@pytest.mark.parametrize("named", [*SHARDS, "sub/big model.gguf", "sub/big model"])
+def test_pull_brings_every_shard(hub, tmp_path, named):
+    hub.files = SHARDS
+    hub.cuts = [40_000, 0]
+    store = Store(tmp_path)
+    seen = []
+    source = f"hf:site/models@v1/{named}"
+    path = store.pull(source, lambda done, total: seen.append((done, total)))
+    assert path == tmp_path / NAMES[0]
+    assert [(tmp_path / name).read_bytes() for name in NAMES] == list(SHARDS.values())
+    n_all = sum(map(len, SHARDS.values()))
+    assert seen[-1] == (n_all, n_all) and {total for _, total in seen} == {n_all}
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert list(store.list()) == ["big model"] and store.resolve("big model").n_bytes == n_all
+    assert leftovers(store) == [f"{name}.json" for name in NAMES]
+    n_requests = len(hub.requests)
+    assert store.pull(source) == path and len(hub.requests) == n_requests
+
+
+def test_only_the_spoilt_and_the_missing_shard_are_fetched_again(hub, tmp_path):
+    hub.files = SHARDS
+    store = Store(tmp_path)
+    store.pull(f"hf:site/models/{next(iter(SHARDS))}")
+    (tmp_path / NAMES[0]).chmod(0o644)
+    (tmp_path / NAMES[0]).write_bytes(b"?")
+    (tmp_path / NAMES[1]).unlink()
+    hub.requests.clear()
+    store.pull("hf:site/models/sub/big model.gguf")
+    assert [urllib.parse.unquote(path) for _, path, _, _ in hub.gets] == [f"/blob/{name}" for name in list(SHARDS)[:2]]
+    assert [(tmp_path / name).read_bytes() for name in NAMES] == list(SHARDS.values())
+
+
+def test_a_cut_split_model_is_not_there_until_its_last_shard_is(hub, tmp_path):
+    hub.files = SHARDS
+    hub.broken = NAMES[2]
+    store = Store(tmp_path)
+    with pytest.raises(NetworkError):
+        store.pull("hf:site/models/sub/big model")
+    assert store.list() == {} and sorted(path.name for path in tmp_path.glob("*.gguf")) == NAMES[:2]
+    hub.broken = None
+    store.pull("hf:site/models/sub/big model")
+    assert list(store.list()) == ["big model"] and [path for _, path, _, _ in hub.gets].count(hub.gets[-1][1]) == 2
+
+
+def test_a_shard_that_the_hub_lacks_is_said_before_the_first_byte(hub, tmp_path):
+    hub.files = dict(list(SHARDS.items())[:2])
+    for name in ("sub/big model-00001-of-00003.gguf", "sub/big model"):
+        with pytest.raises(NotFoundError, match="no such file on the hub"):
+            Store(tmp_path).pull(f"hf:site/models/{name}")
+    assert hub.gets == [get for get in hub.gets if "/api/" in get[1]]
+
+
+def test_too_small_a_disk_for_all_shards_is_refused_before_the_first_byte(hub, tmp_path, monkeypatch):
+    hub.files = SHARDS
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 200_000})())
+    with pytest.raises(ServerError) as caught:
+        Store(tmp_path).pull(f"hf:site/models/{next(iter(SHARDS))}")
+    assert caught.value.code == "disk_full" and hub.gets == []
+
+
+def test_a_split_model_of_the_catalogue(hub, tmp_path):
+    hub.files = SHARDS
+    first = list(SHARDS.values())[0]
+    (tmp_path / "catalog.toml").write_text(
+        '[models.big]\nsource = "hf:site/models/sub/big model-00001-of-00003.gguf"\nfile = "big-00001-of-00003.gguf"\n'
+        f'sha256 = "{hashlib.sha256(first).hexdigest()}"\nbytes = {len(first)}\n'
+    )
+    store = Store(tmp_path)
+    assert store.pull("big") == tmp_path / "big-00001-of-00003.gguf" == store.resolve("big").path
+    assert list(store.list()) == ["big"] and store.resolve("big").sha256 == hashlib.sha256(first).hexdigest()
+    (tmp_path / "big-00003-of-00003.gguf").unlink()
+    with pytest.raises(InvalidModelError, match="big-00003-of-00003.gguf is missing"):
+        store.resolve("big")
 
 
 def test_cut_connections_go_on_at_the_very_byte(hub, tmp_path):

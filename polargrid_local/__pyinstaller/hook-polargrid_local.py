@@ -1,0 +1,18 @@
+"""PyInstaller hook: what no import statement shows. Modules imported by name, the catalogue, the web page, the metadata."""
+
+import contextlib
+from importlib.metadata import PackageNotFoundError
+from importlib.util import find_spec
+
+from PyInstaller.utils.hooks import collect_data_files, copy_metadata
+
+from polargrid_local.store import shipped_catalog
+
+hiddenimports = ["polargrid_local.engine", "polargrid_local.errors"]
+native = find_spec("polargrid_local._core")
+if native is None or native.origin is None:
+    raise ImportError("polargrid_local is not built: its native module is missing")
+binaries = [(native.origin, "polargrid_local")]  # in an editable install it lies elsewhere than the package
+datas = [(str(shipped_catalog()), "polargrid_local"), *collect_data_files("polargrid_local", includes=["web/**"])]
+with contextlib.suppress(PackageNotFoundError):  # a source tree that is on the path without being installed
+    datas += copy_metadata("polargrid-local")
