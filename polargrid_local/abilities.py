@@ -85,7 +85,7 @@ class _Probe:
     # conversations
 
     def _talk(self, roles: list[str]) -> list[Message]:
-        made = {
+        made: dict[str, tuple[str, str, Message]] = {
             "system": ("system", _RULE, {}), "user": ("user", _ASK, {}), "assistant": ("assistant", _REPLY, {}),
             "call": ("assistant", "", {"tool_calls": _CALLS}), "tool": ("tool", _RESULT, {"tool_call_id": _ID, "name": _TOOL}),
         }

@@ -9,6 +9,7 @@ BASE = 400_000
 PER_MESSAGE = 2_000  # some templates look back through the whole conversation at every message
 PER_CHAR = 1
 MOST = 4_000_000
+PROBE = 20_000  # for each of the small conversations that a template is tried with; known ones need 500
 
 CHARS_MADE = 16  # per unit: a character takes up to four bytes
 CHARS_READ = 1_024  # per unit: looking at text costs little

@@ -49,7 +49,7 @@ _ATTRIBUTES: dict[type, frozenset[str]] = {
     LoopContext: frozenset(("changed", "cycle", "depth", "depth0", "first", "index", "index0", "last", "length", "nextitem",
                             "previtem", "revindex", "revindex0")),
 }
-_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _NUMBERS = (int, float, bool)
 _STRINGS = (str, Text)
 _ROWS = (list, tuple, _GroupTuple)
@@ -379,7 +379,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             budget.items(4 * found)
         elif name in ("split", "rsplit"):
             budget.make(n)
-            budget.items(4 * (text.count(first) if m else sum(map(text.count, _SPACES))))
+            budget.items(4 * (text.count(str(first)) if m else sum(map(text.count, _SPACES))))
         elif name == "splitlines":
             budget.make(n)
             budget.items(4 * sum(map(text.count, LINE_ENDS)))

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 
 from .abilities import Abilities, probe
-from .budget import Budget, said
+from .budget import PROBE, Budget, said
 from .errors import TemplateError, ValidationError
 from .marked import Ledger, Span, marked, merged
 from .named_templates import CHATML, NAMES, named
@@ -29,7 +29,7 @@ TOKENS = (
 
 
 class ChatTemplate:
-    """`source`: Jinja source or one of the well-known names (`named_templates`); None = ChatML, which is then `assumed`.
+    """`source`: Jinja source, or one of the well-known names (`named_templates`); None = ChatML, which is then `assumed`.
     `tokens`: the names of the model's special tokens -> their text; `additional_special_tokens` is a list of texts.
 
     Compiled at the first use: a broken one fails the chat, not the load. `check` fails at once."""
@@ -41,8 +41,8 @@ class ChatTemplate:
         self.name = "chatml" if source is None else named(source)
         self.source: str = CHATML if source is None else NAMES[self.name] if self.name else source
         self._tokens = {**dict.fromkeys(TOKENS, ""), "additional_special_tokens": [], **(tokens or {})}
-        self._code: CodeType | None = None
-        self._abilities: Abilities | None = None
+        self._code: CodeType | TemplateError | None = None
+        self._abilities: Abilities | TemplateError | None = None
         self._refusal: TemplateError | None = None
         self._absent: dict[str, Any] = {"tools": None, "documents": None}
 
@@ -50,14 +50,19 @@ class ChatTemplate:
     def abilities(self) -> Abilities:
         """What the template does with messages. Raises TemplateError for one that shows none."""
         if self._abilities is None:
-            self._abilities, self._refusal = probe(self.render)
-            if self._refusal is not None:  # it may want tools and documents, if only an empty list of them
-                absent, self._absent = self._absent, {"tools": [], "documents": []}
-                abilities, refusal = probe(self.render)
-                if refusal is None:
-                    self._abilities, self._refusal = abilities, None
-                else:
-                    self._absent = absent
+            try:
+                self._abilities, self._refusal = probe(self._attempt)
+                if self._refusal is not None:  # it may want tools and documents, if only an empty list of them
+                    absent, self._absent = self._absent, {"tools": [], "documents": []}
+                    abilities, refusal = probe(self._attempt)
+                    if refusal is None:
+                        self._abilities, self._refusal = abilities, None
+                    else:
+                        self._absent = absent
+            except TemplateError as error:
+                self._abilities = error
+        if isinstance(self._abilities, TemplateError):
+            raise self._abilities.with_traceback(None)
         return self._abilities
 
     def check(self) -> None:
@@ -70,32 +75,48 @@ class ChatTemplate:
         """Spans (text, trusted); joined they are what plain Jinja would render. Trusted is what the template wrote, the roles
         and the model's special tokens; every other string, dict keys included, is not. `options` are variables the template
         may know (`tools`, `enable_thinking`). Raises TemplateError."""
+        return self._render(messages, now, {**options, "add_generation_prompt": add_generation_prompt}, None)
+
+    def _attempt(self, messages: Sequence[Mapping[str, Any]], *, now: datetime, **options: Any) -> list[Span]:
+        """`render` for trying the template out: a hostile one does not get its full share twenty times."""
+        return self._render(messages, now, {**options, "add_generation_prompt": True}, Budget(PROBE))
+
+    def _compiled(self) -> CodeType:
+        if self._code is None:
+            try:
+                self._code = compiled(self.source, Sandbox(Ledger(), datetime.min))
+            except Exception as error:  # once: a broken one may have taken long
+                self._code = _typed(error)
+        if isinstance(self._code, TemplateError):
+            raise self._code.with_traceback(None)
+        return self._code
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], now: datetime, options: dict[str, Any],
+                budget: Budget | None) -> list[Span]:
+        code = self._compiled()
         ledger = Ledger()
         try:
-            if self._code is None:
-                self._code = compiled(self.source, Sandbox(Ledger(), datetime.min))
             given = [{key: item if key == "role" else marked(item, ledger) for key, item in message.items()} for message in messages]
-            known = {**self._absent, **self._tokens, **marked_values(options, ledger)}
-            ledger.budget = Budget.for_input(len(given), ledger.n_chars)
+            known = {**self._absent, **self._tokens, **{name: marked(value, ledger) for name, value in options.items()}}
+            ledger.budget = budget or Budget.for_input(len(given), ledger.n_chars)
             sandbox = Sandbox(ledger, now)
-            template = jinja2.Template.from_code(sandbox, self._code, sandbox.globals)
-            text = template.render({**known, "messages": given, "add_generation_prompt": add_generation_prompt})
+            template = jinja2.Template.from_code(sandbox, code, sandbox.globals)
+            text = template.render({**known, "messages": given})
             spans = merged(ledger.spans("".join((text,))))
-        except TemplateError:
-            raise
-        except RecursionError:
-            raise TemplateError("chat template: nested or recursive beyond the interpreter's limit") from None
-        except jinja2.TemplateSyntaxError as error:
-            raise TemplateError(f"chat template, line {error.lineno}: {said(error.message or '')}") from None
         except (Exception, MemoryError) as error:
-            raise TemplateError(f"chat template: {said(str(error)) or type(error).__name__}") from None
+            raise _typed(error) from None
         _check_text(spans)
         return spans
 
 
-def marked_values(options: Mapping[str, Any], ledger: Ledger) -> dict[str, Any]:
-    """The names of options are the program's, their values anybody's."""
-    return {name: marked(value, ledger) for name, value in options.items()}
+def _typed(error: BaseException) -> TemplateError:
+    if isinstance(error, TemplateError):
+        return error
+    if isinstance(error, RecursionError):
+        return TemplateError("chat template: nested or recursive beyond the interpreter's limit")
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        return TemplateError(f"chat template, line {error.lineno}: {said(error.message or '')}")
+    return TemplateError(f"chat template: {said(str(error)) or type(error).__name__}")
 
 
 def _check_text(spans: list[Span]) -> None:

@@ -276,7 +276,7 @@ def _filter(func: Callable[..., Any]) -> Callable[..., Any]:
     @jinja2.pass_context
     def call(context: Any, /, *args: Any, **kwargs: Any) -> Any:
         sandbox = context.environment
-        sandbox.spend(2)
+        sandbox.spend(2 + len(args) + len(kwargs))
         return func(sandbox, context, *args, **kwargs) if wants_context else func(sandbox, *args, **kwargs)
 
     return call
@@ -324,7 +324,7 @@ def _compared(op: str) -> Callable[..., Any]:
 
 def _numeric(name: str) -> Callable[..., Any]:
     """odd, even, divisibleby: `%`, which on a string would format."""
-    func = THEIR_TESTS[name]
+    func: Any = THEIR_TESTS[name]
 
     def run(value: Any, *args: Any) -> Any:
         if any(type(number) not in _NUMBERS for number in (value, *args)):

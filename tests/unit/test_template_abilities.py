@@ -136,6 +136,22 @@ def test_abilities_are_found_once():
         template.abilities.joint = ""  # frozen
 
 
+def test_a_template_is_compiled_and_tried_once(monkeypatch):
+    from polargrid_local import template as module
+
+    n_compiled, n_budgets = [], []
+    compiled, budget = module.compiled, module.Budget
+    monkeypatch.setattr(module, "compiled", lambda *args: n_compiled.append(1) or compiled(*args))
+    monkeypatch.setattr(module, "Budget", lambda work: n_budgets.append(work) or budget(work))
+    for source in "{% if", "nothing", "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}" + TEXT:
+        template = ChatTemplate(source)
+        for _ in range(3):
+            with pytest.raises(TemplateError):
+                template.check()
+    assert len(n_compiled) == 3
+    assert sum(n_budgets) <= 1_000_000  # trying costs no more than a render or two
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 TALK = [("system", " Be. "), ("user", "Hi"), ("assistant", "Yes"), ("user", "Why")]
