@@ -42,6 +42,11 @@ def typed(text: str) -> list[Message]:
     return [{"type": "text", "text": text}]
 
 
+def again(error: TemplateError) -> TemplateError:
+    """The same error, to keep or to raise once more: one that was raised holds on to the frames of whoever saw it."""
+    return TemplateError(error.message, param=error.param, details=error.details)
+
+
 def probe(render: Callable[..., list[Span]]) -> tuple[Abilities, TemplateError | None]:
     """What `render(messages, now=..., **options)` shows. Raises TemplateError when it shows nothing of a user's message. When
     it refuses every conversation tried, nothing is known: the defaults, and why it refused the first."""
@@ -101,7 +106,7 @@ class _Probe:
         try:
             spans = self._render(messages, now=_NOW, **options)
         except TemplateError as error:
-            self._refusal = self._refusal or error
+            self._refusal = self._refusal or again(error)
             return None
         self._ran = True
         return spans

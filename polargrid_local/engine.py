@@ -62,7 +62,8 @@ class _Settings:
         this engine loads. `device` auto | cpu | gpu; `n_gpu_layers` -1 = all; `n_ctx` tokens per stream, 0 = the model's
         own; `max_streams` run at once, `max_queue` more wait; `n_threads` 0 = what this process may use; `cache_type`
         f16 | q8_0; `prefix_cache_bytes` -1 = a share of free memory; `lora` paths or (path, scale); `content_filter`
-        phrases or callable(text) -> bool; `chat_template` replaces the model's; `on_load_progress(0..1)`."""
+        phrases or callable(text) -> bool; `chat_template` (Jinja source, or a name such as "chatml") replaces the model's;
+        `on_load_progress(0..1)`."""
         choices = {"device": ("auto", "cpu", "gpu"), "cache_type": ("f16", "q8_0")}
         limits = {
             "n_gpu_layers": (-1, 10_000), "n_ctx": (0, 2**30), "max_streams": (1, 256), "max_queue": (0, 65_536),

@@ -67,7 +67,7 @@ def _search(n: int, m: int) -> int:
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """The environment of one render: it holds that render's ledger, and with it the budget. `now`: what the template is told."""
+    """The environment of one render: it holds that render's ledger, and with it the budget. `now` is what strftime_now tells."""
 
     code_generator_class = Generator
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
@@ -83,6 +83,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.tests = TESTS
         self.globals = dict(GLOBALS)
         self._depth = 0
+
+    def handle_exception(self, source: str | None = None) -> Any:
+        """As it is: Jinja's rewritten traceback would hold the exception, and with it the callers' frames, in a circle."""
+        raise  # noqa: PLE0704 - Jinja calls this where one is handled
 
     # text out of values
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 
-from .abilities import Abilities, probe
+from .abilities import Abilities, again, probe
 from .budget import PROBE, Budget, said
 from .errors import TemplateError, ValidationError
 from .marked import Ledger, Span, marked, merged
@@ -60,15 +60,15 @@ class ChatTemplate:
                     else:
                         self._absent = absent
             except TemplateError as error:
-                self._abilities = error
+                self._abilities = again(error)
         if isinstance(self._abilities, TemplateError):
-            raise self._abilities.with_traceback(None)
+            raise again(self._abilities)
         return self._abilities
 
     def check(self) -> None:
         """Raises TemplateError for a template that shows no message, or cannot run."""
         if self.abilities and self._refusal is not None:
-            raise self._refusal
+            raise again(self._refusal)
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, now: datetime, add_generation_prompt: bool = True,
                **options: Any) -> list[Span]:
@@ -86,9 +86,9 @@ class ChatTemplate:
             try:
                 self._code = compiled(self.source, Sandbox(Ledger(), datetime.min))
             except Exception as error:  # once: a broken one may have taken long
-                self._code = _typed(error)
+                self._code = again(_typed(error))
         if isinstance(self._code, TemplateError):
-            raise self._code.with_traceback(None)
+            raise again(self._code)
         return self._code
 
     def _render(self, messages: Sequence[Mapping[str, Any]], now: datetime, options: dict[str, Any],
@@ -96,7 +96,8 @@ class ChatTemplate:
         code = self._compiled()
         ledger = Ledger()
         try:
-            given = [{key: item if key == "role" else marked(item, ledger) for key, item in message.items()} for message in messages]
+            given = [{key: item if key == "role" else marked(item, ledger) for key, item in message.items()}
+                     for message in messages]
             known = {**self._absent, **self._tokens, **{name: marked(value, ledger) for name, value in options.items()}}
             ledger.budget = budget or Budget.for_input(len(given), ledger.n_chars)
             sandbox = Sandbox(ledger, now)

@@ -31,7 +31,7 @@ _WIDE_DATE = re.compile(r"%[^A-Za-z%]*\d")  # an extension of the C library: a w
 @jinja2.pass_environment
 def _range(sandbox: Sandbox, *args: int) -> range:
     numbers = range(*args)
-    if not -MAX_ITEMS <= numbers.start <= MAX_ITEMS or not -MAX_ITEMS <= numbers.stop <= MAX_ITEMS or len(numbers) > MAX_ITEMS:
+    if max(abs(numbers.start), abs(numbers.stop), len(numbers)) > MAX_ITEMS:
         raise too_much(f"a range beyond {MAX_ITEMS}", MAX_ITEMS)
     return numbers
 
@@ -179,7 +179,8 @@ def _join(sandbox: Sandbox, items: Any, d: Any = "", attribute: Any = None) -> s
 
 
 def _replace(sandbox: Sandbox, value: Any, old: Any, new: Any, count: int | None = None) -> Any:
-    return sandbox.text_call(sandbox.shown(value), "replace", sandbox.shown(old), sandbox.shown(new), -1 if count is None else count)
+    count = -1 if count is None else count
+    return sandbox.text_call(sandbox.shown(value), "replace", sandbox.shown(old), sandbox.shown(new), count)
 
 
 def _format(sandbox: Sandbox, value: Any, *args: Any, **kwargs: Any) -> str:

@@ -1,6 +1,9 @@
 """Whatever a template can take, nothing that was said is lost: messages are passed as it shows them, or refused."""
 
+import contextlib
+import gc
 import logging
+import weakref
 from datetime import datetime
 
 import pytest
@@ -258,3 +261,24 @@ def test_what_is_not_text_is_a_typed_error(source, content):
 
 def test_a_nul_of_the_users_is_the_users():
     assert ChatTemplate(TEXT).render([{"role": "user", "content": "a\0b"}], now=NOW)[1] == ("a\0b", False)
+
+
+def test_a_kept_error_keeps_nothing_else():
+    """Frames in a kept traceback would hold streams that their readers have dropped."""
+    class Held:
+        pass
+
+    def use(template):
+        held = Held()
+        with contextlib.suppress(TemplateError):
+            template.check()
+        return weakref.ref(held)
+
+    gc.disable()
+    try:
+        for source in TEXT, "chatml", "nothing", "{% if", "{{ 1 // 0 }}":
+            template = ChatTemplate(source)
+            assert use(template)() is None
+            assert use(template)() is None
+    finally:
+        gc.enable()
