@@ -40,7 +40,7 @@ class _Settings:
         """`model`: catalogue name or alias, or a path to a .gguf; None = load one later. The options hold for every model
         this engine loads; an unknown name and a value out of range are ValidationErrors. Beside those of the table:
         `models_dir` where model files lie; `lora` adapters, each a path or (path, scale); `content_filter` phrases or
-        callable(text) -> bool; `chat_template` replaces the model's; `on_load_progress(0..1)`."""
+        callable(text) -> bool; `chat_template` (Jinja source, or a name such as "chatml") replaces the model's; `on_load_progress(0..1)`."""
         given: dict[str, Any] = dict(options)
         own = {name: given.pop(name, None) for name in EngineKeywords.__annotations__ if name not in EngineOptions.model_fields}
         native = EngineOptions.of(given).model_dump()

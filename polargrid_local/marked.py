@@ -16,19 +16,27 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from .budget import Budget
 from .errors import TemplateError
 
 _FIRST, _LAST = 0x40000, 0xDFFFF  # planes 4 to 13: no character has ever been assigned there
 _STAND_IN = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
 
+_PIECE_CHARS = 32  # what a piece and its Text take beside the characters
+
 Span = tuple[str, bool]  # text, trusted
 
 
 class Ledger:
-    """The user's pieces of one prompt, in the order of their stand-ins."""
+    """The user's pieces of one prompt, in the order of their stand-ins. What is done to them is paid out of `budget`."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget | None = None) -> None:
+        self.budget = budget or Budget()
         self._pieces: list[str] = []
+
+    @property
+    def n_chars(self) -> int:
+        return sum(map(len, self._pieces))
 
     def mark(self, text: str) -> str:
         """User text as a string to give to a template."""
@@ -37,13 +45,16 @@ class Ledger:
     def _stand_in(self, text: str) -> str:
         if len(self._pieces) > _LAST - _FIRST:
             raise TemplateError("the chat template cuts its input into too many pieces")
+        self.budget.make(len(text) + _PIECE_CHARS)
         self._pieces.append(text)
         return chr(_FIRST + len(self._pieces) - 1)
 
     def spans(self, text: str) -> Iterator[Span]:
         """Template text (trusted) and user text (not), in order; pieces as they were marked or cut."""
         raw, at = _raw(text), 0
+        self.budget.read(len(raw))
         for match in _STAND_IN.finditer(raw):
+            self.budget.spend(1)
             index = ord(match[0]) - _FIRST
             if index >= len(self._pieces):
                 continue  # the template's own character
@@ -55,7 +66,11 @@ class Ledger:
             yield raw[at:], True
 
     def plain(self, text: str) -> str:
-        return "".join(part for part, _ in self.spans(text))
+        if str.__len__(text) == 1 and 0 <= ord(_raw(text)) - _FIRST < len(self._pieces):
+            return self._pieces[ord(_raw(text)) - _FIRST]  # the usual case: one piece, not copied
+        parts = [part for part, _ in self.spans(text)]
+        self.budget.make(sum(map(len, parts)))
+        return "".join(parts)
 
     def build(self, spans: Iterable[Span]) -> str:
         raw = "".join(text if trusted else self._stand_in(text) for text, trusted in spans if text)
@@ -91,6 +106,11 @@ def _raw(text: str) -> str:
     return str.__str__(text)
 
 
+def plain_of(text: str) -> str:
+    """The text that any string stands for."""
+    return text._plain() if isinstance(text, Text) else text
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Text):
         return value._plain()
@@ -100,17 +120,23 @@ def _plain(value: Any) -> Any:
 class Text(str):
     """Template text and stand-ins. Private to a render: never leaves it."""
 
+    __slots__ = ("_known", "_ledger")
+
     _ledger: Ledger
+    _known: str | None  # the plain text, once somebody has asked
 
     def __new__(cls, raw: str, ledger: Ledger | None = None) -> Text:
         if ledger is None:  # some library builds one: without a ledger it is a plain string, its stand-ins still marked
             return str.__new__(str, raw)  # type: ignore[return-value]
         text = super().__new__(cls, raw)
         text._ledger = ledger
+        text._known = None
         return text
 
     def _plain(self) -> str:
-        return self._ledger.plain(self)
+        if self._known is None:
+            self._known = self._ledger.plain(self)
+        return self._known
 
     def _cuts(self, bounds: Iterable[tuple[int, int]]) -> list[str]:
         """The plain text's [start:stop] for each of the bounds, marks kept; in one pass, so the bounds must ascend."""
@@ -132,6 +158,8 @@ class Text(str):
         return out
 
     def _cut(self, start: int, stop: int) -> str:
+        if start <= 0 and stop >= len(self):
+            return self
         return self._cuts([(start, stop)])[0]
 
     def __str__(self) -> str:
@@ -171,6 +199,9 @@ class Text(str):
     def __len__(self) -> int:
         return len(self._plain())
 
+    def __bool__(self) -> bool:
+        return str.__len__(self) > 0  # no stand-in stands for nothing
+
     def __iter__(self) -> Iterator[str]:
         for text, trusted in self._ledger.spans(self):
             for char in text:
@@ -180,7 +211,11 @@ class Text(str):
         size = len(self)
         if isinstance(key, slice):
             start, stop, step = key.indices(size)
-            return self._cut(start, stop) if step == 1 else joined(list(self)[key])
+            if step == 1:
+                return self._cut(start, stop)
+            self._ledger.budget.items(20 * size)
+            chars = [(char, trusted) for text, trusted in self._ledger.spans(self) for char in text]
+            return self._ledger.build(merged(chars[key]))
         index = range(size)[key]
         return self._cut(index, index + 1)
 
@@ -196,7 +231,13 @@ class Text(str):
     __rmul__ = __mul__
 
     def __mod__(self, args: Any) -> str:
-        return Text(_raw(self) % args, self._ledger)
+        raise TypeError("user text is not a format")
+
+    def format(self, *args: Any, **kwargs: Any) -> str:
+        """Python's own would reach any attribute that the format names. The sandbox formats, under its guard."""
+        raise TypeError("user text is not a format")
+
+    format_map = format  # type: ignore[assignment]
 
     # cutting
 
@@ -300,10 +341,12 @@ for _kind, _names in (
     (_ask, "startswith endswith find rfind index rindex count isalnum isalpha isascii isdecimal isdigit isidentifier "
            "islower isnumeric isprintable isspace istitle isupper"),
     (_each, "upper lower swapcase casefold"),
-    (_change, "capitalize title center ljust rjust zfill expandtabs translate format format_map"),
+    (_change, "capitalize title center ljust rjust zfill expandtabs translate"),
 ):
     for _name in _names.split():
-        setattr(Text, _name, _kind(_name))
+        _made = _kind(_name)
+        _made.__name__ = _name
+        setattr(Text, _name, _made)
 
 
 def marked(value: Any, ledger: Ledger) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
+from .abilities import Abilities, typed
 from .errors import ContextLengthError, ValidationError, from_code
 from .template import ChatTemplate
 from .types import (
@@ -74,7 +75,7 @@ def prepare(request: Any, target: Target, *, now: datetime, id: str, seed: int) 
     if isinstance(request, ChatCompletionRequest):
         check_length(texts_of(request.messages), target, "messages")  # rendering takes long for what cannot fit anyway
         options = {} if request.enable_thinking is None else {"enable_thinking": request.enable_thinking}
-        spans = [target.template.render(messages_of(request.messages), now=now, **options)]
+        spans = [target.template.render(messages_of(request.messages, target.template.abilities), now=now, **options)]
         cls: type[Assembler] = ChatAssembler
     else:
         # The prompt of a completion is its caller's own program, as it is remotely: control tokens in it are honoured.
@@ -103,16 +104,31 @@ def chat_of(request: GenerateRequest) -> ChatCompletionRequest:
     return ChatCompletionRequest(messages=[Message(role="user", content=request.prompt)], **fields)
 
 
-def messages_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as chat templates expect them: text only, `developer` is `system`, tool arguments parsed."""
+def messages_of(messages: Sequence[Message], abilities: Abilities = Abilities()) -> list[dict[str, Any]]:  # noqa: B008
+    """Messages as this chat template takes them: `developer` is `system`, tool arguments are parsed."""
     import json
 
-    plain = []
+    plain: list[dict[str, Any]] = []
+    held: list[str] = []  # system texts on their way into the user's next turn
     for message in messages:
+        role = "system" if message.role == "developer" else message.role
         content = message.content
         if isinstance(content, list):
-            content = "\n".join(part.text for part in content if isinstance(part, TextPart))  # images were refused
-        entry: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": content or ""}
+            texts = [part.text for part in content if isinstance(part, TextPart)]  # images were refused
+        else:
+            texts = [] if content is None else [content]
+        if role == "system" and (abilities.system == "folded" or abilities.system == "first" and plain):
+            held += texts
+            continue
+        if role == "user" and held:
+            texts, held = ["\n".join([*held, abilities.joint.join(texts)])], []
+        entry: dict[str, Any] = {"role": role}
+        if content is None and role == "assistant" and abilities.null in ("always", message.tool_calls and "tool calls"):
+            entry["content"] = None
+        elif role in abilities.parts:
+            entry["content"] = [part for text in texts or [""] for part in typed(text)]
+        else:
+            entry["content"] = abilities.joint.join(texts)
         if message.name is not None:
             entry["name"] = message.name
         if message.tool_call_id is not None:
@@ -130,6 +146,9 @@ def messages_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
                               "function": {"name": call.function.name, "arguments": arguments}})
             entry["tool_calls"] = calls
         plain.append(entry)
+    if held:  # no user's turn came
+        text = "\n".join(held)
+        plain.append({"role": "user", "content": typed(text) if "user" in abilities.parts else text})
     return plain
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import threading
@@ -22,6 +23,8 @@ from .store import ResolvedModel, Store
 from .template import ChatTemplate
 from .types import parse_request, plain
 
+_log = logging.getLogger("polargrid_local")
+
 Progress = Callable[[float], Any]
 UNLIMITED = "; unlimited=True tokenizes it all the same"
 
@@ -37,6 +40,8 @@ class Models:
 
     def __init__(self, models_dir: Any, options: dict[str, Any], content_filter: Any, chat_template: str | None,
                  factory: Any) -> None:
+        if chat_template is not None:
+            ChatTemplate(chat_template).check()  # before anything is loaded
         self._store = Store(models_dir)
         self._options, self._content_filter, self._chat_template = options, content_filter, chat_template
         self._factory = factory
@@ -85,8 +90,13 @@ class Models:
         return _load_reply("success", name, force, f"Model {name} loaded successfully")
 
     def _target(self, name: str, info: dict[str, Any]) -> Target:
-        source = self._chat_template or info.get("chat_template") or None
-        template = ChatTemplate(source, bos=info.get("bos_text", ""), eos=info.get("eos_text", ""))
+        tokens = {"bos_token": info.get("bos_text", ""), "eos_token": info.get("eos_text", "")}
+        tokens |= {key: text for key, text in info.get("special_tokens", {}).items() if text}
+        tokens["additional_special_tokens"] = list(info.get("additional_special_tokens", ()))
+        source = self._chat_template if self._chat_template is not None else info.get("chat_template") or None
+        template = ChatTemplate(source, tokens)
+        if template.assumed:
+            _log.warning("%s: the file has no chat template, ChatML is assumed; chat_template=... names another", name)
         return Target(name, info, template, self._content_filter)
 
     def abort(self, name: str | Path) -> None:
@@ -186,7 +196,8 @@ class Models:
             request = parse_request("chat", None, {"messages": messages})
             if not unlimited:
                 check_length(texts_of(request.messages), entry.target, "messages", UNLIMITED)
-            spans = entry.target.template.render(messages_of(request.messages), now=datetime.now().astimezone())
+            template = entry.target.template
+            spans = template.render(messages_of(request.messages, template.abilities), now=datetime.now().astimezone())
         elif isinstance(text, str):
             spans = [(plain(text, "text"), False)]
         else:

@@ -290,7 +290,8 @@ async def test_tokenize_has_a_limit_unless_told_otherwise(engine, path, tmp_path
 
 
 def test_a_chat_that_cannot_fit_is_refused_before_its_template_is_run(open_engine):
-    engine = open_engine(chat_template="{{ raise_exception('rendered') }}")
+    long = "{% if messages[0].content | length > 1000 %}{{ raise_exception('rendered') }}{% endif %}"
+    engine = open_engine(chat_template=long + "{% for message in messages %}{{ message.content }}{% endfor %}")
     half = "x" * (fakes.INFO["n_ctx"] * LONGEST_PIECE_BYTES // 2)
     for content in (half, [{"type": "text", "text": half}]):
         message = {"role": "user", "content": content}

@@ -9,14 +9,20 @@ import polargrid_local
 
 PACKAGE = Path(polargrid_local.__file__).parent
 WORDS = {"types", "errors", "options"}
-PURE = {"template", "marked"}
+PURE = {"template", "marked", "abilities"}
 MAY = {
     "__init__": {"engine", "errors"},
     "errors": set(),
     "types": {"errors"},
     "options": {"errors"},
-    "marked": WORDS,
-    "template": WORDS | {"marked"},
+    "budget": {"errors"},
+    "named_templates": set(),
+    "marked": WORDS | {"budget"},
+    "abilities": WORDS | {"marked", "named_templates"},
+    "template_code": {"budget", "errors"},
+    "template_filters": WORDS | {"budget", "marked", "sandbox"},  # the sandbox as a type only
+    "sandbox": WORDS | {"budget", "marked", "template_code", "template_filters"},
+    "template": WORDS | {"abilities", "budget", "marked", "named_templates", "sandbox", "template_code"},
     "pipeline": WORDS | PURE,
     "shards": set(),
     "file_kind": set(),
@@ -75,7 +81,9 @@ def test_only_the_runtime_touches_the_native_module():
 
 
 def test_pure_modules_read_no_clock_no_file_no_environment():
-    for name in ("pipeline", "marked", "types", "options", "errors", "file_kind"):
+    pure = ("pipeline", "template", "template_code", "template_filters", "sandbox", "abilities", "named_templates", "budget",
+            "marked", "types", "options", "errors", "file_kind")
+    for name in pure:
         imported = {alias.name.partition(".")[0] for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text()))
                     if isinstance(node, ast.Import) for alias in node.names}
         assert not imported & {"os", "time", "socket", "threading", "asyncio", "random", "secrets", "pathlib"}, name

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polargrid_local import template as module
+from polargrid_local import template_code as module
 from polargrid_local.errors import TemplateError
-from polargrid_local.template import CHATML, ChatTemplate
+from polargrid_local.named_templates import CHATML
+from polargrid_local.template import ChatTemplate
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 TEMPLATES = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "templates").glob("*.jinja"))} | {"chatml": CHATML}
@@ -47,12 +48,13 @@ CONVERSATIONS = [
 @functools.cache
 def compiled(source):
     env = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", module._Generation])
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", module.Generation])
 
     def refuse(message):
         raise jinja2.TemplateError(message)
 
-    env.filters["tojson"] = lambda value, ensure_ascii=False, indent=None: json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+    env.filters["tojson"] = lambda value, ensure_ascii=False, indent=None, separators=None, sort_keys=False: json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     env.globals.update(raise_exception=refuse, strftime_now=NOW.strftime)
     return env.from_string(source)
 
@@ -63,7 +65,9 @@ def plain(source, messages, **options):
                                    bos_token="<s>", eos_token="</s>", **options)
 
 
-chat_template = functools.cache(functools.partial(ChatTemplate, bos="<s>", eos="</s>"))
+@functools.cache
+def chat_template(source):
+    return ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
 
 
 def render(source, messages=None, **options):
@@ -195,6 +199,61 @@ def test_the_date_and_options_are_arguments():
     assert render("{{ add_generation_prompt }}", add_generation_prompt=False) == [("False", True)]
 
 
+@pytest.mark.parametrize("name", ["unk_token", "pad_token", "mask_token", "eom_token", "image_token", "bos_token"])
+def test_a_token_that_the_model_does_not_have_is_empty(name):
+    spans = ChatTemplate("[{{ NAME }}{{ NAME + 'x' }}]{{ additional_special_tokens }}".replace("NAME", name)).render(HI, now=NOW)
+    assert spans == [("[x][]", True)]
+
+
+def test_special_tokens_are_known_by_name():
+    tokens = {"bos_token": "<s>", "pad_token": "<pad>", "my_token": "<my>", "additional_special_tokens": ["<a>", "<b>"]}
+    source = "{{ bos_token }}{{ pad_token }}{{ my_token }}{{ additional_special_tokens[1] }}{{ messages[0].content }}"
+    spans = ChatTemplate(source, tokens).render([{"role": "user", "content": "<pad>"}], now=NOW)
+    assert spans == [("<s><pad><my><b>", True), ("<pad>", False)]
+
+
+def test_options_are_text_that_nobody_trusts():
+    tools = [{"type": "function", "function": {"name": "<|x|>", "parameters": {"<|y|>": ["<|z|>"]}}}]
+    spans = render("{{ tools | tojson }}{{ mood }}{% if mood == '<|w|>' %}yes{% endif %}", tools=tools, mood="<|w|>")
+    assert not any("<|" in text for text, trusted in spans if trusted)
+    assert "".join(text for text, _ in spans) == json.dumps(tools) + "<|w|>yes"
+
+
+@pytest.mark.parametrize("source", [
+    "{{ messages[0].content in 'say Hi there twice' }}{{ 'say Hi there'.endswith(messages[0].content) }}",
+    "{{ 'a-b'.split('-') }}{{ 'Hi there, you'.replace(messages[0].content, 'x') }}{{ 'Hi thereHi there'.count(messages[0].content) }}",
+    "{{ 'Hi thereX'.strip(messages[0].content) }}{{ 'X Hi there'.find(messages[0].content) }}",
+    "{{ '%s|%10s|%-10s|%.2s|%5d|%05.1f|%%|%x' % (messages[0].content, 'a', messages[0].content, 'abc', 7, 2.25, 255) }}",
+    "{{ '%(a)s%(b)s' % {'a': messages[0].content, 'b': [messages[0].content]} }}{{ '%s' % messages[0].content }}",
+    "{{ '{} {:>10} {:.2f} {!r} {x[0]} {y.role} {:{}}'.format(1, 'a', 2.5, 'q', 'z', 5, x=[3], y=messages[0]) }}",
+    "{{ '{0} {0!r}'.format(messages[0].content) }}{{ '{:>12}'.format(messages[0].content) }}",
+    "{{ messages[0].content[::-1] }}{{ messages[0].content[1:6:2] }}{{ messages[0].content | reverse }}",
+    "{{ messages[0].content | title }}|{{ messages[0].content | center(20) }}|{{ messages[0].content | truncate(5, true) }}",
+    "{{ messages[0].content | e }}{{ '<&\\'>' | escape }}{{ messages[0].content | safe }}{{ messages[0].content | int(7) }}",
+    "{{ [3, 1, 2] | sort }}{{ ['b', 'A'] | sort }}{{ {'b': 1, 'A': 2} | dictsort }}{{ [1, 1, 2] | unique | list }}{{ [2, 3] | max }}",
+    "{{ messages | map(attribute='role') | list }}{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+    "{{ ['a', 'b'] | map('upper') | join('-') }}{{ [1, 2, 3] | select('odd') | list }}{{ [0, 1] | reject | list }}",
+    "{{ (messages | groupby('role'))[0].grouper }}{{ [1, 2, 3] | batch(2, 0) | list }}{{ [1, 2, 3] | slice(2) | list }}",
+    "{{ [1, 2] | sum }}{{ [[1], [2]] | sum(start=[]) }}{{ messages | sum('content.x', 0) if false else '' }}{{ 2.567 | round(1) }}",
+    "{% if [] | select %}lazy is true{% endif %}{% for k, v in {'a': 1} | items %}{{ k }}{{ v }}{% endfor %}{{ 1 < 2 < 3 }}{{ 3 > 2 > 2 }}",
+    "{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}{{ c.current }}{% set j = joiner(', ') %}{{ j() }}x{{ j() }}y",
+    "{% for x in [1, [2, [3]]] recursive %}{{ loop(x) if x is not number else x }}{{ loop.depth }}{% endfor %}",
+    "{% for x in [1, 2, 3] if x != 2 %}{{ loop.length }}{{ loop.last }}{{ loop.previtem }}{{ loop.cycle('a', 'b') }}{% endfor %}",
+    "{% macro m(a, b=2) %}{{ a }}{{ b }}{{ caller() if caller }}{{ kwargs }}{% endmacro %}{{ m(1, c=3) }}{% call m(1) %}in{% endcall %}",
+    "{{ messages[0]['content'][0] }}{{ messages[0].get('none', 'd') }}{{ messages[-1].role }}{{ messages[0].items() | list | length }}",
+    "{{ 7 // 2 }}{{ 7 % 4 }}{{ 2 ** 10 }}{{ 7 / 2 }}{{ -7 }}{{ 'a' * 3 }}{{ [1] * 2 + [3] }}{{ (1, 2) + (3,) }}{{ 1.5e3 }}{{ none }}{{ true }}",
+    "{{ 'aXbXc'.rsplit('X', 1) }}{{ 'a b'.split() }}{{ 'x'.join(['1', '2']) }}{{ 'a\nb'.splitlines() }}{{ 'ab'.partition('b') }}",
+    "{{ {'a': [1, {'b': none}]} | tojson(indent=2) }}{{ messages | tojson }}{{ [1] | tojson(separators=(',', ':')) }}",
+    "{{ 'a' is lower }}{{ 4 is even }}{{ 4 is divisibleby(2) }}{{ 1 is in [1] }}{{ messages is sequence }}{{ 'x' is eq 'x' }}{{ range(3) | list }}",
+    "{% set a, b = (1, 2) %}{{ b }}{% with x = 1 %}{{ x }}{% endwith %}{% set ns = namespace(v=[]) %}{% set ns.v = ns.v + [a] %}{{ ns.v }}",
+    "{% block here %}{{ messages[0].content }}{% endblock %}{% raw %}{{ raw }}{% endraw %}{{ dict(a=1) }}{{ dict([('k', 2)]) }}",
+    "{{ messages[0].content | attr('nothing') is defined }}{{ 'abc' | first }}{{ [1, 2] | last }}{{ messages[0].content | list | first }}",
+])
+def test_what_templates_do_is_what_jinja_does(source):
+    spans = render(source)
+    assert "".join(text for text, _ in spans) == plain(source, HI)
+
+
 def test_without_a_template_it_is_chatml():
     assert "".join(text for text, _ in render(None)) == "<|im_start|>user\nHi there<|im_end|>\n<|im_start|>assistant\n"
 
@@ -249,9 +308,35 @@ def test_a_bomb_is_defused(source):
     "{% for i in range(99999) %}{{ range(99999) | sum }}{% endfor %}",
     "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
 ])
-def test_an_endless_template_meets_its_deadline(source, monkeypatch):
-    monkeypatch.setattr(module, "DEADLINE_S", 0.05)
-    assert "still running" in refused(source)
+def test_an_endless_template_runs_out_of_work(source):
+    assert "more work" in refused(source)
+
+
+def test_the_budget_grows_with_honest_input():
+    """This one looks back through the conversation at every message, as Gemma 4's does."""
+    source = ("{% for m in messages %}{% set ns = namespace(found=false) %}{% for j in range(loop.index0 - 1, -1, -1) %}"
+              "{% if not ns.found %}{% if messages[j]['role'] == 'tool' %}{% set ns.found = true %}{% endif %}{% endif %}"
+              "{% endfor %}{{ m.content }}{% endfor %}")
+    spans = render(source, HI * 800)
+    assert spans == [("Hi there" * 800, False)]
+    assert "more work" in refused(source.replace("loop.index0 - 1, -1, -1", "90000").replace("[j]", "[0]"), HI)
+
+
+@pytest.mark.skipif(not ZOO, reason="no llama.cpp source tree: build from source, or set PGL_LLAMA_CPP_DIR")
+def test_long_conversations_render_in_every_model_family():
+    messages = [{"role": ("user", "assistant")[i % 2], "content": f"This is message {i}. " * 10} for i in range(801)]
+    n_done = 0
+    for path in ZOO:
+        source = path.read_text(encoding="utf-8")
+        try:
+            chat_template(source).render(messages[:1], now=NOW)
+            chat_template(source).render(messages[:3], now=NOW)
+        except TemplateError:
+            continue
+        spans = render(source, messages)
+        assert "This is message 800." in "".join(user(spans))
+        n_done += 1
+    assert n_done > 40
 
 
 @pytest.mark.parametrize("source", [
@@ -272,6 +357,12 @@ def test_what_a_template_may_not_do(source):
 
 def test_a_template_may_refuse_a_conversation():
     assert "roles must alternate" in refused("{{ raise_exception('roles must alternate') }}")
+    assert refused("{{ raise_exception('no ' ~ messages[0].content) }}") == "chat template: no …"  # no user text in errors
+
+
+@pytest.mark.parametrize("form", ["%Y-%m-%d", "", "%d %b %Y %H:%M:%S %A %B %j %p %%", "today is 2026"])
+def test_a_date_in_any_format(form):
+    assert "".join(text for text, _ in render("{{ strftime_now(form) }}", form=form)) == NOW.strftime(form)
 
 
 def test_the_source_is_bounded():

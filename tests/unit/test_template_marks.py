@@ -62,6 +62,15 @@ def test_an_operation_does_what_it_does_to_plain_text(name, arguments):
     check()
 
 
+def test_every_method_of_str_is_our_own():
+    """What is inherited would see stand-ins, or format with what a stranger wrote."""
+    assert [name for name in dir(str) if not name.startswith("_") and name != "maketrans" and name not in vars(Text)] == []
+    text = marked("{0.__class__} %s", Ledger())
+    for use in (lambda: text.format(1), lambda: text.format_map({"0": 1}), lambda: text % 1):
+        with pytest.raises(TypeError, match="not a format"):
+            use()
+
+
 @settings(deadline=None)
 @given(SPANS)
 def test_marks_are_exact_and_survive_joining(spans):
