@@ -158,8 +158,8 @@ private:
         out_.n_ctx_train = static_cast<int32_t>(count(key("context_length"), 1, 1u << 24, runs));
         const auto n_embd = count(key("embedding_length"), 1, 1u << 20, runs);
         out_.n_embd = static_cast<int32_t>(n_embd);
-        count(key("pooling_type"), 0, 4);
-        count(key("classifier.pooling_type"), 0, 4);
+        out_.pooling = pooling("pooling_type");
+        pooling("classifier.pooling_type");
         if (const auto scaling = file_.string(key("rope.scaling.type"))) {
             if (*scaling != "none" && *scaling != "linear" && *scaling != "yarn" && *scaling != "longrope") {
                 refuse("key", key("rope.scaling.type"), std::string(*scaling), "none, linear, yarn, longrope");
@@ -170,6 +170,12 @@ private:
             heads(n_layer, n_embd);
             windows(n_layer);
         }
+    }
+
+    // llama.cpp itself writes its "unspecified", -1, where a model has none.
+    int32_t pooling(std::string_view name) const {
+        const auto value = file_.u32(key(name));
+        return !value || *value == UINT32_MAX ? -1 : static_cast<int32_t>(count(key(name), 0, 4));
     }
 
     void experts(uint32_t n_layer) {
@@ -285,9 +291,9 @@ private:
             if (value.type != Type::f32 || value.key.substr(0, prefix.size()) != prefix) {
                 continue;
             }
-            const bool positive = ends_with(value.key, "epsilon") || ends_with(value.key, "freq_base") ||
-                                  ends_with(value.key, "freq_base_swa");
-            const bool factor = ends_with(value.key, "rope.scaling.factor") ||
+            const bool positive = value.key == prefix + "rope.freq_base" || value.key == prefix + "rope.freq_base_swa";
+            // llama.cpp writes 0 for the epsilons that a model does not use.
+            const bool factor = ends_with(value.key, "epsilon") || ends_with(value.key, "rope.scaling.factor") ||
                                 ends_with(value.key, "rope.scale_linear");
             for (uint64_t i = 0; i < value.n; ++i) {
                 const float x = GgufFile::element<float>(value, i);
@@ -337,9 +343,6 @@ private:
     void tasks() {
         const std::string & architecture = out_.architecture;
         const bool causal = file_.boolean(key("attention.causal")).value_or(true);
-        if (file_.u32(key("pooling_type"))) {
-            out_.pooling = static_cast<int32_t>(count(key("pooling_type"), 0, 4));
-        }
         out_.whole_text = !causal || facts::contains(facts::encoders, architecture) ||
                           facts::contains(facts::diffusion, architecture) ||
                           facts::contains(facts::encoder_decoders, architecture);
@@ -370,7 +373,9 @@ private:
         if (!out_.whole_text) {
             out_.tasks.push_back(Task::generate);
         }
-        out_.tasks.push_back(Task::embed);
+        if (!facts::contains(facts::no_embeddings, architecture)) {
+            out_.tasks.push_back(Task::embed);
+        }
     }
 
     void tensors(const GgufFile & file);

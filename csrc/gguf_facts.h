@@ -46,8 +46,13 @@ constexpr std::string_view encoder_decoders[] = {"t5"};
 // Parts of another model (drafters) or of a speech system: nothing that takes a text and gives one.
 constexpr std::string_view parts[] = {"dflash", "eagle3", "gemma4-assistant", "pockettts", "qwen3tts", "wavtokenizer-dec"};
 
-// Whose embedding width is not embedding_length, because layers of their own follow the pooling.
-constexpr std::string_view wide_embeddings[] = {"gemma4-assistant", "lfm2", "lfm2moe", "wavtokenizer-dec"};
+// Whose embedding width is not embedding_length: layers of their own follow the pooling, or the loader computes it.
+constexpr std::string_view wide_embeddings[] = {
+    "deepseek4", "gemma4-assistant", "lfm2", "lfm2moe", "qwen4exp", "wavtokenizer-dec",
+};
+
+// Which read embeddings wider than they compute them, past the tensor's end: they generate only.
+constexpr std::string_view no_embeddings[] = {"deepseek4", "qwen4exp"};
 
 // Whose computation takes layer 0's head counts for all layers; with others it stops at an assertion. Not complete:
 // only architectures known to have no file with differing counts.

@@ -18,7 +18,7 @@ from .errors import (
     EngineClosed, ForkedEngineError, InvalidModelError, NotFoundError, PolarGridError, ServerError, ValidationError,
 )
 from .pipeline import Job, Target, check_length, messages_of, prepare, texts_of
-from .runtime import LoadedModel, system
+from .runtime import LoadedModel, inspect, system
 from .store import ResolvedModel, Store
 from .template import ChatTemplate
 from .types import parse_request, plain
@@ -49,6 +49,7 @@ class Models:
         self._entries: dict[str, Entry] = {}
         self._loading: dict[str, LoadedModel | None] = {}
         self._status: dict[str, str] = {}
+        self._inspected: dict[tuple[Path, int, int], list[str]] = {}  # file, size, time -> tasks
         self._pid = os.getpid()
         self.closed = False
 
@@ -209,11 +210,12 @@ class Models:
     def models(self) -> dict[str, Any]:
         """Loaded models first, then what else is on disk."""
         self._check()
-        rows = {name: _row(name, entry.created) for name, entry in list(self._entries.items())}
+        rows = {name: self._row(name, entry) for name, entry in list(self._entries.items())}
         with contextlib.suppress(ServerError):  # the directory cannot be read: what is loaded answers all the same
             for name, found in self._store.list().items():
                 with contextlib.suppress(NotFoundError):  # a file that has gone since
-                    rows.setdefault(name, _row(name, _created(found)))
+                    if name not in rows:
+                        rows[name] = self._row(name, found)
         return {"object": "list", "data": list(rows.values())}
 
     def get(self, name: str) -> dict[str, Any]:
@@ -222,10 +224,31 @@ class Models:
         _check_name(name)
         entry = self._entries.get(name)
         if entry is not None:
-            return _row(name, entry.created)
+            return self._row(name, entry)
         found = self._store.resolve(name)
-        entry = self._entries.get(found.id)
-        return _row(found.id, entry.created if entry else _created(found))
+        return self._row(found.id, self._entries.get(found.id) or found)
+
+    def _row(self, id: str, model: Entry | ResolvedModel) -> dict[str, Any]:  # noqa: A002
+        """As the remote lists a model; `tasks`, what it can be asked for, is ours."""
+        if isinstance(model, Entry):
+            created, tasks = model.created, model.target.info.get("tasks", [])
+        else:
+            created, tasks = _created(model), self._tasks(model.path)
+        return {
+            "id": id, "object": "model", "created": created, "owned_by": "local", "permission": [], "root": id, "parent": None,
+            "tasks": list(tasks),
+        }
+
+    def _tasks(self, path: Path) -> list[str]:
+        """Of a file that is not loaded, read once as long as it stays the same; none of one that could not be loaded."""
+        try:
+            stat = path.stat()
+            key = (path, stat.st_size, stat.st_mtime_ns)
+            if key not in self._inspected:
+                self._inspected[key] = inspect(path)["tasks"] if self._factory is None else []
+            return self._inspected[key]
+        except (PolarGridError, OSError):
+            return []
 
     def status(self) -> dict[str, Any]:
         self._check()
@@ -241,7 +264,10 @@ class Models:
         return {name: entry.model.stats() for name, entry in list(self._entries.items())}
 
     def info(self, name: str | None) -> dict[str, Any]:
-        return dict(self.find(name).model.info)
+        entry = self.find(name)
+        template = entry.target.template
+        said = f"{template.name} (assumed)" if template.assumed else template.name or "the model's own"
+        return {**entry.model.info, "chat_format": said}
 
     def health(self) -> dict[str, Any]:
         from . import __version__
@@ -329,12 +355,6 @@ class Models:
 def _check_name(name: Any) -> None:
     if not isinstance(name, (str, os.PathLike)):
         raise ValidationError(f"model: must be a name or a path, got {type(name).__name__}", param="model")
-
-
-def _row(id: str, created: int) -> dict[str, Any]:  # noqa: A002
-    return {
-        "id": id, "object": "model", "created": created, "owned_by": "local", "permission": [], "root": id, "parent": None,
-    }
 
 
 def _created(found: ResolvedModel) -> int:
