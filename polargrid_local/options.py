@@ -51,7 +51,7 @@ class EngineOptions(BaseModel):
     mmap: bool = _option(True, "map the model file instead of reading it")
     kernels: bool = _option(True, "this package's own CPU kernels; False: those of llama.cpp")
     prefix_cache_bytes: Whole = _option(
-        -1, "host memory for the beginnings of earlier prompts; -1: a share of what is free", "bytes", low=-1, high=1 << 44
+        -1, "host memory for the beginnings of earlier prompts; -1: as much as the model takes", "bytes", low=-1, high=1 << 44
     )
     check_tensors: bool = _option(False, "read every weight at load and refuse NaN and infinity")
     embeddings: bool = _option(True, "allow embeddings()")
