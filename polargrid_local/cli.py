@@ -155,7 +155,7 @@ def chat(
         with contextlib.ExitStack() as loaded:
             with person.waiting():
                 engine, name = loaded.enter_context(_engine(model, models_dir, **options))
-            note(f"{name}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat")
+            note(f"{name}: /help lists the commands, Ctrl-D ends the chat")
             Chat(person, lambda messages: engine.chat_completion_stream(messages=messages, **sampling), system, form).run()
         return
     with _engine(model, models_dir, **options) as (engine, _):

@@ -182,6 +182,10 @@ Up and Down bring back what was typed, also in earlier chats; Ctrl-R searches it
             self._keys_left = bool(event.key_processor.input_queue)
             event.current_buffer.validate_and_handle()
 
+        @keys.add("tab", filter=typing)  # nothing here completes, and pasted code has them
+        def _(event: KeyPressEvent) -> None:
+            event.current_buffer.insert_text("\t")
+
         @keys.add("c-c", filter=typing)
         def _(event: KeyPressEvent) -> None:
             if event.current_buffer.text:

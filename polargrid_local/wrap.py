@@ -13,7 +13,7 @@ PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"
 PICTURES |= {code: 0xFFFD for code in range(0x80, 0xA0)}
 # Small kana, and the marks that lengthen or repeat: they belong to the character before them.
 CLINGING = frozenset("ぁぃぅぇぉっゃゅょゎゕゖァィゥェォッャュョヮヵヶー々〻ゝゞヽヾ")
-OPENING, CLOSING = {"Ps", "Pi", "Cf"}, {"Pe", "Pf", "Po", "Mn", "Me", "Cf"}
+OPENING, CLOSING = {"Ps", "Pi", "Cf"}, {"Pe", "Pf", "Po", "Mn", "Me", "Cf", "Zs"}
 LONGEST_WORD = 1000  # characters held back, also of such as take no room
 
 
@@ -31,10 +31,10 @@ def may_break(before: str, after: str) -> bool:
 
 
 def _is_ideographic(char: str) -> bool:
-    """Scripts without spaces whose characters are two columns wide. Korean has spaces; emoji are no script."""
+    """Letters and marks of the wide scripts without spaces. Korean has spaces; emoji are no script."""
     if char < "\u2e80" or unicodedata.east_asian_width(char) not in "WF":
         return False
-    return unicodedata.category(char) != "So" and not unicodedata.name(char, "").startswith("HANGUL")
+    return unicodedata.category(char)[0] in "LNPZ" and not unicodedata.name(char, "").startswith("HANGUL")
 
 
 class Wrap:
@@ -57,8 +57,10 @@ class Wrap:
 
     def feed(self, text: str) -> str:
         out = []
-        for char in text.replace("\r\n", "\n").translate(PICTURES):
+        for char in text.translate(PICTURES):
             if char in " \t\n":
+                if char == "\n" and self._word.endswith("␍"):
+                    self._word = self._word[:-1]  # was part of the line break
                 out.append(self._end_word())
                 if char == "\n":
                     out.append("\n")  # without the blanks, which could begin a line of their own
