@@ -151,10 +151,8 @@ def chat(
     sampling = _given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop)
     options = _engine_options(n_ctx, device, n_gpu_layers, threads, kernels)
     if text is None:
-        person = open_prompt()
-        with contextlib.ExitStack() as loaded:
-            with person.waiting():
-                engine, name = loaded.enter_context(_engine(model, models_dir, **options))
+        # The prompt comes first: what is typed or pasted while the model loads is for it.
+        with open_prompt() as person, _engine(model, models_dir, **options) as (engine, name):
             note(f"{name}: /help lists the commands, Ctrl-D ends the chat")
             Chat(person, lambda messages: engine.chat_completion_stream(messages=messages, **sampling), system, form).run()
         return

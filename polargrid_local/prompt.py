@@ -7,7 +7,6 @@ import os
 import re
 import select
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +81,11 @@ class LinePrompt:
         except EOFError:
             return False
 
-    def waiting(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
+    def __enter__(self) -> LinePrompt:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
 
     def _line(self, prompt: str) -> str:
         if sys.stdout.isatty():
@@ -122,11 +124,15 @@ Up and Down bring back what was typed, also in earlier chats; Ctrl-R searches it
         )
         self._session.app.key_processor.after_key_press += self._after_key
         self._typed_ahead = self._keys_left = False
+        self._at_end = contextlib.ExitStack()
 
     def ask(self, offered: str = "") -> str:
         """What was typed; EOFError after Ctrl-D, KeyboardInterrupt after Ctrl-C. `offered` stands there to be edited."""
         self._typed_ahead = self._keys_left or self._can_read(0)
-        return self._session.prompt(ASK, default=offered)
+        try:
+            return self._session.prompt(ASK, default=offered)
+        finally:
+            self._mark_pastes()
 
     def confirm(self, question: str) -> bool:
         from prompt_toolkit import PromptSession
@@ -135,32 +141,34 @@ Up and Down bring back what was typed, also in earlier chats; Ctrl-R searches it
             answer = PromptSession[str](input=self._input, output=self._output).prompt(question)
         except (EOFError, KeyboardInterrupt):
             return False
+        finally:
+            self._mark_pastes()
         return answer.strip().lower() in ("y", "yes")
 
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """While something else writes to the terminal: keys are kept for the next `ask` and not shown, a paste stays one
-        piece, Ctrl-C is a signal."""
-        try:
+    def __enter__(self) -> EditorPrompt:
+        """From here to the end of the chat keys that come between two prompts are kept for the next one and not shown, a
+        paste stays one piece, and Ctrl-C is a signal."""
+        with contextlib.suppress(ImportError):  # Windows keeps keys by itself
             import termios
-        except ImportError:  # Windows keeps keys by itself
-            yield
-            return
-        fd = self._input.fileno()
-        before = termios.tcgetattr(fd)
-        silent = termios.tcgetattr(fd)
-        silent[3] &= ~(termios.ECHO | termios.ICANON)
-        silent[0] &= ~termios.ICRNL
+
+            fd = self._input.fileno()
+            before, silent = termios.tcgetattr(fd), termios.tcgetattr(fd)
+            silent[3] = silent[3] & ~(termios.ECHO | termios.ICANON) | termios.NOFLSH  # Ctrl-C drops nothing that was typed
+            silent[0] &= ~termios.ICRNL
+            self._at_end.callback(termios.tcsetattr, fd, termios.TCSANOW, before)
+            termios.tcsetattr(fd, termios.TCSANOW, silent)
+        self._mark_pastes()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._output.disable_bracketed_paste()
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            self._output.flush()
+        self._at_end.close()
+
+    def _mark_pastes(self) -> None:
         self._output.enable_bracketed_paste()
         self._output.flush()
-        termios.tcsetattr(fd, termios.TCSANOW, silent)
-        try:
-            yield
-        finally:
-            termios.tcsetattr(fd, termios.TCSANOW, before)
-            self._output.disable_bracketed_paste()
-            with contextlib.suppress(OSError):  # the terminal may be gone
-                self._output.flush()
 
     def _keys(self) -> KeyBindings:
         from prompt_toolkit.enums import DEFAULT_BUFFER

@@ -198,9 +198,8 @@ class Chat:
         asked = {"role": "user", "content": text}
         stream, said = None, ""
         try:
-            with self._prompt.waiting():
-                stream = self._open([*system, *self._turns, asked])
-                write_answer(stream, self._form, sys.stdout)
+            stream = self._open([*system, *self._turns, asked])
+            write_answer(stream, self._form, sys.stdout)
             said = stream.text
             if stream.finish_reason == "length":
                 note("[stopped: --max-tokens or the context is used up]")
