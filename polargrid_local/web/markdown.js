@@ -1,9 +1,9 @@
-// Markdown text -> DOM nodes. The parser only finds the structure; every node is made here and all text is set as text,
+// Markdown text -> DOM nodes. The parser (syntax.js) only finds the structure; every node is made here and all text is set as text,
 // so that nothing a model writes becomes markup. Images are shown as links: fetching one tells
 // its host about the chat.
 
-import { lexer } from './vendor/marked.js';
 import { copyButton, el } from './dom.js';
+import { tokensOf } from './syntax.js';
 
 const MAX_CHARS = 200_000; // beyond: plain text
 const MAX_DEPTH = 40; // of nested blocks and spans; deeper levels are shown as their source
@@ -42,7 +42,7 @@ function blocksOf(text) {
   try {
     const thought = /^\s*<think>([\s\S]*?)(<\/think>|$)/.exec(text);
     const rest = thought ? text.slice(thought[0].length) : text;
-    const tokens = lexer(rest, { gfm: true, breaks: true }).filter(({ type }) => type !== 'space' && type !== 'def');
+    const tokens = tokensOf(rest).filter(({ type }) => type !== 'space');
     level(tokens.filter(({ type }) => type === 'heading'));
     return thought?.[1].trim()
       ? [{ type: 'thought', raw: thought[0], text: thought[1].trim(), open: !thought[2] }, ...tokens]
@@ -71,25 +71,23 @@ function render(token, depth) {
         'details',
         { class: 'thought', open: token.open },
         el('summary', {}, 'Reasoning'),
-        el('div', { class: 'plain' }, token.text),
+        plain(token.text),
       );
     case 'paragraph':
-      return el('p', {}, ...inside());
+      return el('p', { dir: 'auto' }, ...inside());
     case 'heading':
       // Those within lists and quotes have no level.
-      return token.level ? el(`h${token.level}`, {}, ...inside()) : el('p', {}, el('strong', {}, ...inside()));
+      return token.level
+        ? el(`h${token.level}`, { dir: 'auto' }, ...inside())
+        : el('p', { dir: 'auto' }, el('strong', {}, ...inside()));
     case 'code':
       return codeBlock(token);
     case 'blockquote':
-      return el('blockquote', {}, ...inside());
+      return el('blockquote', { dir: directionOf(token.raw) }, ...inside());
     case 'list':
-      return el(
-        token.ordered ? 'ol' : 'ul',
-        { start: token.ordered && token.start !== 1 ? token.start : null },
-        ...inside(token.items),
-      );
+      return list(token, depth);
     case 'list_item':
-      return el('li', { class: token.task ? 'task' : null }, ...inside());
+      return el('li', { class: token.task ? 'task' : null, value: token.value }, ...inside());
     case 'checkbox':
       return el('input', {
         type: 'checkbox',
@@ -103,6 +101,12 @@ function render(token, depth) {
       return el('hr');
     case 'br':
       return el('br');
+    case 'math':
+      return el('code', { class: 'math', dir: 'ltr' }, token.raw);
+    case 'formula':
+      return el('div', { class: 'formula', dir: 'ltr' }, el('code', { class: 'math' }, token.raw.trim()));
+    case 'verbatim':
+      return document.createTextNode(token.raw);
     case 'strong':
       return el('strong', {}, ...inside());
     case 'em':
@@ -110,7 +114,7 @@ function render(token, depth) {
     case 'del':
       return el('del', {}, ...inside());
     case 'codespan':
-      return el('code', {}, token.text);
+      return el('code', { dir: 'ltr' }, token.text);
     case 'link':
       return link(token.href, inside(), token.raw);
     case 'image':
@@ -118,11 +122,13 @@ function render(token, depth) {
     case 'escape':
       return document.createTextNode(token.text);
     case 'text':
-      return token.tokens ? el('span', {}, ...inside()) : document.createTextNode(decoded(token.text));
+      return token.tokens ? el('span', { dir: 'auto' }, ...inside()) : document.createTextNode(decoded(token.text));
     case 'plain':
-      return el('div', { class: 'plain' }, token.raw);
+      return plain(token.raw);
     case 'html':
-      return token.block ? el('div', { class: 'plain' }, token.raw.trim()) : document.createTextNode(token.raw);
+      return token.block ? plain(token.raw.trim()) : document.createTextNode(token.raw);
+    case 'def': // also a note or a source that no link refers to
+      return plain(token.raw.trim());
     default:
       return document.createTextNode(token.raw ?? '');
   }
@@ -132,7 +138,7 @@ function codeBlock({ text, lang }) {
   const language = /^[\w+#.-]{1,30}/.exec(lang ?? '')?.[0] ?? '';
   return el(
     'figure',
-    { class: 'code' },
+    { class: 'code', dir: 'ltr' },
     el(
       'figcaption',
       {},
@@ -147,20 +153,63 @@ function codeBlock({ text, lang }) {
   );
 }
 
-function table({ header, rows }, depth) {
-  const row = (cells, tag) =>
+const plain = (text) => el('div', { class: 'plain', dir: 'auto' }, text);
+
+// Numbers as they are written: Markdown goes on from the first, whatever stands before the other items.
+function list(token, depth) {
+  const numbers = token.items.map(({ raw }) => Number(/^\s*(\d{1,9})[.)]/.exec(raw)?.[1]));
+  const counted = numbers.every((number, at) => number === numbers[0] + at) || new Set(numbers).size < numbers.length;
+  return el(
+    token.ordered ? 'ol' : 'ul',
+    { start: token.ordered && token.start !== 1 ? token.start : null, dir: directionOf(token.raw) },
+    ...token.items.map((item, at) =>
+      render(token.ordered && !counted ? { ...item, value: numbers[at] } : item, depth + 1),
+    ),
+  );
+}
+
+function table({ header, rows, raw }, depth) {
+  const cell = (tag, { tokens, align }) =>
+    el(
+      tag,
+      { class: align && `to-${align}` },
+      el('span', { dir: 'auto' }, ...tokens.map((token) => render(token, depth + 1))),
+    );
+  const row = (cells, tag, line = '') =>
     el(
       'tr',
       {},
-      ...cells.map((cell) =>
-        el(tag, { class: cell.align && `to-${cell.align}` }, ...cell.tokens.map((token) => render(token, depth + 1))),
-      ),
+      ...cells.map((one) => cell(tag, one)),
+      ...cellsOf(line) // more of them than the header has: Markdown drops them
+        .slice(header.length)
+        .map((text) => cell(tag, { tokens: [{ type: 'verbatim', raw: text }] })),
     );
+  const lines = raw.split('\n').slice(2);
   return el(
     'div',
     { class: 'table', tabindex: '0', role: 'region', 'aria-label': 'Table' },
-    el('table', {}, el('thead', {}, row(header, 'th')), el('tbody', {}, ...rows.map((cells) => row(cells, 'td')))),
+    el(
+      'table',
+      { dir: directionOf(raw) },
+      el('thead', {}, row(header, 'th')),
+      el('tbody', {}, ...rows.map((cells, at) => row(cells, 'td', lines[at]))),
+    ),
   );
+}
+
+const cellsOf = (line) =>
+  line
+    .trim()
+    .replace(/^\||(?<!\\)\|$/g, '')
+    .split(/(?<!\\)\|/)
+    .map((text) => text.trim());
+
+// The side that lists, tables and quotes begin on: that of most of their letters, as an item may begin with a foreign word.
+function directionOf(text) {
+  const prose = text.slice(0, 20_000).replace(/`[^`]*`|https?:\/\/\S+/g, '');
+  const count = (pattern) => prose.match(pattern)?.length ?? 0;
+  const fromRight = count(/[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}]/gu);
+  return fromRight === 0 ? null : fromRight > count(/\p{L}/gu) - fromRight ? 'rtl' : 'ltr';
 }
 
 function link(href, children, raw) {
