@@ -45,6 +45,28 @@ export class Transcript {
     this.follow();
   }
 
+  /** Brings the screen up to date with a chat that changed elsewhere; what did not change keeps its elements. */
+  sync(chat) {
+    const kept = new Set(chat.messages.map(({ id }) => id));
+    if (!kept.size || !this.#shown.size) {
+      if (kept.size || this.#shown.size) this.show(chat);
+      return;
+    }
+    for (const [id, { article }] of this.#shown) {
+      if (kept.has(id)) continue;
+      article.remove();
+      this.#shown.delete(id);
+    }
+    chat.messages.forEach((message, at) => {
+      const parts = this.#shown.get(message.id);
+      const article = parts?.article ?? this.#add(message);
+      const there = this.#root.children[at];
+      if (there !== article) this.#root.insertBefore(article, there ?? null);
+      if (parts && message.role === 'assistant' && parts.seen !== JSON.stringify(message)) this.#fill(message, parts);
+    });
+    this.#keepUp();
+  }
+
   /** Shows what changed in one message, at most once per frame. */
   update(message) {
     if (!this.#shown.has(message.id)) return;
@@ -67,6 +89,7 @@ export class Transcript {
     if (!article || article.querySelector('form')) return;
     const area = el('textarea', {
       'aria-label': 'Edit the message',
+      dir: 'auto',
       rows: Math.min(12, message.content.split('\n').length + 1),
     });
     area.value = message.content;
@@ -142,7 +165,7 @@ export class Transcript {
 
   #add(message) {
     const mine = message.role === 'user';
-    const body = el('div', { class: mine ? 'bubble' : 'body' });
+    const body = el('div', { class: mine ? 'bubble' : 'body', dir: 'auto' });
     const status = el('div', { class: 'status' });
     const article = el(
       'article',
@@ -167,7 +190,9 @@ export class Transcript {
     return article;
   }
 
-  #fill(message, { article, body, status, footer }) {
+  #fill(message, parts) {
+    const { article, body, status, footer } = parts;
+    parts.seen = JSON.stringify(message);
     article.setAttribute('aria-busy', String(Boolean(message.state)));
     showMarkdown(body, message.content);
     status.replaceChildren(...this.#statusOf(message));
@@ -212,13 +237,14 @@ export class Transcript {
           progress,
         ),
       ];
+    if (state === 'elsewhere') return [waiting('Another tab is writing this answer')];
     if (state === 'writing') return [el('small', { class: 'figures' }, `${tokens(live)}${speed(live)}`)];
     const why = {
       stopped: 'You stopped this answer.',
-      interrupted: 'This answer was interrupted.',
+      interrupted: 'This answer was interrupted.', // stored without an end, and nobody writes it
       content_filter: 'The content filter ended this answer.',
       length: 'The answer was cut: it reached the longest length set, or the end of what the model can hold.',
-    }[finish];
+    }[finish ?? 'interrupted'];
     return why ? [el('small', { class: 'why' }, why)] : [];
   }
 }
