@@ -74,16 +74,16 @@ function render(token, depth) {
         plain(token.text),
       );
     case 'paragraph':
-      return el('p', { dir: 'auto' }, ...inside());
+      return el('p', { dir: directionOf(token) }, ...inside());
     case 'heading':
       // Those within lists and quotes have no level.
       return token.level
-        ? el(`h${token.level}`, { dir: 'auto' }, ...inside())
-        : el('p', { dir: 'auto' }, el('strong', {}, ...inside()));
+        ? el(`h${token.level}`, { dir: directionOf(token) }, ...inside())
+        : el('p', { dir: directionOf(token) }, el('strong', {}, ...inside()));
     case 'code':
       return codeBlock(token);
     case 'blockquote':
-      return el('blockquote', { dir: directionOf(token.raw) }, ...inside());
+      return el('blockquote', { dir: sideOf(token) }, ...inside());
     case 'list':
       return list(token, depth);
     case 'list_item':
@@ -122,7 +122,7 @@ function render(token, depth) {
     case 'escape':
       return document.createTextNode(token.text);
     case 'text':
-      return token.tokens ? el('span', { dir: 'auto' }, ...inside()) : document.createTextNode(decoded(token.text));
+      return token.tokens ? el('span', { dir: directionOf(token) }, ...inside()) : document.createTextNode(decoded(token.text));
     case 'plain':
       return plain(token.raw);
     case 'html':
@@ -161,19 +161,20 @@ function list(token, depth) {
   const counted = numbers.every((number, at) => number === numbers[0] + at) || new Set(numbers).size < numbers.length;
   return el(
     token.ordered ? 'ol' : 'ul',
-    { start: token.ordered && token.start !== 1 ? token.start : null, dir: directionOf(token.raw) },
+    { start: token.ordered && token.start !== 1 ? token.start : null, dir: sideOf(token) },
     ...token.items.map((item, at) =>
       render(token.ordered && !counted ? { ...item, value: numbers[at] } : item, depth + 1),
     ),
   );
 }
 
-function table({ header, rows, raw }, depth) {
+function table(token, depth) {
+  const { header, rows, raw } = token;
   const cell = (tag, { tokens, align }) =>
     el(
       tag,
       { class: align && `to-${align}` },
-      el('span', { dir: 'auto' }, ...tokens.map((token) => render(token, depth + 1))),
+      el('span', { dir: directionOf({ tokens }) }, ...tokens.map((token) => render(token, depth + 1))),
     );
   const row = (cells, tag, line = '') =>
     el(
@@ -187,10 +188,10 @@ function table({ header, rows, raw }, depth) {
   const lines = raw.split('\n').slice(2);
   return el(
     'div',
-    { class: 'table', tabindex: '0', role: 'region', 'aria-label': 'Table' },
+    { class: 'table', dir: sideOf(token), tabindex: '0', role: 'region', 'aria-label': 'Table' },
     el(
       'table',
-      { dir: directionOf(raw) },
+      {},
       el('thead', {}, row(header, 'th')),
       el('tbody', {}, ...rows.map((cells, at) => row(cells, 'td', lines[at]))),
     ),
@@ -204,13 +205,32 @@ const cellsOf = (line) =>
     .split(/(?<!\\)\|/)
     .map((text) => text.trim());
 
-// The side that lists, tables and quotes begin on: that of most of their letters, as an item may begin with a foreign word.
-function directionOf(text) {
-  const prose = text.slice(0, 20_000).replace(/`[^`]*`|https?:\/\/\S+/g, '');
-  const count = (pattern) => prose.match(pattern)?.length ?? 0;
-  const fromRight = count(/[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}]/gu);
-  return fromRight === 0 ? null : fromRight > count(/\p{L}/gu) - fromRight ? 'rtl' : 'ltr';
+const FROM_RIGHT = '\\p{Script=Hebrew}\\p{Script=Arabic}\\p{Script=Syriac}\\p{Script=Thaana}\\p{Script=Nko}';
+const FIRST_FROM_RIGHT = new RegExp(`^[^\\p{L}]*[${FROM_RIGHT}]`, 'u');
+const WORD_FROM_RIGHT = new RegExp(`[${FROM_RIGHT}][\\p{L}\\p{M}]*`, 'gu');
+
+// The words of a block, without code, formulas and addresses.
+function proseOf(token) {
+  const parts = token.tokens ?? token.items ?? (token.rows && [...token.header, ...token.rows.flat()]);
+  if (parts) return parts.map(proseOf).join(token.items || token.rows ? '\n' : '');
+  return { text: token.text, escape: token.text, br: '\n' }[token.type] ?? ' ';
 }
+
+function isMostlyFromRight(text) {
+  const fromRight = text.match(WORD_FROM_RIGHT)?.length ?? 0;
+  return fromRight > 0 && 2 * fromRight >= text.match(/\p{L}[\p{L}\p{M}]*/gu).length;
+}
+
+// The direction of a paragraph: that of its first letter, unless it is a text from right to left that begins with a foreign
+// word. Where lines differ, each goes by itself.
+function directionOf(token) {
+  const lines = proseOf(token).split('\n').filter((line) => /\p{L}/u.test(line));
+  const odd = lines.some((line) => !FIRST_FROM_RIGHT.test(line));
+  return lines.length && odd && lines.every(isMostlyFromRight) ? 'rtl' : 'auto';
+}
+
+// The side that a list, a table or a quote begins on.
+const sideOf = (token) => (isMostlyFromRight(proseOf(token)) ? 'rtl' : 'ltr');
 
 function link(href, children, raw) {
   let url = null;
