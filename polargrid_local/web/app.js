@@ -11,7 +11,7 @@ import { Settings } from './settings.js';
 import { Sidebar } from './sidebar.js';
 import { Transcript } from './transcript.js';
 
-const SAVE_EVERY_MS = 2000;
+const SAVE_EVERY_MS = 1000;
 
 const settings = new Settings();
 let client = makeClient();
@@ -78,8 +78,9 @@ function submit(text) {
 
 function edit(message, text) {
   answers.get(chat.id)?.stop();
-  chat.messages.length = chat.messages.indexOf(message);
-  chat.messages.push(newMessage('user', text.trim())); // a message of its own: another tab may edit the old one, too
+  // It becomes a message of its own: another tab may edit the old one, too, or have replaced it.
+  if (chat.messages.includes(message)) chat.messages.length = chat.messages.indexOf(message);
+  chat.messages.push(newMessage('user', text.trim()));
   answer(chat);
 }
 
@@ -101,16 +102,17 @@ async function answer(asked) {
   if (asked === chat) transcript.show(asked);
   showChats();
   announce('The answer has begun');
-  let saved = 0;
+  let later = 0;
   await store.hold(message, async () => {
     save(asked);
     await running.run(client, models, settings.sampling, () => {
       transcript.update(message);
-      if (Date.now() - saved > SAVE_EVERY_MS) {
-        saved = Date.now();
+      later ||= setTimeout(() => {
+        later = 0;
         save(asked);
-      }
+      }, SAVE_EVERY_MS);
     });
+    clearTimeout(later);
     if (answers.get(asked.id) === running) answers.delete(asked.id);
     if (asked === chat) announce(message.error ? '' : `Answer: ${message.content}`); // errors are alerts of their own
     await save(asked);

@@ -54,7 +54,7 @@ export class Chats {
   /** Brings the list up to date with the store, one chat or all. */
   refresh(id) {
     return this.#inTurn(async () => {
-      await this.#recover();
+      const left = await this.#recover();
       const read = await this.#run('readonly', (store) => (id ? store.get(id) : store.getAll()));
       if (read.error) return;
       const found = [read.result].flat().filter(Boolean);
@@ -64,6 +64,7 @@ export class Chats {
       );
       for (const chat of found) this.#take(chat);
       for (const chat of lost) this.#lose(chat);
+      for (const change of left) this.#show(applied(copied(this.find(change.id) ?? null), { ...change, isNew: true }));
     });
   }
 
@@ -157,18 +158,18 @@ export class Chats {
   #take(stored, sent = this.#stored.get(stored.id)) {
     const shown = this.find(stored.id);
     this.#stored.set(stored.id, stored);
-    if (!shown) {
-      const chat = structuredClone(stored);
-      this.list.push(chat);
-      this.#onChange(chat);
-      return;
-    }
-    const now = copied(shown);
-    const merged = applied(stored, changes(sent, now));
+    this.#show(shown ? applied(stored, changes(sent, copied(shown))) : stored);
+  }
+
+  // Brings the chat in the list to this content; the objects of its messages stay, as others hold them.
+  #show(chat) {
+    let shown = this.find(chat.id);
+    if (!shown) this.list.push((shown = { ...chat, messages: [], removed: true }));
+    const removed = this.#removing.has(chat.id) || undefined;
+    const differs = shown.removed !== removed || !isNothing(changes(copied(shown), chat));
     const objects = new Map(shown.messages.map((message) => [message.id, message]));
-    const messages = merged.messages.map((message) => Object.assign(objects.get(message.id) ?? {}, message));
-    const differs = (shown.removed && !this.#removing.has(stored.id)) || !isNothing(changes(now, merged));
-    Object.assign(shown, merged, { messages, removed: this.#removing.has(stored.id) || undefined });
+    const messages = chat.messages.map((message) => Object.assign(objects.get(message.id) ?? {}, message));
+    Object.assign(shown, chat, { messages, removed });
     if (differs) this.#onChange(shown);
   }
 
@@ -190,24 +191,25 @@ export class Chats {
     });
   }
 
-  // What pages left behind as they went away. It is forgotten when it is stored, not before.
+  // Stores what pages left behind as they went away, and forgets it then, not before. Returns the changes it has no room for.
   async #recover() {
+    const left = [];
     try {
       for (const key of Object.keys(localStorage)) {
         if (!key.startsWith(UNSAVED) || this.#setAside.has(key)) continue;
-        let stored = true;
+        const before = left.length;
         for (const change of JSON.parse(localStorage.getItem(key)) ?? []) {
           const { error } = await this.#apply(change);
-          if (error && !this.find(change.id)) this.list.push(applied(null, { ...change, isNew: true }));
-          if (error) stored = false;
+          if (error) left.push(change);
           else this.#channel?.postMessage(change.id);
         }
-        if (stored) localStorage.removeItem(key);
+        if (left.length === before) localStorage.removeItem(key);
         else this.#setAside.add(key);
       }
     } catch {
       /* nothing to recover */
     }
+    return left;
   }
 
   // {result} of one transaction, or {error, failure}: where there is no database, or it refused. The result is that of the

@@ -52,19 +52,26 @@ export class Transcript {
       if (kept.size || this.#shown.size) this.show(chat);
       return;
     }
-    for (const [id, { article }] of this.#shown) {
-      if (kept.has(id)) continue;
-      article.remove();
-      this.#shown.delete(id);
+    for (const [id, parts] of this.#shown) {
+      parts.gone = !kept.has(id);
+      if (parts.gone && !parts.article.classList.contains('editing')) this.#drop(id); // what is being typed stays
     }
-    chat.messages.forEach((message, at) => {
+    const goneOnes = new Set([...this.#shown.values()].filter(({ gone }) => gone).map(({ article }) => article));
+    let there = this.#root.firstElementChild;
+    for (const message of chat.messages) {
       const parts = this.#shown.get(message.id);
       const article = parts?.article ?? this.#add(message);
-      const there = this.#root.children[at];
-      if (there !== article) this.#root.insertBefore(article, there ?? null);
+      while (goneOnes.has(there)) there = there.nextElementSibling;
+      if (there === article) there = there.nextElementSibling;
+      else this.#root.insertBefore(article, there);
       if (parts && message.role === 'assistant' && parts.seen !== JSON.stringify(message)) this.#fill(message, parts);
-    });
+    }
     this.#keepUp();
+  }
+
+  #drop(id) {
+    this.#shown.get(id).article.remove();
+    this.#shown.delete(id);
   }
 
   /** Shows what changed in one message, at most once per frame. */
@@ -85,7 +92,8 @@ export class Transcript {
 
   /** Opens the editor of a message of the user. */
   edit(message) {
-    const { article, body } = this.#shown.get(message.id) ?? {};
+    const parts = this.#shown.get(message.id) ?? {};
+    const { article, body } = parts;
     if (!article || article.querySelector('form')) return;
     const area = el('textarea', {
       'aria-label': 'Edit the message',
@@ -94,6 +102,7 @@ export class Transcript {
     });
     area.value = message.content;
     const close = () => {
+      if (parts.gone) return this.#drop(message.id);
       form.replaceWith(body);
       article.classList.remove('editing');
       article.querySelector('.edit')?.focus();

@@ -55,6 +55,7 @@ class ScriptedServer:
     """Answers each POST of `path` with the next script said for it; everything it was asked is in `asked`.
 
     A script is (status, headers, steps); a step is bytes to send at once, or an Event to wait for.
+    `health` is the answer of /health, `health_asked` how often it was asked.
     `gone` is set when the client closed its connection in the middle of a script.
     """
 
@@ -69,6 +70,8 @@ class ScriptedServer:
         self.load_gate.set()
         self.loads: list[str] = []
         self.api_key: str | None = None
+        self.health: tuple[int, dict[str, Any]] = (200, {"status": "healthy"})
+        self.health_asked = 0
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -110,7 +113,8 @@ class ScriptedServer:
                         },
                     )
                 elif path == "/health":
-                    self.json(200, {"status": "healthy"})
+                    server.health_asked += 1
+                    self.json(*server.health)
                 else:
                     self.json(404, refusal("No such path", "not_found_error", "not_found"))
 
