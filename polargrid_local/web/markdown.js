@@ -74,20 +74,20 @@ function render(token, depth) {
         plain(token.text),
       );
     case 'paragraph':
-      return el('p', { dir: directionOf(token) }, ...inside());
+      return el('p', { dir: directionOf(token) }, inside());
     case 'heading':
       // Those within lists and quotes have no level.
       return token.level
-        ? el(`h${token.level}`, { dir: directionOf(token) }, ...inside())
-        : el('p', { dir: directionOf(token) }, el('strong', {}, ...inside()));
+        ? el(`h${token.level}`, { dir: directionOf(token) }, inside())
+        : el('p', { dir: directionOf(token) }, el('strong', {}, inside()));
     case 'code':
       return codeBlock(token);
     case 'blockquote':
-      return el('blockquote', { dir: sideOf(token) }, ...inside());
+      return el('blockquote', { dir: sideOf(token) }, inside());
     case 'list':
       return list(token, depth);
     case 'list_item':
-      return el('li', { class: token.task ? 'task' : null, value: token.value }, ...inside());
+      return el('li', { class: token.task ? 'task' : null, value: token.value }, inside());
     case 'checkbox':
       return el('input', {
         type: 'checkbox',
@@ -108,11 +108,11 @@ function render(token, depth) {
     case 'verbatim':
       return document.createTextNode(token.raw);
     case 'strong':
-      return el('strong', {}, ...inside());
+      return el('strong', {}, inside());
     case 'em':
-      return el('em', {}, ...inside());
+      return el('em', {}, inside());
     case 'del':
-      return el('del', {}, ...inside());
+      return el('del', {}, inside());
     case 'codespan':
       return el('code', { dir: 'ltr' }, token.text);
     case 'link':
@@ -122,7 +122,7 @@ function render(token, depth) {
     case 'escape':
       return document.createTextNode(token.text);
     case 'text':
-      return token.tokens ? el('span', { dir: directionOf(token) }, ...inside()) : document.createTextNode(decoded(token.text));
+      return token.tokens ? el('span', { dir: directionOf(token) }, inside()) : document.createTextNode(decoded(token.text));
     case 'plain':
       return plain(token.raw);
     case 'html':
@@ -162,7 +162,7 @@ function list(token, depth) {
   return el(
     token.ordered ? 'ol' : 'ul',
     { start: token.ordered && token.start !== 1 ? token.start : null, dir: sideOf(token) },
-    ...token.items.map((item, at) =>
+    token.items.map((item, at) =>
       render(token.ordered && !counted ? { ...item, value: numbers[at] } : item, depth + 1),
     ),
   );
@@ -174,14 +174,14 @@ function table(token, depth) {
     el(
       tag,
       { class: align && `to-${align}` },
-      el('span', { dir: directionOf({ tokens }) }, ...tokens.map((token) => render(token, depth + 1))),
+      el('span', { dir: directionOf({ tokens }) }, tokens.map((token) => render(token, depth + 1))),
     );
   const row = (cells, tag, line = '') =>
     el(
       'tr',
       {},
-      ...cells.map((one) => cell(tag, one)),
-      ...cellsOf(line) // more of them than the header has: Markdown drops them
+      cells.map((one) => cell(tag, one)),
+      cellsOf(line) // more of them than the header has: Markdown drops them
         .slice(header.length)
         .map((text) => cell(tag, { tokens: [{ type: 'verbatim', raw: text }] })),
     );
@@ -193,7 +193,7 @@ function table(token, depth) {
       'table',
       {},
       el('thead', {}, row(header, 'th')),
-      el('tbody', {}, ...rows.map((cells, at) => row(cells, 'td', lines[at]))),
+      el('tbody', {}, rows.map((cells, at) => row(cells, 'td', lines[at]))),
     ),
   );
 }
@@ -243,7 +243,7 @@ function link(href, children, raw) {
   return el(
     'a',
     { href: url.href, target: '_blank', rel: 'noopener noreferrer nofollow', title: url.href },
-    ...children,
+    children,
   );
 }
 

@@ -114,9 +114,10 @@ class Source extends Lexer {
 }
 
 class Marks extends Tokenizer {
-  // A mark that was masked is none.
+  // A mark that was masked is none. What stands before it decides with what follows; after tokens of ours it is not given.
   emStrong(text, masked, before) {
-    return masked.at(-text.length) === text[0] ? super.emStrong(text, masked, before) : undefined;
+    if (masked.at(-text.length) !== text[0]) return undefined;
+    return super.emStrong(text, masked, before || (masked[masked.length - text.length - 1] ?? ''));
   }
 
   // One tilde is "about", or a range: 3~5.

@@ -174,7 +174,7 @@ export class Transcript {
 
   #add(message) {
     const mine = message.role === 'user';
-    const body = el('div', { class: mine ? 'bubble' : 'body', dir: 'auto' });
+    const body = el('div', { class: mine ? 'bubble' : 'body', dir: mine ? 'auto' : null });
     const status = el('div', { class: 'status' });
     const article = el(
       'article',

@@ -142,12 +142,16 @@ class ScriptedServer:
                 status, headers, steps = server.scripts.popleft()
                 try:
                     self.head(status, headers)
+                    sent = b"\n"
                     for step in steps:
                         if isinstance(step, bytes):
                             self.wfile.write(step)
                             self.wfile.flush()
-                        else:
+                            sent = step
+                        elif sent.endswith(b"\n"):
                             self.await_step(step)
+                        else:
+                            step.wait()  # within a line a comment would become part of it
                 except (BrokenPipeError, ConnectionError):
                     server.gone.set()
 
