@@ -217,7 +217,7 @@ export class PolarGrid {
 
   /**
    * @param options.apiKey     a server without a configured key accepts any or none (Node: POLARGRID_API_KEY)
-   * @param options.baseUrl    default: where this module came from; in Node POLARGRID_BASE_URL or http://127.0.0.1:8484
+   * @param options.baseUrl    may have a path; default: the folder this module came from; in Node POLARGRID_BASE_URL or http://127.0.0.1:8484
    * @param options.timeout    milliseconds: of a whole plain call, or between two reads of a stream; 0 = none
    * @param options.maxRetries of plain calls after a failed connection, of GETs after a timeout; pauses of 1, 2, 4 s
    * @param options.region     accepted for compatibility; the region served here is always "local"
