@@ -23,7 +23,7 @@ export class Answer {
   #abort = new AbortController();
 
   constructor(chat, message) {
-    Object.assign(this, { chat, message });
+    Object.assign(this, { chat, message, asked: turns(chat, message) }); // what is on the screen when it is asked
   }
 
   stop() {
@@ -72,7 +72,7 @@ export class Answer {
     message.progress = undefined;
     onChange();
     const stream = client.chatCompletionStream(
-      { ...sampling, model: message.model, messages: turns(this.chat, message), streamOptions: { includeUsage: true } },
+      { ...sampling, model: message.model, messages: this.asked, streamOptions: { includeUsage: true } },
       {
         signal: this.#abort.signal,
         timeout: IDLE_MS,

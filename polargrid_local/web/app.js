@@ -3,23 +3,25 @@
 import { Answer, explained } from './answer.js';
 import { Chats, newChat, newMessage, titleOf } from './chats.js';
 import { announce, byId } from './dom.js';
+import { Health } from './health.js';
 import { Models } from './models.js';
+import { BASE, FOLDER } from './place.js';
 import { PolarGrid } from './polargrid.js';
 import { Settings } from './settings.js';
 import { Sidebar } from './sidebar.js';
 import { Transcript } from './transcript.js';
 
-const SAVE_EVERY_MS = 2000;
-const RECONNECT_MS = 3000;
+const SAVE_EVERY_MS = 1000;
 
 const settings = new Settings();
 let client = makeClient();
 const models = new Models(() => client, settings, showError);
-const store = new Chats(() => refreshChats());
+const health = new Health(() => client, showHealth);
+const store = new Chats(changedElsewhere);
 const answers = new Map(); // chat id -> the answer being generated
-let chats = [];
 let chat = newChat(settings.system);
-let reconnect = 0;
+let listIsLate = false; // a change of the list of chats is still to be shown
+let connected = false; // what is shown of the models is what the server says
 
 const transcript = new Transcript({
   regenerate,
@@ -30,31 +32,39 @@ const transcript = new Transcript({
 const sidebar = new Sidebar({ choose, rename, remove, restore, create });
 
 function makeClient() {
-  return new PolarGrid({ baseUrl: location.origin, apiKey: settings.apiKey, maxRetries: 0 });
+  return new PolarGrid({ baseUrl: BASE, apiKey: settings.apiKey, maxRetries: 0 });
 }
 
 // ---- the server
 
 async function connect() {
-  clearTimeout(reconnect);
+  connected = true;
   try {
     await models.refresh();
-    byId('banner').hidden = true;
+    showError(null);
   } catch (error) {
-    const { key } = showError(error);
-    if (!key) reconnect = setTimeout(connect, RECONNECT_MS);
+    connected = Boolean(showError(error).key); // without the right key it is of no use to try again
   }
   showComposer();
 }
 
+function showHealth(state) {
+  models.showServer(state);
+  if (state === 'gone') connected = false;
+  else if (!connected) connect();
+}
+
+/** Says above the talk what went wrong with the models; null: nothing any more. */
 function showError(error) {
+  byId('banner').hidden = !error;
+  if (!error) return null;
+  health.check();
   const problem = explained(error);
   const words = `${problem.title}. ${problem.text}`;
   const [text, button] = byId('banner').children;
   if (text.textContent !== words) text.textContent = words; // said once, not at every attempt
   button.textContent = problem.key ? 'Enter the key' : 'Try again';
   button.onclick = problem.key ? () => openSettings('apiKey') : connect;
-  byId('banner').hidden = false;
   return problem;
 }
 
@@ -68,8 +78,9 @@ function submit(text) {
 
 function edit(message, text) {
   answers.get(chat.id)?.stop();
-  message.content = text.trim();
-  chat.messages.length = chat.messages.indexOf(message) + 1;
+  // It becomes a message of its own: another tab may edit the old one, too, or have replaced it.
+  if (chat.messages.includes(message)) chat.messages.length = chat.messages.indexOf(message);
+  chat.messages.push(newMessage('user', text.trim()));
   answer(chat);
 }
 
@@ -84,60 +95,102 @@ async function answer(asked) {
   const message = newMessage('assistant', '', { model: models.current, state: 'loading' });
   asked.messages.push(message);
   asked.updated = Date.now();
-  if (!chats.includes(asked)) chats.push(asked);
+  store.restore(asked);
+  showError(null);
   const running = new Answer(asked, message);
   answers.set(asked.id, running);
   if (asked === chat) transcript.show(asked);
   showChats();
   announce('The answer has begun');
-  let saved = 0;
-  save(asked);
-  await running.run(client, models, settings.sampling, () => {
-    transcript.update(message);
-    if (Date.now() - saved > SAVE_EVERY_MS) {
-      saved = Date.now();
-      save(asked);
-    }
+  let later = 0;
+  await store.hold(message, async () => {
+    save(asked);
+    await running.run(client, models, settings.sampling, () => {
+      transcript.update(message);
+      later ||= setTimeout(() => {
+        later = 0;
+        save(asked);
+      }, SAVE_EVERY_MS);
+    });
+    clearTimeout(later);
+    if (answers.get(asked.id) === running) answers.delete(asked.id);
+    if (asked === chat) announce(message.error ? '' : `Answer: ${message.content}`); // errors are alerts of their own
+    await save(asked);
   });
-  if (answers.get(asked.id) === running) answers.delete(asked.id);
-  if (asked === chat) announce(message.error ? '' : `Answer: ${message.content}`); // errors are alerts of their own
-  if (chats.includes(asked)) await save(asked);
+  if (message.error) health.check();
   showChats();
 }
 
 // ---- the chats
 
 async function save(asked) {
-  if (!(await store.save(asked)))
+  const outcome = await store.save(asked);
+  if (outcome === 'kept')
     byId('sidebar').querySelector('.note').textContent =
       'This browser keeps no chats: they end with the page. Nothing leaves this machine.';
+  showUnsaved(outcome);
 }
 
-async function refreshChats() {
-  const stored = await store.all();
-  // What is being answered here is newer than what is stored.
-  chats = stored.map(
-    (other) => chats.find(({ id }) => id === other.id && (answers.has(id) || id === chat.id)) ?? other,
-  );
-  for (const other of chats) {
-    const last = other.messages.at(-1);
-    if (last?.role === 'assistant' && !answers.has(other.id) && !last.finish && !last.error)
-      last.finish = 'interrupted';
+function showUnsaved(outcome) {
+  const failed = outcome === 'full' || outcome === 'failed';
+  if (!failed && (byId('unsaved').hidden || store.unsaved().length)) return;
+  const [text, button] = byId('unsaved').children;
+  const why = outcome === 'full' ? 'The storage of this browser is full' : 'This browser could not store the chat';
+  const words = `${why}: what is new is on the screen only. Copy what you need, or delete old chats to make room.`;
+  if (text.textContent !== words) text.textContent = words; // said once, not at every attempt
+  button.onclick = saveAll;
+  byId('unsaved').hidden = !failed;
+}
+
+async function saveAll() {
+  for (const unsaved of store.unsaved()) await save(unsaved);
+  showUnsaved('saved');
+}
+
+/** Another tab has changed, added or removed this chat. */
+function changedElsewhere(other) {
+  const running = answers.get(other.id);
+  if (running && (other.removed || !other.messages.includes(running.message))) running.stop();
+  if (other.removed && (running || other === chat)) sidebar.offerBack(other, 'was deleted in another tab.');
+  if (other === chat) showUnfinished();
+  if (!listIsLate)
+    queueMicrotask(() => {
+      listIsLate = false;
+      showChats();
+    });
+  listIsLate = true; // many may have changed at once
+  if (other.removed) saveAll(); // there may be room now
+}
+
+/** An answer without an end was interrupted, unless another tab is writing it. */
+async function showUnfinished() {
+  const shown = chat;
+  for (const message of shown.messages) {
+    if (message.role !== 'assistant' || answers.get(shown.id)?.message === message) continue;
+    const open = !message.finish && !message.error;
+    const elsewhere = open && (await store.isWrittenElsewhere(message, () => seeAgain(shown)));
+    message.state = elsewhere ? 'elsewhere' : undefined;
   }
-  showChats();
+  if (shown === chat) transcript.sync(shown);
+}
+
+async function seeAgain(shown) {
+  await store.refresh(shown.id);
+  if (shown === chat) showUnfinished();
 }
 
 function showChats() {
-  chats.sort((a, b) => b.updated - a.updated);
-  sidebar.show(chats, chat.id, answers);
+  const kept = store.list.filter(({ removed }) => !removed).sort((a, b) => b.updated - a.updated);
+  sidebar.show(kept, chat.id, answers);
   document.title = chat.messages.length ? `${titleOf(chat)} · PolarGrid Local` : 'PolarGrid Local';
   byId('title').textContent = titleOf(chat);
   showComposer();
 }
 
 function choose(id) {
-  chat = chats.find((other) => other.id === id) ?? chat;
+  chat = store.find(id) ?? chat;
   transcript.show(chat);
+  showUnfinished();
   showChats();
   focusPrompt();
 }
@@ -150,7 +203,7 @@ function create() {
 }
 
 function rename(id, title) {
-  const renamed = chats.find((other) => other.id === id);
+  const renamed = store.find(id);
   if (!renamed) return;
   renamed.title = title === titleOf({ ...renamed, title: '' }) ? '' : title;
   save(renamed);
@@ -159,14 +212,15 @@ function rename(id, title) {
 
 async function remove(id) {
   answers.get(id)?.stop();
-  chats = chats.filter((other) => other.id !== id); // first: the answer, as it ends, saves what is in the list
-  await store.remove(id);
+  const removing = store.remove(store.find(id));
   if (chat.id === id) create();
   else showChats();
+  await removing;
+  await saveAll(); // there may be room now
 }
 
 async function restore(removed) {
-  chats.push(removed);
+  store.restore(removed);
   choose(removed.id);
   await save(removed);
 }
@@ -224,7 +278,7 @@ function openSettings(focus) {
     (system) => {
       chat.system = system;
       client = makeClient();
-      if (chats.includes(chat)) save(chat);
+      if (store.find(chat.id)) save(chat);
       connect();
     },
     focus,
@@ -237,7 +291,7 @@ function turnTheme() {
   root.dataset.theme = dark ? 'light' : 'dark';
   announce(`${root.dataset.theme} theme`);
   try {
-    localStorage.setItem('polargrid.theme', root.dataset.theme);
+    localStorage.setItem(`polargrid.theme${FOLDER}`, root.dataset.theme);
   } catch {
     /* then it lasts as long as the page */
   }
@@ -268,11 +322,12 @@ byId('open-settings').addEventListener('click', () => openSettings());
 byId('toggle-theme').addEventListener('click', turnTheme);
 byId('open-keys').addEventListener('click', () => byId('keys').showModal());
 byId('keys-close').addEventListener('click', () => byId('keys').close());
-addEventListener('pagehide', () => {
-  if (answers.size) store.saveAtOnce([...answers.values()].map((running) => running.chat));
-});
+addEventListener('pagehide', () => store.saveAtOnce());
 
 transcript.show(chat);
-await refreshChats();
+await store.refresh();
+showChats();
+saveAll(); // what an earlier page could not store
 await connect();
+health.check();
 focusPrompt();

@@ -2,15 +2,20 @@
 //
 // chat    {id, title, updated, system, messages}
 // message {id, role, content} and for answers {model, finish, error, stats}; what a running answer adds is not stored
+//
+// Tabs share the store. Each saves what it changed, into what is stored by then, and takes over what the others changed.
 
-const TRANSIENT = new Set(['state', 'progress', 'live']);
+import { applied, changes, isNothing } from './merge.js';
+import { FOLDER } from './place.js';
 
-const UNSAVED = 'polargrid.unsaved';
+const TRANSIENT = new Set(['state', 'progress', 'live', 'removed']);
+const UNSAVED = `polargrid.unsaved${FOLDER}.`;
 
 const newId = () =>
   Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, '0')).join('');
 
-const written = (chat) => JSON.stringify(chat, (key, value) => (TRANSIENT.has(key) ? undefined : value));
+const copied = (chat) =>
+  JSON.parse(JSON.stringify(chat, (key, value) => (TRANSIENT.has(key) ? undefined : value)));
 
 export const newChat = (system = '') => ({ id: newId(), title: '', updated: Date.now(), system, messages: [] });
 export const newMessage = (role, content, extra = {}) => ({ id: newId(), role, content, ...extra });
@@ -27,86 +32,229 @@ export function titleOf(chat) {
 }
 
 export class Chats {
+  /** Every chat, as this tab shows it; one that was removed stays, marked, for as long as it can be brought back. */
+  list = [];
+  #stored = new Map(); // id -> the chat as it was last read or written
+  #removing = new Set(); // ids that the store still has to remove
+  #onChange;
+  #watched = new Set(); // ids of messages whose end, in another tab, is waited for
   #database;
-  #memory = new Map();
-  #recovered;
-  #channel = typeof BroadcastChannel === 'function' ? new BroadcastChannel('polargrid.chats') : null;
+  #hasStore = true;
+  #setAside = new Set(); // keys of what an earlier page left behind and the store has no room for; shown meanwhile
+  #last = Promise.resolve(); // work on the store goes one after another: each step stands on what the one before read
+  #channel = typeof BroadcastChannel === 'function' ? new BroadcastChannel(`polargrid.chats${FOLDER}`) : null;
 
-  /** `onChange` is called when another tab saved or removed a chat. */
+  /** `onChange(chat)` is called when another tab changed, added or removed a chat. */
   constructor(onChange) {
-    this.#database = open();
-    this.#recovered = this.#recover();
-    if (this.#channel) this.#channel.onmessage = () => onChange();
+    this.#onChange = onChange;
+    this.#open();
+    if (this.#channel) this.#channel.onmessage = ({ data: id }) => this.refresh(id);
   }
 
-  /** All chats, the latest first. */
-  async all() {
-    await this.#recovered;
-    const stored = (await this.#run('readonly', (store) => store.getAll())) ?? [...this.#memory.values()];
-    return stored.sort((a, b) => b.updated - a.updated);
+  /** Brings the list up to date with the store, one chat or all. */
+  refresh(id) {
+    return this.#inTurn(async () => {
+      const left = await this.#recover();
+      const read = await this.#run('readonly', (store) => (id ? store.get(id) : store.getAll()));
+      if (read.error) return;
+      const found = [read.result].flat().filter(Boolean);
+      const present = new Set(found.map((chat) => chat.id));
+      const lost = this.list.filter(
+        (chat) => (!id || chat.id === id) && this.#stored.has(chat.id) && !present.has(chat.id),
+      );
+      for (const chat of found) this.#take(chat);
+      for (const chat of lost) this.#lose(chat);
+      for (const change of left) this.#show(applied(copied(this.find(change.id) ?? null), { ...change, isNew: true }));
+    });
   }
 
-  /** True when it will still be there tomorrow. */
-  async save(chat) {
-    const copy = JSON.parse(written(chat));
-    this.#memory.set(chat.id, copy);
-    const done = await this.#run('readwrite', (store) => store.put(copy));
-    this.#channel?.postMessage('saved');
-    return done !== null;
+  find(id) {
+    return this.list.find((chat) => chat.id === id);
   }
 
-  /** For the moment the page goes away, which does not wait for a database. */
-  saveAtOnce(chats) {
+  /**
+   * Stores what changed in `chat`, and takes over what other tabs changed in it. Returns what became of it: "saved",
+   * "removed" (another tab removed the chat), "full" (no room), "failed", or "kept": in memory alone, there is no store.
+   */
+  save(chat) {
+    if (!this.list.includes(chat)) this.list.push(chat);
+    return this.#inTurn(async () => {
+      if (chat.removed) return 'removed';
+      const sent = copied(chat);
+      const write = await this.#apply(changes(this.#stored.get(chat.id), sent));
+      if (write.error) return write.failure;
+      if (!write.result) {
+        this.#lose(chat);
+        return 'removed';
+      }
+      this.#take(write.result, sent);
+      this.#channel?.postMessage(chat.id);
+      return 'saved';
+    });
+  }
+
+  /** The chats that hold something that is not stored. */
+  unsaved() {
+    return this.list.filter((chat) => !chat.removed && !isNothing(changes(this.#stored.get(chat.id), copied(chat))));
+  }
+
+  /** For the moment the page goes away, which does not wait for a database: kept aside, for the next page that opens. */
+  saveAtOnce() {
+    if (!this.#hasStore) return;
     try {
-      localStorage.setItem(UNSAVED, `[${chats.map(written)}]`);
+      const left = this.unsaved().map((chat) => changes(this.#stored.get(chat.id), copied(chat)));
+      if (left.length) localStorage.setItem(UNSAVED + newId(), JSON.stringify(left));
+      for (const key of this.#setAside) localStorage.removeItem(key);
     } catch {
       /* full or forbidden: what was saved before remains */
     }
   }
 
-  async remove(id) {
-    this.#memory.delete(id);
-    await this.#run('readwrite', (store) => store.delete(id));
-    this.#channel?.postMessage('removed');
+  remove(chat) {
+    chat.removed = true;
+    this.#removing.add(chat.id);
+    return this.#inTurn(async () => {
+      await this.#run('readwrite', (store) => store.delete(chat.id));
+      this.#removing.delete(chat.id);
+      this.#channel?.postMessage(chat.id);
+    });
   }
 
+  /** Brings a removed chat back; to be saved then. */
+  restore(chat) {
+    if (!chat.removed) return;
+    chat.removed = undefined;
+    this.#removing.delete(chat.id);
+    this.#stored.delete(chat.id);
+  }
+
+  /** Runs `answering()` while other tabs can see that this message is being written. */
+  async hold(message, answering) {
+    if (!navigator.locks) return answering(); // a page from another machine over plain http
+    return navigator.locks.request(lockOf(message), answering);
+  }
+
+  /** True while another tab writes this message; `whenDone()` is called when that tab is through, or gone. */
+  async isWrittenElsewhere(message, whenDone) {
+    const { held = [] } = (await navigator.locks?.query()) ?? {};
+    if (!held.some(({ name, mode }) => name === lockOf(message) && mode === 'exclusive')) return false;
+    if (!this.#watched.has(message.id)) {
+      this.#watched.add(message.id);
+      navigator.locks
+        .request(lockOf(message), { mode: 'shared' }, () => this.#watched.delete(message.id))
+        .then(whenDone);
+    }
+    return true;
+  }
+
+  // One step after another; a step that fails does not stop the next.
+  #inTurn(step) {
+    const turn = this.#last.then(step);
+    this.#last = turn.catch(() => {});
+    return turn;
+  }
+
+  // What the store holds now becomes part of the chat shown here; what changed here since `sent` stays.
+  #take(stored, sent = this.#stored.get(stored.id)) {
+    const shown = this.find(stored.id);
+    this.#stored.set(stored.id, stored);
+    this.#show(shown ? applied(stored, changes(sent, copied(shown))) : stored);
+  }
+
+  // Brings the chat in the list to this content; the objects of its messages stay, as others hold them.
+  #show(chat) {
+    let shown = this.find(chat.id);
+    if (!shown) this.list.push((shown = { ...chat, messages: [], removed: true }));
+    const removed = this.#removing.has(chat.id) || undefined;
+    const differs = shown.removed !== removed || !isNothing(changes(copied(shown), chat));
+    const objects = new Map(shown.messages.map((message) => [message.id, message]));
+    const messages = chat.messages.map((message) => Object.assign(objects.get(message.id) ?? {}, message));
+    Object.assign(shown, chat, { messages, removed });
+    if (differs) this.#onChange(shown);
+  }
+
+  // Another tab removed the chat.
+  #lose(chat) {
+    if (chat.removed) return;
+    chat.removed = true;
+    this.#onChange(chat);
+  }
+
+  // Applies one change to the store in a single transaction, so that no other tab writes in between.
+  #apply(change) {
+    return this.#run('readwrite', (store, then) => {
+      then(store.get(change.id), (stored) => {
+        const chat = applied(stored, change);
+        if (chat) store.put(chat);
+        return chat;
+      });
+    });
+  }
+
+  // Stores what pages left behind as they went away, and forgets it then, not before. Returns the changes it has no room for.
   async #recover() {
+    const left = [];
     try {
-      const chats = JSON.parse(localStorage.getItem(UNSAVED)) ?? [];
-      localStorage.removeItem(UNSAVED);
-      for (const chat of chats) await this.save(chat);
+      for (const key of Object.keys(localStorage)) {
+        if (!key.startsWith(UNSAVED) || this.#setAside.has(key)) continue;
+        const before = left.length;
+        for (const change of JSON.parse(localStorage.getItem(key)) ?? []) {
+          const { error } = await this.#apply(change);
+          if (error) left.push(change);
+          else this.#channel?.postMessage(change.id);
+        }
+        if (left.length === before) localStorage.removeItem(key);
+        else this.#setAside.add(key);
+      }
     } catch {
       /* nothing to recover */
     }
+    return left;
   }
 
-  // The result of one store operation, or null where there is no database or it refused.
+  // {result} of one transaction, or {error, failure}: where there is no database, or it refused. The result is that of the
+  // request which `operation` returns, or what the step after a request, given to `then`, returns.
   async #run(mode, operation) {
-    const database = await this.#database;
-    if (!database) return null;
+    let database = null;
     try {
-      const transaction = database.transaction('chats', mode);
-      const request = operation(transaction.objectStore('chats'));
-      return await new Promise((resolve, reject) => {
-        transaction.oncomplete = () => resolve(request.result ?? true);
-        transaction.onabort = transaction.onerror = () => reject(transaction.error);
+      database = await this.#database;
+      const result = await new Promise((resolve, reject) => {
+        const transaction = database.transaction('chats', mode);
+        let outcome;
+        const then = (request, step) => {
+          request.onsuccess = () => {
+            try {
+              outcome = step(request.result);
+            } catch (error) {
+              reject(error);
+              transaction.abort();
+            }
+          };
+        };
+        const request = operation(transaction.objectStore('chats'), then);
+        transaction.oncomplete = () => resolve(request ? request.result : outcome);
+        transaction.onabort = () => reject(transaction.error ?? new Error('The transaction was aborted'));
       });
-    } catch {
-      return null;
+      return { result };
+    } catch (error) {
+      this.#hasStore = database !== null;
+      return { error, failure: !database ? 'kept' : error.name === 'QuotaExceededError' ? 'full' : 'failed' };
     }
+  }
+
+  // Refused with an error where the browser has no database for this page. One that is taken away is opened anew.
+  #open() {
+    this.#database = new Promise((resolve, reject) => {
+      const request = indexedDB.open(`polargrid${FOLDER}`, 1);
+      request.onupgradeneeded = () => request.result.createObjectStore('chats', { keyPath: 'id' });
+      request.onsuccess = () => {
+        request.result.onclose = () => this.#open();
+        resolve(request.result);
+      };
+      request.onerror = () => reject(request.error);
+    });
+    this.#database.catch(() => {}); // said where it is used
   }
 }
 
-// A database, or null.
-function open() {
-  return new Promise((resolve) => {
-    try {
-      const request = indexedDB.open('polargrid', 1);
-      request.onupgradeneeded = () => request.result.createObjectStore('chats', { keyPath: 'id' });
-      request.onsuccess = () => resolve(request.result);
-      request.onerror = request.onblocked = () => resolve(null);
-    } catch {
-      resolve(null);
-    }
-  });
-}
+const lockOf = ({ id }) => `polargrid.answer.${id}${FOLDER}`;

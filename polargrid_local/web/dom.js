@@ -1,14 +1,15 @@
 // DOM building without markup: text is only ever set as text.
 
-/** An element with properties (attributes by name, `on*` as listeners; null and false are left out) and children. */
+/** An element with properties (attributes by name, `on*` as listeners; null and false are left out) and children, in lists or not. */
 export function el(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
+  for (const child of children.flat()) if (child != null && child !== false) node.append(child);
+  // After the children: dir="auto" would look at all of them again for each.
   for (const [name, value] of Object.entries(properties)) {
     if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
     else if (value === true) node.setAttribute(name, '');
     else if (value !== false && value != null) node.setAttribute(name, value);
   }
-  node.append(...children.filter((child) => child != null && child !== false));
   return node;
 }
 

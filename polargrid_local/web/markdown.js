@@ -1,9 +1,9 @@
-// Markdown text -> DOM nodes. The parser only finds the structure; every node is made here and all text is set as text,
+// Markdown text -> DOM nodes. The parser (syntax.js) only finds the structure; every node is made here and all text is set as text,
 // so that nothing a model writes becomes markup. Images are shown as links: fetching one tells
 // its host about the chat.
 
-import { lexer } from './vendor/marked.js';
 import { copyButton, el } from './dom.js';
+import { tokensOf } from './syntax.js';
 
 const MAX_CHARS = 200_000; // beyond: plain text
 const MAX_DEPTH = 40; // of nested blocks and spans; deeper levels are shown as their source
@@ -42,7 +42,7 @@ function blocksOf(text) {
   try {
     const thought = /^\s*<think>([\s\S]*?)(<\/think>|$)/.exec(text);
     const rest = thought ? text.slice(thought[0].length) : text;
-    const tokens = lexer(rest, { gfm: true, breaks: true }).filter(({ type }) => type !== 'space' && type !== 'def');
+    const tokens = tokensOf(rest).filter(({ type }) => type !== 'space');
     level(tokens.filter(({ type }) => type === 'heading'));
     return thought?.[1].trim()
       ? [{ type: 'thought', raw: thought[0], text: thought[1].trim(), open: !thought[2] }, ...tokens]
@@ -71,25 +71,23 @@ function render(token, depth) {
         'details',
         { class: 'thought', open: token.open },
         el('summary', {}, 'Reasoning'),
-        el('div', { class: 'plain' }, token.text),
+        plain(token.text),
       );
     case 'paragraph':
-      return el('p', {}, ...inside());
+      return el('p', { dir: directionOf(token) }, inside());
     case 'heading':
       // Those within lists and quotes have no level.
-      return token.level ? el(`h${token.level}`, {}, ...inside()) : el('p', {}, el('strong', {}, ...inside()));
+      return token.level
+        ? el(`h${token.level}`, { dir: directionOf(token) }, inside())
+        : el('p', { dir: directionOf(token) }, el('strong', {}, inside()));
     case 'code':
       return codeBlock(token);
     case 'blockquote':
-      return el('blockquote', {}, ...inside());
+      return el('blockquote', { dir: sideOf(token) }, inside());
     case 'list':
-      return el(
-        token.ordered ? 'ol' : 'ul',
-        { start: token.ordered && token.start !== 1 ? token.start : null },
-        ...inside(token.items),
-      );
+      return list(token, depth);
     case 'list_item':
-      return el('li', { class: token.task ? 'task' : null }, ...inside());
+      return el('li', { class: token.task ? 'task' : null, value: token.value }, inside());
     case 'checkbox':
       return el('input', {
         type: 'checkbox',
@@ -103,14 +101,20 @@ function render(token, depth) {
       return el('hr');
     case 'br':
       return el('br');
+    case 'math':
+      return el('code', { class: 'math', dir: 'ltr' }, token.raw);
+    case 'formula':
+      return el('div', { class: 'formula', dir: 'ltr' }, el('code', { class: 'math' }, token.raw.trim()));
+    case 'verbatim':
+      return document.createTextNode(token.raw);
     case 'strong':
-      return el('strong', {}, ...inside());
+      return el('strong', {}, inside());
     case 'em':
-      return el('em', {}, ...inside());
+      return el('em', {}, inside());
     case 'del':
-      return el('del', {}, ...inside());
+      return el('del', {}, inside());
     case 'codespan':
-      return el('code', {}, token.text);
+      return el('code', { dir: 'ltr' }, token.text);
     case 'link':
       return link(token.href, inside(), token.raw);
     case 'image':
@@ -118,11 +122,13 @@ function render(token, depth) {
     case 'escape':
       return document.createTextNode(token.text);
     case 'text':
-      return token.tokens ? el('span', {}, ...inside()) : document.createTextNode(decoded(token.text));
+      return token.tokens ? el('span', { dir: directionOf(token) }, inside()) : document.createTextNode(decoded(token.text));
     case 'plain':
-      return el('div', { class: 'plain' }, token.raw);
+      return plain(token.raw);
     case 'html':
-      return token.block ? el('div', { class: 'plain' }, token.raw.trim()) : document.createTextNode(token.raw);
+      return token.block ? plain(token.raw.trim()) : document.createTextNode(token.raw);
+    case 'def': // also a note or a source that no link refers to
+      return plain(token.raw.trim());
     default:
       return document.createTextNode(token.raw ?? '');
   }
@@ -132,7 +138,7 @@ function codeBlock({ text, lang }) {
   const language = /^[\w+#.-]{1,30}/.exec(lang ?? '')?.[0] ?? '';
   return el(
     'figure',
-    { class: 'code' },
+    { class: 'code', dir: 'ltr' },
     el(
       'figcaption',
       {},
@@ -147,21 +153,84 @@ function codeBlock({ text, lang }) {
   );
 }
 
-function table({ header, rows }, depth) {
-  const row = (cells, tag) =>
+const plain = (text) => el('div', { class: 'plain', dir: 'auto' }, text);
+
+// Numbers as they are written: Markdown goes on from the first, whatever stands before the other items.
+function list(token, depth) {
+  const numbers = token.items.map(({ raw }) => Number(/^\s*(\d{1,9})[.)]/.exec(raw)?.[1]));
+  const counted = numbers.every((number, at) => number === numbers[0] + at) || new Set(numbers).size < numbers.length;
+  return el(
+    token.ordered ? 'ol' : 'ul',
+    { start: token.ordered && token.start !== 1 ? token.start : null, dir: sideOf(token) },
+    token.items.map((item, at) =>
+      render(token.ordered && !counted ? { ...item, value: numbers[at] } : item, depth + 1),
+    ),
+  );
+}
+
+function table(token, depth) {
+  const { header, rows, raw } = token;
+  const cell = (tag, { tokens, align }) =>
+    el(
+      tag,
+      { class: align && `to-${align}` },
+      el('span', { dir: directionOf({ tokens }) }, tokens.map((token) => render(token, depth + 1))),
+    );
+  const row = (cells, tag, line = '') =>
     el(
       'tr',
       {},
-      ...cells.map((cell) =>
-        el(tag, { class: cell.align && `to-${cell.align}` }, ...cell.tokens.map((token) => render(token, depth + 1))),
-      ),
+      cells.map((one) => cell(tag, one)),
+      cellsOf(line) // more of them than the header has: Markdown drops them
+        .slice(header.length)
+        .map((text) => cell(tag, { tokens: [{ type: 'verbatim', raw: text }] })),
     );
+  const lines = raw.split('\n').slice(2);
   return el(
     'div',
-    { class: 'table', tabindex: '0', role: 'region', 'aria-label': 'Table' },
-    el('table', {}, el('thead', {}, row(header, 'th')), el('tbody', {}, ...rows.map((cells) => row(cells, 'td')))),
+    { class: 'table', dir: sideOf(token), tabindex: '0', role: 'region', 'aria-label': 'Table' },
+    el(
+      'table',
+      {},
+      el('thead', {}, row(header, 'th')),
+      el('tbody', {}, rows.map((cells, at) => row(cells, 'td', lines[at]))),
+    ),
   );
 }
+
+const cellsOf = (line) =>
+  line
+    .trim()
+    .replace(/^\||(?<!\\)\|$/g, '')
+    .split(/(?<!\\)\|/)
+    .map((text) => text.trim());
+
+const FROM_RIGHT = '\\p{Script=Hebrew}\\p{Script=Arabic}\\p{Script=Syriac}\\p{Script=Thaana}\\p{Script=Nko}';
+const FIRST_FROM_RIGHT = new RegExp(`^[^\\p{L}]*[${FROM_RIGHT}]`, 'u');
+const WORD_FROM_RIGHT = new RegExp(`[${FROM_RIGHT}][\\p{L}\\p{M}]*`, 'gu');
+
+// The words of a block, without code, formulas and addresses.
+function proseOf(token) {
+  const parts = token.tokens ?? token.items ?? (token.rows && [...token.header, ...token.rows.flat()]);
+  if (parts) return parts.map(proseOf).join(token.items || token.rows ? '\n' : '');
+  return { text: token.text, escape: token.text, br: '\n' }[token.type] ?? ' ';
+}
+
+function isMostlyFromRight(text) {
+  const fromRight = text.match(WORD_FROM_RIGHT)?.length ?? 0;
+  return fromRight > 0 && 2 * fromRight >= text.match(/\p{L}[\p{L}\p{M}]*/gu).length;
+}
+
+// The direction of a paragraph: that of its first letter, unless it is a text from right to left that begins with a foreign
+// word. Where lines differ, each goes by itself.
+function directionOf(token) {
+  const lines = proseOf(token).split('\n').filter((line) => /\p{L}/u.test(line));
+  const odd = lines.some((line) => !FIRST_FROM_RIGHT.test(line));
+  return lines.length && odd && lines.every(isMostlyFromRight) ? 'rtl' : 'auto';
+}
+
+// The side that a list, a table or a quote begins on.
+const sideOf = (token) => (isMostlyFromRight(proseOf(token)) ? 'rtl' : 'ltr');
 
 function link(href, children, raw) {
   let url = null;
@@ -174,7 +243,7 @@ function link(href, children, raw) {
   return el(
     'a',
     { href: url.href, target: '_blank', rel: 'noopener noreferrer nofollow', title: url.href },
-    ...children,
+    children,
   );
 }
 

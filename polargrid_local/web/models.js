@@ -10,10 +10,11 @@ export class Models {
   #onError;
   #list = [];
   #states = {};
+  #server = 'healthy';
   #menu = byId('model-menu');
   #loads = new Map(); // id -> promise of the load under way
 
-  /** `client` is a function: the client changes with the API key. `onError(error)` shows what went wrong. */
+  /** `client` is a function: the client changes with the API key. `onError(error)` shows what went wrong; null: nothing. */
   constructor(client, settings, onError) {
     this.#client = client;
     this.#settings = settings;
@@ -42,6 +43,21 @@ export class Models {
     const { current } = this;
     // Begun elsewhere: joined, to show how far it is.
     if (this.#states[current] === 'loading') this.load(current).catch(this.#onError);
+  }
+
+  /** Shows whether the server answers: "healthy", "degraded" or "gone". */
+  showServer(state) {
+    if (state === this.#server) return;
+    this.#server = state;
+    announce({ gone: 'The server does not answer', healthy: 'The server answers' }[state] ?? 'The server is degraded');
+    this.#show();
+  }
+
+  // What is true of a model now: nothing is loaded in a server that is gone.
+  #stateOf(id) {
+    const state = this.#states[id];
+    if (this.#server === 'gone') return 'gone';
+    return this.#server === 'degraded' && state === 'loaded' ? 'degraded' : state;
   }
 
   // How far each load is; the states are brought up to date. A server may unload what it has not used for long.
@@ -93,6 +109,7 @@ export class Models {
 
   async #choose(id) {
     this.#settings.model = id;
+    this.#onError(null);
     this.#menu.hidePopover();
     this.#show();
     try {
@@ -103,6 +120,7 @@ export class Models {
   }
 
   async #unload(id) {
+    this.#onError(null);
     try {
       await this.#client().unloadModel(id);
       await this.refresh();
@@ -114,11 +132,12 @@ export class Models {
   #show(loading = [...this.#loads.keys()][0], progress = undefined) {
     const { current } = this;
     byId('model-name').textContent = current || 'No model';
-    byId('model-dot').dataset.state = this.#states[current] ?? 'unloaded';
-    byId('model-button').setAttribute(
-      'aria-label',
-      current ? `Model: ${current}, ${words(this.#states[current])}` : 'No model',
-    );
+    const state = this.#stateOf(current);
+    const label = current ? `Model: ${current}, ${words(state)}` : this.#server === 'gone' ? words('gone') : 'No model';
+    byId('model-dot').dataset.state = state ?? 'unloaded';
+    byId('model-button').setAttribute('aria-label', label);
+    byId('model-button').title = label;
+    byId('server-state').textContent = { gone: 'no answer from the server', degraded: 'degraded' }[state] ?? '';
     const bar = byId('model-progress');
     bar.hidden = !loading;
     if (progress === undefined) bar.removeAttribute('value');
@@ -137,7 +156,7 @@ export class Models {
   }
 
   #row({ id }, chosen) {
-    const state = this.#states[id];
+    const state = this.#stateOf(id);
     return el(
       'li',
       {},
@@ -147,7 +166,7 @@ export class Models {
         el('span', { class: 'dot', 'data-state': state ?? 'unloaded', 'aria-hidden': 'true' }),
         el('span', {}, el('b', {}, id), el('small', {}, words(state))),
       ),
-      state === 'loaded' &&
+      this.#states[id] === 'loaded' &&
         el(
           'button',
           {
@@ -173,4 +192,10 @@ export class Models {
 }
 
 const words = (state) =>
-  ({ loaded: 'loaded', loading: 'loading…', failed: 'could not be loaded' })[state] ?? 'not loaded';
+  ({
+    loaded: 'loaded',
+    loading: 'loading…',
+    failed: 'could not be loaded',
+    degraded: 'loaded, but the server is degraded',
+    gone: 'the server does not answer',
+  })[state] ?? 'not loaded';

@@ -11,6 +11,7 @@ export interface StreamOptions extends CallOptions {
 }
 export interface PolarGridOptions {
   apiKey?: string;
+  /** May have a path. Default: the folder that polargrid.js came from. */
   baseUrl?: string;
   timeout?: number;
   maxRetries?: number;
@@ -177,7 +178,8 @@ export class PolarGrid {
   getGPUStatus(options?: CallOptions): Promise<any>;
   getGPUMemory(options?: CallOptions): Promise<any>;
   purgeGPU(request?: { force?: boolean }, options?: CallOptions): Promise<any>;
-  health(options?: CallOptions): Promise<any>;
+  /** Also while the server is degraded. */
+  health(options?: CallOptions): Promise<{ status: string; [key: string]: any }>;
   getStatus(options?: CallOptions): Promise<any>;
   getUsage(range?: { startDate?: string; endDate?: string }, options?: CallOptions): Promise<any>;
 }

@@ -65,7 +65,8 @@ function refusal(body, { status, requestId, retryAfter = null }) {
     (value) => value && typeof value === 'string',
   );
   const message = words ?? (body ? JSON.stringify(body) : `HTTP ${statusCode}`);
-  const { code = null, type = null, param = null, details = null } = error;
+  const said = Object(body) === body && !body.error ? body : null;
+  const { code = null, type = null, param = null, details = said } = error;
   return new (CLASS_OF_STATUS[statusCode] ?? ServerError)(message, {
     requestId,
     code,
@@ -86,6 +87,8 @@ const OPAQUE = new Set([
   'details',
   'logitBias',
   'logit_bias',
+  'topLogprobs',
+  'top_logprobs',
   'loadingStatus',
   'loading_status',
   'progress',
@@ -104,27 +107,37 @@ function rename(value, convert) {
   );
 }
 
-// Server-sent events out of bytes that may be cut anywhere: yields {data} per event and {comment} per comment line.
+// Server-sent events out of bytes that may be cut anywhere: yields {event, data} per event and {comment} per comment line.
 async function* events(body, onBytes) {
   const reader = body.getReader();
   const decoder = new TextDecoder();
   let rest = '';
   let data = [];
+  let event = '';
+  let afterCr = false; // a line has ended with CR: an LF that follows belongs to that end
   for (let done = false; !done;) {
     const read = await reader.read();
     done = read.done;
     onBytes();
-    rest += done ? decoder.decode() + '\n\n' : decoder.decode(read.value, { stream: true });
-    const lines = rest.split(/\r\n|\n|\r(?!$)/); // a final CR may be half of a CRLF
+    let text = decoder.decode(read.value, { stream: !done });
+    if (text) {
+      const start = afterCr && text.startsWith('\n') ? 1 : 0;
+      afterCr = text.endsWith('\r');
+      text = text.slice(start);
+    }
+    const lines = (rest + text + (done ? '\n\n' : '')).split(/\r\n|\n|\r/);
     rest = lines.pop();
     for (const line of lines) {
       if (line === '') {
-        if (data.length) yield { data: data.join('\n') };
+        if (data.length) yield { event, data: data.join('\n') };
         data = [];
+        event = '';
       } else if (line[0] === ':') {
         yield { comment: line.slice(1).trim() };
       } else if (line === 'data' || line.startsWith('data:')) {
         data.push(line.slice(5).replace(/^ /, ''));
+      } else if (line.startsWith('event:')) {
+        event = line.slice(6).trim();
       }
     }
   }
@@ -181,7 +194,12 @@ const pause = (ms, signal) =>
   });
 
 const environment = (name) => globalThis.process?.env?.[name];
-const ownOrigin = () => (/^https?:/.test(import.meta.url ?? '') ? new URL(import.meta.url).origin : undefined);
+// Where a page got this module from: the folder of polargrid.js, which may lie below a proxy's path; of a bundle, its origin.
+function ownPlace() {
+  if (!/^https?:/.test(import.meta.url ?? '')) return undefined;
+  const { origin, pathname } = new URL(import.meta.url);
+  return pathname.endsWith('/polargrid.js') ? origin + pathname.slice(0, -'polargrid.js'.length) : origin;
+}
 const newRequestId = () =>
   `req_${Math.floor(Date.now() / 1000)}_${Math.random().toString(16).slice(2, 11).padEnd(9, '0')}`;
 const isText = (value) => typeof value === 'string' && value !== '';
@@ -199,7 +217,7 @@ export class PolarGrid {
 
   /**
    * @param options.apiKey     a server without a configured key accepts any or none (Node: POLARGRID_API_KEY)
-   * @param options.baseUrl    default: where this module came from; in Node POLARGRID_BASE_URL or http://127.0.0.1:8484
+   * @param options.baseUrl    may have a path; default: the folder this module came from; in Node POLARGRID_BASE_URL or http://127.0.0.1:8484
    * @param options.timeout    milliseconds: of a whole plain call, or between two reads of a stream; 0 = none
    * @param options.maxRetries of plain calls after a failed connection, of GETs after a timeout; pauses of 1, 2, 4 s
    * @param options.region     accepted for compatibility; the region served here is always "local"
@@ -207,7 +225,7 @@ export class PolarGrid {
   constructor({ apiKey, baseUrl, timeout = 30000, maxRetries = 3, debug = false, region = null } = {}) {
     this.#apiKey = apiKey ?? environment('POLARGRID_API_KEY') ?? '';
     check(/^[!-~]*$/.test(this.#apiKey), 'apiKey must be printable ASCII without spaces');
-    const base = baseUrl ?? environment('POLARGRID_BASE_URL') ?? ownOrigin() ?? DEFAULT_BASE_URL;
+    const base = baseUrl ?? environment('POLARGRID_BASE_URL') ?? ownPlace() ?? DEFAULT_BASE_URL;
     this.baseUrl = base.replace(/\/+$/, '').replace(/\/v1$/, '');
     Object.assign(this, { timeout, maxRetries, debug, region });
   }
@@ -283,8 +301,14 @@ export class PolarGrid {
   getGPUMemory(options) {
     return this.#call('GET', '/v1/gpu/memory', undefined, options);
   }
-  health(options) {
-    return this.#call('GET', '/health', undefined, options);
+  /** Also what a server in trouble says of itself with a 503: `{ status: 'degraded', ... }`. */
+  async health(options) {
+    try {
+      return await this.#call('GET', '/health', undefined, options);
+    } catch (error) {
+      if (error.statusCode === 503 && isText(error.details?.status)) return rename(error.details, toCamel);
+      throw error;
+    }
   }
   getStatus(options) {
     return this.#call('GET', '/v1/status', undefined, options);
@@ -376,7 +400,7 @@ export class PolarGrid {
       if (!/^text\/event-stream\b/.test(response.headers.get('content-type') ?? '')) {
         throw new ServerError('The reply is not an event stream', { statusCode: response.status, requestId });
       }
-      for await (const { data, comment } of events(response.body, () => watch.touch())) {
+      for await (const { event, data, comment } of events(response.body, () => watch.touch())) {
         if (comment !== undefined) {
           const prefill = /^prefill (\d+) (\d+)$/.exec(comment);
           if (prefill) onPrefill?.({ done: Number(prefill[1]), total: Number(prefill[2]) });
@@ -384,12 +408,14 @@ export class PolarGrid {
         }
         if (data === '[DONE]') return;
         const chunk = parsed(data);
-        if (chunk?.error) throw refusal(chunk, { requestId });
+        if (chunk?.error || event === 'error') throw refusal(chunk ?? data, { requestId });
+        if (event && event !== 'message' && !chunk?.choices) continue; // of another kind: not for this reader
         if (!Array.isArray(chunk?.choices))
           throw new ServerError('The stream holds something that is not a chunk', { requestId });
         ended ||= chunk.choices.some((choice) => choice.finish_reason);
         watch.rest(); // the consumer may take its time
         yield rename(chunk, toCamel);
+        signal?.throwIfAborted(); // more may have arrived already
         watch.touch();
       }
       // Some servers leave [DONE] out; but without a finish reason the answer is not whole.

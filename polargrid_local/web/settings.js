@@ -1,8 +1,9 @@
 // The settings: what they are, where they are kept, and their dialog.
 
 import { byId } from './dom.js';
+import { FOLDER } from './place.js';
 
-const KEY = 'polargrid.settings';
+const KEY = `polargrid.settings${FOLDER}`;
 const DEFAULTS = { maxTokens: 2048 };
 const SAMPLING = [
   'temperature',

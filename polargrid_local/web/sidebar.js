@@ -9,6 +9,8 @@ const UNDO_MS = 8000;
 export class Sidebar {
   #actions;
   #toastTimer = 0;
+  #shown = ''; // what the list shows, as text
+  #renaming = false;
 
   /** `actions`: {choose(id), rename(id, title), remove(id), restore(chat), create()} */
   constructor(actions) {
@@ -34,6 +36,9 @@ export class Sidebar {
   /** Shows `chats`, marking the chosen one and those that are being answered. */
   show(chats, currentId, busy) {
     const list = byId('chat-list');
+    const shown = JSON.stringify(chats.map((chat) => [chat.id, titleOf(chat), chat.id === currentId, busy.has(chat.id)]));
+    if (this.#renaming || shown === this.#shown) return; // what is typed there, and what has the focus, stays
+    this.#shown = shown;
     const focused = list.contains(document.activeElement) ? document.activeElement.dataset.chat : null;
     list.replaceChildren(...chats.map((chat) => this.#row(chat, chat.id === currentId, busy.has(chat.id))));
     if (focused) list.querySelector(`[data-chat="${focused}"]`)?.focus();
@@ -54,7 +59,7 @@ export class Sidebar {
           this.#actions.choose(chat.id);
         },
       },
-      el('span', {}, title),
+      el('span', { dir: 'auto' }, title),
       busy && el('i', { role: 'img', 'aria-label': 'being answered' }),
     );
     const row = el(
@@ -88,12 +93,13 @@ export class Sidebar {
   }
 
   #rename(row, chat, title) {
-    const input = el('input', { 'aria-label': 'Title of the chat', 'maxlength': '120' });
+    const input = el('input', { 'aria-label': 'Title of the chat', 'maxlength': '120', 'dir': 'auto' });
     input.value = title;
-    let open = true;
+    this.#renaming = true;
     const close = (keep) => {
-      if (!open) return;
-      open = false;
+      if (!this.#renaming) return;
+      this.#renaming = false;
+      this.#shown = '';
       this.#actions.rename(chat.id, keep ? input.value.trim() : chat.title);
     };
     input.addEventListener('keydown', (event) => {
@@ -110,8 +116,13 @@ export class Sidebar {
 
   #remove(chat) {
     this.#actions.remove(chat.id);
+    this.offerBack(chat, 'was deleted.');
+  }
+
+  /** Says that a chat is gone, and how; for some seconds it can be brought back. */
+  offerBack(chat, how) {
     const toast = byId('toast');
-    toast.firstElementChild.textContent = `“${titleOf(chat)}” was deleted.`;
+    toast.firstElementChild.replaceChildren('“', el('bdi', {}, titleOf(chat)), `” ${how}`);
     toast.lastElementChild.onclick = () => {
       toast.hidden = true;
       this.#actions.restore(chat);

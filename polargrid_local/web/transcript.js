@@ -45,6 +45,35 @@ export class Transcript {
     this.follow();
   }
 
+  /** Brings the screen up to date with a chat that changed elsewhere; what did not change keeps its elements. */
+  sync(chat) {
+    const kept = new Set(chat.messages.map(({ id }) => id));
+    if (!kept.size || !this.#shown.size) {
+      if (kept.size || this.#shown.size) this.show(chat);
+      return;
+    }
+    for (const [id, parts] of this.#shown) {
+      parts.gone = !kept.has(id);
+      if (parts.gone && !parts.article.classList.contains('editing')) this.#drop(id); // what is being typed stays
+    }
+    const goneOnes = new Set([...this.#shown.values()].filter(({ gone }) => gone).map(({ article }) => article));
+    let there = this.#root.firstElementChild;
+    for (const message of chat.messages) {
+      const parts = this.#shown.get(message.id);
+      const article = parts?.article ?? this.#add(message);
+      while (goneOnes.has(there)) there = there.nextElementSibling;
+      if (there === article) there = there.nextElementSibling;
+      else this.#root.insertBefore(article, there);
+      if (parts && message.role === 'assistant' && parts.seen !== JSON.stringify(message)) this.#fill(message, parts);
+    }
+    this.#keepUp();
+  }
+
+  #drop(id) {
+    this.#shown.get(id).article.remove();
+    this.#shown.delete(id);
+  }
+
   /** Shows what changed in one message, at most once per frame. */
   update(message) {
     if (!this.#shown.has(message.id)) return;
@@ -63,14 +92,17 @@ export class Transcript {
 
   /** Opens the editor of a message of the user. */
   edit(message) {
-    const { article, body } = this.#shown.get(message.id) ?? {};
+    const parts = this.#shown.get(message.id) ?? {};
+    const { article, body } = parts;
     if (!article || article.querySelector('form')) return;
     const area = el('textarea', {
       'aria-label': 'Edit the message',
+      dir: 'auto',
       rows: Math.min(12, message.content.split('\n').length + 1),
     });
     area.value = message.content;
     const close = () => {
+      if (parts.gone) return this.#drop(message.id);
       form.replaceWith(body);
       article.classList.remove('editing');
       article.querySelector('.edit')?.focus();
@@ -142,7 +174,7 @@ export class Transcript {
 
   #add(message) {
     const mine = message.role === 'user';
-    const body = el('div', { class: mine ? 'bubble' : 'body' });
+    const body = el('div', { class: mine ? 'bubble' : 'body', dir: mine ? 'auto' : null });
     const status = el('div', { class: 'status' });
     const article = el(
       'article',
@@ -167,7 +199,9 @@ export class Transcript {
     return article;
   }
 
-  #fill(message, { article, body, status, footer }) {
+  #fill(message, parts) {
+    const { article, body, status, footer } = parts;
+    parts.seen = JSON.stringify(message);
     article.setAttribute('aria-busy', String(Boolean(message.state)));
     showMarkdown(body, message.content);
     status.replaceChildren(...this.#statusOf(message));
@@ -212,13 +246,14 @@ export class Transcript {
           progress,
         ),
       ];
+    if (state === 'elsewhere') return [waiting('Another tab is writing this answer')];
     if (state === 'writing') return [el('small', { class: 'figures' }, `${tokens(live)}${speed(live)}`)];
     const why = {
       stopped: 'You stopped this answer.',
-      interrupted: 'This answer was interrupted.',
+      interrupted: 'This answer was interrupted.', // stored without an end, and nobody writes it
       content_filter: 'The content filter ended this answer.',
       length: 'The answer was cut: it reached the longest length set, or the end of what the model can hold.',
-    }[finish];
+    }[finish ?? 'interrupted'];
     return why ? [el('small', { class: 'why' }, why)] : [];
   }
 }

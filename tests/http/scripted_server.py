@@ -55,6 +55,8 @@ class ScriptedServer:
     """Answers each POST of `path` with the next script said for it; everything it was asked is in `asked`.
 
     A script is (status, headers, steps); a step is bytes to send at once, or an Event to wait for.
+    `load_refusals` are the words with which the next loads of a model are refused.
+    `health` is the answer of /health, `health_asked` how often it was asked.
     `gone` is set when the client closed its connection in the middle of a script.
     """
 
@@ -68,7 +70,10 @@ class ScriptedServer:
         self.load_progress = 0.0
         self.load_gate.set()
         self.loads: list[str] = []
+        self.load_refusals: deque[str] = deque()
         self.api_key: str | None = None
+        self.health: tuple[int, dict[str, Any]] = (200, {"status": "healthy"})
+        self.health_asked = 0
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -110,7 +115,8 @@ class ScriptedServer:
                         },
                     )
                 elif path == "/health":
-                    self.json(200, {"status": "healthy"})
+                    server.health_asked += 1
+                    self.json(*server.health)
                 else:
                     self.json(404, refusal("No such path", "not_found_error", "not_found"))
 
@@ -121,6 +127,10 @@ class ScriptedServer:
                 if self.path == "/v1/models/load":
                     name = body["model_name"]
                     server.loads.append(name)
+                    if server.load_refusals:
+                        server.models[name] = "failed"
+                        self.json(503, refusal(server.load_refusals.popleft()))
+                        return
                     server.models[name] = "loading"
                     server.load_gate.wait(30)
                     server.models[name] = "loaded"
@@ -138,12 +148,16 @@ class ScriptedServer:
                 status, headers, steps = server.scripts.popleft()
                 try:
                     self.head(status, headers)
+                    sent = b"\n"
                     for step in steps:
                         if isinstance(step, bytes):
                             self.wfile.write(step)
                             self.wfile.flush()
-                        else:
+                            sent = step
+                        elif sent.endswith(b"\n"):
                             self.await_step(step)
+                        else:
+                            step.wait()  # within a line a comment would become part of it
                 except (BrokenPipeError, ConnectionError):
                     server.gone.set()
 

@@ -43,6 +43,10 @@ def test_client_against_scripted_bytes() -> None:
     node_tests("client.test.mjs")
 
 
+def test_chats_of_two_tabs_are_merged() -> None:
+    node_tests("merge.test.mjs")
+
+
 def test_client_against_a_real_server(server: ServerProcess) -> None:
     node_tests("guide.test.mjs", **live(server))
 

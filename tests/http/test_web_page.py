@@ -350,6 +350,89 @@ def test_a_dead_server_is_named_and_the_page_recovers(page: Any, context: Any, s
     assert finished(page).locator(".body").inner_text() == "here"
 
 
+def test_the_banner_goes_with_the_next_good_answer(page: Any, scripted: ScriptedServer) -> None:
+    scripted.models["other"] = "unloaded"
+    scripted.load_refusals.append("needs 9 GB, has 1 GB")
+    page.locator("#model-button").click()
+    page.locator("#model-menu b", has_text="other").click()
+    page.locator("#banner").get_by_text("Needs 9 GB, has 1 GB").wait_for()
+    gate = threading.Event()
+    scripted.say(chunk(), chunk("fi"), gate, chunk("ne"), chunk(reason="stop"), DONE)
+    ask(page, "go")
+    page.locator(".body", has_text="fi").wait_for()
+    assert page.locator("#banner").is_hidden()
+    gate.set()
+    assert finished(page).locator(".body").inner_text() == "fine"
+    assert page.locator("#banner").is_hidden() and page.get_by_role("alert").locator("visible=true").count() == 0
+
+
+def test_an_old_error_is_no_alarm(page: Any, scripted: ScriptedServer) -> None:
+    scripted.refuse(503, "out of memory")
+    scripted.say(*answer("fine"))
+    background = "getComputedStyle(document.querySelector('.error')).backgroundColor"
+    ask(page, "go")
+    page.locator(".error").wait_for()
+    alarm = page.evaluate(background)
+    ask(page, "and now?")
+    finished(page, 2)
+    assert page.locator(".error").count() == 1
+    assert page.evaluate(background) != alarm
+
+
+def test_the_dot_tells_whether_the_server_is_there(page: Any, context: Any, scripted: ScriptedServer) -> None:
+    def shows(state: str, words: str, note: str) -> None:
+        page.locator(f"#model-dot[data-state={state}]").wait_for()
+        button = page.locator("#model-button")
+        assert button.get_attribute("title") == button.get_attribute("aria-label") == f"Model: scripted, {words}"
+        assert page.locator("#server-state").inner_text() == note
+
+    shows("loaded", "loaded", "")
+    context.set_offline(True)
+    shows("gone", "the server does not answer", "no answer from the server")
+    page.locator("#announcer", has_text="The server does not answer").wait_for()
+    context.set_offline(False)
+    shows("loaded", "loaded", "")
+    for status in (503, 200):
+        scripted.health = (status, {"status": "degraded", "models": {}})
+        shows("degraded", "loaded, but the server is degraded", "degraded")
+        scripted.health = (200, {"status": "healthy"})
+        shows("loaded", "loaded", "")
+    scripted.health = (502, {"detail": "a proxy without its server"})
+    shows("gone", "the server does not answer", "no answer from the server")
+    scripted.health = (200, {"status": "healthy"})
+    shows("loaded", "loaded", "")
+    assert page.locator("#banner").is_hidden()
+
+
+def test_a_failed_answer_shows_at_once_that_the_server_is_gone(
+    page: Any, context: Any, scripted: ScriptedServer
+) -> None:
+    page.clock.install()
+    page.reload()
+    page.locator("#model-dot[data-state=loaded]").wait_for()
+    page.clock.pause_at(page.evaluate("Date.now()") + 3_600_000)  # nobody looks by the clock
+    context.set_offline(True)
+    ask(page, "anyone?")
+    page.locator("#model-dot[data-state=gone]").wait_for()
+
+
+def test_a_page_that_nobody_sees_asks_nothing(page: Any, scripted: ScriptedServer) -> None:
+    seen = "hidden => { Object.defineProperty(document, 'hidden', { configurable: true, value: hidden });"
+    seen += " document.dispatchEvent(new Event('visibilitychange')); }"
+    page.clock.install()
+    page.reload()
+    page.locator("#model-dot[data-state=loaded]").wait_for()
+    with page.expect_response("**/health"):
+        page.clock.run_for(6000)
+    page.evaluate(seen, True)
+    asked = scripted.health_asked
+    page.clock.run_for(3_600_000)
+    assert scripted.health_asked == asked
+    with page.expect_response("**/health"):
+        page.evaluate(seen, False)
+    assert scripted.health_asked == asked + 1
+
+
 def test_the_page_follows_the_answer_only_while_the_reader_does(page: Any, scripted: ScriptedServer) -> None:
     gate = threading.Event()
     scripted.say(chunk(), chunk("line\n\n" * 80), gate, chunk("last words"), chunk(reason="stop"), DONE)

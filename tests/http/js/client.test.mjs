@@ -463,3 +463,89 @@ test('generate, base addresses, region', async () => {
   assert.equal(new PolarGrid().baseUrl, process.env.POLARGRID_BASE_URL ?? 'http://127.0.0.1:8484');
   assert.deepEqual([client.getRegionId(), client.getRegionName()], ['local', 'Local']);
 });
+
+test('lines may end with CR alone, and are read as soon as they have arrived', async () => {
+  let go;
+  const gate = new Promise((resolve) => {
+    go = resolve;
+  });
+  script = async (request, response) => {
+    response.writeHead(200, SSE);
+    response.write(`${chunk('one')}\r\r`);
+    await gate;
+    response.write('\n'); // the end of a CRLF, or nothing
+    response.end(`${chunk('two', 'stop')}\r\rdata: [DONE]\r\r`);
+  };
+  const stream = client.chatCompletionStream({ messages: message });
+  assert.equal((await stream.next()).value.choices[0].delta.content, 'one');
+  go();
+  assert.equal(textOf(await collect(stream)), 'two');
+});
+
+test('an event named error throws whatever it holds; events of other names are passed over', async () => {
+  for (const [data, words] of [
+    ['{"error":{"message":"m","type":"server_error"}}', 'm'],
+    ['{"message":"plain"}', 'plain'],
+    ['not JSON', 'not JSON'],
+  ]) {
+    script = stream(`event: ping\ndata: {}\n\n${chunk('one')}\n\n`, `event: error\ndata: ${data}\n\ndata: [DONE]\n\n`);
+    const seen = [];
+    await assert.rejects(
+      async () => {
+        for await (const item of client.chatCompletionStream({ messages: message })) seen.push(textOf([item]));
+      },
+      { name: 'ServerError', message: words },
+    );
+    assert.deepEqual(seen, ['one']);
+  }
+  script = stream(`event: message\n${chunk('one', 'stop')}\n\n`, 'data: [DONE]\n\n');
+  assert.equal(textOf(await collect(client.chatCompletionStream({ messages: message }))), 'one');
+});
+
+test('after an abort nothing more is read, not even what had arrived already', async () => {
+  const controller = new AbortController();
+  const seen = [];
+  const pieces = [Buffer.from(`${chunk('one')}\n\n${chunk('two')}\n\n${chunk('three', 'stop')}\n\ndata: [DONE]\n\n`)];
+  await assert.rejects(
+    withPieces(pieces, async () => {
+      for await (const item of client.chatCompletionStream({ messages: message }, { signal: controller.signal })) {
+        seen.push(textOf([item]));
+        controller.abort();
+      }
+    }),
+    { name: 'AbortError' },
+  );
+  assert.deepEqual(seen, ['one']);
+});
+
+test('a base address may have a path', async () => {
+  for (const [base, path] of [
+    ['/llm', '/llm/v1/models'],
+    ['/llm/', '/llm/v1/models'],
+    ['/a/b/v1', '/a/b/v1/models'],
+    ['/a/b/v1/', '/a/b/v1/models'],
+  ]) {
+    asked = [];
+    script = json(200, { data: [] });
+    await new PolarGrid({ baseUrl: url() + base }).listModels();
+    assert.equal(asked[0].url, path);
+  }
+});
+
+test('what a server in trouble says of itself is an answer', async () => {
+  script = json(503, { status: 'degraded', models: { some_model: 'failed' }, queue_depth: 3 });
+  assert.deepEqual((await client.health()).status, 'degraded');
+  assert.equal((await client.health()).queueDepth, 3);
+  await assert.rejects(client.getStatus(), { name: 'ServerError', statusCode: 503 });
+  script = json(503, { detail: 'no' });
+  await assert.rejects(client.health(), { name: 'ServerError', message: 'no' });
+  script = (request, response) => response.writeHead(502).end('<html>');
+  await assert.rejects(client.health(), { name: 'ServerError', statusCode: 502 });
+});
+
+test('tokens as names of probabilities are not renamed', async () => {
+  const top = [{ get_name: -0.1, ' the_end': -2 }];
+  script = json(200, { choices: [{ text: 'x', logprobs: { top_logprobs: top, text_offset: [0] } }] });
+  const { logprobs } = (await client.completion({ prompt: 'p' })).choices[0];
+  assert.deepEqual(logprobs, { topLogprobs: top, textOffset: [0] });
+});
