@@ -133,7 +133,8 @@ void kill_classes() {
         {"unknown rope scaling", "key llama.rope.scaling.type", set("llama.rope.scaling.type", "cubic")},
         {"integer embedding", t_embd, type(embd, I32)},
         {"eps negative", "key " + eps, set(eps.c_str(), -1e-5f)},
-        {"eps zero", "key " + eps, set(eps.c_str(), 0.0f)},
+        {"a width that is not computed", "key llama.embedding_length_out", set("llama.embedding_length_out", 4096u)},
+        {"pooling of no kind", "key llama.pooling_type", set("llama.pooling_type", 5u)},
         {"eps NaN", "key " + eps, set(eps.c_str(), nan)},
         {"norm F16", t_norm, type(norm, F16)},
         {"norm Q8_0", t_norm, type(norm, Q8_0)},
@@ -376,6 +377,19 @@ void accepted() {
     const Gguf tiny = tiny_llama();
     accept("version 2", tiny, [](Gguf & g) { g.version = 2; });
     accept("alignment 64", tiny, [](Gguf & g) { g.set("general.alignment", 64u); g.alignment = 64; });
+    accept("what llama.cpp writes for a key that is not used", tiny, [](Gguf & g) {
+        g.set("llama.attention.layer_norm_epsilon", 0.0f);
+        g.set("llama.attention.compress_rope_freq_base", 0.0f);
+        g.set("llama.pooling_type", UINT32_MAX);
+    });
+    accept("the width that is computed", tiny, [](Gguf & g) {
+        for (const builder::Key & k : g.keys) {
+            if (k.name == "llama.embedding_length") {
+                g.keys.push_back({"llama.embedding_length_out", k.type, k.payload});
+                break;
+            }
+        }
+    });
     accept("bytes after the last tensor", tiny, [](Gguf & g) { g.end_shift = 100; });
     accept("no tensors: a vocabulary", tiny, [](Gguf & g) { g.tensors.clear(); });
     accept("a vocabulary without shape", tiny, [](Gguf & g) {
