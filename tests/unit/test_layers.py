@@ -25,8 +25,11 @@ MAY = {
     "partial": WORDS,
     "download": WORDS | {"store", "partial"},
     "sdk": WORDS | {"engine", "server", "__init__"},
-    "cli": WORDS | {"engine", "store", "server", "terminal", "__init__"},
-    "terminal": WORDS | {"engine", "store"},
+    "cli": WORDS | {"engine", "store", "server", "terminal", "prompt", "piped", "wrap", "__init__"},
+    "terminal": WORDS | {"engine", "store", "prompt", "wrap"},
+    "prompt": WORDS,
+    "piped": WORDS,
+    "wrap": set(),
     "__main__": {"cli"},
 }
 
