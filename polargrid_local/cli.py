@@ -127,7 +127,9 @@ def _root(
 
 @app.command()
 def chat(
-    prompt: Annotated[Optional[str], typer.Argument(help="What to say; - = what stdin brings; without it, an interactive chat.")] = None,
+    prompt: Annotated[
+        Optional[str], typer.Argument(help="What to say; - = what stdin brings; without it, an interactive chat.")
+    ] = None,
     model: Model = None,
     models_dir: ModelsDir = None,
     system: System = None,
@@ -167,7 +169,9 @@ def chat(
 
 @app.command()
 def complete(
-    prompt: Annotated[Optional[str], typer.Argument(help="The text to continue; without it, or with -, what stdin brings.")] = None,
+    prompt: Annotated[
+        Optional[str], typer.Argument(help="The text to continue; - = what stdin brings, and so without it.")
+    ] = None,
     model: Model = None,
     models_dir: ModelsDir = None,
     max_tokens: MaxTokens = 256,
