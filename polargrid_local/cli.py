@@ -19,6 +19,8 @@ from polargrid_local.errors import PolarGridError, ValidationError
 
 if TYPE_CHECKING:
     from polargrid_local.engine import Engine
+    from polargrid_local.params import MessageParam
+    from polargrid_local.types import SystemInfo
     from polargrid_local.store import Store
 
 
@@ -157,7 +159,7 @@ def chat(
             note(f"{name}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat")
             Chat(lambda messages: engine.chat_completion_stream(messages=messages, **sampling), system, form).run()
         else:
-            messages = [{"role": "system", "content": system}] if system else []
+            messages: list[MessageParam] = [{"role": "system", "content": system}] if system else []
             messages.append({"role": "user", "content": text})
             write_answer(engine.chat_completion_stream(messages=messages, **sampling), form, sys.stdout)
 
@@ -250,7 +252,10 @@ def info(
         found = _store(models_dir).resolve(model)
         file = inspect_model(found.path)
         length = n_ctx or file["n_ctx_train"]
-        need = {cache: file["tensor_bytes"] + length * file[f"cache_bytes_{cache}"] for cache in ("f16", "q8_0")}
+        need = {
+            "f16": file["tensor_bytes"] + length * file["cache_bytes_f16"],
+            "q8_0": file["tensor_bytes"] + length * file["cache_bytes_q8_0"],
+        }
         licence = found.entry.licence if found.entry else file["metadata"].get("general.license")
         facts |= {"id": found.id, "path": str(found.path), "sha256": found.sha256, "licence": licence, "model": file}
         facts["estimate"] = {"n_ctx": length, "bytes_f16": need["f16"], "bytes_q8_0": need["q8_0"]}
@@ -279,7 +284,7 @@ def _model_rows(facts: dict[str, Any]) -> list[tuple[str, object]]:
     ]
 
 
-def _machine_rows(machine: dict[str, Any]) -> list[tuple[str, object]]:
+def _machine_rows(machine: SystemInfo) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [
         ("CPU features", " ".join(machine["cpu_features"])),
         ("own kernels", machine["kernels"] or "none for this CPU"),

@@ -98,7 +98,7 @@ class Chat:
         self._open = open_stream
         self._system = system
         self._form = form
-        self._turns: list[dict[str, str]] = []
+        self._turns: list[MessageParam] = []
 
     def run(self) -> None:
         """Until Ctrl-D or /exit."""
@@ -144,8 +144,8 @@ class Chat:
             note(f"unknown command {command}\n{HELP}")
 
     def _say(self, line: str) -> None:
-        system = [{"role": "system", "content": self._system}] if self._system else []
-        asked = {"role": "user", "content": line}
+        system: list[MessageParam] = [{"role": "system", "content": self._system}] if self._system else []
+        asked: MessageParam = {"role": "user", "content": line}
         stream = None
         try:
             stream = self._open([*system, *self._turns, asked])
