@@ -20,8 +20,8 @@ from polargrid_local.errors import PolarGridError, ValidationError
 if TYPE_CHECKING:
     from polargrid_local.engine import Engine
     from polargrid_local.params import MessageParam
-    from polargrid_local.types import SystemInfo
     from polargrid_local.store import Store
+    from polargrid_local.types import SystemInfo
 
 
 class _Commands(TyperGroup):

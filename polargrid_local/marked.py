@@ -237,7 +237,7 @@ class Text(str):
         """Python's own would reach any attribute that the format names. The sandbox formats, under its guard."""
         raise TypeError("user text is not a format")
 
-    format_map = format  # type: ignore[assignment]
+    format_map = format
 
     # cutting
 

@@ -7,14 +7,17 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from enum import Enum
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 
 from polargrid_local.errors import PolarGridError
 
-Open = Callable[[list[dict[str, str]]], Any]
-"""Messages -> a running ChatStream."""
+if TYPE_CHECKING:
+    from polargrid_local.engine import ChatStream
+    from polargrid_local.params import MessageParam
+
+    Open = Callable[[list[MessageParam]], ChatStream[Any]]  # messages -> a running stream
 
 HELP = """/reset          forget the conversation
 /system [TEXT]  say who the model shall be; without TEXT, nobody
@@ -35,7 +38,7 @@ def note(text: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
 
 
-def write_answer(stream: Any, form: Form, out: TextIO) -> None:
+def write_answer(stream: ChatStream[Any], form: Form, out: TextIO) -> None:
     """Write a ChatStream as it comes. Raises what ends it early; leaving early cancels it."""
     last = ""
     with stream:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -24,6 +24,9 @@ from uvicorn.server import HANDLED_SIGNALS
 from polargrid_local.errors import EngineClosed, PolarGridError, ValidationError
 from polargrid_local.server.app import create_app
 from polargrid_local.server.config import ServeConfig
+
+if TYPE_CHECKING:
+    from polargrid_local.engine import AsyncEngine
 
 log = logging.getLogger(__name__)
 LAST_WORDS_S = 2.0  # for clients to take the error that ends their request, before their connections are dropped
@@ -61,7 +64,7 @@ class Server(uvicorn.Server):
         self.end_requests(EngineClosed("the server is shutting down"))
         await asyncio.sleep(LAST_WORDS_S)
         for connection in list(self.server_state.connections):
-            _reset(connection.transport)  # type: ignore[union-attr, arg-type]
+            _reset(connection.transport)
 
 
 @contextmanager
@@ -179,7 +182,7 @@ def _bind_unix(path: Path) -> socket.socket:
     return sock
 
 
-def run(config: ServeConfig, engine: Any = None) -> None:
+def run(config: ServeConfig, engine: AsyncEngine | None = None) -> None:
     """Serve `config`; `engine` is for tests."""
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if engine is None:
