@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, Union
 
-from typing_extensions import Required, TypedDict
+from typing_extensions import TypedDict
 
 from .types import ChatMessage
 
@@ -39,20 +39,26 @@ class FunctionCallParam(TypedDict):
     arguments: str
 
 
-class ToolCallParam(TypedDict, total=False):
-    id: Required[str]
+class _ToolCall(TypedDict, total=False):
     type: Literal["function"]
-    function: Required[FunctionCallParam]
     index: int | None
 
 
-class MessageParam(TypedDict, total=False):
-    role: Required[Literal["system", "user", "assistant", "tool", "developer"]]
+class ToolCallParam(_ToolCall):
+    id: str
+    function: FunctionCallParam
+
+
+class _Message(TypedDict, total=False):
     content: str | Sequence[TextPartParam | ImagePartParam] | None
     name: str | None
     tool_calls: Sequence[ToolCallParam] | None
     tool_call_id: str | None
     reasoning_content: str | None
+
+
+class MessageParam(_Message):
+    role: Literal["system", "user", "assistant", "tool", "developer"]
 
 
 Messages = Sequence[Union[MessageParam, ChatMessage, Dumpable]]
@@ -134,9 +140,12 @@ class EmbeddingOptions(TypedDict, total=False):
     dimensions: int | None
 
 
-class EmbeddingParams(EmbeddingOptions, total=False):
-    input: Required[str | Sequence[str]]
+class _Embedding(EmbeddingOptions, total=False):
     encoding_format: Literal["float", "base64", "numpy"] | None
+
+
+class EmbeddingParams(_Embedding):
+    input: str | Sequence[str]
 
 
 class RerankOptions(TypedDict, total=False):
@@ -173,12 +182,15 @@ class GenerateParams(GenerateOptions):
     prompt: str
 
 
-class LoadModelParams(TypedDict, total=False):
-    model_name: Required[str]
+class UnloadModelParams(TypedDict):
+    model_name: str
+
+
+class _LoadModel(TypedDict, total=False):
     force_reload: bool | None
 
 
-class UnloadModelParams(TypedDict):
+class LoadModelParams(_LoadModel):
     model_name: str
 
 

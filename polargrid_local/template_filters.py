@@ -95,7 +95,7 @@ def _lazy(name: str) -> Callable[..., Any]:
 
 
 def _with_context(func: Callable[..., Any]) -> Callable[..., Any]:
-    func.wants_context = True  # type: ignore[attr-defined]
+    func.wants_context = True  # type: ignore[attr-defined]  # a mark of ours on a function
     return func
 
 

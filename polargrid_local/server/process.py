@@ -85,12 +85,12 @@ def protocol(config: ServeConfig) -> type[asyncio.Protocol]:
     `state["abort"]` to drop a connection."""
 
     class BoundedProtocol(H11Protocol):
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it too
             super().connection_made(transport)
             self.app_state: dict[str, Any] = {**self.app_state, "abort": lambda: _reset(transport)}
             self._head_timer: asyncio.TimerHandle | None = None
             # Browsers and pools open connections ahead of their requests: one that has not spoken yet is idle, not slow.
-            self.timeout_keep_alive = config.idle_connection_s  # type: ignore[assignment]
+            self.timeout_keep_alive = config.idle_connection_s  # type: ignore[assignment]  # seconds; uvicorn's own are whole
             self.timeout_keep_alive_task = self.loop.call_later(config.idle_connection_s, self.timeout_keep_alive_handler)
 
         def _should_upgrade(self) -> bool:
