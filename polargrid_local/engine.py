@@ -97,7 +97,9 @@ class Engine(_Settings):
     @overload
     def chat_completion_stream(self, **fields: Unpack[ChatParams]) -> ChatStream[ChatCompletionChunk]: ...
     @overload
-    def chat_completion_stream(self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]) -> ChatStream[ChatCompletionChunk]: ...
+    def chat_completion_stream(
+        self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]
+    ) -> ChatStream[ChatCompletionChunk]: ...
     def chat_completion_stream(self, request: Any = None, **kwargs: Any) -> ChatStream[ChatCompletionChunk]:
         """Chunks of a chat answer, as they are produced. What is wrong with the request is raised here."""
         return ChatStream(*self._begin(CHAT, request, kwargs))
@@ -105,7 +107,9 @@ class Engine(_Settings):
     @overload
     def completion_stream(self, **fields: Unpack[CompletionParams]) -> ChatStream[CompletionChunk]: ...
     @overload
-    def completion_stream(self, request: CompletionParams | Dumpable, **changes: Unpack[CompletionChanges]) -> ChatStream[CompletionChunk]: ...
+    def completion_stream(
+        self, request: CompletionParams | Dumpable, **changes: Unpack[CompletionChanges]
+    ) -> ChatStream[CompletionChunk]: ...
     def completion_stream(self, request: Any = None, **kwargs: Any) -> ChatStream[CompletionChunk]:
         """Chunks that continue a prompt; of several prompts, interleaved, told apart by `choices[0]["index"]`."""
         return ChatStream(*self._begin(COMPLETION, request, kwargs))
@@ -113,7 +117,9 @@ class Engine(_Settings):
     @overload
     def chat_completion(self, **fields: Unpack[ChatParams]) -> ChatCompletionResponse: ...
     @overload
-    def chat_completion(self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]) -> ChatCompletionResponse: ...
+    def chat_completion(
+        self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]
+    ) -> ChatCompletionResponse: ...
     def chat_completion(self, request: Any = None, **kwargs: Any) -> ChatCompletionResponse:
         """A chat answer in one piece: the joined stream."""
         return self._answer(CHAT, request, kwargs).response()
@@ -121,13 +127,17 @@ class Engine(_Settings):
     @overload
     def completion(self, **fields: Unpack[CompletionParams]) -> CompletionResponse: ...
     @overload
-    def completion(self, request: CompletionParams | Dumpable, **changes: Unpack[CompletionChanges]) -> CompletionResponse: ...
+    def completion(
+        self, request: CompletionParams | Dumpable, **changes: Unpack[CompletionChanges]
+    ) -> CompletionResponse: ...
     def completion(self, request: Any = None, **kwargs: Any) -> CompletionResponse:
         """The continuation of a prompt, or of a list of prompts with one choice each."""
         return self._answer(COMPLETION, request, kwargs).response()
 
     @overload
-    def generate(self, request: str | GenerateParams | Dumpable, **options: Unpack[GenerateOptions]) -> GenerateResponse: ...
+    def generate(
+        self, request: str | GenerateParams | Dumpable, **options: Unpack[GenerateOptions]
+    ) -> GenerateResponse: ...
     @overload
     def generate(self, **fields: Unpack[GenerateParams]) -> GenerateResponse: ...
     def generate(self, request: Any = None, **kwargs: Any) -> GenerateResponse:
@@ -192,7 +202,8 @@ class Engine(_Settings):
         return self._models.get(model_id)
 
     def load_model(
-        self, name: str | os.PathLike[str] | LoadModelParams | Dumpable, force_reload: bool = False, on_progress: Progress | None = None, **unknown: Never
+        self, name: str | os.PathLike[str] | LoadModelParams | Dumpable, force_reload: bool = False,
+        on_progress: Progress | None = None, **unknown: Never,
     ) -> LoadModelResponse:
         """`name`, or an SDK request (dict or object) with model_name and force_reload."""
         _refuse_options(unknown)
@@ -284,7 +295,9 @@ class AsyncEngine(_Settings):
     @overload
     def chat_completion_stream(self, **fields: Unpack[ChatParams]) -> AsyncChatStream[ChatCompletionChunk]: ...
     @overload
-    def chat_completion_stream(self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]) -> AsyncChatStream[ChatCompletionChunk]: ...
+    def chat_completion_stream(
+        self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]
+    ) -> AsyncChatStream[ChatCompletionChunk]: ...
     def chat_completion_stream(self, request: Any = None, **kwargs: Any) -> AsyncChatStream[ChatCompletionChunk]:
         """Chunks of a chat answer. What is wrong with the request is raised by `await stream.start()` or the first step."""
         return AsyncChatStream(lambda: self._models.begin(CHAT, request, kwargs))
@@ -292,7 +305,9 @@ class AsyncEngine(_Settings):
     @overload
     def completion_stream(self, **fields: Unpack[CompletionParams]) -> AsyncChatStream[CompletionChunk]: ...
     @overload
-    def completion_stream(self, request: CompletionParams | Dumpable, **changes: Unpack[CompletionChanges]) -> AsyncChatStream[CompletionChunk]: ...
+    def completion_stream(
+        self, request: CompletionParams | Dumpable, **changes: Unpack[CompletionChanges]
+    ) -> AsyncChatStream[CompletionChunk]: ...
     def completion_stream(self, request: Any = None, **kwargs: Any) -> AsyncChatStream[CompletionChunk]:
         """Chunks that continue a prompt; of several prompts, interleaved, told apart by `choices[0]["index"]`."""
         return AsyncChatStream(lambda: self._models.begin(COMPLETION, request, kwargs))
@@ -300,19 +315,25 @@ class AsyncEngine(_Settings):
     @overload
     async def chat_completion(self, **fields: Unpack[ChatParams]) -> ChatCompletionResponse: ...
     @overload
-    async def chat_completion(self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]) -> ChatCompletionResponse: ...
+    async def chat_completion(
+        self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]
+    ) -> ChatCompletionResponse: ...
     async def chat_completion(self, request: Any = None, **kwargs: Any) -> ChatCompletionResponse:
         return (await self._answer(CHAT, request, kwargs)).response()
 
     @overload
     async def completion(self, **fields: Unpack[CompletionParams]) -> CompletionResponse: ...
     @overload
-    async def completion(self, request: CompletionParams | Dumpable, **changes: Unpack[CompletionChanges]) -> CompletionResponse: ...
+    async def completion(
+        self, request: CompletionParams | Dumpable, **changes: Unpack[CompletionChanges]
+    ) -> CompletionResponse: ...
     async def completion(self, request: Any = None, **kwargs: Any) -> CompletionResponse:
         return (await self._answer(COMPLETION, request, kwargs)).response()
 
     @overload
-    async def generate(self, request: str | GenerateParams | Dumpable, **options: Unpack[GenerateOptions]) -> GenerateResponse: ...
+    async def generate(
+        self, request: str | GenerateParams | Dumpable, **options: Unpack[GenerateOptions]
+    ) -> GenerateResponse: ...
     @overload
     async def generate(self, **fields: Unpack[GenerateParams]) -> GenerateResponse: ...
     async def generate(self, request: Any = None, **kwargs: Any) -> GenerateResponse:
@@ -371,7 +392,8 @@ class AsyncEngine(_Settings):
         return await asyncio.to_thread(self._models.get, model_id)
 
     async def load_model(
-        self, name: str | os.PathLike[str] | LoadModelParams | Dumpable, force_reload: bool = False, on_progress: Progress | None = None, **unknown: Never
+        self, name: str | os.PathLike[str] | LoadModelParams | Dumpable, force_reload: bool = False,
+        on_progress: Progress | None = None, **unknown: Never,
     ) -> LoadModelResponse:
         """`on_progress` is called in the worker thread that loads."""
         _refuse_options(unknown)

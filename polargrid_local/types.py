@@ -436,7 +436,7 @@ class SystemInfo(TypedDict):
     cpu_features: list[str]
     n_threads: int
     available_bytes: int
-    kernels: str  # instruction set of this package's own CPU kernels, "" = none fits
+    kernels: str  # instruction set of this package's own CPU kernels, "off" = those of llama.cpp
     build: str
 
 
@@ -498,7 +498,7 @@ class NativeInfo(TypedDict):
     add_bos: bool
     flash_attention: bool
     cache_type: Literal["f16", "q8_0"]
-    kernels: str
+    kernels: str  # as in SystemInfo
     build: str
     load_ms: float
     devices: list[Device]

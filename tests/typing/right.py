@@ -11,8 +11,19 @@ from openai.types.chat import ChatCompletionMessage
 from pydantic import BaseModel
 from typing_extensions import assert_type
 
-from polargrid_local import AsyncChatStream, AsyncEngine, ChatStream, Engine, inspect_model, sentences, system_info, text_of
+from polargrid_local import (
+    AsyncChatStream,
+    AsyncEngine,
+    ChatStream,
+    Engine,
+    RateLimitError,
+    inspect_model,
+    sentences,
+    system_info,
+    text_of,
+)
 from polargrid_local.params import ChatParams, MessageParam
+from polargrid_local.server import ServeConfig, create_app
 from polargrid_local.types import (
     ChatCompletionChunk,
     ChatCompletionResponse,
@@ -145,10 +156,22 @@ def machine(engine: Engine, path: Path) -> None:
     assert_type(system_info(), SystemInfo)
 
 
+def refusals(engine: Engine) -> None:
+    try:
+        engine.completion(prompt="a")
+    except RateLimitError as error:
+        assert_type(error.retry_after, Union[float, None])
+        assert_type(error.param, Union[str, None])
+
+
 def options(path: Path) -> None:
     Engine("m", n_ctx=4096, cache_type="q8_0", device="cpu", models_dir=path, lora=[(path, 0.5)], content_filter=["x"]).close()
     with Engine() as engine:
         assert_type(engine, Engine)
+
+
+def server(engine: AsyncEngine) -> None:
+    create_app(engine, ServeConfig())
 
 
 async def tasks(path: Path) -> None:

@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from polargrid_local import AsyncEngine, Engine
 from polargrid_local.params import MessageParam
+from polargrid_local.server import create_app
 
 
 class SdkRequest(BaseModel):
@@ -78,6 +79,10 @@ def options() -> None:
     Engine("m", n_ctx="5")  # wrong
     Engine("m", cache_type="q4_0")  # wrong
     AsyncEngine("m", stream=2)  # wrong
+
+
+def server(engine: Engine) -> None:
+    create_app(engine)  # wrong
 
 
 async def tasks(engine: AsyncEngine) -> None:
