@@ -15,7 +15,7 @@ class Event:
     def code(self) -> str:
         ...
     @property
-    def details(self) -> dict:
+    def details(self) -> dict[str, typing.Any]:
         ...
     @property
     def embedding(self) -> typing.Any:
@@ -30,7 +30,7 @@ class Event:
     def kind(self) -> str:
         ...
     @property
-    def logprobs(self) -> list:
+    def logprobs(self) -> list[typing.Any]:
         ...
     @property
     def n_cached(self) -> int:
@@ -65,37 +65,41 @@ class Outbox:
     def wake(self) -> None:
         ...
 class Engine:
-    def __init__(self, path: str, options: dict) -> None:
+    def __init__(self, path: typing.Any, options: dict[str, typing.Any]) -> None:
         ...
     def cancel(self, id: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
     def close(self) -> None:
         ...
-    def info(self) -> dict:
+    def drain_log(self) -> list[typing.Any]:
+        """
+        What llama.cpp said while it worked for this engine, since the last call: (level as in logging, text).
+        """
+    def info(self) -> dict[str, typing.Any]:
         ...
     def outbox(self, quiet: bool = False) -> Outbox:
         ...
-    def stats(self) -> dict:
+    def stats(self) -> dict[str, typing.Any]:
         ...
-    def submit(self, request: dict, outbox: Outbox = None) -> int:
+    def submit(self, request: dict[str, typing.Any], outbox: Outbox | None = None) -> int:
         ...
     def tokenize(self, spans: collections.abc.Sequence[tuple[str, bool]], add_bos: bool = True) -> list[int]:
         ...
     def wait_events(self, timeout_ms: typing.SupportsInt | typing.SupportsIndex) -> list[Event]:
         ...
-def bare_loop(path: str, n_prompt: typing.SupportsInt | typing.SupportsIndex, n_tokens: typing.SupportsInt | typing.SupportsIndex, n_ctx: typing.SupportsInt | typing.SupportsIndex = 2048, n_threads: typing.SupportsInt | typing.SupportsIndex = 0, kernels: bool = True) -> dict:
+def bare_loop(path: str, n_prompt: typing.SupportsInt | typing.SupportsIndex, n_tokens: typing.SupportsInt | typing.SupportsIndex, n_ctx: typing.SupportsInt | typing.SupportsIndex = 2048, n_threads: typing.SupportsInt | typing.SupportsIndex = 0, kernels: bool = True) -> dict[str, typing.Any]:
     """
     llama.cpp's own greedy loop on this build, for benchmarks: times in milliseconds.
     """
-def drain_log() -> list[tuple[int, str]]:
+def drain_log() -> list[typing.Any]:
     """
-    llama.cpp's log lines since the last call: (level as in logging, text).
+    llama.cpp's log lines that belong to no engine, since the last call: (level as in logging, text).
     """
-def inspect(path: str) -> dict:
+def inspect(path: typing.Any) -> dict[str, typing.Any]:
     """
     What a GGUF file says about itself, validated, without loading it.
     """
-def system() -> dict:
+def system() -> dict[str, typing.Any]:
     """
     Devices, CPU features, usable threads and memory of this machine, as this process may use them.
     """

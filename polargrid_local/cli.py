@@ -19,7 +19,9 @@ from polargrid_local.errors import PolarGridError, ValidationError
 
 if TYPE_CHECKING:
     from polargrid_local.engine import Engine
+    from polargrid_local.params import MessageParam
     from polargrid_local.store import Store
+    from polargrid_local.types import SystemInfo
 
 
 class _Commands(TyperGroup):
@@ -69,7 +71,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):
             # An answer may hold what a terminal cannot show.
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a stream that a host put there may lack it
     app()
 
 
@@ -162,7 +164,7 @@ def chat(
             Chat(person, lambda messages: engine.chat_completion_stream(messages=messages, **sampling), system, form).run()
         return
     with _engine(model, models_dir, **options) as (engine, _):
-        messages = [{"role": "system", "content": system}] if system else []
+        messages: list[MessageParam] = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": text})
         write_answer(engine.chat_completion_stream(messages=messages, **sampling), form, sys.stdout)
 
@@ -259,7 +261,10 @@ def info(
         found = _store(models_dir).resolve(model)
         file = inspect_model(found.path)
         length = n_ctx or file["n_ctx_train"]
-        need = {cache: file["tensor_bytes"] + length * file[f"cache_bytes_{cache}"] for cache in ("f16", "q8_0")}
+        need = {
+            "f16": file["tensor_bytes"] + length * file["cache_bytes_f16"],
+            "q8_0": file["tensor_bytes"] + length * file["cache_bytes_q8_0"],
+        }
         licence = found.entry.licence if found.entry else file["metadata"].get("general.license")
         facts |= {"id": found.id, "path": str(found.path), "sha256": found.sha256, "licence": licence, "model": file}
         facts["estimate"] = {"n_ctx": length, "bytes_f16": need["f16"], "bytes_q8_0": need["q8_0"]}
@@ -288,7 +293,7 @@ def _model_rows(facts: dict[str, Any]) -> list[tuple[str, object]]:
     ]
 
 
-def _machine_rows(machine: dict[str, Any]) -> list[tuple[str, object]]:
+def _machine_rows(machine: SystemInfo) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [
         ("CPU features", " ".join(machine["cpu_features"])),
         ("own kernels", machine["kernels"] or "none for this CPU"),

@@ -121,7 +121,7 @@ def _hub_errors(where: str) -> Iterator[None]:
 def _locate(source: HubSource) -> _Remote:
     """Ask the hub where the bytes are and what they are. huggingface_hub brings the endpoint, the token, its errors."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # not in its __all__
 
     endpoint = os.environ.get("HF_ENDPOINT") or None
     url = hf_hub_url(source.repo, source.member, revision=source.revision, endpoint=endpoint)
@@ -141,7 +141,7 @@ def _locate(source: HubSource) -> _Remote:
 
 
 class _SameOriginToken(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
+    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]  # as urllib declares it
         new = super().redirect_request(req, fp, code, msg, headers, newurl)
         if new is not None:
             if urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:

@@ -4,30 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from typing_extensions import Never, Unpack
 
 from .errors import EngineClosed, ValidationError, did_you_mean
 from .options import EngineKeywords, EngineOptions, described
-from .pipeline import Assembler, Job
+from .params import (
+    ChatChanges, ChatParams, CompletionChanges, CompletionParams, DocumentParam, Dumpable, EmbeddingOptions, EmbeddingParams,
+    GenerateOptions, GenerateParams, LoadModelParams, Messages, PurgeParams, RerankOptions, RerankParams, UnloadModelParams,
+)
+from .pipeline import CHAT, COMPLETION, EMBEDDING, GENERATE, RERANK, Assembler, Job, Kind
 from .registry import Models, Progress
 from .runtime import LoadedModel, inspect, rest_if_leaving, system
 from .streams import AsyncChatStream, Batch, ChatStream, sentences, text_of
-from .types import parse_fields, parse_filter, plain
+from .types import (
+    ChatCompletionChunk, ChatCompletionResponse, CompletionChunk, CompletionResponse, EmbeddingResponse, FileSummary,
+    GenerateResponse, GPUMemoryResponse, GPUPurgeResponse, GPUStatusResponse, HealthResponse, ListModelsResponse,
+    LoadedModelInfo, LoadModelResponse, ModelInfo, ModelStats, ModelStatusResponse, RerankResponse, SystemInfo,
+    UnloadAllModelsResponse, UnloadModelResponse, parse_fields, parse_filter, plain,
+)
+
+if TYPE_CHECKING:
+    from .types import FloatArray
 
 __all__ = ["AsyncChatStream", "AsyncEngine", "ChatStream", "Engine", "inspect_model", "sentences", "system_info", "text_of"]
 
 
-def inspect_model(path: str | bytes | os.PathLike[str]) -> dict[str, Any]:
+C = TypeVar("C", bound=Mapping[str, Any])  # a chunk
+R = TypeVar("R")  # the whole answer
+
+
+def inspect_model(path: str | bytes | os.PathLike[str]) -> FileSummary:
     """Metadata of a GGUF file, read and checked without loading it. Raises InvalidModelError, NotFoundError, ValidationError
     (a name that is not UTF-8)."""
     return inspect(path)
 
 
-def system_info() -> dict[str, Any]:
+def system_info() -> SystemInfo:
     """Devices, CPU features and build of the native module."""
     return system()
 
@@ -61,6 +77,10 @@ class _Settings:
     def _begun(self) -> None:
         """The rest of a constructor that may block."""
 
+    def __repr__(self) -> str:
+        models = getattr(self, "_models", None)  # none yet in a constructor that has failed
+        return f"<{type(self).__name__}: {models.summary() if models else 'not made'}>"
+
 
 class Engine(_Settings):
     """The remote API on this machine. The constructor loads the model; Ctrl-C cancels that. Safe from any thread.
@@ -74,99 +94,156 @@ class Engine(_Settings):
         if self._first is not None:
             self._models.load(self._first, on_progress=self._on_load_progress)
 
-    def chat_completion_stream(self, request: Any = None, **kwargs: Any) -> ChatStream:
+    @overload
+    def chat_completion_stream(self, **fields: Unpack[ChatParams]) -> ChatStream[ChatCompletionChunk]: ...
+    @overload
+    def chat_completion_stream(
+        self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]
+    ) -> ChatStream[ChatCompletionChunk]: ...
+    def chat_completion_stream(self, request: Any = None, **kwargs: Any) -> ChatStream[ChatCompletionChunk]:
         """Chunks of a chat answer, as they are produced. What is wrong with the request is raised here."""
-        return ChatStream(*self._begin("chat", request, kwargs))
+        return ChatStream(*self._begin(CHAT, request, kwargs))
 
-    def completion_stream(self, request: Any = None, **kwargs: Any) -> ChatStream:
+    @overload
+    def completion_stream(self, **fields: Unpack[CompletionParams]) -> ChatStream[CompletionChunk]: ...
+    @overload
+    def completion_stream(
+        self, request: CompletionParams | Dumpable, **changes: Unpack[CompletionChanges]
+    ) -> ChatStream[CompletionChunk]: ...
+    def completion_stream(self, request: Any = None, **kwargs: Any) -> ChatStream[CompletionChunk]:
         """Chunks that continue a prompt; of several prompts, interleaved, told apart by `choices[0]["index"]`."""
-        return ChatStream(*self._begin("completion", request, kwargs))
+        return ChatStream(*self._begin(COMPLETION, request, kwargs))
 
-    def chat_completion(self, request: Any = None, **kwargs: Any) -> dict[str, Any]:
+    @overload
+    def chat_completion(self, **fields: Unpack[ChatParams]) -> ChatCompletionResponse: ...
+    @overload
+    def chat_completion(
+        self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]
+    ) -> ChatCompletionResponse: ...
+    def chat_completion(self, request: Any = None, **kwargs: Any) -> ChatCompletionResponse:
         """A chat answer in one piece: the joined stream."""
-        return self._answer("chat", request, kwargs).response()
+        return self._answer(CHAT, request, kwargs).response()
 
-    def completion(self, request: Any = None, **kwargs: Any) -> dict[str, Any]:
+    @overload
+    def completion(self, **fields: Unpack[CompletionParams]) -> CompletionResponse: ...
+    @overload
+    def completion(
+        self, request: CompletionParams | Dumpable, **changes: Unpack[CompletionChanges]
+    ) -> CompletionResponse: ...
+    def completion(self, request: Any = None, **kwargs: Any) -> CompletionResponse:
         """The continuation of a prompt, or of a list of prompts with one choice each."""
-        return self._answer("completion", request, kwargs).response()
+        return self._answer(COMPLETION, request, kwargs).response()
 
-    def generate(self, request: Any = None, **kwargs: Any) -> dict[str, Any]:
+    @overload
+    def generate(
+        self, request: str | GenerateParams | Dumpable, **options: Unpack[GenerateOptions]
+    ) -> GenerateResponse: ...
+    @overload
+    def generate(self, **fields: Unpack[GenerateParams]) -> GenerateResponse: ...
+    def generate(self, request: Any = None, **kwargs: Any) -> GenerateResponse:
         """One prompt as one user message: id, model, content, usage, created_at, processing_time_ms."""
-        return self._answer("generate", *_prompted(request, kwargs)).generate_response()
+        return self._answer(GENERATE, *_prompted(request, kwargs)).generate_response()
 
-    def embeddings(self, request: Any = None, **kwargs: Any) -> dict[str, Any]:
+    @overload
+    def embeddings(
+        self, request: EmbeddingParams | Dumpable, *, input: str | Sequence[str] | None = None,
+        encoding_format: Literal["float", "base64", "numpy"] | None = None, **options: Unpack[EmbeddingOptions],
+    ) -> EmbeddingResponse[Any]: ...
+    @overload
+    def embeddings(
+        self, *, input: str | Sequence[str], encoding_format: Literal["float"] | None = None, **options: Unpack[EmbeddingOptions],
+    ) -> EmbeddingResponse[list[float]]: ...
+    @overload
+    def embeddings(
+        self, *, input: str | Sequence[str], encoding_format: Literal["base64"], **options: Unpack[EmbeddingOptions],
+    ) -> EmbeddingResponse[str]: ...
+    @overload
+    def embeddings(
+        self, *, input: str | Sequence[str], encoding_format: Literal["numpy"], **options: Unpack[EmbeddingOptions],
+    ) -> EmbeddingResponse[FloatArray]: ...
+    def embeddings(self, request: Any = None, **kwargs: Any) -> EmbeddingResponse[Any]:
         """One vector per input text, in `data[i]["embedding"]`: a list of n_embd floats, with `encoding_format="base64"` the
         base64 of little-endian float32, with "numpy" a float32 array of shape (n_embd,)."""
-        return Batch().run(*self._begin("embedding", request, kwargs)).response()
+        return Batch().run(*self._begin(EMBEDDING, request, kwargs))
 
-    def rerank(self, query: Any = None, documents: Any = None, **kwargs: Any) -> dict[str, Any]:
+    @overload
+    def rerank(
+        self, query: str, documents: Sequence[str | DocumentParam], **options: Unpack[RerankOptions]
+    ) -> RerankResponse: ...
+    @overload
+    def rerank(
+        self, query: RerankParams | Dumpable, documents: Sequence[str | DocumentParam] | None = None,
+        **options: Unpack[RerankOptions],
+    ) -> RerankResponse: ...
+    def rerank(self, query: Any = None, documents: Any = None, **kwargs: Any) -> RerankResponse:
         """Documents by how well they answer the query, the best first: `results` of index and relevance_score (what the
         model computes, higher is better). For reranking models; `query` may be a whole request too."""
-        return Batch().run(*self._begin("rerank", *_queried(query, documents, kwargs))).response()
+        return Batch().run(*self._begin(RERANK, *_queried(query, documents, kwargs)))
 
-    def _begin(self, kind: str, request: Any, kwargs: dict[str, Any]) -> tuple[LoadedModel, Job]:
+    def _begin(self, kind: Kind[C, R], request: Any, kwargs: dict[str, Any]) -> tuple[LoadedModel, Job[C, R]]:
         try:
             return self._models.begin(kind, request, kwargs)
         except EngineClosed:
             rest_if_leaving()
             raise
 
-    def _answer(self, kind: str, request: Any, kwargs: dict[str, Any]) -> Assembler:
+    def _answer(self, kind: Kind[C, R], request: Any, kwargs: dict[str, Any]) -> Assembler[C, R]:
         model, job = self._begin(kind, request, kwargs)
         with ChatStream(model, job, quiet=not job.assembler.watches) as stream:
             for _ in stream:
                 pass
         return job.assembler
 
-    def list_models(self) -> dict[str, Any]:
+    def list_models(self) -> ListModelsResponse:
         """Loaded models, then the others on this disk."""
         return self._models.models()
 
-    def get_model(self, model_id: str) -> dict[str, Any]:
+    def get_model(self, model_id: str) -> ModelInfo:
         return self._models.get(model_id)
 
     def load_model(
-        self, name: Any, force_reload: bool = False, on_progress: Progress | None = None, **unknown: Never
-    ) -> dict[str, Any]:
+        self, name: str | os.PathLike[str] | LoadModelParams | Dumpable, force_reload: bool = False,
+        on_progress: Progress | None = None, **unknown: Never,
+    ) -> LoadModelResponse:
         """`name`, or an SDK request (dict or object) with model_name and force_reload."""
         _refuse_options(unknown)
         return self._models.load(*_named(name, force_reload), on_progress=on_progress)
 
-    def unload_model(self, name: Any) -> dict[str, Any]:
+    def unload_model(self, name: str | os.PathLike[str] | UnloadModelParams | Dumpable) -> UnloadModelResponse:
         """Its running streams end with EngineClosed."""
         return self._models.unload(_named(name)[0])
 
-    def unload_all_models(self) -> dict[str, Any]:
+    def unload_all_models(self) -> UnloadAllModelsResponse:
         return self._models.unload_all()
 
-    def get_model_status(self) -> dict[str, Any]:
+    def get_model_status(self) -> ModelStatusResponse:
         return self._models.status()
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> HealthResponse:
         return self._models.health()
 
-    def get_gpu_status(self) -> dict[str, Any]:
+    def get_gpu_status(self) -> GPUStatusResponse:
         return self._models.gpu_status()
 
-    def get_gpu_memory(self) -> dict[str, Any]:
+    def get_gpu_memory(self) -> GPUMemoryResponse:
         return self._models.gpu_memory()
 
-    def purge_gpu(self, request: Any = None, *, force: bool = False) -> dict[str, Any]:
+    def purge_gpu(self, request: bool | PurgeParams | Dumpable | None = None, *, force: bool = False) -> GPUPurgeResponse:
         """Unloads the models nobody uses; with `force` all."""
         return self._models.purge(_forced(request, force))
 
     def tokenize(
-        self, text: str | None = None, *, messages: Any = None, model: str | None = None, unlimited: bool = False
+        self, text: str | None = None, *, messages: Messages | None = None, model: str | None = None, unlimited: bool = False
     ) -> list[int]:
         """Token ids of a text (where nothing is a control token), or of messages through the chat template. More
         characters than the context could hold are a ContextLengthError, unless `unlimited`."""
         return self._models.tokens(text, messages, model, unlimited)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, ModelStats]:
         """Counters of every loaded model, by name."""
         return self._models.stats()
 
-    def info(self, model: str | None = None) -> dict[str, Any]:
+    def info(self, model: str | None = None) -> LoadedModelInfo:
         """What is loaded and how: sizes, context, devices, threads, metadata."""
         return self._models.info(model)
 
@@ -202,7 +279,7 @@ class AsyncEngine(_Settings):
                 raise
         return self
 
-    async def _load(self, name: str | Path, force: bool, on_progress: Progress | None) -> dict[str, Any]:
+    async def _load(self, name: str | Path, force: bool, on_progress: Progress | None) -> LoadModelResponse:
         try:
             return await asyncio.to_thread(self._models.load, name, force, on_progress)
         except asyncio.CancelledError:
@@ -215,86 +292,143 @@ class AsyncEngine(_Settings):
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
-    def chat_completion_stream(self, request: Any = None, **kwargs: Any) -> AsyncChatStream:
+    @overload
+    def chat_completion_stream(self, **fields: Unpack[ChatParams]) -> AsyncChatStream[ChatCompletionChunk]: ...
+    @overload
+    def chat_completion_stream(
+        self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]
+    ) -> AsyncChatStream[ChatCompletionChunk]: ...
+    def chat_completion_stream(self, request: Any = None, **kwargs: Any) -> AsyncChatStream[ChatCompletionChunk]:
         """Chunks of a chat answer. What is wrong with the request is raised by `await stream.start()` or the first step."""
-        return AsyncChatStream(lambda: self._models.begin("chat", request, kwargs))
+        return AsyncChatStream(lambda: self._models.begin(CHAT, request, kwargs))
 
-    def completion_stream(self, request: Any = None, **kwargs: Any) -> AsyncChatStream:
+    @overload
+    def completion_stream(self, **fields: Unpack[CompletionParams]) -> AsyncChatStream[CompletionChunk]: ...
+    @overload
+    def completion_stream(
+        self, request: CompletionParams | Dumpable, **changes: Unpack[CompletionChanges]
+    ) -> AsyncChatStream[CompletionChunk]: ...
+    def completion_stream(self, request: Any = None, **kwargs: Any) -> AsyncChatStream[CompletionChunk]:
         """Chunks that continue a prompt; of several prompts, interleaved, told apart by `choices[0]["index"]`."""
-        return AsyncChatStream(lambda: self._models.begin("completion", request, kwargs))
+        return AsyncChatStream(lambda: self._models.begin(COMPLETION, request, kwargs))
 
-    async def chat_completion(self, request: Any = None, **kwargs: Any) -> dict[str, Any]:
-        return (await self._answer("chat", request, kwargs)).response()
+    @overload
+    async def chat_completion(self, **fields: Unpack[ChatParams]) -> ChatCompletionResponse: ...
+    @overload
+    async def chat_completion(
+        self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]
+    ) -> ChatCompletionResponse: ...
+    async def chat_completion(self, request: Any = None, **kwargs: Any) -> ChatCompletionResponse:
+        return (await self._answer(CHAT, request, kwargs)).response()
 
-    async def completion(self, request: Any = None, **kwargs: Any) -> dict[str, Any]:
-        return (await self._answer("completion", request, kwargs)).response()
+    @overload
+    async def completion(self, **fields: Unpack[CompletionParams]) -> CompletionResponse: ...
+    @overload
+    async def completion(
+        self, request: CompletionParams | Dumpable, **changes: Unpack[CompletionChanges]
+    ) -> CompletionResponse: ...
+    async def completion(self, request: Any = None, **kwargs: Any) -> CompletionResponse:
+        return (await self._answer(COMPLETION, request, kwargs)).response()
 
-    async def generate(self, request: Any = None, **kwargs: Any) -> dict[str, Any]:
-        return (await self._answer("generate", *_prompted(request, kwargs))).generate_response()
+    @overload
+    async def generate(
+        self, request: str | GenerateParams | Dumpable, **options: Unpack[GenerateOptions]
+    ) -> GenerateResponse: ...
+    @overload
+    async def generate(self, **fields: Unpack[GenerateParams]) -> GenerateResponse: ...
+    async def generate(self, request: Any = None, **kwargs: Any) -> GenerateResponse:
+        return (await self._answer(GENERATE, *_prompted(request, kwargs))).generate_response()
 
-    async def embeddings(self, request: Any = None, **kwargs: Any) -> dict[str, Any]:
-        return await self._batch("embedding", request, kwargs)
+    @overload
+    async def embeddings(
+        self, request: EmbeddingParams | Dumpable, *, input: str | Sequence[str] | None = None,
+        encoding_format: Literal["float", "base64", "numpy"] | None = None, **options: Unpack[EmbeddingOptions],
+    ) -> EmbeddingResponse[Any]: ...
+    @overload
+    async def embeddings(
+        self, *, input: str | Sequence[str], encoding_format: Literal["float"] | None = None, **options: Unpack[EmbeddingOptions],
+    ) -> EmbeddingResponse[list[float]]: ...
+    @overload
+    async def embeddings(
+        self, *, input: str | Sequence[str], encoding_format: Literal["base64"], **options: Unpack[EmbeddingOptions],
+    ) -> EmbeddingResponse[str]: ...
+    @overload
+    async def embeddings(
+        self, *, input: str | Sequence[str], encoding_format: Literal["numpy"], **options: Unpack[EmbeddingOptions],
+    ) -> EmbeddingResponse[FloatArray]: ...
+    async def embeddings(self, request: Any = None, **kwargs: Any) -> EmbeddingResponse[Any]:
+        return await self._batch(EMBEDDING, request, kwargs)
 
-    async def rerank(self, query: Any = None, documents: Any = None, **kwargs: Any) -> dict[str, Any]:
-        return await self._batch("rerank", *_queried(query, documents, kwargs))
+    @overload
+    async def rerank(
+        self, query: str, documents: Sequence[str | DocumentParam], **options: Unpack[RerankOptions]
+    ) -> RerankResponse: ...
+    @overload
+    async def rerank(
+        self, query: RerankParams | Dumpable, documents: Sequence[str | DocumentParam] | None = None,
+        **options: Unpack[RerankOptions],
+    ) -> RerankResponse: ...
+    async def rerank(self, query: Any = None, documents: Any = None, **kwargs: Any) -> RerankResponse:
+        return await self._batch(RERANK, *_queried(query, documents, kwargs))
 
-    async def _batch(self, kind: str, request: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    async def _batch(self, kind: Kind[dict[str, Any], R], request: Any, kwargs: dict[str, Any]) -> R:
         batch = Batch()
         try:
-            return (await asyncio.to_thread(lambda: batch.run(*self._models.begin(kind, request, kwargs)))).response()
+            return await asyncio.to_thread(lambda: batch.run(*self._models.begin(kind, request, kwargs)))
         except asyncio.CancelledError:
             batch.cancel()
             raise
 
-    async def _answer(self, kind: str, request: Any, kwargs: dict[str, Any]) -> Assembler:
+    async def _answer(self, kind: Kind[C, R], request: Any, kwargs: dict[str, Any]) -> Assembler[C, R]:
         async with AsyncChatStream(lambda: self._models.begin(kind, request, kwargs), quiet=True) as stream:
             async for _ in stream:
                 pass
             return stream.assembler
 
-    async def list_models(self) -> dict[str, Any]:
+    async def list_models(self) -> ListModelsResponse:
         return await asyncio.to_thread(self._models.models)
 
-    async def get_model(self, model_id: str) -> dict[str, Any]:
+    async def get_model(self, model_id: str) -> ModelInfo:
         return await asyncio.to_thread(self._models.get, model_id)
 
     async def load_model(
-        self, name: Any, force_reload: bool = False, on_progress: Progress | None = None, **unknown: Never
-    ) -> dict[str, Any]:
+        self, name: str | os.PathLike[str] | LoadModelParams | Dumpable, force_reload: bool = False,
+        on_progress: Progress | None = None, **unknown: Never,
+    ) -> LoadModelResponse:
         """`on_progress` is called in the worker thread that loads."""
         _refuse_options(unknown)
         return await self._load(*_named(name, force_reload), on_progress)
 
-    async def unload_model(self, name: Any) -> dict[str, Any]:
+    async def unload_model(self, name: str | os.PathLike[str] | UnloadModelParams | Dumpable) -> UnloadModelResponse:
         return await asyncio.to_thread(self._models.unload, _named(name)[0])
 
-    async def unload_all_models(self) -> dict[str, Any]:
+    async def unload_all_models(self) -> UnloadAllModelsResponse:
         return await asyncio.to_thread(self._models.unload_all)
 
-    async def get_model_status(self) -> dict[str, Any]:
+    async def get_model_status(self) -> ModelStatusResponse:
         return self._models.status()
 
-    async def health(self) -> dict[str, Any]:
+    async def health(self) -> HealthResponse:
         return self._models.health()
 
-    async def get_gpu_status(self) -> dict[str, Any]:
+    async def get_gpu_status(self) -> GPUStatusResponse:
         return await asyncio.to_thread(self._models.gpu_status)
 
-    async def get_gpu_memory(self) -> dict[str, Any]:
+    async def get_gpu_memory(self) -> GPUMemoryResponse:
         return await asyncio.to_thread(self._models.gpu_memory)
 
-    async def purge_gpu(self, request: Any = None, *, force: bool = False) -> dict[str, Any]:
+    async def purge_gpu(self, request: bool | PurgeParams | Dumpable | None = None, *, force: bool = False) -> GPUPurgeResponse:
         return await asyncio.to_thread(self._models.purge, _forced(request, force))
 
     async def tokenize(
-        self, text: str | None = None, *, messages: Any = None, model: str | None = None, unlimited: bool = False
+        self, text: str | None = None, *, messages: Messages | None = None, model: str | None = None, unlimited: bool = False
     ) -> list[int]:
         return await asyncio.to_thread(self._models.tokens, text, messages, model, unlimited)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, ModelStats]:
         return self._models.stats()
 
-    def info(self, model: str | None = None) -> dict[str, Any]:
+    def info(self, model: str | None = None) -> LoadedModelInfo:
         return self._models.info(model)
 
     async def close(self) -> None:

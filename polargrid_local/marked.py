@@ -127,7 +127,7 @@ class Text(str):
 
     def __new__(cls, raw: str, ledger: Ledger | None = None) -> Text:
         if ledger is None:  # some library builds one: without a ledger it is a plain string, its stand-ins still marked
-            return str.__new__(str, raw)  # type: ignore[return-value]
+            return str.__new__(str, raw)  # type: ignore[return-value]  # no Text, as said above
         text = super().__new__(cls, raw)
         text._ledger = ledger
         text._known = None
@@ -237,7 +237,7 @@ class Text(str):
         """Python's own would reach any attribute that the format names. The sandbox formats, under its guard."""
         raise TypeError("user text is not a format")
 
-    format_map = format  # type: ignore[assignment]
+    format_map = format
 
     # cutting
 
@@ -276,11 +276,11 @@ class Text(str):
             at += len(part) + gap
         return self._cuts(bounds)
 
-    def split(self, sep: str | None = None, maxsplit: int = -1) -> list[str]:  # type: ignore[override]
+    def split(self, sep: str | None = None, maxsplit: int = -1) -> list[str]:  # type: ignore[override]  # templates give an int
         parts = self._plain().split(_plain(sep), maxsplit)
         return self._found(parts) if sep is None else self._between(parts, len(sep))
 
-    def rsplit(self, sep: str | None = None, maxsplit: int = -1) -> list[str]:  # type: ignore[override]
+    def rsplit(self, sep: str | None = None, maxsplit: int = -1) -> list[str]:  # type: ignore[override]  # templates give an int
         parts = self._plain().rsplit(_plain(sep), maxsplit)
         return self._found(parts) if sep is None else self._between(parts, len(sep))
 
@@ -296,7 +296,7 @@ class Text(str):
         head, found, tail = self._between(self._plain().rpartition(_plain(sep)), 0)
         return head, found, tail
 
-    def replace(self, old: str, new: str, count: int = -1) -> str:  # type: ignore[override]
+    def replace(self, old: str, new: str, count: int = -1) -> str:  # type: ignore[override]  # templates give an int
         if not old:
             return self._ledger.mark(self._plain().replace("", _plain(new), count))
         return Text("".join(_join(_raw(new), self.split(old, count))), self._ledger)

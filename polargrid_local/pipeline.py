@@ -10,20 +10,46 @@ import base64
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import Any, Generic, TypeVar, cast
+
+from typing_extensions import NamedTuple  # generic, which typing's is since Python 3.11
 
 from .abilities import Abilities, typed
 from .errors import ContextLengthError, ValidationError, from_code
 from .template import ChatTemplate
 from .types import (
+    ChatChunkChoice,
+    ChatChoice,
+    ChatCompletionChunk,
     ChatCompletionRequest,
+    ChatCompletionResponse,
+    ChatDelta,
+    ChatLogprobs,
+    ChatMessage,
+    ChatTopLogprob,
+    CompletionChunk,
+    CompletionChunkChoice,
     CompletionRequest,
+    CompletionResponse,
     EmbeddingRequest,
+    EmbeddingResponse,
     Event,
+    FinishReason,
     GenerateRequest,
+    GenerateResponse,
     Message,
+    NativeInfo,
+    PGMetadata,
+    Request,
     RerankRequest,
+    RerankResponse,
+    RerankResult,
+    Task,
+    TextLogprobs,
     TextPart,
+    Timings,
+    TokenLogprob,
+    Usage,
 )
 
 # Where a model does not say how long its longest piece is: no vocabulary has a longer one. A prompt of more than n_ctx
@@ -31,25 +57,38 @@ from .types import (
 LONGEST_PIECE_BYTES = 512
 
 Predicate = Callable[[str], Any]
+C = TypeVar("C")  # a chunk
+R = TypeVar("R")  # the whole answer
 
 
 class Target(NamedTuple):
     """What `prepare` must know of a loaded model: the name replies carry when a request names none, `_core`'s info()."""
 
     name: str
-    info: dict[str, Any]
+    info: NativeInfo
     template: ChatTemplate
     content_filter: Any = None
 
 
-class Job(NamedTuple):
+class Kind(str, Generic[C, R]):
+    """The name of a kind of request, with the types of its chunks and of its whole answer for type checkers."""
+
+
+CHAT = Kind[ChatCompletionChunk, ChatCompletionResponse]("chat")
+COMPLETION = Kind[CompletionChunk, CompletionResponse]("completion")
+GENERATE = Kind[ChatCompletionChunk, ChatCompletionResponse]("generate")
+EMBEDDING = Kind[dict[str, Any], EmbeddingResponse[Any]]("embedding")
+RERANK = Kind[dict[str, Any], RerankResponse]("rerank")
+
+
+class Job(NamedTuple, Generic[C, R]):
     """One native request per choice (list prompts) or per input (embeddings), and the assembler of their events."""
 
     requests: list[dict[str, Any]]
-    assembler: Assembler
+    assembler: Assembler[C, R]
 
 
-def prepare(request: Any, target: Target, *, now: datetime, id: str, seed: int) -> Job:  # noqa: A002
+def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: int) -> Job[Any, Any]:  # noqa: A002
     """`id` is 24 hex digits, `seed` the one to use when the request has none or -1, `now` the time of the request.
 
     Raises ValidationError, TemplateError or ContextLengthError; whatever is wrong with a request short of its token
@@ -57,7 +96,7 @@ def prepare(request: Any, target: Target, *, now: datetime, id: str, seed: int) 
     if isinstance(request, GenerateRequest):
         request = chat_of(request)
     name, created = request.model or target.name, int(now.timestamp())
-    task = "embed" if isinstance(request, EmbeddingRequest) else "rank" if isinstance(request, RerankRequest) else "generate"
+    task: Task = "embed" if isinstance(request, EmbeddingRequest) else "rank" if isinstance(request, RerankRequest) else "generate"
     _check_task(task, target.info.get("tasks"), name)
     if isinstance(request, EmbeddingRequest):
         spans = [[(text, False)] for text in request.inputs]
@@ -71,12 +110,12 @@ def prepare(request: Any, target: Target, *, now: datetime, id: str, seed: int) 
         requests = [{"task": "rank", "prompt": prompt} for prompt in spans]
         return Job(requests, RerankAssembler(name, id, created, seed, request))
 
-    seed = seed if request.seed in (None, -1) else request.seed % 2**64
+    seed = seed if request.seed is None or request.seed == -1 else request.seed % 2**64
     if isinstance(request, ChatCompletionRequest):
         check_length(texts_of(request.messages), target, "messages")  # rendering takes long for what cannot fit anyway
         options = {} if request.enable_thinking is None else {"enable_thinking": request.enable_thinking}
         spans = [target.template.render(messages_of(request.messages, target.template.abilities), now=now, **options)]
-        cls: type[Assembler] = ChatAssembler
+        cls: type[ChatAssembler | TextAssembler] = ChatAssembler
     else:
         # The prompt of a completion is its caller's own program, as it is remotely: control tokens in it are honoured.
         spans = [[(text, request.parse_special)] for text in request.prompts]
@@ -180,14 +219,14 @@ def split_filters(*filters: Any) -> tuple[list[str], list[Predicate]]:
     return list(phrases), predicates
 
 
-_CANNOT = {
+_CANNOT: dict[Task, str] = {
     "generate": "cannot generate text",
     "embed": "gives no embeddings",
     "rank": "does not rank documents",
 }
 
 
-def _check_task(task: str, tasks: list[str] | None, name: str) -> None:
+def _check_task(task: Task, tasks: list[Task] | None, name: str) -> None:
     if tasks is not None and task not in tasks:
         raise ValidationError(
             f"model '{name}' {_CANNOT[task]}; what it can do: {', '.join(tasks)}",
@@ -208,7 +247,7 @@ def _pair(template: str, query: str, document: str) -> list[tuple[str, bool]]:
     return [span for span in spans if span[0]]
 
 
-def _sampling(request: ChatCompletionRequest | CompletionRequest, info: dict[str, Any], seed: int) -> dict[str, Any]:
+def _sampling(request: ChatCompletionRequest | CompletionRequest, info: NativeInfo, seed: int) -> dict[str, Any]:
     n_vocab = info.get("n_vocab", 2**31)
     for token in request.logit_bias:
         if token >= n_vocab:
@@ -231,8 +270,8 @@ def _sampling(request: ChatCompletionRequest | CompletionRequest, info: dict[str
     }
 
 
-def _check_size(prompts: list[list[tuple[str, bool]]], info: dict[str, Any], field: str, hint: str = "") -> None:
-    n_ctx = info.get("n_ctx" if field in ("messages", "prompt", "text") else "n_ctx_train") or 2**31
+def _check_size(prompts: list[list[tuple[str, bool]]], info: NativeInfo, field: str, hint: str = "") -> None:
+    n_ctx = (info.get("n_ctx") if field in ("messages", "prompt", "text") else info.get("n_ctx_train")) or 2**31
     longest = info.get("longest_piece") or LONGEST_PIECE_BYTES
     for spans in prompts:
         size = sum(len(text) for text, _ in spans)
@@ -253,8 +292,8 @@ class _Choice:
 
     def __init__(self) -> None:
         self.parts: list[str] = []
-        self.logprobs: list[dict[str, Any]] = []
-        self.reason: str | None = None
+        self.logprobs: list[tuple[int, TokenLogprob]] = []  # with the offset into the text where the token's event begins
+        self.reason: FinishReason | None = None
         self.event: Event | None = None  # the latest: counts and times so far
 
     @property
@@ -269,7 +308,7 @@ class _Choice:
         return (event.queue_ms, event.prefill_ms, event.first_token_ms, event.total_ms) if event is not None else (-1.0,) * 4
 
 
-class Assembler:
+class Assembler(Generic[C, R]):
     """Events in, chunk dicts out; `response()` is the same answer in one piece. Not thread-safe: one reader at a time."""
 
     prefix = ""
@@ -304,7 +343,7 @@ class Assembler:
         return "".join(self.choices[0].parts)
 
     @property
-    def finish_reason(self) -> str | None:
+    def finish_reason(self) -> FinishReason | None:
         return self.choices[0].reason
 
     @property
@@ -313,12 +352,12 @@ class Assembler:
         return prompt, cached, generated
 
     @property
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> Usage:
         prompt, _, generated = self._counts
         return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
 
     @property
-    def timings(self) -> dict[str, Any]:
+    def timings(self) -> Timings:
         """Milliseconds since submit (None = not reached), the decode rate, and prompt tokens taken from the cache."""
         queue, prefill, first, total = (max(times) for times in zip(*(choice.times for choice in self.choices)))
         _, cached, n = self._counts
@@ -333,7 +372,7 @@ class Assembler:
         }
 
     @property
-    def pg_metadata(self) -> dict[str, Any]:
+    def pg_metadata(self) -> PGMetadata:
         queue, _, _, total = (max(0.0, *times) for times in zip(*(choice.times for choice in self.choices)))
         return {
             "region": "local",
@@ -347,11 +386,11 @@ class Assembler:
 
     # the flow
 
-    def start(self) -> list[dict[str, Any]]:
+    def start(self) -> list[C]:
         """The chunks that need no event."""
         return []
 
-    def feed(self, event: Event, index: int = 0) -> list[dict[str, Any]]:
+    def feed(self, event: Event, index: int = 0) -> list[C]:
         """The chunks that `event`, about choice `index`, completes. Raises what an error event says."""
         choice = self.choices[index]
         if choice.reason is not None:
@@ -367,13 +406,13 @@ class Assembler:
         if kind == "finished":
             chunks = self._deliver(choice, index, event)
             if choice.reason is None:
-                choice.reason = event.reason
+                choice.reason = cast(FinishReason, event.reason)
                 chunks += self._end(choice, index)
             return chunks
         choice.reason = "stop"  # an embedding
         return self._end(choice, index)
 
-    def _deliver(self, choice: _Choice, index: int, event: Event) -> list[dict[str, Any]]:
+    def _deliver(self, choice: _Choice, index: int, event: Event) -> list[C]:
         text = event.text
         logprobs = event.logprobs if self._logprobs else None
         if not text and not logprobs:
@@ -385,36 +424,39 @@ class Assembler:
                 if event.kind == "text":
                     self.to_cancel.append(index)
                 return self._end(choice, index)
+        placed = None
+        if logprobs is not None:
+            offset = sum(map(len, choice.parts))
+            placed = [(offset, entry) for entry in logprobs]
+            choice.logprobs += placed
         choice.parts.append(text)
-        chunk = self._chunk(index, text, self._format_logprobs(choice, logprobs, text) if logprobs is not None else None, None)
-        return [chunk]
+        return [self._chunk(index, text, placed, None)]
 
-    def _end(self, choice: _Choice, index: int) -> list[dict[str, Any]]:
+    def _end(self, choice: _Choice, index: int) -> list[C]:
         self._open -= 1
         chunks = [self._chunk(index, None, None, choice.reason)]
         if self._include_usage and self._open == 0:
-            chunks.append({**self._head(), "choices": [], "usage": self.usage})
+            chunks.append(self._usage_chunk())
         return chunks
 
-    def _head(self) -> dict[str, Any]:
+    def _chunk(
+        self, index: int, text: str | None, logprobs: list[tuple[int, TokenLogprob]] | None, reason: FinishReason | None
+    ) -> C:
         raise NotImplementedError
 
-    def _chunk(self, index: int, text: str | None, logprobs: Any, reason: str | None) -> dict[str, Any]:
+    def _usage_chunk(self) -> C:
         raise NotImplementedError
 
-    def _format_logprobs(self, choice: _Choice, logprobs: list[dict[str, Any]], text: str) -> Any:
-        raise NotImplementedError
-
-    def response(self) -> dict[str, Any]:
+    def response(self) -> R:
         """The whole answer as one reply. Once `done`."""
         raise NotImplementedError
 
-    def generate_response(self) -> dict[str, Any]:
+    def generate_response(self) -> GenerateResponse:
         """The whole answer as generate() gives it."""
         raise NotImplementedError
 
 
-def _token_text(entry: dict[str, Any]) -> str:
+def _token_text(entry: TokenLogprob) -> str:
     """A token's text; OpenAI's `bytes:` and escapes for a piece of a character, `token_id:` and the number for a token
     that has no text, a control token."""
     raw = bytes(entry["bytes"])
@@ -424,53 +466,51 @@ def _token_text(entry: dict[str, Any]) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
-class ChatAssembler(Assembler):
+class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
     prefix = "chatcmpl-"
 
-    def _head(self) -> dict[str, Any]:
-        return {"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model}
+    def start(self) -> list[ChatCompletionChunk]:
+        return [self._with([{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}])]
 
-    def start(self) -> list[dict[str, Any]]:
-        delta = {"role": "assistant"}
-        return [{**self._head(), "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}]
-
-    def _chunk(self, index: int, text: str | None, logprobs: Any, reason: str | None) -> dict[str, Any]:
-        delta = {} if text is None else {"content": text}
-        choice = {"index": index, "delta": delta, "finish_reason": reason}
-        if logprobs is not None:
-            choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+    def _with(self, choices: list[ChatChunkChoice]) -> ChatCompletionChunk:
         return {
             "id": self.id,
             "object": "chat.completion.chunk",
             "created": self.created,
             "model": self.model,
-            "choices": [choice],
+            "choices": choices,
         }
 
-    def _format_logprobs(self, choice: _Choice, logprobs: list[dict[str, Any]], text: str) -> Any:
-        content = [{**_chat_logprob(entry), "top_logprobs": [_chat_logprob(top) for top in entry["top"]]} for entry in logprobs]
-        choice.logprobs += content
-        return {"content": content}
+    def _chunk(
+        self, index: int, text: str | None, logprobs: list[tuple[int, TokenLogprob]] | None, reason: FinishReason | None
+    ) -> ChatCompletionChunk:
+        delta: ChatDelta = {} if text is None else {"content": text}
+        if logprobs is None:
+            return self._with([{"index": index, "delta": delta, "finish_reason": reason}])
+        return self._with([{"index": index, "delta": delta, "logprobs": _chat_logprobs(logprobs), "finish_reason": reason}])
 
-    def response(self) -> dict[str, Any]:
-        choices = []
-        for index, choice in enumerate(self.choices):
-            entry: dict[str, Any] = {"index": index, "message": {"role": "assistant", "content": "".join(choice.parts)}}
-            if self._logprobs:
-                entry["logprobs"] = {"content": choice.logprobs}
-            entry["finish_reason"] = choice.reason
-            choices.append(entry)
+    def _usage_chunk(self) -> ChatCompletionChunk:
+        return {**self._with([]), "usage": self.usage}
+
+    def response(self) -> ChatCompletionResponse:
         return {
             "id": self.id,
             "object": "chat.completion",
             "created": self.created,
             "model": self.model,
-            "choices": choices,
+            "choices": [self._choice(index, choice) for index, choice in enumerate(self.choices)],
             "usage": self.usage,
             "pg_metadata": self.pg_metadata,
         }
 
-    def generate_response(self) -> dict[str, Any]:
+    def _choice(self, index: int, choice: _Choice) -> ChatChoice:
+        message: ChatMessage = {"role": "assistant", "content": "".join(choice.parts)}
+        reason = cast(FinishReason, choice.reason)  # the answer is done
+        if not self._logprobs:
+            return {"index": index, "message": message, "finish_reason": reason}
+        return {"index": index, "message": message, "logprobs": _chat_logprobs(choice.logprobs), "finish_reason": reason}
+
+    def generate_response(self) -> GenerateResponse:
         """The reply of generate(): `created_at` is local time without a zone, as the SDK makes it."""
         created = datetime.fromtimestamp(self.created, timezone.utc).astimezone().replace(tzinfo=None)
         return {
@@ -483,35 +523,41 @@ class ChatAssembler(Assembler):
         }
 
 
-def _chat_logprob(entry: dict[str, Any]) -> dict[str, Any]:
+def _chat_logprobs(entries: list[tuple[int, TokenLogprob]]) -> ChatLogprobs:
+    return {
+        "content": [
+            {**_chat_logprob(entry), "top_logprobs": [_chat_logprob(top) for top in entry["top"]]} for _, entry in entries
+        ]
+    }
+
+
+def _chat_logprob(entry: TokenLogprob) -> ChatTopLogprob:
     return {"token": _token_text(entry), "logprob": entry["logprob"], "bytes": list(entry["bytes"])}
 
 
-class TextAssembler(Assembler):
+class TextAssembler(Assembler[CompletionChunk, CompletionResponse]):
     prefix = "cmpl-"
 
-    def _head(self) -> dict[str, Any]:
-        return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
-
-    def _chunk(self, index: int, text: str | None, logprobs: Any, reason: str | None) -> dict[str, Any]:
-        choice = {"text": text or "", "index": index, "finish_reason": reason}
-        if logprobs is not None:
-            choice = {"text": text or "", "index": index, "logprobs": logprobs, "finish_reason": reason}
+    def _with(self, choices: list[CompletionChunkChoice]) -> CompletionChunk:
         return {
             "id": self.id,
             "object": "text_completion",
             "created": self.created,
             "model": self.model,
-            "choices": [choice],
+            "choices": choices,
         }
 
-    def _format_logprobs(self, choice: _Choice, logprobs: list[dict[str, Any]], text: str) -> Any:
-        # Offsets are into the answer's text; the tokens of one event share the place where its text begins.
-        offset = sum(map(len, choice.parts)) - len(text)
-        choice.logprobs += [{**entry, "offset": offset} for entry in logprobs]
-        return _text_logprobs([{**entry, "offset": offset} for entry in logprobs])
+    def _chunk(
+        self, index: int, text: str | None, logprobs: list[tuple[int, TokenLogprob]] | None, reason: FinishReason | None
+    ) -> CompletionChunk:
+        if logprobs is None:
+            return self._with([{"text": text or "", "index": index, "finish_reason": reason}])
+        return self._with([{"text": text or "", "index": index, "logprobs": _text_logprobs(logprobs), "finish_reason": reason}])
 
-    def response(self) -> dict[str, Any]:
+    def _usage_chunk(self) -> CompletionChunk:
+        return {**self._with([]), "usage": self.usage}
+
+    def response(self) -> CompletionResponse:
         return {
             "id": self.id,
             "object": "text_completion",
@@ -522,7 +568,7 @@ class TextAssembler(Assembler):
                     "text": "".join(choice.parts),
                     "index": index,
                     "logprobs": _text_logprobs(choice.logprobs) if self._logprobs else None,
-                    "finish_reason": choice.reason,
+                    "finish_reason": cast(FinishReason, choice.reason),  # the answer is done
                 }
                 for index, choice in enumerate(self.choices)
             ],
@@ -531,16 +577,16 @@ class TextAssembler(Assembler):
         }
 
 
-def _text_logprobs(entries: list[dict[str, Any]]) -> dict[str, Any]:
+def _text_logprobs(entries: list[tuple[int, TokenLogprob]]) -> TextLogprobs:
     return {
-        "tokens": [_token_text(entry) for entry in entries],
-        "token_logprobs": [entry["logprob"] for entry in entries],
-        "top_logprobs": [_top_logprobs(entry) for entry in entries],
-        "text_offset": [entry["offset"] for entry in entries],
+        "tokens": [_token_text(entry) for _, entry in entries],
+        "token_logprobs": [entry["logprob"] for _, entry in entries],
+        "top_logprobs": [_top_logprobs(entry) for _, entry in entries],
+        "text_offset": [offset for offset, _ in entries],  # the tokens of one event share the place where its text begins
     }
 
 
-def _top_logprobs(entry: dict[str, Any]) -> dict[str, float]:
+def _top_logprobs(entry: TokenLogprob) -> dict[str, float]:
     """The likeliest tokens and the one sampled, likeliest first. Where two read the same, the sampled one or else the
     likelier has the text as its name, the other `token_id:` and its number."""
     sampled = entry["token"]
@@ -556,7 +602,7 @@ def _top_logprobs(entry: dict[str, Any]) -> dict[str, float]:
     return named
 
 
-class EmbeddingAssembler(Assembler):
+class EmbeddingAssembler(Assembler[dict[str, Any], EmbeddingResponse[Any]]):
     """The last event of each choice holds its vector; there is nothing to stream."""
 
     def __init__(self, model: str, id: str, created: int, seed: int, n: int, encoding_format: str) -> None:  # noqa: A002
@@ -566,7 +612,7 @@ class EmbeddingAssembler(Assembler):
     def _chunk(self, index: int, text: str | None, logprobs: Any, reason: str | None) -> dict[str, Any]:
         return {}
 
-    def response(self) -> dict[str, Any]:
+    def response(self) -> EmbeddingResponse[Any]:
         prompt = self.usage["prompt_tokens"]
         return {
             "object": "list",
@@ -590,7 +636,7 @@ def _encoded(vector: Any, encoding_format: str) -> Any:
     return numpy.array(vector, dtype=numpy.float32)
 
 
-class RerankAssembler(Assembler):
+class RerankAssembler(Assembler[dict[str, Any], RerankResponse]):
     """The last event of each choice holds a document's scores, of which the first is its relevance."""
 
     prefix = "rerank-"
@@ -602,14 +648,15 @@ class RerankAssembler(Assembler):
     def _chunk(self, index: int, text: str | None, logprobs: Any, reason: str | None) -> dict[str, Any]:
         return {}
 
-    def response(self) -> dict[str, Any]:
+    def response(self) -> RerankResponse:
         request = self._request
-        results: list[dict[str, Any]] = [
+        results: list[RerankResult] = [
             {"index": index, "relevance_score": float(choice.event.embedding[0])}
             for index, choice in enumerate(self.choices) if choice.event is not None
         ]
         if request.return_documents:
-            results = [{**result, "document": {"text": request.texts[result["index"]]}} for result in results]
+            for result in results:
+                result["document"] = {"text": request.texts[result["index"]]}
         results.sort(key=lambda result: -result["relevance_score"])  # stable: equal ones stay in the caller's order
         prompt = self.usage["prompt_tokens"]
         return {

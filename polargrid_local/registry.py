@@ -12,20 +12,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from .errors import (
     EngineClosed, ForkedEngineError, InvalidModelError, NotFoundError, PolarGridError, ServerError, ValidationError,
 )
-from .pipeline import Job, Target, check_length, messages_of, prepare, texts_of
+from .pipeline import Job, Kind, Target, check_length, messages_of, prepare, texts_of
 from .runtime import LoadedModel, inspect, system
 from .store import ResolvedModel, Store
 from .template import ChatTemplate
-from .types import parse_request, plain
+from .types import (
+    Device, GPUInfo, GPUMemoryResponse, GPUMemorySimple, GPUMemoryState, GPUPurgeResponse, GPUStatusResponse, HealthResponse, ListModelsResponse,
+    LoadedModelInfo, LoadModelResponse, LoadStatus, ModelInfo, ModelStats, ModelStatusResponse, NativeInfo, Task,
+    UnloadAllModelsResponse, UnloadModelResponse, parse_request, plain,
+)
 
 _log = logging.getLogger("polargrid_local")
 
 Progress = Callable[[float], Any]
+C = TypeVar("C")  # a chunk
+R = TypeVar("R")  # the whole answer
 UNLIMITED = "; unlimited=True tokenizes it all the same"
 
 
@@ -48,14 +54,14 @@ class Models:
         self._lock = threading.Lock()
         self._entries: dict[str, Entry] = {}
         self._loading: dict[str, LoadedModel | None] = {}
-        self._status: dict[str, str] = {}
-        self._inspected: dict[tuple[Path, int, int], list[str]] = {}  # file, size, time -> tasks
+        self._status: dict[str, LoadStatus] = {}
+        self._inspected: dict[tuple[Path, int, int], list[Task]] = {}  # file, size, time -> tasks
         self._pid = os.getpid()
         self.closed = False
 
     # loading
 
-    def load(self, name: str | Path, force: bool = False, on_progress: Progress | None = None) -> dict[str, Any]:
+    def load(self, name: str | Path, force: bool = False, on_progress: Progress | None = None) -> LoadModelResponse:
         self._check()
         found = self._store.resolve(name)
         with self._lock:
@@ -69,7 +75,7 @@ class Models:
             old = self._entries.pop(found.id, None)
             self._loading[found.id] = None
             self._status[found.id] = "loading"
-        status = "failed"
+        status: LoadStatus = "failed"
         try:
             if old is not None:
                 old.model.close()
@@ -90,8 +96,8 @@ class Models:
                 self._status[found.id] = status
         return _load_reply("success", name, force, f"Model {name} loaded successfully")
 
-    def _target(self, name: str, info: dict[str, Any]) -> Target:
-        tokens = {"bos_token": info.get("bos_text", ""), "eos_token": info.get("eos_text", "")}
+    def _target(self, name: str, info: NativeInfo) -> Target:
+        tokens: dict[str, Any] = {"bos_token": info.get("bos_text", ""), "eos_token": info.get("eos_text", "")}
         tokens |= {key: text for key, text in info.get("special_tokens", {}).items() if text}
         tokens["additional_special_tokens"] = list(info.get("additional_special_tokens", ()))
         source = self._chat_template if self._chat_template is not None else info.get("chat_template") or None
@@ -113,7 +119,7 @@ class Models:
             if model is not None:
                 model.abort()
 
-    def unload(self, name: str | Path) -> dict[str, Any]:
+    def unload(self, name: str | Path) -> UnloadModelResponse:
         entry = self.find(name)
         with self._lock:
             self._entries.pop(entry.target.name, None)
@@ -121,7 +127,7 @@ class Models:
         entry.model.close()
         return {"status": "success", "model": str(name), "message": f"Model {name} unloaded successfully"}
 
-    def unload_all(self) -> dict[str, Any]:
+    def unload_all(self) -> UnloadAllModelsResponse:
         self._check()
         unloaded, errors = [], []
         for name in list(self._entries):
@@ -130,7 +136,7 @@ class Models:
                 unloaded.append(name)
             except PolarGridError as error:
                 errors.append(f"{name}: {error.message}")
-        status = "success" if not errors else "partial" if unloaded else "failed"
+        status: Literal["success", "partial", "failed"] = "success" if not errors else "partial" if unloaded else "failed"
         return {"status": status, "unloaded_models": unloaded, "errors": errors, "total_unloaded": len(unloaded)}
 
     def close(self) -> None:
@@ -178,15 +184,24 @@ class Models:
             code="model_not_loaded", param="model",
         )
 
+    def summary(self) -> str:
+        """What is loaded, in a few words; from any thread, also when closed."""
+        if self.closed:
+            return "closed"
+        loaded = [f"{name} (n_ctx {entry.model.info.get('n_ctx')}, max_streams {entry.model.info.get('max_streams')})"
+                  for name, entry in list(self._entries.items())]
+        loading = [f"{name} (loading)" for name in list(self._loading)]
+        return ", ".join([*loaded, *loading]) or "no model loaded"
+
     # answering
 
-    def begin(self, kind: str, request: Any, kwargs: Mapping[str, Any]) -> tuple[LoadedModel, Job]:
+    def begin(self, kind: Kind[C, R], request: Any, kwargs: Mapping[str, Any]) -> tuple[LoadedModel, Job[C, R]]:
         """Every check of a request short of its token count."""
         request = parse_request(kind, request, kwargs)
         entry = self.find(request.model)
         entry.model.check()
-        job = prepare(request, entry.target, now=datetime.now().astimezone(), id=secrets.token_hex(12),
-                      seed=secrets.randbits(32))
+        job: Job[C, R] = prepare(request, entry.target, now=datetime.now().astimezone(), id=secrets.token_hex(12),
+                                 seed=secrets.randbits(32))
         return entry.model, job
 
     def tokens(self, text: Any, messages: Any, model: str | None, unlimited: bool) -> list[int]:
@@ -207,7 +222,7 @@ class Models:
             check_length(spans, entry.target, "messages" if text is None else "text", UNLIMITED)
         return entry.model.tokenize(spans)
 
-    def models(self) -> dict[str, Any]:
+    def models(self) -> ListModelsResponse:
         """Loaded models first, then what else is on disk."""
         self._check()
         rows = {name: self._row(name, entry) for name, entry in list(self._entries.items())}
@@ -218,7 +233,7 @@ class Models:
                         rows[name] = self._row(name, found)
         return {"object": "list", "data": list(rows.values())}
 
-    def get(self, name: str) -> dict[str, Any]:
+    def get(self, name: str) -> ModelInfo:
         """Raises NotFoundError for a model that is neither loaded nor on disk."""
         self._check()
         _check_name(name)
@@ -228,7 +243,7 @@ class Models:
         found = self._store.resolve(name)
         return self._row(found.id, self._entries.get(found.id) or found)
 
-    def _row(self, id: str, model: Entry | ResolvedModel) -> dict[str, Any]:  # noqa: A002
+    def _row(self, id: str, model: Entry | ResolvedModel) -> ModelInfo:  # noqa: A002
         """As the remote lists a model; `tasks`, what it can be asked for, is ours."""
         if isinstance(model, Entry):
             created, tasks = model.created, model.target.info.get("tasks", [])
@@ -239,7 +254,7 @@ class Models:
             "tasks": list(tasks),
         }
 
-    def _tasks(self, path: Path) -> list[str]:
+    def _tasks(self, path: Path) -> list[Task]:
         """Of a file that is not loaded, read once as long as it stays the same; none of one that could not be loaded."""
         try:
             stat = path.stat()
@@ -250,7 +265,7 @@ class Models:
         except (PolarGridError, OSError):
             return []
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> ModelStatusResponse:
         self._check()
         with self._lock:
             return {
@@ -259,17 +274,17 @@ class Models:
                 "repository": str(self._store.models_dir),
             }
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, ModelStats]:
         self._check()
         return {name: entry.model.stats() for name, entry in list(self._entries.items())}
 
-    def info(self, name: str | None) -> dict[str, Any]:
+    def info(self, name: str | None) -> LoadedModelInfo:
         entry = self.find(name)
         template = entry.target.template
         said = f"{template.name} (assumed)" if template.assumed else template.name or "the model's own"
         return {**entry.model.info, "chat_format": said}
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> HealthResponse:
         from . import __version__
 
         healthy = not self.closed and all(entry.model.running for entry in list(self._entries.values()))
@@ -287,14 +302,14 @@ class Models:
 
     # GPUs
 
-    def _gpus(self) -> list[dict[str, Any]]:
+    def _gpus(self) -> list[Device]:
         devices = next((entry.model.info.get("devices") for entry in list(self._entries.values())), None)
         if devices is None or self._factory is None:
             devices = system().get("devices", [])
         return [device for device in devices if device.get("gpu")]
 
-    def gpu_status(self) -> dict[str, Any]:
-        gpus = []
+    def gpu_status(self) -> GPUStatusResponse:
+        gpus: list[GPUInfo] = []
         for index, device in enumerate(self._gpus()):
             total, free = device["memory_bytes"], device["free_bytes"]
             used = total - free
@@ -313,18 +328,23 @@ class Models:
             })
         return {"status": "success", "timestamp": datetime.now().isoformat(), "gpus": gpus, "processes": [], "total_gpus": len(gpus)}
 
-    def gpu_memory(self) -> dict[str, Any]:
+    def gpu_memory(self) -> GPUMemoryResponse:
         status = self.gpu_status()
-        memory = [
-            {key: gpu["memory"][key] for key in ("total_gb", "used_gb", "free_gb", "percent_used")}
-            | {"percent_free": round(100 - gpu["memory"]["percent_used"], 2)}
+        memory: list[GPUMemorySimple] = [
+            {
+                "total_gb": gpu["memory"]["total_gb"],
+                "used_gb": gpu["memory"]["used_gb"],
+                "free_gb": gpu["memory"]["free_gb"],
+                "percent_used": gpu["memory"]["percent_used"],
+                "percent_free": round(100 - gpu["memory"]["percent_used"], 2),
+            }
             for gpu in status["gpus"]
         ]
         return {"status": "success", "timestamp": status["timestamp"], "memory": memory}
 
-    def purge(self, force: bool) -> dict[str, Any]:
+    def purge(self, force: bool) -> GPUPurgeResponse:
         """Unloads every model when forced, else those without a running request."""
-        def state() -> dict[str, float]:
+        def state() -> GPUMemoryState:
             memory = self.gpu_memory()["memory"]
             used, total = sum(gpu["used_gb"] for gpu in memory), sum(gpu["total_gb"] for gpu in memory)
             return {"used_gb": round(used, 2), "total_gb": round(total, 2),
@@ -364,5 +384,5 @@ def _created(found: ResolvedModel) -> int:
         raise NotFoundError(f"cannot read the model file {found.path.name}: {error.strerror}", param="model") from None
 
 
-def _load_reply(status: str, name: str | Path, force: bool, message: str) -> dict[str, Any]:
+def _load_reply(status: Literal["success", "loading"], name: str | Path, force: bool, message: str) -> LoadModelResponse:
     return {"status": status, "model": str(name), "force_reload": force, "message": message}

@@ -17,7 +17,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 from .errors import (
     EngineClosed, ForkedEngineError, InvalidModelError, ModelFileChanged, NotFoundError, PolarGridError, ServerError,
@@ -25,7 +25,7 @@ from .errors import (
 )
 from .file_kind import HEAD_BYTES, file_kind
 from .shards import model_files, shard_of
-from .types import Event
+from .types import Event, FileSummary, ModelStats, NativeInfo, SystemInfo, TokenLogprob
 
 SLICE_MS = 50  # a blocked reader looks up this often, so that Ctrl-C is delivered on every platform
 BUSY_WAIT_MS, IDLE_WAIT_MS = 100, 500
@@ -38,7 +38,34 @@ _MISSING: Any = object()
 _NEWS: Any = object()  # no event: a reader that finds it looks at its own state again
 
 
-def core() -> Any:
+class NativeOutbox(Protocol):
+    def wait(self, timeout_ms: int, /) -> Sequence[Event]: ...
+    def wake(self) -> None: ...
+
+
+class NativeEngine(Protocol):
+    """The verbs of `_core.Engine`, which a factory's engine has too."""
+
+    def outbox(self, quiet: bool, /) -> Any: ...
+    def submit(self, request: dict[str, Any], outbox: Any, /) -> int: ...
+    def cancel(self, id: int, /) -> None: ...
+    def wait_events(self, timeout_ms: int, /) -> Sequence[Event]: ...
+    def tokenize(self, spans: Sequence[tuple[str, bool]], add_bos: bool, /) -> list[int]: ...
+    def info(self) -> dict[str, Any]: ...
+    def stats(self) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+
+
+class Core(Protocol):
+    """The native module."""
+
+    def Engine(self, path: str, options: dict[str, Any], /) -> NativeEngine: ...  # noqa: N802 - a class
+    def inspect(self, path: str, /) -> dict[str, Any]: ...
+    def system(self) -> dict[str, Any]: ...
+    def drain_log(self) -> list[tuple[int, str]]: ...
+
+
+def core() -> Core:
     """The native module, imported when first needed."""
     # ggml would otherwise run gdb on this process when it aborts.
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
@@ -58,19 +85,19 @@ def core() -> Any:
     return _core
 
 
-def system() -> dict[str, Any]:
+def system() -> SystemInfo:
     """Devices, CPU features and build of the native module."""
-    return dict(core().system())
+    return cast(SystemInfo, core().system())
 
 
-def inspect(path: str | bytes | os.PathLike[str]) -> dict[str, Any]:
+def inspect(path: str | bytes | os.PathLike[str]) -> FileSummary:
     """What a GGUF file says about itself, without loading it. Raises InvalidModelError, NotFoundError, ValidationError."""
     place = Path(os.fsdecode(path))
     if not os.path.isfile(place):
         raise NotFoundError(f"no model file at {str(place)[:200]!r}", param="path", path=str(place))
     text = _native_path(place)
     try:
-        return dict(core().inspect(text))
+        return cast(FileSummary, core().inspect(text))
     except Exception as error:
         raise _refused(error, place) from None
 
@@ -145,7 +172,7 @@ class Ended:
     def __init__(self, code: str, text: str, id: int = 0) -> None:  # noqa: A002
         self.id, self.code, self.text = id, code, text
         self.details: dict[str, str] = {}
-        self.logprobs: list[dict[str, Any]] = []
+        self.logprobs: list[TokenLogprob] = []
 
 
 class Burst:
@@ -293,14 +320,14 @@ def _rouse(boxes: Iterable[Mailbox]) -> None:
 class _Hub:
     """What readers and the pump thread need, and no more: they must not keep the model that users hold alive."""
 
-    def __init__(self, native: Any, drain_common: Callable[[], list[tuple[int, str]]] | None) -> None:
+    def __init__(self, native: NativeEngine, drain_common: Callable[[], list[tuple[int, str]]] | None) -> None:
         self.native = native
         self.pid = os.getpid()
         self.closed = False
         self.failure: tuple[str, str] | None = None  # the native engine has ended: code and text for whoever still waits
         self.lock = threading.Lock()  # guards routes, early, failure
         self.routes: dict[int, tuple[Mailbox, int] | None] = {}  # None: nobody reads it any more
-        self.early: dict[int, list[Any]] = {}  # events that came before submit() returned their id
+        self.early: dict[int, list[Event]] = {}  # events that came before submit() returned their id
         self.abandoned: deque[int] = deque()  # ids left by finalizers, which may take no lock
         # Lines of the native engine's own, then those that no engine can be told from.
         self.drains = [drain for drain in (getattr(native, "drain_log", None), drain_common) if drain is not None]
@@ -333,7 +360,7 @@ class _Hub:
                 if id in self.routes:
                     self.routes[id] = None
 
-    def file(self, events: list[Any]) -> None:
+    def file(self, events: Sequence[Event]) -> None:
         wake: set[Mailbox] = set()
         with self.lock:
             routes = self.routes
@@ -421,9 +448,9 @@ def _pump(hub: _Hub) -> None:
 class LoadedModel:
     """A native engine with one model. Safe from any thread. `load()` before anything else."""
 
-    def __init__(self, path: str | Path, options: dict[str, Any], factory: Callable[..., Any] | None = None) -> None:
+    def __init__(self, path: str | Path, options: dict[str, Any], factory: Callable[..., NativeEngine] | None = None) -> None:
         self.path = Path(path)
-        self.info: dict[str, Any] = {}
+        self.info = cast(NativeInfo, {})  # until it is loaded
         drain_common = None
         if factory is None:
             factory, drain_common = core().Engine, core().drain_log
@@ -444,7 +471,7 @@ class LoadedModel:
             while not self.info:
                 for event in hub.native.wait_events(SLICE_MS):
                     if event.kind == "loaded":
-                        self.info = hub.native.info()
+                        self.info = cast(NativeInfo, hub.native.info())
                     elif event.kind != "progress":
                         raise from_code(event.code, event.text, dict(event.details))
                     elif on_progress is not None:
@@ -513,9 +540,9 @@ class LoadedModel:
         except Exception as error:
             raise _translate(error) from None
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> ModelStats:
         self._hub.check()
-        return dict(self._hub.native.stats())
+        return cast(ModelStats, self._hub.native.stats())
 
     def check(self) -> None:
         """Raises EngineClosed or ForkedEngineError."""

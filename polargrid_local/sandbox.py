@@ -14,9 +14,10 @@ from datetime import datetime
 from types import BuiltinMethodType, MethodType
 from typing import Any
 
+from jinja2.exceptions import SecurityError
 from jinja2.filters import _GroupTuple
 from jinja2.runtime import LoopContext, Macro, Undefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Cycler, Joiner, Namespace
 
 from .budget import MAX_BITS, MAX_DEPTH, MAX_ITEMS, MAX_WIDTH, too_much
@@ -94,7 +95,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """str() of a string, number, list or dict; anything else would show the interpreter's insides."""
         kind = type(value)
         if kind is str or kind is Text:
-            return value
+            text: str = value
+            return text
         if isinstance(value, Undefined):
             if value._undefined_exception is SecurityError:
                 value._fail_with_undefined_error()
@@ -207,11 +209,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def mapping(self, pairs: Iterable[Any]) -> dict[Any, Any]:
         """A dict of (key, value) pairs."""
-        out = {}
+        out: dict[Any, Any] = {}
         for key, value in pairs:
             self.spend(1)
             out[self.key(key)] = value
-        return self.weighed(out)
+        self.weighed(out)
+        return out
 
     def weighed(self, value: Any) -> Any:
         """Refuses lists of lists that share their parts: small in memory, endless to walk."""
@@ -440,10 +443,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _field(self, value: Any, start: str, width: str, precision: str | None, kind: str) -> str:
         self.check_width(width + " " + (precision or ""))
         if kind in "sr":
-            value = self.represented(value) if kind == "r" else self.shown(value)
+            text = value = self.represented(value) if kind == "r" else self.shown(value)
             kind = "s"
             if not width and precision is None:
-                return value
+                return text
         elif type(value) not in _SCALARS:
             raise TypeError(f"%{kind} format: a number is required, not {type(value).__name__}")
         self.budget.make(2 * MAX_WIDTH if width or precision else MAX_BITS)

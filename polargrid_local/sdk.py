@@ -19,9 +19,9 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 import pydantic
@@ -39,6 +39,10 @@ from polargrid.errors import create_error_from_response
 from polargrid_local.errors import NotFoundError, PolarGridError, RateLimitError, ServerError
 from polargrid_local.server.backend import Backend, OpenStream
 from polargrid_local.server.config import ServeConfig
+
+if TYPE_CHECKING:
+    from polargrid_local.engine import AsyncEngine
+    from polargrid_local.server.service import Reply
 
 __all__ = sorted({*polargrid.__all__, "PolarGrid", "PolarGridSync"})  # noqa: PLE0605
 
@@ -95,7 +99,7 @@ class PolarGrid(polargrid.PolarGrid):
         return Backend.shared(ServeConfig.load({"no_api_key": True}, os.environ))
 
     @classmethod
-    def over(cls, engine: Any, config: ServeConfig | None = None) -> PolarGrid:
+    def over(cls, engine: AsyncEngine, config: ServeConfig | None = None) -> PolarGrid:
         """A client of an AsyncEngine that you made and will close."""
         client = cls()
         client._backend = Backend(config or ServeConfig(), engine)
@@ -174,7 +178,7 @@ class PolarGrid(polargrid.PolarGrid):
             self._validate_chat_completion_request(request)
         return request
 
-    async def _answer(self, kind: str, request: pydantic.BaseModel) -> dict[str, Any]:
+    async def _answer(self, kind: str, request: pydantic.BaseModel) -> Reply:
         with _official_errors():
             return await self._backend.answer(kind, request.model_dump(exclude_none=True))
 
@@ -203,7 +207,7 @@ class PolarGrid(polargrid.PolarGrid):
         service = self._backend.service
         given = body or {}
         dates = dict(parse_qsl(query))
-        answers: dict[str, Callable[[], Coroutine[Any, Any, dict[str, Any]]]] = {
+        answers: dict[str, Callable[[], Coroutine[Any, Any, Mapping[str, Any]]]] = {
             "/health": service.health,
             "/v1/models": service.list_models,
             "/v1/models/status": service.model_status,
@@ -223,7 +227,7 @@ class PolarGrid(polargrid.PolarGrid):
         with _official_errors():
             if answer is None:
                 raise NotFoundError(f"{path} is not served in process")
-            return await self._backend.wait(answer())
+            return dict(await self._backend.wait(answer()))
 
 
 class PolarGridSync(polargrid.PolarGridSync):
@@ -233,7 +237,7 @@ class PolarGridSync(polargrid.PolarGridSync):
         self._async_client: PolarGrid = PolarGrid(*args, **kwargs)
 
     @classmethod
-    def over(cls, engine: Any, config: ServeConfig | None = None) -> PolarGridSync:
+    def over(cls, engine: AsyncEngine, config: ServeConfig | None = None) -> PolarGridSync:
         """A client of an AsyncEngine that you made and will close."""
         client = cls()
         client._async_client = PolarGrid.over(engine, config)

@@ -7,14 +7,18 @@ import re
 import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
-from typing import Any, overload
+from typing import Any, Generic, TypeVar, overload
 
 from .errors import EngineClosed, ValidationError
 from .pipeline import Assembler, Job
 from .runtime import Inbox, LoadedModel, Mailbox, rest_if_leaving
+from .types import Event, FinishReason, Timings, Usage
+
+C = TypeVar("C", bound=Mapping[str, Any])  # a chunk
+R = TypeVar("R")  # the whole answer
 
 
-class Call:
+class Call(Generic[C]):
     """One call to one model: its native requests, their events, the answer so far."""
 
     _model: LoadedModel
@@ -22,14 +26,14 @@ class Call:
     prefill: tuple[int, int] | None = None  # tokens of a long prompt read so far, and all; None before and after
 
     def __init__(self) -> None:
-        self._assembler = Assembler("", "", 0, 0, 1)  # until there is a job: nothing said, nothing counted
+        self._assembler: Assembler[C, Any] = Assembler("", "", 0, 0, 1)  # until there is a job: nothing said, nothing counted
         self._ids: list[int] = []
-        self._chunks: deque[dict[str, Any]] = deque()  # made, not yet read
+        self._chunks: deque[C] = deque()  # made, not yet read
         self._over = False  # no more events are wanted
         self._cancelled = False
         self._turn = threading.Lock()  # held by whoever reads
 
-    def _submit(self, model: LoadedModel, job: Job, box: Inbox | Mailbox) -> None:
+    def _submit(self, model: LoadedModel, job: Job[C, Any], box: Inbox | Mailbox) -> None:
         self._model, self._box, self._assembler = model, box, job.assembler
         self._ids = model.submit(job.requests, box)
         self._chunks.extend(job.assembler.start())
@@ -41,7 +45,7 @@ class Call:
                 self._model.check_process()  # the reader may have stayed in the parent
             raise ValidationError("this stream has a reader already: one thread or task at a time", code="stream_in_use")
 
-    def _feed(self, index: int, event: Any) -> None:
+    def _feed(self, index: int, event: Event) -> None:
         if self._over:
             return  # cancelled while we waited
         self.prefill = (round(event.progress * event.n_prompt), event.n_prompt) if event.kind == "progress" else None
@@ -86,7 +90,7 @@ class Call:
         return self._assembler.text
 
     @property
-    def finish_reason(self) -> str | None:
+    def finish_reason(self) -> FinishReason | None:
         return self._assembler.finish_reason
 
     @property
@@ -94,21 +98,36 @@ class Call:
         return self._cancelled
 
     @property
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> Usage:
         """Token counts; true once the stream has ended."""
         return self._assembler.usage
 
     @property
-    def timings(self) -> dict[str, Any]:
+    def timings(self) -> Timings:
         """queue_ms, prefill_ms, first_token_ms, total_ms (since submit; None = not reached), tokens_per_second, cached_tokens."""
         return self._assembler.timings
 
     @property
-    def assembler(self) -> Assembler:
+    def assembler(self) -> Assembler[C, Any]:
         return self._assembler
 
+    def __repr__(self) -> str:
+        if self._cancelled:
+            state = "cancelled"
+        elif self._over:
+            state = f"finished: {self.finish_reason}" if self.finish_reason else "failed"
+        elif not self._ids:
+            state = "not started"
+        elif self.prefill is not None:
+            state = "reading, %d of %d prompt tokens" % self.prefill
+        else:
+            state = "running"
+        text = self.text
+        shown = repr(text) if len(text) <= 40 else f"...{text[-37:]!r}"
+        return f"<{' '.join(filter(None, (type(self).__name__, self.id)))} {state}, {self.usage['completion_tokens']} tokens: {shown}>"
 
-class ChatStream(Call, Iterator[dict[str, Any]]):
+
+class ChatStream(Call[C], Iterator[C]):
     """Chunk dicts, one per piece of text, as they are produced; a context manager too: leaving it cancels what still runs.
 
     `next()` raises what ended the stream early: EngineClosed, NumericError, ... For one reader at a time: another gets a
@@ -116,7 +135,7 @@ class ChatStream(Call, Iterator[dict[str, Any]]):
 
     _box: Inbox
 
-    def __init__(self, model: LoadedModel, job: Job, *, quiet: bool = False) -> None:
+    def __init__(self, model: LoadedModel, job: Job[C, Any], *, quiet: bool = False) -> None:
         super().__init__()
         try:
             self._submit(model, job, Inbox(model, quiet=quiet))
@@ -124,17 +143,17 @@ class ChatStream(Call, Iterator[dict[str, Any]]):
             rest_if_leaving()
             raise
 
-    def __iter__(self) -> ChatStream:
+    def __iter__(self) -> ChatStream[C]:
         return self
 
-    def __next__(self) -> dict[str, Any]:
+    def __next__(self) -> C:
         self._take_turn()
         try:
             return self._step()
         finally:
             self._turn.release()
 
-    def _step(self) -> dict[str, Any]:
+    def _step(self) -> C:
         chunks = self._chunks
         while not chunks:
             if self._over:
@@ -157,26 +176,26 @@ class ChatStream(Call, Iterator[dict[str, Any]]):
     def close(self) -> None:
         self.cancel()
 
-    def __enter__(self) -> ChatStream:
+    def __enter__(self) -> ChatStream[C]:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.cancel()
 
 
-class AsyncChatStream(Call, AsyncIterator[dict[str, Any]]):
+class AsyncChatStream(Call[C], AsyncIterator[C]):
     """ChatStream for `async for`. `start()` checks, tokenizes and queues the request off the loop; the first step calls it
     if nobody has. A cancelled step cancels the request. For one task at a time, as ChatStream, and one event loop."""
 
     _box: Mailbox
 
-    def __init__(self, begin: Callable[[], tuple[LoadedModel, Job]], *, quiet: bool = False) -> None:
+    def __init__(self, begin: Callable[[], tuple[LoadedModel, Job[C, Any]]], *, quiet: bool = False) -> None:
         super().__init__()
         self._begin = begin
         self._quiet = quiet
         self._starting: asyncio.Future[None] | None = None
 
-    async def start(self) -> AsyncChatStream:
+    async def start(self) -> AsyncChatStream[C]:
         """Raises what the checks of the request raise. Idempotent."""
         self._check_loop()
         if self._starting is None:
@@ -206,10 +225,10 @@ class AsyncChatStream(Call, AsyncIterator[dict[str, Any]]):
         if self._over:  # cancelled meanwhile, when there was nothing to cancel yet
             self._model.cancel(self._ids)
 
-    def __aiter__(self) -> AsyncChatStream:
+    def __aiter__(self) -> AsyncChatStream[C]:
         return self
 
-    async def __anext__(self) -> dict[str, Any]:
+    async def __anext__(self) -> C:
         self._check_loop()
         self._take_turn()
         try:
@@ -217,7 +236,7 @@ class AsyncChatStream(Call, AsyncIterator[dict[str, Any]]):
         finally:
             self._turn.release()
 
-    async def _step(self) -> dict[str, Any]:
+    async def _step(self) -> C:
         chunks = self._chunks
         if not self._ids and not self._over:
             await self.start()
@@ -238,20 +257,20 @@ class AsyncChatStream(Call, AsyncIterator[dict[str, Any]]):
     async def aclose(self) -> None:
         self.cancel()
 
-    async def __aenter__(self) -> AsyncChatStream:
+    async def __aenter__(self) -> AsyncChatStream[C]:
         return await self.start()
 
     async def __aexit__(self, *exc: object) -> None:
         self.cancel()
 
 
-class Batch(Call):
+class Batch(Call[dict[str, Any]]):
     """Many small requests, a window of them at a time, for a whole answer: `run()` blocks."""
 
     _box: Inbox
 
-    def run(self, model: LoadedModel, job: Job) -> Assembler:
-        """Raises what any of the requests raises, after cancelling the rest."""
+    def run(self, model: LoadedModel, job: Job[dict[str, Any], R]) -> R:
+        """The whole answer. Raises what any of the requests raises, after cancelling the rest."""
         self._take_turn()  # for good: a batch runs once
         self._model, self._assembler, self._box = model, job.assembler, Inbox(model, quiet=True)
         window = max(1, model.info.get("max_streams", 1))
@@ -267,7 +286,7 @@ class Batch(Call):
         except BaseException:
             self.cancel()
             raise
-        return job.assembler
+        return job.assembler.response()
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------

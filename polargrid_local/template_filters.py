@@ -80,7 +80,8 @@ def _method(name: str) -> Callable[..., Any]:
 
 def _theirs(name: str) -> Callable[..., Any]:
     """Jinja's own filter, as it is for templates that do not run in an event loop."""
-    return inspect.unwrap(THEIRS[name])
+    filter: Callable[..., Any] = inspect.unwrap(THEIRS[name])  # noqa: A001
+    return filter
 
 
 def _lazy(name: str) -> Callable[..., Any]:
@@ -94,7 +95,7 @@ def _lazy(name: str) -> Callable[..., Any]:
 
 
 def _with_context(func: Callable[..., Any]) -> Callable[..., Any]:
-    func.wants_context = True  # type: ignore[attr-defined]
+    func.wants_context = True  # type: ignore[attr-defined]  # a mark of ours on a function
     return func
 
 
@@ -209,7 +210,8 @@ def _title(sandbox: Sandbox, value: Any) -> str:
 def _truncate(sandbox: Sandbox, value: Any, *args: Any, **kwargs: Any) -> str:
     text = sandbox.shown(value)
     sandbox.budget.make(3 * len(text))
-    return THEIRS["truncate"](sandbox, text, *args, **kwargs)
+    short: str = THEIRS["truncate"](sandbox, text, *args, **kwargs)
+    return short
 
 
 def _escape(sandbox: Sandbox, value: Any) -> str:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from enum import Enum
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 
@@ -16,8 +16,11 @@ from polargrid_local.errors import ContextLengthError, PolarGridError
 from polargrid_local.prompt import EditorPrompt, LinePrompt, message_of
 from polargrid_local.wrap import Wrap
 
-Open = Callable[[list[dict[str, str]]], Any]
-"""Messages -> a running ChatStream."""
+if TYPE_CHECKING:
+    from polargrid_local.engine import ChatStream
+    from polargrid_local.params import MessageParam
+
+    Open = Callable[[list[MessageParam]], ChatStream[Any]]  # messages -> a running stream
 
 HELP = '''/reset          forget the conversation
 /system [TEXT]  say who the model shall be; without TEXT, nobody
@@ -45,7 +48,7 @@ def note(text: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
 
 
-def write_answer(stream: Any, form: Form, out: TextIO) -> None:
+def write_answer(stream: ChatStream[Any], form: Form, out: TextIO) -> None:
     """Write a ChatStream as it comes. Raises what ends it early; leaving early cancels it.
 
     On a terminal, text is wrapped between words; anywhere else every form is written as it is."""
@@ -125,7 +128,7 @@ class Chat:
         self._open = open_stream
         self._system = system
         self._form = form
-        self._turns: list[dict[str, str]] = []
+        self._turns: list[MessageParam] = []
         self._offered = ""  # what was typed in vain: stands at the next prompt
         self._interrupted = False  # the last thing that came was Ctrl-C at an empty prompt
 
@@ -194,8 +197,8 @@ class Chat:
         return True
 
     def _say(self, text: str, typed: str) -> None:
-        system = [{"role": "system", "content": self._system}] if self._system else []
-        asked = {"role": "user", "content": text}
+        system: list[MessageParam] = [{"role": "system", "content": self._system}] if self._system else []
+        asked: MessageParam = {"role": "user", "content": text}
         stream, said = None, ""
         try:
             stream = self._open([*system, *self._turns, asked])

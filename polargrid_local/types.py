@@ -10,14 +10,19 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from numbers import Integral, Real
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, Protocol, Union
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic import ValidationError as PydanticError
 from pydantic_core import PydanticCustomError
-from typing_extensions import NotRequired, TypedDict  # pydantic describes no other before Python 3.12
+from typing_extensions import NotRequired, TypeVar  # with defaults, which typing has since Python 3.13
+from typing_extensions import TypedDict  # pydantic describes no other before Python 3.12
 
 from .errors import ValidationError, did_you_mean
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
 
 MAX_TOKENS = 4096  # the SDK's limit on max_tokens; a server passes None and lets the context be the limit
 MAX_MESSAGES = 1024
@@ -34,25 +39,50 @@ MAX_VALUES = 100_000  # in one request, every item of every list and mapping cou
 # --- events -----------------------------------------------------------------------------------------------------------
 
 
+class TokenLogprob(TypedDict):
+    """A token as `_core` reports it: the one sampled, with the likeliest at its place in `top`, whose own `top` is empty."""
+
+    token: int
+    logprob: float
+    bytes: bytes
+    top: list[TokenLogprob]
+
+
 class Event(Protocol):
     """What the native engine says about a request, as `_core.Event` has it. Times in ms since submit, < 0 = not reached."""
 
-    id: int
-    kind: str  # progress | loaded | text | finished | embedding | error
-    text: str
-    code: str
-    details: dict[str, str]
-    reason: str  # "" | stop | length | content_filter
-    progress: float
-    n_prompt: int
-    n_cached: int
-    n_generated: int
-    queue_ms: float
-    prefill_ms: float
-    first_token_ms: float
-    total_ms: float
-    logprobs: list[dict[str, Any]]
-    embedding: Any
+    @property
+    def id(self) -> int: ...
+    @property
+    def kind(self) -> str: ...  # progress | loaded | text | finished | embedding | error
+    @property
+    def text(self) -> str: ...
+    @property
+    def code(self) -> str: ...
+    @property
+    def details(self) -> dict[str, str]: ...
+    @property
+    def reason(self) -> str: ...  # "" | stop | length | content_filter
+    @property
+    def progress(self) -> float: ...
+    @property
+    def n_prompt(self) -> int: ...
+    @property
+    def n_cached(self) -> int: ...
+    @property
+    def n_generated(self) -> int: ...
+    @property
+    def queue_ms(self) -> float: ...
+    @property
+    def prefill_ms(self) -> float: ...
+    @property
+    def first_token_ms(self) -> float: ...
+    @property
+    def total_ms(self) -> float: ...
+    @property
+    def logprobs(self) -> list[TokenLogprob]: ...
+    @property
+    def embedding(self) -> Any: ...  # a vector of float32
 
 
 # --- replies ----------------------------------------------------------------------------------------------------------
@@ -76,6 +106,33 @@ class PGMetadata(TypedDict, total=False):
     cached_tokens: int
 
 
+class Timings(TypedDict):
+    """Milliseconds since submit (None = not reached), the decode rate, and prompt tokens taken from the prefix cache."""
+
+    queue_ms: float | None
+    prefill_ms: float | None
+    first_token_ms: float | None
+    total_ms: float | None
+    tokens_per_second: float | None
+    cached_tokens: int
+
+
+class ChatTopLogprob(TypedDict):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatTokenLogprob(ChatTopLogprob):
+    top_logprobs: list[ChatTopLogprob]
+
+
+class ChatLogprobs(TypedDict):
+    """`content`: one entry per token."""
+
+    content: list[ChatTokenLogprob]
+
+
 class ChatDelta(TypedDict, total=False):
     role: Literal["assistant"]
     content: str
@@ -84,6 +141,7 @@ class ChatDelta(TypedDict, total=False):
 class ChatChunkChoice(TypedDict):
     index: int
     delta: ChatDelta
+    logprobs: NotRequired[ChatLogprobs]
     finish_reason: FinishReason | None
 
 
@@ -93,6 +151,7 @@ class ChatCompletionChunk(TypedDict):
     created: int
     model: str
     choices: list[ChatChunkChoice]
+    usage: NotRequired[Usage]  # in the last chunk, which has no choice, where `stream_options` asked for it
 
 
 class ChatMessage(TypedDict):
@@ -103,6 +162,7 @@ class ChatMessage(TypedDict):
 class ChatChoice(TypedDict):
     index: int
     message: ChatMessage
+    logprobs: NotRequired[ChatLogprobs]
     finish_reason: FinishReason
 
 
@@ -116,9 +176,19 @@ class ChatCompletionResponse(TypedDict):
     pg_metadata: PGMetadata
 
 
+class TextLogprobs(TypedDict):
+    """Four lists with one entry per token; offsets are in characters of the answer's text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
 class CompletionChunkChoice(TypedDict):
     text: str
     index: int
+    logprobs: NotRequired[TextLogprobs]
     finish_reason: FinishReason | None
 
 
@@ -128,12 +198,13 @@ class CompletionChunk(TypedDict):
     created: int
     model: str
     choices: list[CompletionChunkChoice]
+    usage: NotRequired[Usage]  # as in a chat's last chunk
 
 
 class CompletionChoice(TypedDict):
     text: str
     index: int
-    logprobs: dict[str, Any] | None
+    logprobs: TextLogprobs | None
     finish_reason: FinishReason
 
 
@@ -147,12 +218,27 @@ class CompletionResponse(TypedDict):
     pg_metadata: PGMetadata
 
 
-class EmbeddingData(TypedDict):
+class GenerateResponse(TypedDict):
+    id: str
+    model: str
+    content: str
+    usage: Usage
+    created_at: str  # local time, ISO 8601 without a zone
+    processing_time_ms: int
+
+
+# A vector of n_embd numbers as `encoding_format` asked for it; by default as it may come over HTTP.
+Vector = TypeVar("Vector", default=Union[list[float], str])
+if TYPE_CHECKING:
+    FloatArray = NDArray[numpy.float32]  # shape (n_embd,)
+
+
+class EmbeddingData(TypedDict, Generic[Vector]):
     """`embedding`: n_embd numbers as `encoding_format` asked for them; base64 is that of little-endian float32."""
 
     object: Literal["embedding"]
     index: int
-    embedding: list[float] | str
+    embedding: Vector
 
 
 class EmbeddingUsage(TypedDict):
@@ -160,9 +246,9 @@ class EmbeddingUsage(TypedDict):
     total_tokens: int
 
 
-class EmbeddingResponse(TypedDict):
+class EmbeddingResponse(TypedDict, Generic[Vector]):
     object: Literal["list"]
-    data: list[EmbeddingData]
+    data: list[EmbeddingData[Vector]]
     model: str
     usage: EmbeddingUsage
 
@@ -183,6 +269,264 @@ class RerankResponse(TypedDict):
     model: str
     results: list[RerankResult]
     usage: EmbeddingUsage
+
+
+# --- replies about models and the machine -----------------------------------------------------------------------------
+
+LoadStatus = Literal["loading", "loaded", "unloaded", "failed"]
+Task = Literal["generate", "embed", "rank"]
+
+
+class ModelInfo(TypedDict):
+    """A model as lists show it. `tasks`, what it can be asked for, is ours; none of a file that cannot be loaded."""
+
+    id: str
+    object: Literal["model"]
+    created: int  # Unix time
+    owned_by: str
+    permission: list[Any]
+    root: str
+    parent: str | None
+    tasks: list[Task]
+
+
+class ListModelsResponse(TypedDict):
+    object: Literal["list"]
+    data: list[ModelInfo]
+
+
+class LoadModelResponse(TypedDict):
+    status: Literal["success", "loading", "failed"]
+    model: str
+    force_reload: bool
+    message: str
+
+
+class UnloadModelResponse(TypedDict):
+    status: Literal["success", "failed"]
+    model: str
+    message: str
+
+
+class UnloadAllModelsResponse(TypedDict):
+    status: Literal["success", "partial", "failed"]
+    unloaded_models: list[str]
+    errors: list[str]
+    total_unloaded: int
+
+
+class ModelStatusResponse(TypedDict):
+    loaded: list[str]
+    loading_status: dict[str, LoadStatus]
+    repository: str
+    progress: NotRequired[dict[str, float]]  # 0..1 of each load under way; a server's answer only
+
+
+class HealthFeatures(TypedDict):
+    dynamic_loading: bool
+    huggingface_support: bool
+
+
+class BackendInfo(TypedDict):
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class BackendStatus(TypedDict):
+    healthy: bool
+    info: BackendInfo
+
+
+class HealthResponse(TypedDict):
+    """`degraded`: a server whose configured models are not loaded yet."""
+
+    status: Literal["healthy", "degraded", "unhealthy"]
+    node: str
+    runtime: str
+    timestamp: str
+    features: HealthFeatures
+    backend: BackendStatus
+
+
+class GPUMemoryInfo(TypedDict):
+    total_mb: int
+    used_mb: int
+    free_mb: int
+    total_gb: float
+    used_gb: float
+    free_gb: float
+    percent_used: float
+
+
+class GPUUtilization(TypedDict):
+    gpu_percent: int
+    memory_percent: int
+
+
+class GPUInfo(TypedDict):
+    index: int
+    name: str
+    memory: GPUMemoryInfo
+    utilization: GPUUtilization
+    temperature_c: int
+
+
+class GPUProcess(TypedDict):
+    pid: int
+    name: str
+    memory_mb: int
+
+
+class GPUStatusResponse(TypedDict):
+    status: Literal["success"]
+    timestamp: str
+    gpus: list[GPUInfo]
+    processes: list[GPUProcess]
+    total_gpus: int
+
+
+class GPUMemorySimple(TypedDict):
+    total_gb: float
+    used_gb: float
+    free_gb: float
+    percent_used: float
+    percent_free: float
+
+
+class GPUMemoryResponse(TypedDict):
+    status: Literal["success"]
+    timestamp: str
+    memory: list[GPUMemorySimple]
+
+
+class GPUMemoryState(TypedDict):
+    used_gb: float
+    total_gb: float
+    percent_used: float
+
+
+class GPUPurgeResponse(TypedDict):
+    status: Literal["success", "partial", "failed"]
+    timestamp: str
+    actions: list[str]
+    memory_before: GPUMemoryState
+    memory_after: GPUMemoryState
+    memory_freed_gb: float
+    models_unloaded: list[str]
+    errors: list[str]
+    recommendation: str
+
+
+# --- what the native module says of models and the machine ------------------------------------------------------------
+
+
+class Device(TypedDict):
+    name: str
+    description: str
+    gpu: bool
+    memory_bytes: int
+    free_bytes: int
+
+
+class SystemInfo(TypedDict):
+    """This machine, as this process may use it."""
+
+    devices: list[Device]
+    cpu_features: list[str]
+    n_threads: int
+    available_bytes: int
+    kernels: str  # instruction set of this package's own CPU kernels, "off" = those of llama.cpp
+    build: str
+
+
+class FileSummary(TypedDict):
+    """What a GGUF file says about itself. Cache sizes are of one token."""
+
+    file_bytes: int
+    tensor_bytes: int
+    n_params: int
+    n_splits: int
+    vocab_only: bool
+    architecture: str
+    name: str
+    tasks: list[Task]
+    labels: list[str]
+    quantization: str
+    chat_template: str
+    n_layer: int
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    n_ctx_train: int
+    n_vocab: int
+    cache_bytes_f16: int
+    cache_bytes_q8_0: int
+    metadata: dict[str, str]
+
+
+class NativeInfo(TypedDict):
+    """A loaded model, as `_core` has it. `n_ctx` is the context of each of `max_streams` streams, in tokens."""
+
+    path: str
+    architecture: str
+    description: str
+    quantization: str
+    chat_template: str
+    rerank_template: str
+    tasks: list[Task]
+    labels: list[str]
+    bos_text: str
+    eos_text: str
+    special_tokens: dict[str, str]
+    additional_special_tokens: list[str]
+    longest_piece: int  # bytes
+    n_params: int
+    file_bytes: int
+    weights_bytes: int
+    cache_bytes: int
+    prefix_cache_bytes: int
+    n_ctx: int
+    n_ctx_train: int
+    n_vocab: int
+    n_embd: int
+    n_layer: int
+    max_streams: int
+    n_threads: int
+    n_gpu_layers: int
+    n_batch: int
+    add_bos: bool
+    flash_attention: bool
+    cache_type: Literal["f16", "q8_0"]
+    kernels: str  # as in SystemInfo
+    build: str
+    load_ms: float
+    devices: list[Device]
+    metadata: dict[str, str]
+
+
+class LoadedModelInfo(NativeInfo):
+    """What `info()` gives. `chat_format`: whose chat template it is, or the name of a known one."""
+
+    chat_format: str
+
+
+class ModelStats(TypedDict):
+    """Counters of one loaded model since its load, and what it holds now; cells are tokens of its KV cache."""
+
+    n_running: int
+    n_waiting: int
+    n_requests: int
+    n_finished: int
+    n_cancelled: int
+    n_failed: int
+    n_prompt_tokens: int
+    n_cached_tokens: int
+    n_generated_tokens: int
+    n_steps: int
+    n_cells: int
+    n_cells_used: int
+    prefix_cache_bytes: int
 
 
 # --- field types ------------------------------------------------------------------------------------------------------

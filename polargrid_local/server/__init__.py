@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from polargrid_local.errors import ValidationError
 from polargrid_local.extras import how_to_install
@@ -11,10 +11,12 @@ from polargrid_local.server.config import ServeConfig
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from polargrid_local.engine import AsyncEngine
+
 __all__ = ["ServeConfig", "create_app", "run"]
 
 
-def create_app(engine: Any, config: ServeConfig | None = None) -> FastAPI:
+def create_app(engine: AsyncEngine, config: ServeConfig | None = None) -> FastAPI:
     """The ASGI application over an AsyncEngine. It loads `config.model` when it starts and closes the engine when it ends."""
     _need_extra()
     from polargrid_local.server.app import create_app

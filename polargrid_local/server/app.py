@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
@@ -24,8 +24,11 @@ from polargrid_local.server.routes import api
 from polargrid_local.server.service import Service
 from polargrid_local.server.static import read_pages
 
+if TYPE_CHECKING:
+    from polargrid_local.engine import AsyncEngine
 
-def create_app(engine: Any, config: ServeConfig) -> FastAPI:
+
+def create_app(engine: AsyncEngine, config: ServeConfig) -> FastAPI:
     service = Service(engine, config)
     metrics = Metrics(service.stats)
 

@@ -8,12 +8,17 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from polargrid_local.errors import ForkedEngineError
 from polargrid_local.server.config import ServeConfig
 from polargrid_local.server.service import Service
 from polargrid_local.types import parse_request
+
+if TYPE_CHECKING:
+    from polargrid_local.engine import AsyncEngine
+    from polargrid_local.server.service import Reply
+    from polargrid_local.server.sse import Chunk, Chunks
 
 T = TypeVar("T")
 
@@ -21,7 +26,7 @@ T = TypeVar("T")
 class OpenStream:
     """A started generation: chunk dicts by `async for`, on the loop that opened it. `close` from any thread, any number of times."""
 
-    def __init__(self, chunks: Any, release: Callable[[int], Any]) -> None:
+    def __init__(self, chunks: Chunks, release: Callable[[int], Any]) -> None:
         self._chunks = chunks
         self._steps = chunks.__aiter__()
         self._release = release
@@ -29,11 +34,10 @@ class OpenStream:
     def __aiter__(self) -> OpenStream:
         return self
 
-    async def __anext__(self) -> dict[str, Any]:
-        chunk: dict[str, Any] = await self._steps.__anext__()
-        return chunk
+    async def __anext__(self) -> Chunk:
+        return await self._steps.__anext__()
 
-    async def step(self) -> dict[str, Any] | None:
+    async def step(self) -> Chunk | None:
         """The next chunk, None after the last."""
         return await anext(self, None)
 
@@ -49,7 +53,7 @@ class Backend:
     _shared: ClassVar[weakref.WeakValueDictionary[str, Backend]] = weakref.WeakValueDictionary()
     _sharing: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, config: ServeConfig, engine: Any = None) -> None:
+    def __init__(self, config: ServeConfig, engine: AsyncEngine | None = None) -> None:
         if engine is None:  # ours; its models close themselves when nobody refers to them any more
             from polargrid_local import AsyncEngine
 
@@ -84,11 +88,11 @@ class Backend:
             return await work
         return await asyncio.wrap_future(self.submit(work))
 
-    async def answer(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def answer(self, kind: str, body: dict[str, Any]) -> Reply:
         """`kind`: chat, completion or embedding."""
         return await self.wait(self._answer(kind, body))
 
-    async def _answer(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def _answer(self, kind: str, body: dict[str, Any]) -> Reply:
         asked = parse_request(kind, body)
         lease = await self.service.lease(asked.model)
         tokens = 0

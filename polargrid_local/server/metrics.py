@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, cast
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+if TYPE_CHECKING:
+    from polargrid_local.server.sse import EventStream
+    from polargrid_local.types import ModelStats
 
 FIRST_TOKEN_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKEN_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0)
@@ -53,12 +57,12 @@ class Histogram:
 class Metrics:
     """`stats`: per loaded model, the engine's statistics by the names of its native struct."""
 
-    def __init__(self, stats: Callable[[], dict[str, dict[str, Any]]]) -> None:
+    def __init__(self, stats: Callable[[], Mapping[str, ModelStats]]) -> None:
         self.stats = stats
         self.requests: Counter[tuple[str, int]] = Counter()  # (route, HTTP status)
         self.first_token = Histogram(FIRST_TOKEN_BOUNDS_S)
         self.between_tokens = Histogram(TOKEN_BOUNDS_S)
-        self.streams: set[Any] = set()  # the open ones
+        self.streams: set[EventStream] = set()  # the open ones
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -79,5 +83,5 @@ class Metrics:
             for field, (name, text) in rows.items():
                 family = kind(f"polargrid_{name}", text, labels=["model"])
                 for model, values in sorted(stats.items()):
-                    family.add_metric([model], values.get(field, 0))
+                    family.add_metric([model], cast("Mapping[str, int]", values).get(field, 0))
                 yield family

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -24,6 +24,9 @@ from uvicorn.server import HANDLED_SIGNALS
 from polargrid_local.errors import EngineClosed, PolarGridError, ValidationError
 from polargrid_local.server.app import create_app
 from polargrid_local.server.config import ServeConfig
+
+if TYPE_CHECKING:
+    from polargrid_local.engine import AsyncEngine
 
 log = logging.getLogger(__name__)
 LAST_WORDS_S = 2.0  # for clients to take the error that ends their request, before their connections are dropped
@@ -61,7 +64,7 @@ class Server(uvicorn.Server):
         self.end_requests(EngineClosed("the server is shutting down"))
         await asyncio.sleep(LAST_WORDS_S)
         for connection in list(self.server_state.connections):
-            _reset(connection.transport)  # type: ignore[union-attr, arg-type]
+            _reset(connection.transport)
 
 
 @contextmanager
@@ -82,12 +85,12 @@ def protocol(config: ServeConfig) -> type[asyncio.Protocol]:
     `state["abort"]` to drop a connection."""
 
     class BoundedProtocol(H11Protocol):
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it too
             super().connection_made(transport)
             self.app_state: dict[str, Any] = {**self.app_state, "abort": lambda: _reset(transport)}
             self._head_timer: asyncio.TimerHandle | None = None
             # Browsers and pools open connections ahead of their requests: one that has not spoken yet is idle, not slow.
-            self.timeout_keep_alive = config.idle_connection_s  # type: ignore[assignment]
+            self.timeout_keep_alive = config.idle_connection_s  # type: ignore[assignment]  # seconds; uvicorn's own are whole
             self.timeout_keep_alive_task = self.loop.call_later(config.idle_connection_s, self.timeout_keep_alive_handler)
 
         def _should_upgrade(self) -> bool:
@@ -179,7 +182,7 @@ def _bind_unix(path: Path) -> socket.socket:
     return sock
 
 
-def run(config: ServeConfig, engine: Any = None) -> None:
+def run(config: ServeConfig, engine: AsyncEngine | None = None) -> None:
     """Serve `config`; `engine` is for tests."""
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if engine is None:

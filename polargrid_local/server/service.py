@@ -10,9 +10,9 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polargrid_local.errors import (
     InvalidModelError,
@@ -26,6 +26,36 @@ from polargrid_local.errors import (
 from polargrid_local.server.config import ServeConfig
 from polargrid_local.server.usage import UsageCounter
 from polargrid_local.store import Store
+from polargrid_local.types import (
+    ChatCompletionRequest,
+    ChatCompletionResponse,
+    CompletionRequest,
+    CompletionResponse,
+    EmbeddingRequest,
+    EmbeddingResponse,
+    GPUMemoryResponse,
+    GPUPurgeResponse,
+    GPUStatusResponse,
+    HealthResponse,
+    ListModelsResponse,
+    LoadModelResponse,
+    LoadStatus,
+    ModelInfo,
+    ModelStats,
+    ModelStatusResponse,
+    RerankRequest,
+    RerankResponse,
+    UnloadAllModelsResponse,
+    UnloadModelResponse,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from polargrid_local.engine import AsyncEngine
+    from polargrid_local.server.sse import Chunk, Chunks
+
+    Asked = ChatCompletionRequest | CompletionRequest | EmbeddingRequest | RerankRequest
+    Reply = ChatCompletionResponse | CompletionResponse | EmbeddingResponse[Any] | RerankResponse
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +82,7 @@ class Service:
     One event loop at a time uses it.
     """
 
-    def __init__(self, engine: Any, config: ServeConfig) -> None:
+    def __init__(self, engine: AsyncEngine, config: ServeConfig) -> None:
         self.engine = engine
         self.config = config
         self.store = Store(config.models_dir)
@@ -174,7 +204,7 @@ class Service:
 
     def _bytes(self, model: str) -> int:
         info = self.engine.info(model)
-        return sum(info.get(key, 0) for key in ("weights_bytes", "cache_bytes", "prefix_cache_bytes"))
+        return info.get("weights_bytes", 0) + info.get("cache_bytes", 0) + info.get("prefix_cache_bytes", 0)
 
     async def _unload(self, model: str) -> None:
         del self._loaded[model]
@@ -192,39 +222,39 @@ class Service:
 
     # --- text ---
 
-    def stream(self, kind: str, request: Any, lease: Lease) -> Any:
+    def stream(self, kind: str, request: ChatCompletionRequest | CompletionRequest, lease: Lease) -> Chunks:
         """An AsyncChatStream, or one that differs only in the name its chunks carry."""
-        start = self.engine.chat_completion_stream if kind == "chat" else self.engine.completion_stream
-        chunks = start(request.model_copy(update={"model": lease.model}))
+        asked = request.model_copy(update={"model": lease.model})
+        chunks: Chunks = self.engine.chat_completion_stream(asked) if kind == "chat" else self.engine.completion_stream(asked)
         return chunks if lease.alias == lease.model else _Renamed(chunks, lease.alias)
 
-    async def answer(self, kind: str, request: Any, lease: Lease) -> dict[str, Any]:
+    async def answer(self, kind: str, request: Asked, lease: Lease) -> Reply:
         """`kind`: chat, completion, embedding or rerank."""
-        ask = {
+        ask: dict[str, Callable[[Asked], Awaitable[Reply]]] = {
             "chat": self.engine.chat_completion,
             "completion": self.engine.completion,
             "embedding": self.engine.embeddings,
             "rerank": self.engine.rerank,
         }
-        reply: dict[str, Any] = await ask[kind](request.model_copy(update={"model": lease.model}))
+        reply = await ask[kind](request.model_copy(update={"model": lease.model}))
         reply["model"] = lease.alias
         return reply
 
     # --- answers about models ---
 
-    async def list_models(self) -> dict[str, Any]:
+    async def list_models(self) -> ListModelsResponse:
         listed = (await self.engine.list_models())["data"]
         if not self.config.on_demand:
             listed = [row for row in listed if row["id"] in self._own]
         by_id = {row["id"]: row for row in listed}
         aliases = {alias: model for alias, model in self.config.aliases.items() if alias != "*"}  # that one is no name
-        names = {alias: by_id[model] for alias, model in aliases.items() if model in by_id}
-        return {"object": "list", "data": [*listed, *({**row, "id": alias} for alias, row in names.items())]}
+        renamed: list[ModelInfo] = [{**by_id[model], "id": alias} for alias, model in aliases.items() if model in by_id]
+        return {"object": "list", "data": [*listed, *renamed]}
 
-    async def get_model(self, name: str) -> dict[str, Any]:
+    async def get_model(self, name: str) -> ModelInfo:
         return {**await self.engine.get_model(self.find(name)), "id": name}
 
-    async def load_model(self, name: str, force: bool) -> dict[str, Any]:
+    async def load_model(self, name: str, force: bool) -> LoadModelResponse:
         model = self.find(name)
         if force or model not in self._loaded:
             try:
@@ -235,37 +265,36 @@ class Service:
                 raise _unavailable(model, error) from error
         return {"status": "success", "model": name, "force_reload": force, "message": f"Model {name} loaded successfully"}
 
-    async def unload_model(self, name: str) -> dict[str, Any]:
+    async def unload_model(self, name: str) -> UnloadModelResponse:
         model = self.find(name)
         if model not in self._loaded:
             raise NotFoundError(f"Model not loaded: '{name[:200]}'", code="model_not_loaded", param="model_name")
         await self._unload(model)
         return {"status": "success", "model": name, "message": f"Model {name} unloaded successfully"}
 
-    async def unload_all_models(self) -> dict[str, Any]:
+    async def unload_all_models(self) -> UnloadAllModelsResponse:
         self._loaded.clear()
-        reply: dict[str, Any] = await self.engine.unload_all_models()
-        return reply
+        return await self.engine.unload_all_models()
 
-    async def model_status(self) -> dict[str, Any]:
+    async def model_status(self) -> ModelStatusResponse:
         """With `progress`, 0..1, of each load under way; the remote has no such key."""
         status = await self.engine.get_model_status()
-        known = {model: "unloaded" for model in self._own}
+        known: dict[str, LoadStatus] = {model: "unloaded" for model in self._own}
         known.update(status["loading_status"])
         known.update(dict.fromkeys(self._progress, "loading"))
         return {**status, "loading_status": known, "repository": "/models", "progress": dict(self._progress)}
 
     # --- answers about the machine ---
 
-    async def purge_gpu(self, force: bool) -> dict[str, Any]:
-        reply: dict[str, Any] = await self.engine.purge_gpu(force=force)
+    async def purge_gpu(self, force: bool) -> GPUPurgeResponse:
+        reply = await self.engine.purge_gpu(force=force)
         for model in reply["models_unloaded"]:
             self._loaded.pop(model, None)
         return reply
 
-    async def health(self) -> dict[str, Any]:
+    async def health(self) -> HealthResponse:
         """`degraded` until the configured models are loaded."""
-        health: dict[str, Any] = await self.engine.health()
+        health = await self.engine.health()
         if health["status"] == "healthy" and not self.ready:
             health["status"] = "degraded"
         return health
@@ -278,27 +307,24 @@ class Service:
                 "status": "available" if model in self._loaded else "loading" if model in self._progress else "unavailable",
                 "instances": int(model in self._loaded),
                 "avg_latency_ms": self.counter.latency_ms(model),
-                "queue_depth": int(stats.get(model, {}).get("n_waiting", 0)),
+                "queue_depth": stats[model].get("n_waiting", 0) if model in stats else 0,
             }
             for model in dict.fromkeys([*self._own, *self._loaded, *self._progress])
         ]
         overall = (await self.health())["status"].replace("unhealthy", "unavailable")
         return {"status": overall, "regions": [{"region": "local", "status": overall, "models": models}]}
 
-    async def gpu_status(self) -> dict[str, Any]:
-        reply: dict[str, Any] = await self.engine.get_gpu_status()
-        return reply
+    async def gpu_status(self) -> GPUStatusResponse:
+        return await self.engine.get_gpu_status()
 
-    async def gpu_memory(self) -> dict[str, Any]:
-        reply: dict[str, Any] = await self.engine.get_gpu_memory()
-        return reply
+    async def gpu_memory(self) -> GPUMemoryResponse:
+        return await self.engine.get_gpu_memory()
 
     async def usage_report(self, start_date: str | None, end_date: str | None) -> dict[str, Any]:
         return self.counter.report(datetime.date.today(), start_date, end_date)
 
-    def stats(self) -> dict[str, dict[str, Any]]:
-        stats: dict[str, dict[str, Any]] = self.engine.stats()
-        return stats
+    def stats(self) -> dict[str, ModelStats]:
+        return self.engine.stats()
 
 
 def _unavailable(model: str, error: PolarGridError) -> ServerError:
@@ -309,14 +335,20 @@ def _unavailable(model: str, error: PolarGridError) -> ServerError:
 class _Renamed:
     """A stream whose chunks carry the name that the request used."""
 
-    def __init__(self, chunks: Any, name: str) -> None:
+    def __init__(self, chunks: Chunks, name: str) -> None:
         self._chunks = chunks
         self._name = name
+        self.start, self.cancel, self.aclose = chunks.start, chunks.cancel, chunks.aclose
 
-    def __getattr__(self, attribute: str) -> Any:
-        return getattr(self._chunks, attribute)
+    @property
+    def usage(self) -> Usage:
+        return self._chunks.usage
 
-    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+    @property
+    def prefill(self) -> tuple[int, int] | None:
+        return self._chunks.prefill
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
         async for chunk in self._chunks:
             chunk["model"] = self._name
             yield chunk

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Protocol, TypeVar, Union
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -16,9 +16,11 @@ from polargrid_local.server.body import ClientGone
 from polargrid_local.server.config import ServeConfig
 from polargrid_local.server.metrics import Metrics
 from polargrid_local.server.replies import dump, error_body, internal_error
+from polargrid_local.types import ChatCompletionChunk, CompletionChunk, Usage
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Chunk = Union[ChatCompletionChunk, CompletionChunk]
 
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": keep-alive\n\n"
@@ -31,10 +33,16 @@ HEADERS = [
 
 
 class Chunks(Protocol):
-    """A started generation."""
+    """A generation: an AsyncChatStream, or what stands for one."""
 
-    def __aiter__(self) -> AsyncIterator[dict[str, Any]]: ...
+    def __aiter__(self) -> AsyncIterator[Chunk]: ...
+    async def start(self) -> Any: ...
+    def cancel(self) -> None: ...
     async def aclose(self) -> None: ...
+    @property
+    def usage(self) -> Usage: ...
+    @property
+    def prefill(self) -> tuple[int, int] | None: ...
 
 
 class EventStream(Response):
@@ -107,8 +115,8 @@ class EventStream(Response):
                 await asyncio.wait({last, gone}, timeout=config.write_timeout_s, return_when=asyncio.FIRST_COMPLETED)
                 last.cancel()
                 return
-            prefill = getattr(self.chunks, "prefill", None)
-            if prefill not in (None, told) and not self._writing:
+            prefill = self.chunks.prefill
+            if prefill is not None and prefill != told and not self._writing:
                 told = prefill
                 await self._write(send, b": prefill %d %d\n\n" % prefill)
             elif not self._writing and now - self._written >= config.heartbeat_s:
@@ -151,7 +159,7 @@ def _event(value: Any) -> bytes:
     return b"data: " + dump(value).encode("ascii") + b"\n\n"
 
 
-def _carries_text(chunk: dict[str, Any]) -> bool:
+def _carries_text(chunk: Mapping[str, Any]) -> bool:
     choices = chunk["choices"]
     return bool(choices) and bool(choices[0].get("text") or choices[0].get("delta", {}).get("content"))
 

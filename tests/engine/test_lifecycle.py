@@ -19,8 +19,12 @@ from typing import Any
 import pytest
 import tiny_archs
 from helpers import chat, content_of, stats_of, wait_until_idle
+from pydantic import TypeAdapter
 
-from polargrid_local import AsyncEngine, Engine, EngineClosed, InvalidModelError, MemoryEstimateError, NotFoundError, ValidationError
+from polargrid_local import (
+    AsyncEngine, Engine, EngineClosed, InvalidModelError, MemoryEstimateError, NotFoundError, ValidationError, inspect_model,
+)
+from polargrid_local.types import ChatCompletionChunk, FileSummary, LoadedModelInfo, ModelStats
 
 
 def run(program: str, *args: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
@@ -33,6 +37,15 @@ def test_progress_rises_to_one(smollm2: Path) -> None:
     Engine(smollm2, n_ctx=256, on_load_progress=seen.append).close()
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
+
+
+def test_a_model_is_described_as_declared(engine: Engine, smollm2: Path) -> None:
+    for kind, value in ((LoadedModelInfo, engine.info()), (FileSummary, inspect_model(smollm2)), (ModelStats, stats_of(engine))):
+        assert TypeAdapter(kind).validate_python(value, strict=True) == value  # every key is declared, and has its type
+    messages = [{"role": "user", "content": "Hi"}]
+    with engine.chat_completion_stream(messages=messages, max_tokens=3, logprobs=True, top_logprobs=2) as stream:
+        for chunk in stream:
+            assert TypeAdapter(ChatCompletionChunk).validate_python(chunk, strict=True) == chunk
 
 
 def test_an_exception_in_the_progress_callback_cancels_the_load(smollm2: Path) -> None:

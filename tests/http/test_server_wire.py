@@ -326,7 +326,7 @@ def test_models(server: ServerProcess) -> None:
     assert rows[ALIAS]["root"] == SMOLLM2
     assert "*" not in rows
     for row in rows.values():
-        assert list(row) == ["id", "object", "created", "owned_by", "permission", "root", "parent"]
+        assert list(row) == ["id", "object", "created", "owned_by", "permission", "root", "parent", "tasks"]
     assert server.get("/v1/models/HuggingFaceTB%2FSmolLM2-135M-Instruct").json() == {
         **rows[SMOLLM2], "id": "HuggingFaceTB/SmolLM2-135M-Instruct",
     }  # fmt: skip

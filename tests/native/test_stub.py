@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,14 @@ def generate() -> str:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pybind11_stubgen", "polargrid_local._core", "-o", folder]
         subprocess.run(command, check=True, capture_output=True, cwd=folder)
-        return HEADER + (Path(folder) / "polargrid_local" / "_core.pyi").read_text()
+        return HEADER + strict((Path(folder) / "polargrid_local" / "_core.pyi").read_text())
+
+
+def strict(stub: str) -> str:
+    """pybind11 cannot say what its dicts and lists hold, nor that a parameter whose default is None may be None."""
+    stub = re.sub(r"(?<=[:>] )dict(?= ?[=,:)\n])", "dict[str, typing.Any]", stub)
+    stub = re.sub(r"(?<=[:>] )list(?= ?[=,:)\n])", "list[typing.Any]", stub)
+    return re.sub(r": ([\w.\[\], ]+?) = None", r": \1 | None = None", stub)
 
 
 def interface(source: str) -> list[str]:

@@ -15,6 +15,7 @@ MAY = {
     "errors": set(),
     "types": {"errors"},
     "options": {"errors"},
+    "params": {"types"},
     "budget": {"errors"},
     "named_templates": set(),
     "marked": WORDS | {"budget"},
@@ -30,7 +31,7 @@ MAY = {
     "runtime": WORDS | {"_core", "file_kind", "shards"},
     "registry": WORDS | {"pipeline", "runtime", "store", "template", "__init__"},
     "streams": WORDS | {"pipeline", "runtime"},
-    "engine": WORDS | {"pipeline", "registry", "streams", "runtime"},
+    "engine": WORDS | {"params", "pipeline", "registry", "streams", "runtime"},
     "store": WORDS | {"partial", "download", "shards"},
     "partial": WORDS,
     "index": WORDS,
@@ -39,8 +40,8 @@ MAY = {
     "wrap": set(),
     "prompt": WORDS,
     "piped": WORDS,
-    "terminal": WORDS | {"prompt", "wrap"},
-    "cli": WORDS | {"engine", "store", "server", "terminal", "prompt", "piped", "wrap", "__init__"},
+    "terminal": WORDS | {"engine", "params", "prompt", "wrap"},
+    "cli": WORDS | {"engine", "params", "store", "server", "terminal", "prompt", "piped", "wrap", "__init__"},
     "__main__": {"cli"},
 }
 

@@ -1,0 +1,211 @@
+"""What type checkers must see in the public face. Never run: mypy and pyright read it (tests/unit/test_typing.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import numpy
+from numpy.typing import NDArray
+from openai.types.chat import ChatCompletionMessage
+from pydantic import BaseModel
+from typing_extensions import assert_type
+
+from polargrid_local import (
+    AsyncChatStream,
+    AsyncEngine,
+    ChatStream,
+    Engine,
+    RateLimitError,
+    inspect_model,
+    sentences,
+    system_info,
+    text_of,
+)
+from polargrid_local.params import ChatParams, MessageParam
+from polargrid_local.server import ServeConfig, create_app
+from polargrid_local.types import (
+    ChatCompletionChunk,
+    ChatCompletionResponse,
+    ChatDelta,
+    CompletionChunk,
+    CompletionResponse,
+    EmbeddingResponse,
+    FileSummary,
+    FinishReason,
+    GenerateResponse,
+    GPUMemoryResponse,
+    GPUPurgeResponse,
+    GPUStatusResponse,
+    HealthResponse,
+    ListModelsResponse,
+    LoadedModelInfo,
+    LoadModelResponse,
+    ModelInfo,
+    ModelStats,
+    ModelStatusResponse,
+    RerankResponse,
+    SystemInfo,
+    Timings,
+    UnloadAllModelsResponse,
+    UnloadModelResponse,
+    Usage,
+)
+
+
+class SdkRequest(BaseModel):
+    """As an SDK's request objects are, whatever their fields."""
+
+    model: str = "m"
+
+
+def streams(engine: Engine) -> None:
+    stream = engine.chat_completion_stream(messages=[{"role": "user", "content": "Hi"}], max_tokens=5)
+    assert_type(stream, ChatStream[ChatCompletionChunk])
+    for chunk in stream:
+        assert_type(chunk, ChatCompletionChunk)
+        assert_type(chunk["choices"][0]["delta"], ChatDelta)
+        assert_type(chunk["choices"][0]["finish_reason"], Union[FinishReason, None])
+    with stream as entered:
+        assert_type(entered, ChatStream[ChatCompletionChunk])
+    assert_type(next(stream), ChatCompletionChunk)
+    assert_type(stream.usage, Usage)
+    assert_type(stream.usage["total_tokens"], int)
+    assert_type(stream.timings, Timings)
+    assert_type(stream.timings["first_token_ms"], Union[float, None])
+    assert_type(stream.text, str)
+    assert_type(stream.finish_reason, Union[FinishReason, None])
+    assert_type(stream.prefill, Union[tuple[int, int], None])
+    for text in text_of(stream):
+        assert_type(text, str)
+    for sentence in sentences(stream):
+        assert_type(sentence, str)
+
+    pieces = engine.completion_stream(prompt=["a", "b"], echo=False)
+    assert_type(pieces, ChatStream[CompletionChunk])
+    for piece in pieces:
+        assert_type(piece, CompletionChunk)
+        assert_type(piece["choices"][0]["text"], str)
+
+
+def requests(engine: Engine) -> None:
+    """As keywords, as a dict, as an object, and with keywords on top."""
+    history: list[MessageParam] = [{"role": "system", "content": "Be brief."}]
+    history.append({"role": "user", "content": [{"type": "text", "text": "Hi"}]})
+    reply = engine.chat_completion(messages=history, temperature=0, seed=None, stop="\n", logit_bias={"7": -1}, logprobs=True)
+    assert_type(reply, ChatCompletionResponse)
+    assert_type(reply["choices"][0]["message"]["content"], Union[str, None])
+    assert_type(reply["usage"], Usage)
+    engine.chat_completion(messages=[*history, reply["choices"][0]["message"]])  # an answer goes back as it came
+    engine.chat_completion(messages=[ChatCompletionMessage(role="assistant", content="Hi")])
+    engine.chat_completion(messages=[{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}])
+    request: ChatParams = {"messages": history, "max_tokens": 5, "stream_options": {"include_usage": True}}
+    assert_type(engine.chat_completion(request), ChatCompletionResponse)
+    assert_type(engine.chat_completion(request, temperature=0.5), ChatCompletionResponse)
+    assert_type(engine.chat_completion({"messages": [{"role": "user", "content": "Hi"}], "n": 1}), ChatCompletionResponse)
+    assert_type(engine.chat_completion(SdkRequest(), max_completion_tokens=9), ChatCompletionResponse)
+    assert_type(engine.chat_completion_stream(request), ChatStream[ChatCompletionChunk])
+    body: dict[str, Any] = {"messages": []}
+    assert_type(engine.chat_completion(**body), ChatCompletionResponse)
+
+    assert_type(engine.completion(prompt="Once", logprobs=2), CompletionResponse)
+    assert_type(engine.completion({"prompt": ["a", "b"]}, seed=1), CompletionResponse)
+    assert_type(engine.completion(SdkRequest()), CompletionResponse)
+    assert_type(engine.completion_stream({"prompt": "a"}), ChatStream[CompletionChunk])
+    assert_type(engine.generate("Hi", max_tokens=3), GenerateResponse)
+    assert_type(engine.generate(prompt="Hi")["content"], str)
+    assert_type(engine.generate({"prompt": "Hi", "stop": ["x"]}), GenerateResponse)
+    assert_type(engine.generate(SdkRequest()), GenerateResponse)
+    assert_type(engine.rerank("q", ["a", {"text": "b"}], top_n=1), RerankResponse)
+    assert_type(engine.rerank({"query": "q", "documents": ["a"]})["results"][0]["relevance_score"], float)
+    assert_type(engine.rerank(query="q", documents=["a"], return_documents=True), RerankResponse)
+    assert_type(engine.tokenize("text", unlimited=True), list[int])
+    assert_type(engine.tokenize(messages=history), list[int])
+
+
+def vectors(engine: Engine) -> None:
+    assert_type(engine.embeddings(input="a")["data"][0]["embedding"], list[float])
+    assert_type(engine.embeddings(input=["a", "b"], encoding_format="float"), EmbeddingResponse[list[float]])
+    assert_type(engine.embeddings(input="a", encoding_format="base64"), EmbeddingResponse[str])
+    assert_type(engine.embeddings(input="a", encoding_format="numpy")["data"][0]["embedding"], NDArray[numpy.float32])
+    engine.embeddings({"input": "a", "encoding_format": "numpy"})["usage"]["prompt_tokens"]
+    engine.embeddings(SdkRequest(), input="a")
+
+
+def machine(engine: Engine, path: Path) -> None:
+    assert_type(engine.list_models(), ListModelsResponse)
+    assert_type(engine.get_model("m"), ModelInfo)
+    assert_type(engine.load_model("m", force_reload=True, on_progress=print), LoadModelResponse)
+    assert_type(engine.load_model(path), LoadModelResponse)
+    assert_type(engine.load_model({"model_name": "m"}), LoadModelResponse)
+    assert_type(engine.unload_model({"model_name": "m"}), UnloadModelResponse)
+    assert_type(engine.unload_all_models(), UnloadAllModelsResponse)
+    assert_type(engine.get_model_status(), ModelStatusResponse)
+    assert_type(engine.get_model_status()["loading_status"]["m"], Literal["loading", "loaded", "unloaded", "failed"])
+    assert_type(engine.health(), HealthResponse)
+    assert_type(engine.get_gpu_status(), GPUStatusResponse)
+    assert_type(engine.get_gpu_memory(), GPUMemoryResponse)
+    assert_type(engine.purge_gpu(force=True), GPUPurgeResponse)
+    assert_type(engine.purge_gpu({"force": True}), GPUPurgeResponse)
+    assert_type(engine.info(), LoadedModelInfo)
+    assert_type(engine.info("m")["n_ctx"], int)
+    assert_type(engine.stats(), dict[str, ModelStats])
+    assert_type(engine.stats()["m"]["n_generated_tokens"], int)
+    assert_type(inspect_model(path), FileSummary)
+    assert_type(system_info()["devices"][0]["gpu"], bool)
+    assert_type(system_info(), SystemInfo)
+
+
+def refusals(engine: Engine) -> None:
+    try:
+        engine.completion(prompt="a")
+    except RateLimitError as error:
+        assert_type(error.retry_after, Union[float, None])
+        assert_type(error.param, Union[str, None])
+
+
+def options(path: Path) -> None:
+    Engine("m", n_ctx=4096, cache_type="q8_0", device="cpu", models_dir=path, lora=[(path, 0.5)], content_filter=["x"]).close()
+    with Engine() as engine:
+        assert_type(engine, Engine)
+
+
+def server(engine: AsyncEngine) -> None:
+    create_app(engine, ServeConfig())
+
+
+async def tasks(path: Path) -> None:
+    assert_type(await AsyncEngine.create("m", max_streams=2), AsyncEngine)
+    async with AsyncEngine("m") as engine:
+        stream = engine.chat_completion_stream(messages=[{"role": "user", "content": "Hi"}])
+        assert_type(stream, AsyncChatStream[ChatCompletionChunk])
+        assert_type(await stream.start(), AsyncChatStream[ChatCompletionChunk])
+        async for chunk in stream:
+            assert_type(chunk, ChatCompletionChunk)
+        async for text in text_of(stream):
+            assert_type(text, str)
+        async for piece in engine.completion_stream({"prompt": "a"}, max_tokens=1):
+            assert_type(piece, CompletionChunk)
+        assert_type(stream.usage, Usage)
+        assert_type(await engine.chat_completion(SdkRequest(), n=1), ChatCompletionResponse)
+        assert_type(await engine.completion(prompt="a"), CompletionResponse)
+        assert_type(await engine.generate("a"), GenerateResponse)
+        assert_type(await engine.rerank("q", ["a"]), RerankResponse)
+        assert_type((await engine.embeddings(input="a"))["data"][0]["embedding"], list[float])
+        assert_type((await engine.embeddings(input="a", encoding_format="base64"))["data"][0]["embedding"], str)
+        assert_type(
+            (await engine.embeddings(input="a", encoding_format="numpy"))["data"][0]["embedding"], NDArray[numpy.float32]
+        )
+        assert_type(await engine.list_models(), ListModelsResponse)
+        assert_type(await engine.get_model("m"), ModelInfo)
+        assert_type(await engine.load_model(path), LoadModelResponse)
+        assert_type(await engine.unload_model("m"), UnloadModelResponse)
+        assert_type(await engine.unload_all_models(), UnloadAllModelsResponse)
+        assert_type(await engine.get_model_status(), ModelStatusResponse)
+        assert_type(await engine.health(), HealthResponse)
+        assert_type(await engine.get_gpu_status(), GPUStatusResponse)
+        assert_type(await engine.get_gpu_memory(), GPUMemoryResponse)
+        assert_type(await engine.purge_gpu(True), GPUPurgeResponse)
+        assert_type(engine.info()["chat_format"], str)
+        assert_type(engine.stats(), dict[str, ModelStats])
+        assert_type(await engine.tokenize("a"), list[int])

@@ -1,0 +1,178 @@
+"""What type checkers are told of requests and replies is what the code takes and gives."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import fakes
+import pytest
+from pydantic import ConfigDict, TypeAdapter
+from pydantic import ValidationError as PydanticError
+from typing_extensions import get_type_hints
+
+from polargrid_local import Engine, params, system_info, types
+
+REQUESTS = {
+    "chat": (params.ChatParams, {"messages": [{"role": "user", "content": "x"}]}),
+    "completion": (params.CompletionParams, {"prompt": "x"}),
+    "embedding": (params.EmbeddingParams, {"input": "x"}),
+    "rerank": (params.RerankParams, {"query": "x", "documents": ["x"]}),
+    "generate": (params.GenerateParams, {"prompt": "x"}),
+}
+PARTS = [
+    (params.MessageParam, types.Message),
+    (params.TextPartParam, types.TextPart),
+    (params.ImagePartParam, types.ImagePart),
+    (params.ToolCallParam, types.ToolCall),
+    (params.FunctionCallParam, types.FunctionCall),
+]
+ALIAS = "max_completion_tokens"
+SAMPLES = (
+    True, 1, 0.5, "x", "float", ["x"], ("x",), [{"text": "x"}], [1], {"7": 0.5}, {7: 0.5}, {"include_usage": True}, len,
+)  # fmt: skip
+OF_TYPE = ("type", "filter", "encoding_format")  # pydantic's, and ours
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+def test_keywords_are_the_fields_of_the_model(kind):
+    keywords, model = REQUESTS[kind][0], types.KINDS[kind]
+    alias = {ALIAS} & set(keywords.__annotations__)
+    assert set(get_type_hints(keywords)) == {*model.model_fields, *alias}
+    assert bool(alias) == ("max_tokens" in model.model_fields)
+    assert keywords.__required_keys__ == {name for name, field in model.model_fields.items() if field.is_required()}
+
+
+@pytest.mark.parametrize("keywords, model", PARTS, ids=lambda cls: cls.__name__)
+def test_keys_of_messages_are_the_fields_of_the_models(keywords, model):
+    assert set(get_type_hints(keywords)) == set(model.model_fields)
+    required = {name for name, field in model.model_fields.items() if field.is_required()}
+    assert keywords.__required_keys__ == required
+
+
+def test_keys_of_small_mappings_are_those_that_are_read():
+    assert set(get_type_hints(params.StreamOptions)) == types._STREAM_OPTIONS.fields
+    assert set(get_type_hints(params.DocumentParam)) == types._DOCUMENT.fields
+    roles = get_type_hints(params.MessageParam)["role"]
+    assert roles == types.Message.model_fields["role"].annotation
+
+
+@pytest.mark.parametrize("less, more, without", [
+    (params.ChatChanges, params.ChatParams, set()),
+    (params.CompletionChanges, params.CompletionParams, set()),
+    (params.EmbeddingOptions, params.EmbeddingParams, {"input", "encoding_format"}),
+    (params.RerankOptions, params.RerankParams, {"query", "documents"}),
+    (params.GenerateOptions, params.GenerateParams, {"prompt"}),
+], ids=lambda value: getattr(value, "__name__", ""))  # fmt: skip
+def test_changes_on_top_are_the_same_fields_and_none_of_them_is_required(less, more, without):
+    assert set(get_type_hints(less)) == set(get_type_hints(more)) - without
+    assert not less.__required_keys__
+
+
+@pytest.mark.parametrize("kind, field", [
+    (kind, field) for kind, (keywords, _) in REQUESTS.items() for field in get_type_hints(keywords)
+    if field not in ("messages", "stream_options")  # their keys are compared above
+])  # fmt: skip
+def test_keywords_have_the_types_that_the_model_takes(kind, field):
+    keywords, least = REQUESTS[kind]
+    hint = TypeAdapter(get_type_hints(keywords)[field], config=ConfigDict(arbitrary_types_allowed=True))
+    model, name = types.KINDS[kind], "max_tokens" if field == ALIAS else field
+    for sample in SAMPLES:
+        try:
+            model.model_validate({**least, name: types.plain(sample) if not isinstance(sample, tuple) else sample})
+            taken = True
+        except PydanticError as error:
+            taken = not error.errors()[0]["type"].endswith(OF_TYPE)
+        try:
+            hint.validate_python(sample, strict=True)
+            told = True
+        except PydanticError:
+            told = False
+        assert told == taken, sample
+    if field not in least:
+        assert hint.validate_python(None, strict=True) is None  # a field that is left out
+
+
+# --- replies ----------------------------------------------------------------------------------------------------------
+
+
+def exactly(kind: Any, value: Any) -> None:
+    """Every key is declared, and has its type."""
+    assert TypeAdapter(kind).validate_python(value, strict=True) == value
+
+
+def test_replies_are_what_is_declared(tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"x")
+    asked = {"messages": [{"role": "user", "content": "x"}], "stream_options": {"include_usage": True}}
+    with Engine(path, models_dir=tmp_path, engine_factory=fakes.factory()) as engine:
+        for logprobs in (False, True):
+            with engine.chat_completion_stream(asked, logprobs=logprobs, top_logprobs=2 if logprobs else 0) as chat:
+                for chunk in chat:
+                    exactly(types.ChatCompletionChunk, chunk)
+            exactly(types.Usage, chat.usage)
+            exactly(types.Timings, chat.timings)
+            exactly(types.ChatCompletionResponse, engine.chat_completion(asked, logprobs=logprobs))
+            count = 2 if logprobs else None
+            for piece in engine.completion_stream(prompt=["a", "b"], logprobs=count, stream_options={"include_usage": True}):
+                exactly(types.CompletionChunk, piece)
+            exactly(types.CompletionResponse, engine.completion(prompt=["a", "b"], logprobs=count))
+        exactly(types.GenerateResponse, engine.generate("x"))
+        exactly(types.EmbeddingResponse[list[float]], engine.embeddings(input=["a", "b"]))
+        coded = engine.embeddings(input="a", encoding_format="base64")
+        exactly(types.EmbeddingResponse[str], coded)
+        assert len(base64.b64decode(coded["data"][0]["embedding"])) == 4 * fakes.INFO["n_embd"]
+        exactly(types.ListModelsResponse, engine.list_models())
+        exactly(types.ModelInfo, engine.get_model("m"))
+        exactly(types.ModelStatusResponse, engine.get_model_status())
+        exactly(types.HealthResponse, engine.health())
+        exactly(types.GPUStatusResponse, engine.get_gpu_status())
+        exactly(types.GPUMemoryResponse, engine.get_gpu_memory())
+        exactly(types.GPUPurgeResponse, engine.purge_gpu())
+        exactly(types.LoadModelResponse, engine.load_model(path))
+        exactly(types.UnloadModelResponse, engine.unload_model("m"))
+        exactly(types.UnloadAllModelsResponse, engine.unload_all_models())
+
+
+def test_the_machine_is_described_as_declared():
+    pytest.importorskip("polargrid_local._core")
+    exactly(types.SystemInfo, system_info())
+
+
+# --- how engines and streams show themselves --------------------------------------------------------------------------
+
+
+def test_an_engine_says_what_is_loaded(tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"x")
+    engine = Engine(models_dir=tmp_path, engine_factory=fakes.factory())
+    assert repr(engine) == "<Engine: no model loaded>"
+    engine.load_model(path)
+    assert repr(engine) == "<Engine: m (n_ctx 4096, max_streams 4)>"
+    engine.close()
+    assert repr(engine) == "<Engine: closed>"
+    shown = []
+    loading = Engine(path, models_dir=tmp_path, engine_factory=fakes.factory(), on_load_progress=lambda share: shown.append(share))
+    loading.load_model(path, force_reload=True, on_progress=lambda share: shown.append(repr(loading)))
+    loading.close()
+    assert set(shown[2:]) == {"<Engine: m (loading)>"}
+    assert repr(Engine.__new__(Engine)) == "<Engine: not made>"
+
+
+def test_a_stream_says_how_far_it_is(tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"x")
+    with Engine(path, models_dir=tmp_path, engine_factory=fakes.factory()) as engine:
+        stream = engine.chat_completion_stream(messages=[{"role": "user", "content": "x"}])
+        next(stream)
+        assert repr(stream) == f"<ChatStream {stream.id} running, 0 tokens: ''>"
+        next(stream)
+        assert repr(stream) == f"<ChatStream {stream.id} running, 1 tokens: 'Hello'>"
+        list(stream)
+        assert repr(stream).startswith(f"<ChatStream {stream.id} finished: stop, 8 tokens: 'Hello, w")
+        stopped = engine.completion_stream(prompt="x")
+        stopped.close()
+        assert repr(stopped) == f"<ChatStream {stopped.id} cancelled, 0 tokens: ''>"
+        with engine.completion_stream(prompt="x") as long:
+            long.assembler.choices[0].parts.append("a" * 100)
+            assert len(repr(long)) < 130
