@@ -145,6 +145,10 @@ private:
         if (alpha && !std::isfinite(*alpha)) {
             refuse("key", "adapter.lora.alpha", "not finite", "a finite number");
         }
+        if (file_.find("adapter.alora.invocation_tokens") != nullptr) {
+            refuse("key", "adapter.alora.invocation_tokens", "set: this adapter acts only behind these tokens",
+                   "an ordinary adapter, which acts from the start");
+        }
     }
 
     void shape() {
@@ -361,6 +365,12 @@ private:
             refuse("key", key("classifier.output_labels"), std::to_string(out_.labels.size()) + " labels",
                    "at most 1 without a tensor cls.output.weight, which would compute their scores");
         }
+        // These end in a softmax over their labels: a single one would give every document the score 1.
+        if (ranks && (architecture == "qwen3" || architecture == "qwen3vl") && names_.count("cls.output.weight") != 0 &&
+            out_.labels.size() < 2) {
+            refuse("key", key("classifier.output_labels"), std::to_string(out_.labels.size()) + " labels",
+                   "at least 2, yes and no: a score is a label's share among them");
+        }
         if (facts::contains(facts::parts, architecture)) {
             return;
         }
@@ -527,7 +537,13 @@ void check_adapter(const std::string & path, const std::string & model_path) {
     // Where the output layer is the embedding itself, one pair would have to fit both ways round.
     const bool tied = model.count("output.weight") == 0 &&
                       !facts::contains(facts::encoders, first.string("general.architecture").value_or(""));
+    if (adapter.empty()) {
+        refuse("file", "adapter", "without tensors", "pairs of lora_a and lora_b");
+    }
     for (const auto & [name, half] : adapter) {
+        if (ends_with(name, "_norm.weight")) {   // the loader would leave it out without a word
+            refuse("tensor", name, "a norm of its own", "pairs of lora_a and lora_b: train the adapter without norms");
+        }
         if (!ends_with(name, ".lora_a")) {
             continue;   // a pair is looked at once; what belongs to no pair, the loader refuses
         }

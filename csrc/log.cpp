@@ -52,6 +52,11 @@ void Queue::push(int level, std::string line) {
     if (line.empty()) {
         return;
     }
+    for (char & c : line) {   // what a file says must not steer the terminal that shows it
+        if (static_cast<unsigned char>(c) < ' ' || c == 0x7f) {
+            c = ' ';
+        }
+    }
     if (line.size() > kMaxLineBytes) {
         line.resize(kMaxLineBytes);
         line += "...";

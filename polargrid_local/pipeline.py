@@ -104,11 +104,14 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         requests = [{"task": "embed", "prompt": prompt} for prompt in spans]
         return Job(requests, EmbeddingAssembler(name, id, created, seed, len(requests), request.encoding_format))
     if isinstance(request, RerankRequest):
+        _check_size([[(request.query, False)]], target.info, "query")
         template = target.info.get("rerank_template", "")
         spans = [_pair(template, request.query, text) for text in request.texts]
         _check_size(spans, target.info, "documents")
         requests = [{"task": "rank", "prompt": prompt} for prompt in spans]
-        return Job(requests, RerankAssembler(name, id, created, seed, request))
+        labels = target.info.get("labels") or []
+        label = labels.index("yes") if "yes" in labels else 0
+        return Job(requests, RerankAssembler(name, id, created, seed, request, label))
 
     seed = seed if request.seed is None or request.seed == -1 else request.seed % 2**64
     if isinstance(request, ChatCompletionRequest):
@@ -637,13 +640,17 @@ def _encoded(vector: Any, encoding_format: str) -> Any:
 
 
 class RerankAssembler(Assembler[dict[str, Any], RerankResponse]):
-    """The last event of each choice holds a document's scores, of which the first is its relevance."""
+    """The last event of each choice holds a document's scores, one for each of the model's labels; that of `label` is its
+    relevance."""
 
     prefix = "rerank-"
 
-    def __init__(self, model: str, id: str, created: int, seed: int, request: RerankRequest) -> None:  # noqa: A002
+    def __init__(
+        self, model: str, id: str, created: int, seed: int, request: RerankRequest, label: int = 0,  # noqa: A002
+    ) -> None:
         super().__init__(model, id, created, seed, len(request.texts))
         self._request = request
+        self._label = label
 
     def _chunk(self, index: int, text: str | None, logprobs: Any, reason: str | None) -> dict[str, Any]:
         return {}
@@ -651,7 +658,7 @@ class RerankAssembler(Assembler[dict[str, Any], RerankResponse]):
     def response(self) -> RerankResponse:
         request = self._request
         results: list[RerankResult] = [
-            {"index": index, "relevance_score": float(choice.event.embedding[0])}
+            {"index": index, "relevance_score": float(choice.event.embedding[self._label])}
             for index, choice in enumerate(self.choices) if choice.event is not None
         ]
         if request.return_documents:

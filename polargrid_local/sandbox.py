@@ -101,13 +101,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
             if value._undefined_exception is SecurityError:
                 value._fail_with_undefined_error()
             return str(value)
-        if kind not in _SCALARS:
-            self.budget.make(self.size(value))
-        return str(value)
+        if kind in _SCALARS:
+            return str(value)
+        self.budget.make(self.size(value))
+        return self.kept(str(value))  # the user's strings inside are stand-ins
 
     def represented(self, value: Any) -> str:
         self.budget.make(self.size(value))
-        return repr(value)
+        return self.kept(repr(value))
 
     def size(self, value: Any) -> int:
         """The most characters that repr or JSON may need. Walks shared parts as often as those would, and pays for it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 import threading
 from pathlib import Path
 from typing import Any
@@ -180,3 +181,27 @@ def test_an_adapter_that_does_not_fit_is_refused(pairs: dict[str, Any], base: Pa
     path = adapter(tmp_path / "a.gguf", pairs)
     with pytest.raises(InvalidModelError, match=f"tensor '{next(iter(pairs))}.lora_"):
         Engine(base, lora=[path])
+
+
+def test_an_adapter_that_would_be_applied_in_part_or_not_at_all_is_refused(base: Path, tmp_path: Path) -> None:
+    path = adapter(tmp_path / "a.gguf", {})
+    with pytest.raises(InvalidModelError, match="without tensors; allowed: pairs of lora_a and lora_b"):
+        Engine(base, lora=[path])
+    tokens = gguf_file.Raw(struct.pack("<IIQII", 9, 4, 2, 5, 6))  # u32
+    path = adapter(tmp_path / "a.gguf", GOOD, **{"adapter.alora.invocation_tokens": tokens})
+    with pytest.raises(InvalidModelError, match="acts only behind these tokens"):
+        Engine(base, lora=[path])
+    norm = gguf_file.Tensor("blk.0.attn_norm.weight", (E,), "f32", lambda: [np.zeros(E, np.float32)])
+    keys = {"general.type": "adapter", "general.architecture": "llama", "adapter.type": "lora", "adapter.lora.alpha": 8.0}
+    pair = [gguf_file.Tensor(f"blk.0.attn_q.weight.lora_{end}", shape, "f32", lambda shape=shape: [np.ones(shape, np.float32)])
+            for end, shape in (("a", (4, E)), ("b", (E, 4)))]
+    gguf_file.write(path, keys, [*pair, norm])
+    with pytest.raises(InvalidModelError, match=r"tensor 'blk\.0\.attn_norm\.weight' is a norm of its own"):
+        Engine(base, lora=[path])
+
+
+def test_what_a_file_says_does_not_steer_a_terminal(tmp_path: Path) -> None:
+    path = tiny_archs.write(tmp_path / "m.gguf", "llama", metadata={"tokenizer.ggml.pre": "\x1b[31mred\x1b]0;title\x07\r\n"})
+    with pytest.raises(InvalidModelError, match="unknown pre-tokenizer type: ' \\[31mred") as refused:
+        Engine(path)
+    assert refused.value.message.isprintable()

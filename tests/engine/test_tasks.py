@@ -60,6 +60,24 @@ def test_a_part_of_a_model_is_refused_at_load(tmp_path: Path) -> None:
         Engine(path)
 
 
+@pytest.mark.parametrize("labels", [["yes"], None])
+def test_a_reranker_whose_every_score_would_be_one_is_refused(labels: list[str] | None, tmp_path: Path) -> None:
+    path = tiny_archs.write(tmp_path / "m.gguf", "qwen3-reranker", metadata={"qwen3.classifier.output_labels": labels},
+                            tensors={"cls.output.weight": (1, tiny_archs.N_EMBD)})
+    with pytest.raises(InvalidModelError, match="at least 2, yes and no"):
+        Engine(path)
+
+
+def test_the_relevance_is_that_of_yes_wherever_the_label_stands(tmp_path: Path) -> None:
+    scores = []
+    for labels in ["yes", "no"], ["no", "yes"]:
+        path = tiny_archs.write(tmp_path / "m.gguf", "qwen3-reranker", metadata={"qwen3.classifier.output_labels": labels})
+        with Engine(path) as engine:
+            results = engine.rerank("the", ["a dog", "it is"])["results"]
+        scores.append({result["index"]: result["relevance_score"] for result in results})
+    assert all(np.isclose(scores[0][i] + scores[1][i], 1, atol=1e-5) for i in range(2))  # the same rows, named the other way
+
+
 def test_documents_are_ranked_by_the_models_scores(tmp_path: Path) -> None:
     documents = ["a dog", "it is a cat", "x", "it is a cat"]
     with Engine(tiny_archs.write(tmp_path / "m.gguf", "bert-reranker")) as engine:
@@ -82,6 +100,8 @@ def test_documents_are_ranked_by_the_models_scores(tmp_path: Path) -> None:
                 engine.rerank(wrong)
         with pytest.raises(ContextLengthError):
             engine.rerank("x", ["ok", "a b c " * 200])
+        with pytest.raises(ContextLengthError, match="^query: 3000 characters"):
+            engine.rerank("a b c " * 500, ["ok"])
 
 
 def test_a_reranking_template_is_filled_in_as_it_stands(tmp_path: Path) -> None:
