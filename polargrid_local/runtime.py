@@ -65,6 +65,8 @@ def system() -> dict[str, Any]:
 
 def inspect(path: str | bytes | os.PathLike[str]) -> dict[str, Any]:
     """What a GGUF file says about itself, without loading it. Raises InvalidModelError, NotFoundError, ValidationError."""
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise ValidationError(f"path: must be a path, got {type(path).__name__}", param="path")
     place = Path(os.fsdecode(path))
     if not os.path.isfile(place):
         raise NotFoundError(f"no model file at {str(place)[:200]!r}", param="path", path=str(place))
