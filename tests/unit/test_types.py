@@ -619,3 +619,11 @@ def test_limits_in_messages_are_the_true_ones():
     assert refused(messages=[]).message == "messages: must have at least 1 item, not 0"
     with pytest.raises(ValidationError, match="at least 1 character"):
         parse_request("rerank", {"query": "x", "documents": ["a", ""]})
+
+
+@pytest.mark.parametrize("ids", [[1, 2], [[1, 2], [3]]])
+def test_token_ids_instead_of_text_are_refused_with_what_to_do(ids):
+    for kind, field in (("embedding", "input"), ("completion", "prompt")):
+        with pytest.raises(ValidationError, match="token ids are not accepted.*send the text") as error:
+            parse_request(kind, {field: ids})
+        assert error.value.param == f"{field}[0]"
