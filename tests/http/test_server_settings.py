@@ -51,6 +51,8 @@ def test_what_a_variable_can_say() -> None:
     [
         ({"port": 70000}, "port"),
         ({"heartbeat_s": 0}, "heartbeat_s"),
+        ({"drain_s": float("inf")}, "drain_s"),
+        ({"keep_alive_s": float("nan")}, "keep_alive_s"),
         ({"device": "tpu"}, "device"),
         ({"aliases": ["nonsense"]}, "aliases: .*NAME=MODEL"),
         ({"unknown": 1}, "unknown"),
