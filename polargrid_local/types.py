@@ -642,7 +642,7 @@ def _explain(error: PydanticError) -> ValidationError:
     if isinstance(given, str):
         given = given[:80]
     if first["type"] == "string_type" and first["loc"][0] in ("input", "prompt") and isinstance(given, (int, list)):
-        return _refuse(field, "token ids are not accepted, since those of another tokenizer would be another text: send the text")
+        return _refuse(field, "token ids are not accepted: another tokenizer's would be another text; send the text")
     if first["type"] != "missing" and (given is None or isinstance(given, (bool, int, float, str))):
         problem += f", got {_shown(given)}"
     return _refuse(field, problem, **limits)

@@ -60,7 +60,7 @@ class ServeConfig(EngineOptions):
     aliases: Pairs = Field(default={}, description="other names for models: NAME=MODEL; *=MODEL answers for any unknown name")
     models_dir: Path | None = Field(default=None, description="where model files lie")
     on_demand: bool = Field(default=True, description="load any model of this disk when a request names it")
-    keep_alive_s: float = Field(default=1800, allow_inf_nan=False, description="unload a model idle for this long; negative: never")
+    keep_alive_s: float = Field(default=1800, allow_inf_nan=False, description="unload a model idle for so long; negative: never")
     max_tokens_limit: int = Field(default=0, ge=0, lt=2**31, description="the most tokens of an answer; 0: what the context leaves")
     memory_budget_bytes: int = Field(default=0, ge=0, description="for all loaded models; 0: 80 % of this machine's memory")
 
@@ -81,7 +81,7 @@ class ServeConfig(EngineOptions):
     write_timeout_s: Seconds = Field(default=60, description="a reader that takes nothing for this long is let go")
     request_timeout_s: Seconds = Field(default=3600, description="the longest one request may take")
     heartbeat_s: Seconds = Field(default=15, description="a silent event stream gets a comment this often")
-    drain_s: float = Field(default=30, ge=0, allow_inf_nan=False, description="at the end, running requests may take this much longer")
+    drain_s: float = Field(default=30, ge=0, allow_inf_nan=False, description="at the end, running requests may take so much longer")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("root_path")
