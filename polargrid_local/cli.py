@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -358,6 +359,10 @@ def bench(
     )
 
 
+def _end_well(sig: int, frame: Any) -> None:
+    raise SystemExit(0)
+
+
 @app.command()
 def serve(
     model: Annotated[Optional[list[str]], typer.Option("--model", "-m", help="Load at the start; repeatable.")] = None,
@@ -384,6 +389,9 @@ def serve(
     log_level: Annotated[Optional[str], typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Serve the API on this machine. Any setting: a flag, a POLARGRID_LOCAL_* variable, or a line of --config."""
+    if threading.current_thread() is threading.main_thread():  # others cannot have signals
+        for sig in (signal.SIGINT, signal.SIGTERM):  # before the server takes them, there is nothing to drain
+            signal.signal(sig, _end_well)
     from polargrid_local.server import ServeConfig, run
 
     flags = _given(

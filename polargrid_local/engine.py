@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["AsyncChatStream", "AsyncEngine", "ChatStream", "Engine", "inspect_model", "sentences", "system_info", "text_of"]
 
 
+MAX_ADAPTERS = 64
+
 C = TypeVar("C", bound=Mapping[str, Any])  # a chunk
 R = TypeVar("R")  # the whole answer
 
@@ -476,6 +478,8 @@ def _adapters(lora: Any) -> list[tuple[str, float]]:
         raise _wrong("lora", "must be paths, or pairs of path and scale", lora)
     adapters = []
     for i, item in enumerate(lora or ()):
+        if i == MAX_ADAPTERS:  # or an iterable that never ends
+            raise ValidationError(f"lora: at most {MAX_ADAPTERS} adapters", param="lora", details={"field": "lora"})
         path, scale = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, 1.0)
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) <= 1e6:
             raise ValidationError(f"lora[{i}]: the scale must be a number in -1e6..1e6", param=f"lora[{i}]")

@@ -92,6 +92,8 @@ def system() -> SystemInfo:
 
 def inspect(path: str | bytes | os.PathLike[str]) -> FileSummary:
     """What a GGUF file says about itself, without loading it. Raises InvalidModelError, NotFoundError, ValidationError."""
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise ValidationError(f"path: must be a path, got {type(path).__name__}", param="path")
     place = Path(os.fsdecode(path))
     if not os.path.isfile(place):
         raise NotFoundError(f"no model file at {str(place)[:200]!r}", param="path", path=str(place))

@@ -7,6 +7,7 @@ SDK lacks (seed in text completions, logprobs, logit_bias, ...) follows OpenAI.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from numbers import Integral, Real
@@ -771,7 +772,7 @@ class RerankRequest(Model):
 
     query: Text
     documents: Annotated[
-        list[Annotated[str, BeforeValidator(_document), Field(min_length=1)]],
+        list[Annotated[Text, BeforeValidator(_document)]],
         BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_PROMPTS),
     ]
     model: ModelName | None = None
@@ -820,6 +821,20 @@ ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
+# So do these fields of other engines, which their clients send:
+OTHERS_ASK: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "bad_words": ([],),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),  # enable_thinking is a field of its own
+    "continue_final_message": (False,),
+    "ebnf": (),
+    "json_schema": (),
+    "min_tokens": (0,),
+    "regex": (),
+    "stop_token_ids": ([],),
+    "structured_outputs": (),
+}
 
 
 # --- parsing ----------------------------------------------------------------------------------------------------------
@@ -843,7 +858,8 @@ def _keys(fields: Iterable[str], idle: Iterable[str] = (), **aliases: str) -> _K
     return _Keys(fields, {_camel(name): name for name in fields if "_" in name} | aliases, frozenset(idle))
 
 
-_REQUEST = {kind: _keys((*cls.model_fields, "max_completion_tokens", *NO_EFFECT, *ASKS_NOTHING)) for kind, cls in KINDS.items()}
+_EXTRA = ("max_completion_tokens", *NO_EFFECT, *ASKS_NOTHING, *OTHERS_ASK)
+_REQUEST = {kind: _keys((*cls.model_fields, *_EXTRA)) for kind, cls in KINDS.items()}
 # An answer of this or another server may be sent back as it came.
 _MESSAGE = _keys(
     Message.model_fields,
@@ -852,6 +868,8 @@ _MESSAGE = _keys(
     reasoning="reasoning_content",
 )
 _SPOKEN = {"refusal", "audio", "function_call", "images"}  # of those, what a model should have been told
+# Unknown keys that say nothing to a model.
+_LABELS = {"id", "type", "object", "status", "model", "created_at", "timestamp", "tool_name"}
 _PARTS = {"text": _keys(TextPart.model_fields, ("annotations",)), "image_url": _keys(ImagePart.model_fields)}
 _TOOL_CALL = _keys(ToolCall.model_fields)
 _FUNCTION = _keys(FunctionCall.model_fields, ("parsed_arguments",))
@@ -908,13 +926,28 @@ def _message(given: Any, loc: tuple[Any, ...], strict: bool) -> Any:
     if not said:
         hint = f"; {_shown(others[0])} is no key of a message" if others else ""
         raise _refuse(path((*loc, "content")), f"required{hint}")
+    if not (message.get("content") or message.get("tool_calls") or message.get("reasoning_content")):
+        _check_no_words(given, _MESSAGE, loc, "content")
     return message
+
+
+def _check_no_words(given: dict[Any, Any], keys: _Keys, loc: tuple[Any, ...], field: str) -> None:
+    """Of a mapping whose `field` is empty: what stands under an unknown key was meant to be said, and would be lost."""
+    for key, item in given.items():
+        known = keys.aliases.get(key, key) in (*keys.fields, *keys.idle, *_LABELS)
+        if not known and isinstance(item, (str, list)) and item:
+            shown = key[:80] if isinstance(key, str) else _shown(key)
+            raise _refuse(f"{path(loc)}.{shown}", f"unknown key, and {field} is empty; did you mean '{field}'?")
 
 
 def _part(part: Any, loc: tuple[Any, ...], strict: bool) -> Any:
     kind = part.get("type") if isinstance(part, dict) else None
     keys = _PARTS.get(kind) if isinstance(kind, str) else None
-    return part if keys is None else _known(part, keys, loc, strict)
+    if keys is None:
+        return part
+    if kind == "text" and part.get("text") == "":
+        _check_no_words(part, keys, loc, "text")
+    return _known(part, keys, loc, strict)
 
 
 def _call(call: Any, loc: tuple[Any, ...], strict: bool) -> Any:
@@ -943,12 +976,17 @@ def _explain(error: PydanticError) -> ValidationError:
     first = error.errors(include_url=False)[0]
     field = path(first["loc"]) or "request"
     limits = {key: value for key, value in first.get("ctx", {}).items() if isinstance(value, (int, float))}
-    problem = "required" if first["type"] == "missing" else first["msg"]
+    problem = "required" if first["type"] == "missing" else first["msg"].replace(" after validation", "")
+    for limit in first.get("ctx", {}).values():
+        if isinstance(limit, int) and limit >= 2**53:  # pydantic writes it as a fraction, and wrong
+            problem = re.sub(r"\d{16,}", str(limit), problem)
     for start in ("Input should ", "Value should ", "String should ", "List should ", "Dictionary should "):
         problem = problem.replace(start, "must ", 1)
     given = first["input"]
     if isinstance(given, str):
         given = given[:80]
+    if first["type"] == "string_type" and first["loc"][0] in ("input", "prompt") and isinstance(given, (int, list)):
+        return _refuse(field, "token ids are not accepted: another tokenizer's would be another text; send the text")
     if first["type"] != "missing" and (given is None or isinstance(given, (bool, int, float, str))):
         problem += f", got {_shown(given)}"
     return _refuse(field, problem, **limits)
@@ -1032,8 +1070,8 @@ def _items(mapping: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
 
 
 def _check_answerable(data: Mapping[str, Any]) -> None:
-    """Raises for a field of ASKS_NOTHING that asks for something."""
-    for field, nothing in ASKS_NOTHING.items():
+    """Raises for a field of ASKS_NOTHING or OTHERS_ASK that asks for something."""
+    for field, nothing in {**ASKS_NOTHING, **OTHERS_ASK}.items():
         if field in data and data[field] not in nothing:
             only = f"; only {' or '.join(map(repr, nothing))} is accepted" if nothing else ""
             raise _refuse(field, f"not supported by this engine{only}")

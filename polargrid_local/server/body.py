@@ -33,6 +33,9 @@ async def read_json(scope: Scope, receive: Receive, config: ServeConfig) -> dict
     kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
     if kind != b"application/json" and not kind.endswith(b"+json"):
         raise ValidationError("Content-Type must be application/json")
+    if (coding := headers.get(b"content-encoding", b"identity").strip().lower()) != b"identity":
+        shown = coding.decode("latin-1")[:40]
+        raise ValidationError(f"Content-Encoding {shown!r} is not supported: send the body as it is", param="Content-Encoding")
     return parse_object(raw, config.max_json_depth)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,8 +21,15 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+log = logging.getLogger(__name__)
+
 ENV_PREFIX = "POLARGRID_LOCAL_"
 ENV_NAMES = {"models_dir": "MODELS"}  # as the store has it
+
+# Kubernetes puts the addresses of every service into the environment of every container: a service called polargrid-local
+# gives POLARGRID_LOCAL_SERVICE_HOST, POLARGRID_LOCAL_PORT_8484_TCP_ADDR, ... and POLARGRID_LOCAL_PORT=tcp://10.0.0.1:8484.
+_SERVICE_NAMES = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+_SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 
 
 def _words(value: Any) -> Any:
@@ -52,7 +60,7 @@ class ServeConfig(EngineOptions):
     aliases: Pairs = Field(default={}, description="other names for models: NAME=MODEL; *=MODEL answers for any unknown name")
     models_dir: Path | None = Field(default=None, description="where model files lie")
     on_demand: bool = Field(default=True, description="load any model of this disk when a request names it")
-    keep_alive_s: float = Field(default=1800, description="unload a model idle for this long; negative: never")
+    keep_alive_s: float = Field(default=1800, allow_inf_nan=False, description="unload a model idle for so long; negative: never")
     max_tokens_limit: int = Field(default=0, ge=0, lt=2**31, description="the most tokens of an answer; 0: what the context leaves")
     memory_budget_bytes: int = Field(default=0, ge=0, description="for all loaded models; 0: 80 % of this machine's memory")
 
@@ -73,7 +81,7 @@ class ServeConfig(EngineOptions):
     write_timeout_s: Seconds = Field(default=60, description="a reader that takes nothing for this long is let go")
     request_timeout_s: Seconds = Field(default=3600, description="the longest one request may take")
     heartbeat_s: Seconds = Field(default=15, description="a silent event stream gets a comment this often")
-    drain_s: float = Field(default=30, ge=0, description="at the end, running requests may take this much longer")
+    drain_s: float = Field(default=30, ge=0, allow_inf_nan=False, description="at the end, running requests may take so much longer")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("root_path")
@@ -113,9 +121,15 @@ class ServeConfig(EngineOptions):
         """The settings of `flags` (None = not given), over `env`, over the TOML `file`; ValidationError names what is wrong."""
         env = env or {}
         values: dict[str, Any] = _read_toml(file or env.get(f"{ENV_PREFIX}CONFIG"))
-        for name in cls.model_fields:
-            if (text := env.get(ENV_PREFIX + ENV_NAMES.get(name, name.upper()))) not in (None, ""):
+        env = {name: text for name, text in env.items() if not (name.endswith("PORT") and _SERVICE_ADDRESS.match(text))}
+        variables = {ENV_PREFIX + ENV_NAMES.get(name, name.upper()): name for name in cls.model_fields}
+        for variable, name in variables.items():
+            if (text := env.get(variable)) not in (None, ""):
                 values[name] = text
+        for variable in sorted(env):
+            hint = _meant(variable, variables)
+            if hint:
+                log.warning("%s is no setting and does nothing%s", variable, hint)
         values.update({name: value for name, value in (flags or {}).items() if value not in (None, (), [])})
         try:
             return cls(**values)
@@ -127,7 +141,19 @@ class ServeConfig(EngineOptions):
             if first["type"] == "extra_forbidden":
                 hint = did_you_mean(where, cls.model_fields)
                 raise ValidationError(f"{where}: unknown setting{hint}", param=where) from None
-            raise ValidationError(f"{where}: {first['msg']}" if where else first["msg"], param=where or None) from None
+            problem = first["msg"].removeprefix("Value error, ")
+            raise ValidationError(f"{where}: {problem}" if where else problem, param=where or None) from None
+
+
+def _meant(variable: str, known: Collection[str]) -> str:
+    """"; did you mean ...?" for a variable that is nearly one of the `known`, "" for any other."""
+    if not variable.upper().startswith(ENV_PREFIX) or variable in (*known, f"{ENV_PREFIX}CONFIG"):
+        return ""
+    rest = variable.upper().removeprefix(ENV_PREFIX)
+    if _SERVICE_NAMES.fullmatch(rest):
+        return ""
+    hint = did_you_mean(rest, [name.removeprefix(ENV_PREFIX) for name in (*known, f"{ENV_PREFIX}CONFIG")])
+    return hint.replace("'", f"'{ENV_PREFIX}", 1)
 
 
 def is_loopback(host: str) -> bool:

@@ -22,6 +22,7 @@ from polargrid_local.server.sse import log_crash
 log = logging.getLogger(__name__)
 
 _REPEATED_SLASHES = re.compile(rb"/{2,}")
+_ABSOLUTE = re.compile(rb"https?://([^/]*)", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _HEADER_NAMES = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{0,1024}")
 _IP_LITERAL = re.compile(r"\[[0-9a-fA-F:.]+\]|[0-9]+(\.[0-9]+){3}")
@@ -45,7 +46,7 @@ class Gate:
         method = scope["method"]
         if method == "HEAD":
             scope = {**scope, "method": "GET"}  # the HTTP layer, which knows better, leaves the body out
-        _tidy_path(scope, self.root_path)
+        _tidy_path(scope, self.root_path)  # before the headers are read: an absolute address brings its own Host
         headers = dict(scope["headers"])
         request_id = headers.get(b"x-request-id", b"")
         if not _REQUEST_ID.fullmatch(request_id):
@@ -133,9 +134,14 @@ class Gate:
 
 
 def _tidy_path(scope: Scope, root_path: bytes) -> None:
-    """One slash where several stand and one /v1 where a base URL added a second; %2F stays part of a name until after.
-    `root_path`, or b"", is taken off."""
-    raw = _REPEATED_SLASHES.sub(b"/", scope.get("raw_path") or scope["path"].encode())
+    """The path of an absolute address, one slash where several stand, and one /v1 where a base URL added a second; %2F stays
+    part of a name until after. `root_path`, or b"", is taken off."""
+    raw = scope.get("raw_path") or scope["path"].encode()
+    if absolute := _ABSOLUTE.match(raw):  # as to a proxy; its Host is the one that counts
+        raw = raw[absolute.end():] or b"/"
+        others = [(name, value) for name, value in scope["headers"] if name != b"host"]
+        scope["headers"] = [(b"host", absolute[1]), *others]
+    raw = _REPEATED_SLASHES.sub(b"/", raw)
     if root_path and raw.startswith(root_path + b"/"):
         raw = raw.removeprefix(root_path)
     while raw.startswith(b"/v1/v1/"):

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import HANDLED_SIGNALS
@@ -24,6 +25,7 @@ from uvicorn.server import HANDLED_SIGNALS
 from polargrid_local.errors import EngineClosed, PolarGridError, ValidationError
 from polargrid_local.server.app import create_app
 from polargrid_local.server.config import ServeConfig
+from polargrid_local.server.replies import error_reply
 
 if TYPE_CHECKING:
     from polargrid_local.engine import AsyncEngine
@@ -92,6 +94,20 @@ def protocol(config: ServeConfig) -> type[asyncio.Protocol]:
             # Browsers and pools open connections ahead of their requests: one that has not spoken yet is idle, not slow.
             self.timeout_keep_alive = config.idle_connection_s  # type: ignore[assignment]  # seconds; uvicorn's own are whole
             self.timeout_keep_alive_task = self.loop.call_later(config.idle_connection_s, self.timeout_keep_alive_handler)
+
+        def send_400_response(self, msg: str) -> None:
+            """For bytes that are no request: in the form of every other error, and with what it most often is."""
+            refusal = error_reply(ValidationError(
+                "not a valid HTTP/1.1 request: this server speaks http://, not https://; a request needs one Host header, and "
+                "signs beyond ASCII in its path must be percent-encoded", code="invalid_http",
+            ))  # fmt: skip
+            headers = [*refusal.raw_headers, (b"connection", b"close")]
+            for event in (
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"), h11.Data(data=bytes(refusal.body)),
+                h11.EndOfMessage(),
+            ):  # fmt: skip
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
 
         def _should_upgrade(self) -> bool:
             return False  # an offer, of h2c by Java or of a WebSocket, may be passed over

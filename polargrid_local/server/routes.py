@@ -7,6 +7,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 from fastapi import APIRouter, Request
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.responses import Response
 
 from polargrid_local.errors import PolarGridError, TimeoutError, ValidationError
@@ -17,6 +18,21 @@ from polargrid_local.server.replies import JsonReply, not_supported
 from polargrid_local.server.requests import read_request
 from polargrid_local.server.service import Service
 from polargrid_local.server.sse import EventStream, while_connected
+
+
+class _ModelName(Convertor[str]):
+    """The rest of the path, line breaks in it too, which file names may have."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("model_name", _ModelName())
 
 
 def api(service: Service, metrics: Metrics, ends: set[asyncio.Future[PolarGridError]]) -> APIRouter:
@@ -103,7 +119,7 @@ def api(service: Service, metrics: Metrics, ends: set[asyncio.Future[PolarGridEr
         await body(request)
         return JsonReply(await service.unload_all_models())
 
-    @router.get("/v1/models/{model_id:path}", **describe("model"))
+    @router.get("/v1/models/{model_id:model_name}", **describe("model"))
     async def get_model(request: Request, model_id: str) -> Response:
         return JsonReply(await service.get_model(model_id))
 

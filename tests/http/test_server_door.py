@@ -66,6 +66,28 @@ def test_two_host_headers_are_refused(server: ServerProcess) -> None:
     assert exchange(server.port, head.encode())[9:12] in (b"400", b"403")
 
 
+@pytest.mark.parametrize(("address", "status"), [
+    ("http://localhost:{}/health", b"200"), ("HTTP://127.0.0.1:{}/v1//models", b"200"), ("http://localhost:{}", b"200"),
+    ("http://evil.example/v1/models", b"403"), ("http://localhost:{}@evil.example/v1/models", b"403"),
+])  # fmt: skip
+def test_an_absolute_address_is_served_and_its_host_counts(server: ServerProcess, address: str, status: bytes) -> None:
+    head = f"GET {address} HTTP/1.1\r\nHost: localhost:{{}}\r\nConnection: close\r\n\r\n".format(*[server.port] * 2)
+    assert exchange(server.port, head.encode())[9:12] == status
+
+
+@pytest.mark.parametrize(
+    "data", [b"GET /v1/models HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+             "GET /v1/models/\u043c HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()],
+    ids=["no Host", "TLS", "beyond ASCII"],
+)  # fmt: skip
+def test_what_is_no_request_is_told_why_in_json(server: ServerProcess, data: bytes) -> None:
+    head, _, body = exchange(server.port, data).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400") and b"application/json" in head and f"content-length: {len(body)}".encode() in head
+    error = json.loads(body)["error"]
+    assert error["code"] == "invalid_http"
+    assert "https" in error["message"] and "Host" in error["message"] and "percent-encoded" in error["message"]
+
+
 def test_both_loopback_addresses_answer(server: ServerProcess) -> None:
     for url in (f"http://127.0.0.1:{server.port}", f"http://[::1]:{server.port}"):
         assert httpx.get(url + "/health", trust_env=False).status_code == 200
@@ -183,6 +205,14 @@ def test_a_body_without_a_length_is_counted(server: ServerProcess) -> None:
 def test_only_json_is_read(server: ServerProcess, kind: str) -> None:
     reply = server.request("POST", CHAT, content=json.dumps(BODY), headers={"Content-Type": kind})
     assert (reply.status_code, reply.json()["detail"]) == (400, "Content-Type must be application/json")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "deflate, gzip"])
+def test_compressed_bodies_are_refused_by_name(server: ServerProcess, coding: str) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    reply = server.request("POST", CHAT, content=json.dumps(BODY), headers=headers)
+    assert reply.status_code == 400 and f"Content-Encoding '{coding}'" in reply.json()["detail"]
+    assert server.request("POST", CHAT, content=json.dumps(BODY), headers={**headers, "Content-Encoding": "identity"}).is_success
 
 
 def test_depth_and_size_within_the_limits_pass(server: ServerProcess) -> None:

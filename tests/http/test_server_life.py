@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import threading
@@ -267,6 +268,16 @@ def test_an_idle_server_ends_well_however_often_it_is_told(start: Callable[..., 
         server.process.send_signal(sig)
     assert server.process.wait(60) == 0
     assert "Traceback" not in server.log
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_ending_before_the_settings_are_read(start: Callable[..., ServerProcess], tmp_path: Path, sig: int) -> None:
+    pipe = tmp_path / "settings.toml"
+    os.mkfifo(pipe)
+    server = start(config=pipe)
+    with pipe.open("wb"):  # opens once the server reads it, which then waits for more
+        assert server.stop(sig) == 0
 
 
 def test_ending_while_a_model_is_loading(start: Callable[..., ServerProcess]) -> None:

@@ -51,6 +51,8 @@ def test_what_a_variable_can_say() -> None:
     [
         ({"port": 70000}, "port"),
         ({"heartbeat_s": 0}, "heartbeat_s"),
+        ({"drain_s": float("inf")}, "drain_s"),
+        ({"keep_alive_s": float("nan")}, "keep_alive_s"),
         ({"device": "tpu"}, "device"),
         ({"aliases": ["nonsense"]}, "aliases: .*NAME=MODEL"),
         ({"unknown": 1}, "unknown"),
@@ -158,3 +160,30 @@ def test_a_taken_port_is_named() -> None:
         bind(ServeConfig(port=port))
     for sock in sockets:
         sock.close()
+
+
+PREFIX = "POLARGRID_LOCAL_"
+
+
+@pytest.mark.parametrize(("variable", "meant"), [
+    ("MAX_STREAM", "MAX_STREAMS"), ("THREADS", "N_THREADS"), ("MODELS_DIR", "MODELS"), ("KEEP_ALIVE", "KEEP_ALIVE_S"),
+    ("APIKEY", "API_KEY"), ("ALIAS", "ALIASES"), ("NUM_CTX", "N_CTX"), ("port", "PORT"), ("CONFIG_FILE", "CONFIG"),
+])  # fmt: skip
+def test_a_misspelt_variable_is_told_with_the_one_meant(variable: str, meant: str, caplog: pytest.LogCaptureFixture) -> None:
+    ServeConfig.load({}, {PREFIX + variable: "1"})
+    assert f"{PREFIX}{variable} is no setting" in caplog.text
+    assert f"did you mean '{PREFIX}{meant}'?" in caplog.text
+
+
+def test_what_kubernetes_injects_for_a_service_of_our_name_is_neither_a_setting_nor_a_mistake(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    injected = {
+        "SERVICE_HOST": "10.0.0.1", "SERVICE_PORT": "8484", "SERVICE_PORT_HTTP": "8484", "PORT": "tcp://10.0.0.1:8484",
+        "PORT_8484_TCP": "tcp://10.0.0.1:8484", "PORT_8484_TCP_PROTO": "tcp", "PORT_8484_TCP_PORT": "8484",
+        "PORT_8484_TCP_ADDR": "10.0.0.1", "CHAT_SERVICE_HOST": "10.0.0.2", "CHAT_PORT": "tcp://10.0.0.2:80",
+    }  # fmt: skip
+    assert ServeConfig.load({}, {PREFIX + name: text for name, text in injected.items()}) == ServeConfig()
+    exact = {PREFIX + name: "1" for name in ("MODELS", "MAX_STREAMS")}
+    ServeConfig.load({}, {**exact, f"{PREFIX}TOTALLY_ELSE": "1", "PATH": "/bin"})
+    assert not caplog.text

@@ -270,6 +270,12 @@ def test_inspecting_no_file_is_not_found(path):
     caught.value.message.encode()
 
 
+@pytest.mark.parametrize("path", [5, None, [], True])
+def test_inspecting_what_is_no_path_is_refused(path):
+    with pytest.raises(ValidationError, match="path: must be a path"):
+        inspect_model(path)
+
+
 async def test_tokenize_has_a_limit_unless_told_otherwise(engine, path, tmp_path):
     longest = fakes.INFO["n_ctx"] * LONGEST_PIECE_BYTES
     long = "x" * (longest + 1)

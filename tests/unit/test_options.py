@@ -1,6 +1,7 @@
 """The options of an engine: one range each, in every layer; unknown names are refused with the nearest known one."""
 
 import inspect
+import itertools
 import re
 import typing
 from pathlib import Path
@@ -170,7 +171,7 @@ def test_a_quantised_cache_needs_flash_attention(doors):
 
 @pytest.mark.parametrize(("option", "value"), [
     ("lora", 5), ("lora", ["a\0"]), ("lora", ["\ud800"]), ("lora", [("a", 1, 2)]), ("lora", [("a", "1")]),
-    ("lora", [("a", True)]),
+    ("lora", [("a", True)]), ("lora", itertools.repeat("a")),
     ("lora", [("a", 10**400)]), ("lora", [("a", float("nan"))]), ("lora", [b"a"]), ("models_dir", 5), ("models_dir", "a\0"),
     ("models_dir", "\ud800"), ("models_dir", "~nobody-here/x"), ("chat_template", 5), ("chat_template", "\ud800"),
     ("content_filter", "\ud800"), ("content_filter", ["fine", "\ud800"]), ("content_filter", 5), ("content_filter", [5]),

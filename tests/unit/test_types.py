@@ -572,3 +572,58 @@ def test_any_json_is_a_request_or_a_validation_error(fields):
         assert error.param and error.message
     else:
         assert 1 <= request.max_tokens <= 4096 and math.isfinite(request.temperature)
+
+
+@pytest.mark.parametrize(("message", "param"), [
+    ({"role": "user", "content": "", "text": "hello"}, "messages[0].text"),
+    ({"role": "user", "content": [], "input": "hello"}, "messages[0].input"),
+    ({"role": "user", "content": "", "parts": [{"text": "hello"}]}, "messages[0].parts"),
+    ({"role": "assistant", "content": "", "response": "hello"}, "messages[0].response"),
+    ({"role": "tool", "content": "", "output": "hello"}, "messages[0].output"),
+    ({"role": "user", "content": [{"type": "text", "text": "", "content": "hello"}]}, "messages[0].content[0].content"),
+])
+def test_words_under_an_unknown_key_beside_an_empty_content_are_not_lost(message, param):
+    with pytest.raises(ValidationError, match="did you mean '(content|text)'") as error:
+        parse_request("chat", {"messages": [message]}, strict=False)
+    assert error.value.param == param
+
+
+@pytest.mark.parametrize("message", [
+    {"role": "user", "content": ""},
+    {"role": "user", "content": "", "id": "msg_1", "note": "", "n": 5},
+    {"role": "user", "content": "said", "text": "again"},
+    {"role": "assistant", "content": "", "reasoning": "hm", "channel": "x"},
+    {"role": "assistant", "content": "", "channel": "x",
+     "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+    {"role": "user", "content": [{"type": "text", "text": "said", "citation": "x"}]},
+])
+def test_an_unknown_key_that_says_nothing_is_tolerated_where_strangers_send(message):
+    assert parse_request("chat", {"messages": [message]}, strict=False)
+
+
+@pytest.mark.parametrize(("field", "nothing", "something"), [
+    ("structured_outputs", None, {"json": {}}), ("json_schema", None, {"type": "object"}), ("regex", None, "a+"),
+    ("ebnf", None, "root ::= x"), ("continue_final_message", False, True), ("add_generation_prompt", True, False),
+    ("stop_token_ids", [], [2]), ("bad_words", [], ["x"]), ("min_tokens", 0, 5), ("chat_template", None, "{{ x }}"),
+    ("chat_template_kwargs", {}, {"enable_thinking": False}),
+])
+def test_what_other_engines_clients_ask_for_is_refused_by_name_over_http_too(field, nothing, something):
+    assert parse_request("chat", {"messages": HI, field: nothing}, strict=False)
+    with pytest.raises(ValidationError, match="not supported") as error:
+        parse_request("chat", {"messages": HI, field: something}, strict=False)
+    assert error.value.param == field
+
+
+def test_limits_in_messages_are_the_true_ones():
+    assert "18446744073709551616" in refused(seed=2**64).message.split(", got")[0]
+    assert refused(messages=[]).message == "messages: must have at least 1 item, not 0"
+    with pytest.raises(ValidationError, match="at least 1 character"):
+        parse_request("rerank", {"query": "x", "documents": ["a", ""]})
+
+
+@pytest.mark.parametrize("ids", [[1, 2], [[1, 2], [3]]])
+def test_token_ids_instead_of_text_are_refused_with_what_to_do(ids):
+    for kind, field in (("embedding", "input"), ("completion", "prompt")):
+        with pytest.raises(ValidationError, match="token ids are not accepted.*send the text") as error:
+            parse_request(kind, {field: ids})
+        assert error.value.param == f"{field}[0]"
