@@ -35,8 +35,8 @@ class _Commands(TyperGroup):
             raise typer.Exit(130) from None
         except BrokenPipeError:
             # The interpreter flushes stdout once more at its end, which must find an open file.
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
             raise typer.Exit(141) from None
         except (PolarGridError, OSError) as error:
             if ctx.params.get("debug"):
@@ -127,7 +127,7 @@ def _root(
 
 @app.command()
 def chat(
-    prompt: Annotated[Optional[str], typer.Argument(help="What to say; without it, an interactive chat.")] = None,
+    prompt: Annotated[Optional[str], typer.Argument(help="What to say; - = what stdin brings; without it, an interactive chat.")] = None,
     model: Model = None,
     models_dir: ModelsDir = None,
     system: System = None,
@@ -145,26 +145,29 @@ def chat(
     as_json: AsJson = False,
     as_sse: AsSse = False,
 ) -> None:
-    """Talk to a model. `-` reads the prompt from stdin, and so does a pipe."""
+    """Talk to a model. What a pipe or a file brings on stdin follows the prompt after a blank line; alone, it is the prompt."""
+    from polargrid_local.prompt import open_prompt
     from polargrid_local.terminal import Chat, note, write_answer
 
     form = _form(as_json, as_sse)
     text = _prompt(prompt)
     sampling = _given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop)
     options = _engine_options(n_ctx, device, n_gpu_layers, threads, kernels)
-    with _engine(model, models_dir, **options) as (engine, name):
-        if text is None:
-            note(f"{name}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat")
-            Chat(lambda messages: engine.chat_completion_stream(messages=messages, **sampling), system, form).run()
-        else:
-            messages = [{"role": "system", "content": system}] if system else []
-            messages.append({"role": "user", "content": text})
-            write_answer(engine.chat_completion_stream(messages=messages, **sampling), form, sys.stdout)
+    if text is None:
+        # The prompt comes first: what is typed or pasted while the model loads is for it.
+        with open_prompt() as person, _engine(model, models_dir, **options) as (engine, name):
+            note(f"{name}: /help lists the commands, Ctrl-D ends the chat")
+            Chat(person, lambda messages: engine.chat_completion_stream(messages=messages, **sampling), system, form).run()
+        return
+    with _engine(model, models_dir, **options) as (engine, _):
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": text})
+        write_answer(engine.chat_completion_stream(messages=messages, **sampling), form, sys.stdout)
 
 
 @app.command()
 def complete(
-    prompt: Annotated[Optional[str], typer.Argument(help="The text to continue; without it, stdin.")] = None,
+    prompt: Annotated[Optional[str], typer.Argument(help="The text to continue; without it, or with -, what stdin brings.")] = None,
     model: Model = None,
     models_dir: ModelsDir = None,
     max_tokens: MaxTokens = 256,
@@ -181,15 +184,17 @@ def complete(
     as_json: AsJson = False,
     as_sse: AsSse = False,
 ) -> None:
-    """Continue a text, without a chat template."""
-    from polargrid_local.terminal import write_answer
+    """Continue a text, without a chat template. What a pipe or a file brings on stdin follows it after a blank line."""
+    from polargrid_local.piped import read_text
+    from polargrid_local.terminal import note, write_answer
 
     form = _form(as_json, as_sse)
     text = _prompt(prompt)
     sampling = _given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop)
     options = _engine_options(n_ctx, device, n_gpu_layers, threads, kernels)
     if text is None:
-        text = sys.stdin.read()
+        note("type the text to continue; Ctrl-D ends it")
+        text = _something(read_text())
     with _engine(model, models_dir, **options) as (engine, _):
         write_answer(engine.completion_stream(prompt=text, **sampling), form, sys.stdout)
 
@@ -463,10 +468,22 @@ def _form(as_json: bool, as_sse: bool) -> Any:
 
 
 def _prompt(prompt: str | None) -> str | None:
-    """The argument, or what a pipe brings; None = ask the person at the terminal."""
-    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
-        return sys.stdin.read().rstrip("\n")
-    return prompt
+    """The argument and, below a blank line, what stdin brings; None = ask the person at the terminal."""
+    from polargrid_local.piped import is_terminal, read_beside_prompt, read_text
+    from polargrid_local.terminal import note
+
+    if prompt is None and is_terminal():
+        return None
+    if prompt in (None, "-"):
+        return _something(read_text())
+    piped = read_beside_prompt(note)
+    return f"{prompt}\n\n{piped}" if piped.strip() else prompt
+
+
+def _something(text: str) -> str:
+    if not text.strip():
+        raise typer.BadParameter("stdin is empty: give a prompt as an argument, or pipe a text into it", param_hint="PROMPT")
+    return text
 
 
 def _size(n_bytes: int | None) -> str:
@@ -477,10 +494,12 @@ def _size(n_bytes: int | None) -> str:
 
 def _table(headers: list[str] | None, rows: Any) -> None:
     """Aligned columns that a person and `awk` can both read."""
+    from polargrid_local.wrap import columns
+
     cells = [[_printable(str(cell)) for cell in row] for row in ([headers] if headers else []) + list(rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    widths = [max(columns(row[i]) for row in cells) for i in range(len(cells[0]))]
     for row in cells:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        typer.echo("  ".join(cell + " " * (width - columns(cell)) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _printable(text: str) -> str:

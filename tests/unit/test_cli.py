@@ -2,12 +2,17 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import pty
 import select
+import signal
+import stat
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from pathlib import Path
 
@@ -334,7 +339,8 @@ except SystemExit:
 
 def _environment(models_dir):
     paths = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
-    return {**os.environ, "PYTHONPATH": paths, "POLARGRID_LOCAL_MODELS": str(models_dir), "TERM": "dumb"}
+    ours = {"POLARGRID_LOCAL_MODELS": str(models_dir), "POLARGRID_LOCAL_HISTORY": str(models_dir / "history")}
+    return {**os.environ, "PYTHONPATH": paths, **ours, "TERM": "dumb"}
 
 
 def _main(setup):
@@ -366,12 +372,13 @@ def _script(setup, models_dir, rest):
 class Terminal:
     """A command under a pseudo-terminal. `expect` waits for a text; nothing here waits for a time."""
 
-    def __init__(self, script, models_dir):
+    def __init__(self, script, models_dir, size=(0, 0), **environment):
         self.seen = ""
         self.fd, inside = pty.openpty()
+        self.resize(*size)
         self.process = subprocess.Popen(
             [sys.executable, "-c", script],
-            env=_environment(models_dir),
+            env={**_environment(models_dir), **environment},
             stdin=inside,
             stdout=inside,
             stderr=inside,
@@ -398,6 +405,9 @@ class Terminal:
             self.send(again)
         raise AssertionError(f"no {text!r} after {self.seen!r}")
 
+    def resize(self, columns, lines):
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
     def send(self, text):
         os.write(self.fd, text.encode())
 
@@ -417,7 +427,7 @@ class Terminal:
         self.process.wait()
 
 
-def _chat(tmp_path, answers, *flags):
+def _chat(tmp_path, answers, *flags, make=Terminal, **terminal):
     (tmp_path / CATALOGUE_FILE).write_bytes(b"GGUF")
     setup = f"""
 import atexit
@@ -425,7 +435,7 @@ FakeEngine.answers = {answers}
 sys.argv[1:] = {["chat", *flags]!r}
 atexit.register(lambda: print("REQUESTS", [r["messages"] for r in FakeEngine.made[0].requests]))
 """
-    return Terminal(_main(setup), tmp_path)
+    return make(_main(setup), tmp_path, **terminal)
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_the_chat(tmp_path):
@@ -441,7 +451,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(tmp_path):
         chat.expect("Two\r\n")
         chat.expect("> ")
         chat.send("\x03")
-        chat.expect("Ctrl-D or /exit to leave", again="\x03")
+        chat.expect("Ctrl-C again, Ctrl-D or /bye to leave")
         chat.expect("> ")
         chat.send("\x04")
         chat.expect("REQUESTS [[{'role': 'user', 'content': 'first'}], [{'role': 'user', 'content': 'first'}, ")
@@ -450,29 +460,65 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(tmp_path):
 
 
 def test_commands_of_the_chat(tmp_path):
-    with _chat(tmp_path, "[['One'], ['Two'], ['Three']]", "--system", "old") as chat:
+    with _chat(tmp_path, "[['One'], ['Two'], ['Three'], ['Four'], ['Five'], ['Six'], ['Seven']]", "--system", "old") as chat:
         for line, answer in [
-            ("first", "One"), ("/frob", "unknown command /frob"), ("/help", "/system [TEXT]"),
-            ("/reset", "conversation forgotten"), ("second", "Two"), ("/system new", "system message set"),
-            ("third", "Three"), ("/exit", "REQUESTS "),
+            ("first", "One"), ("/help", "/system [TEXT]"), ("/?", "/system [TEXT]"),
+            ("/reset", "conversation forgotten"), ("second", "Two"), ("/system new", "system message set"), ("third", "Three"),
+            ("/reset", "conversation forgotten"), ("/system", "system message removed"),
+            ("//bye", "Four"), ("///x", "Five"), (" /exit", "Six"), ('"""', "... "),
         ]:  # fmt: skip
             chat.expect("> ")
             chat.send(line + "\r")
             chat.expect(answer)
+        chat.send("/quit\r")
+        chat.expect("... ")
+        chat.send('  end"""\r')
+        chat.expect("Seven")
+        chat.expect("> ")
+        chat.send("/quit\r")
+        chat.expect("REQUESTS ")
         system = "{'role': 'system', 'content': '%s'}"
         chat.expect(f"[[{system % 'old'}, {{'role': 'user', 'content': 'first'}}], ")
         chat.expect(f"[{system % 'old'}, {{'role': 'user', 'content': 'second'}}], ")
         chat.expect(f"[{system % 'new'}, {{'role': 'user', 'content': 'second'}}, ")
         chat.expect("{'role': 'assistant', 'content': 'Two'}, ")
-        chat.expect("{'role': 'user', 'content': 'third'}]]")
+        chat.expect("{'role': 'user', 'content': 'third'}], ")
+        chat.expect("[{'role': 'user', 'content': '/bye'}], ")
+        for said in ("/bye", "//x", " /exit"):
+            chat.expect(f"{{'role': 'user', 'content': '{said}'}}, ")
+        chat.expect("{'role': 'user', 'content': '/quit\\n  end'}]]")
         assert chat.end() == 0
 
 
-def test_an_error_is_told_and_the_chat_goes_on_without_that_turn(tmp_path):
-    with _chat(tmp_path, "[ContextLengthError('too long'), ['Two']]") as chat:
+@pytest.mark.parametrize("line, why", [("/etc/hosts", "unknown command /etc/hosts"), ("/help me", "/help takes nothing more")])
+def test_what_looks_like_a_command_is_asked_about(tmp_path, line, why):
+    with _chat(tmp_path, "[['One']]") as chat:
+        for answer in ("n", "", "\x04", "y"):
+            chat.expect("> ")
+            chat.send(line + "\r")
+            chat.expect(why)
+            chat.expect("send it as a message? [y/N] ")
+            chat.send(answer + "\r" * (answer != "\x04"))
+        chat.expect("One")
+        chat.expect("> ")
+        chat.send("/bye\r")
+        chat.expect(f"REQUESTS [[{{'role': 'user', 'content': '{line}'}}]]")
+        assert chat.end() == 0
+
+
+@pytest.mark.parametrize(
+    "failure, told",
+    [
+        ("ContextLengthError('too long')", "error: too long"),
+        ("ZeroDivisionError('oh')", "internal error: ZeroDivisionError: oh"),
+        ("['Half', ContextLengthError('too long')]", "Half\r\nerror: too long"),
+    ],
+)
+def test_an_error_is_told_and_the_chat_goes_on_without_that_turn(tmp_path, failure, told):
+    with _chat(tmp_path, f"[{failure}, ['Two']]") as chat:
         chat.expect("> ")
         chat.send("first\r")
-        chat.expect("error: too long")
+        chat.expect(told)
         chat.expect("> ")
         chat.send("second\r")
         chat.expect("Two")

@@ -1,0 +1,105 @@
+"""Piped text: what a pipe or a file on stdin brings to a command, read, bounded and decoded."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import re
+import select
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from polargrid_local.errors import ValidationError
+
+MOST_BYTES = 64 << 20  # beyond any context
+SILENCE_S = 5.0
+
+
+def is_terminal() -> bool:
+    """Whether stdin is a person."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def read_text() -> str:
+    """All of stdin, without its last line breaks; "" where stdin is closed. Raises ValidationError for what is no text."""
+    if sys.stdin is None:
+        return ""
+    with contextlib.suppress(OSError, ValueError):
+        os.set_blocking(sys.stdin.fileno(), True)  # a parent may have left it so that a read ends before the text does
+    data = sys.stdin.buffer.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValidationError(f"stdin brings more than {MOST_BYTES >> 20} MiB, more than any context holds; send a part of it")
+    return re.sub("\r\n?", "\n", _decoded(data, sys.stdin.encoding)).rstrip("\n")
+
+
+def read_beside_prompt(note: Callable[[str], None]) -> str:
+    """What stdin brings to a command that has its prompt already, "" for nothing.
+
+    A file is read, and so is a pipe that some other command writes into, however long that takes. Terminals and /dev/null
+    are not touched. A pipe or socket that only our own parents hold open (a program that started us with a pipe and forgot
+    it, ssh, a CI runner) need never say anything: after SILENCE_S seconds without a byte `note` tells that it is left out.
+    """
+    try:
+        fd = sys.stdin.fileno()
+        kind = os.fstat(fd).st_mode
+    except AttributeError:  # closed
+        return ""
+    except (OSError, ValueError):  # no file of the system: whoever put it there knows its end
+        return read_text()
+    if stat.S_ISCHR(kind):
+        return ""
+    if (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)) and sys.platform != "win32":
+        waiting = False
+        while not select.select([fd], [], [], SILENCE_S)[0]:
+            if not _is_fed(fd):
+                note(f"stdin is open but silent for {SILENCE_S:.0f} s: sending the prompt alone (</dev/null saves the wait)")
+                return ""
+            if not waiting:
+                note("waiting for the command that writes into stdin")
+            waiting = True
+    return read_text()
+
+
+def _is_fed(fd: int) -> bool:
+    """Whether a process other than our parents has the pipe's writing end. True where the system does not tell."""
+    try:
+        pipe = os.readlink(f"/proc/self/fd/{fd}")
+        family = {os.getpid()}
+        parent = os.getppid()
+        while parent:
+            family.add(parent)
+            parent = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return True
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) not in family:
+            with contextlib.suppress(OSError):  # another user's, or gone
+                for held in (process / "fd").iterdir():
+                    if os.readlink(held) == pipe and _is_writable(process / "fdinfo" / held.name):
+                        return True
+    return False
+
+
+def _is_writable(fdinfo: Path) -> bool:
+    flags = re.search(r"^flags:\s*([0-7]+)", fdinfo.read_text(), re.MULTILINE)
+    return flags is not None and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY
+
+
+def _decoded(data: bytes, locale: str) -> str:
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # what some shells of Windows write
+    try:
+        text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        try:
+            text = data.decode(locale)
+        except (UnicodeDecodeError, LookupError):
+            raise ValidationError(
+                f"stdin is not {'UTF-16' if is_utf16 else 'UTF-8'} text: {error.reason} at byte {error.start}; "
+                "convert it first, for example with: iconv -f latin1 -t utf-8"
+            ) from None
+    if "\0" in text:
+        raise ValidationError(f"stdin is not text: a zero byte after {text.index(chr(0))} characters; is it a binary file?")
+    return text
