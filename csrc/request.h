@@ -195,7 +195,7 @@ struct EngineOptions {
         field("flash_attention", &EngineOptions::flash_attention);
         field("mmap", &EngineOptions::mmap);
         field("kernels", &EngineOptions::kernels);
-        field("prefix_cache_bytes", &EngineOptions::prefix_cache_bytes, Range{-1, int64_t{1} << 44});
+        field("prefix_cache_bytes", &EngineOptions::prefix_cache_bytes, Range{-1, 1LL << 44});
         field("check_tensors", &EngineOptions::check_tensors);
         field("embeddings", &EngineOptions::embeddings);
         field("lora", &EngineOptions::lora, PathBytes{});

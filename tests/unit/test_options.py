@@ -91,7 +91,7 @@ def native_fields(root, struct):
     assert found and all(name == member for name, member, *_ in found)
 
     def number(text):
-        base, _, shift = text.replace("int64_t{1}", "1").partition("<<")
+        base, _, shift = text.replace("LL", "").partition("<<")
         return int(base) << int(shift or 0)
 
     return {name: (number(low), number(high)) if low else None for name, _, low, high in found}
