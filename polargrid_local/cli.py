@@ -152,7 +152,9 @@ def _root(
 @app.command()
 @_engine_flags(ALONE)
 def chat(
-    prompt: Annotated[Optional[str], typer.Argument(help="What to say; - = what stdin brings; without it, an interactive chat.")] = None,
+    prompt: Annotated[
+        Optional[str], typer.Argument(help="What to say; - = what stdin brings; without it, an interactive chat.")
+    ] = None,
     model: Model = None,
     models_dir: ModelsDir = None,
     system: System = None,
@@ -189,7 +191,9 @@ def chat(
 @app.command()
 @_engine_flags(ALONE)
 def complete(
-    prompt: Annotated[Optional[str], typer.Argument(help="The text to continue; without it, or with -, what stdin brings.")] = None,
+    prompt: Annotated[
+        Optional[str], typer.Argument(help="The text to continue; - = what stdin brings, and so without it.")
+    ] = None,
     model: Model = None,
     models_dir: ModelsDir = None,
     max_tokens: MaxTokens = 256,

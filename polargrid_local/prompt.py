@@ -24,7 +24,8 @@ PASTE_GAP_S = 0.02  # a key that comes this soon after Enter was pasted with it,
 
 def open_prompt() -> LinePrompt | EditorPrompt:
     """An editor where the terminal can carry one, else plain lines."""
-    if sys.platform != "win32" and os.environ.get("TERM", "") in ("", "dumb", "unknown"):
+    is_dumb = sys.platform != "win32" and os.environ.get("TERM", "") in ("", "dumb", "unknown")
+    if is_dumb or not (sys.stdout.isatty() or sys.stderr.isatty()):
         return LinePrompt()
     try:
         return EditorPrompt()
@@ -48,7 +49,9 @@ def message_of(typed: str) -> tuple[str, bool]:
         # Bytes that the terminal's declared encoding could not read came through as surrogates.
         typed = typed.encode("utf-8", "surrogateescape").decode("utf-8")
     except ValueError:
-        raise ValidationError("the message holds bytes that are not UTF-8 text; does the terminal's encoding fit the locale?") from None
+        raise ValidationError(
+            "the message holds bytes that are not UTF-8 text; does the terminal's encoding fit the locale?"
+        ) from None
     text = re.sub(r"\A(?:[ \t]*\n)+", "", typed).rstrip()
     if text.startswith(QUOTES) and text.endswith(QUOTES) and len(text) >= 2 * len(QUOTES):
         inside = text[len(QUOTES) : -len(QUOTES)]

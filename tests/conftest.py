@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # A test run in the background of a shell ignores Ctrl-C, and so would every program that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    """llama-cpp-python, our peer, opens /dev/null twice when it is imported and leaves both for the interpreter to complain of."""
+    if peer := sys.modules.get("llama_cpp._utils"):
+        peer.outnull_file.close()
+        peer.errnull_file.close()
 
 
 @pytest.fixture(scope="session")

@@ -85,3 +85,11 @@ def test_both_in_one_process(smollm2: Path, order: str) -> None:
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program), str(smollm2)], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "both\n"
+
+
+def test_the_peer_leaves_no_open_file_at_the_end_of_a_run(root: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    program = "import llama_cpp, conftest; conftest.pytest_unconfigure()"
+    command = [sys.executable, "-X", "dev", "-c", program]
+    done = subprocess.run(command, cwd=root / "tests", capture_output=True, text=True, timeout=180)
+    assert (done.returncode, done.stderr) == (0, "")

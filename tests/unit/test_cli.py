@@ -7,8 +7,6 @@ import json
 import os
 import pty
 import select
-import signal
-import stat
 import struct
 import subprocess
 import sys
@@ -365,8 +363,30 @@ def test_serve_passes_flags_on_and_names_the_extra(run, monkeypatch, tmp_path):
 
 
 def test_a_reader_who_leaves_ends_it_silently(tmp_path):
-    done = _script("FakeEngine.answers = [['x' * 70000] * 50]; sys.argv[1:] = ['chat', 'hi']", tmp_path, "| head -c 10")
-    assert (done.stdout, done.stderr) == ("x" * 10, "")
+    setup = "FakeEngine.answers = [['x' * 70000] * 50]; sys.argv[1:] = ['chat', 'hi']"
+    done = _script(setup, tmp_path, '</dev/null | head -c 10; echo " ${PIPESTATUS[0]}"')
+    assert (done.stdout, done.stderr) == ("x" * 10 + " 141\n", "")
+    done = _script(setup.replace("'hi'", "'hi', '--json'"), tmp_path, '</dev/null | head -c 1; echo " ${PIPESTATUS[0]}"')
+    assert (done.stdout, done.stderr) == ("{ 141\n", "")
+
+
+def test_output_that_cannot_show_an_answer_does_not_end_it(tmp_path):
+    done = _script("sys.argv[1:] = ['chat', 'hi']", tmp_path, "</dev/null", PYTHONIOENCODING="ascii")
+    assert (done.stdout, done.stderr, done.returncode) == ("Hello, w?rld ??\n", "", 0)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+def test_any_file_name_is_listed_in_columns(tmp_path, encoding):
+    names = [b"caf\xe9.gguf", "日本語.gguf".encode(), b"new\nline\x1b[31m.gguf", b"my model (1).gguf"]
+    for name in names:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(b"GGUF")
+    done = _script("sys.argv[1:] = ['list']", tmp_path, "", PYTHONIOENCODING=encoding, text=False)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1 + 4 + len(names)
+    assert b"\x1b" not in done.stdout
+    done = _script("sys.argv[1:] = ['list', '--json']", tmp_path, "", PYTHONIOENCODING=encoding)
+    assert "日本語" in [json.loads(line)["id"] for line in done.stdout.splitlines()]
 
 
 def test_help_is_quick_and_version_is_printed(tmp_path):
@@ -377,7 +397,8 @@ from polargrid_local.cli import main
 try:
     main()
 except SystemExit:
-    print([m for m in ("polargrid_local.engine", "huggingface_hub", "jinja2", "numpy", "fastapi") if m in sys.modules])
+    heavy = ("polargrid_local.engine", "huggingface_hub", "jinja2", "numpy", "fastapi", "prompt_toolkit", "wcwidth")
+    print([m for m in heavy if m in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], env=_environment(tmp_path), capture_output=True, text=True)
     assert done.stdout.splitlines() == [polargrid_local.__version__, "[]"], done.stderr
@@ -407,14 +428,14 @@ main()
 """
 
 
-def _script(setup, models_dir, rest):
+def _script(setup, models_dir, rest, text=True, **environment):
     (models_dir / CATALOGUE_FILE).write_bytes(b"GGUF")
     command = f'"$0" -c "$1" {rest}'
     return subprocess.run(
-        ["sh", "-c", command, sys.executable, _main(setup)],
-        env=_environment(models_dir),
+        ["bash", "-c", command, sys.executable, _main(setup)],
+        env={**_environment(models_dir), **environment},
         capture_output=True,
-        text=True,
+        text=text,
     )
 
 

@@ -118,7 +118,8 @@ def test_a_file_and_a_closed_stdin_do_not_wait(tmp_path):
 
 
 def test_a_pipe_of_the_parent_is_read_to_its_end(tmp_path):
-    assert _end(_start(tmp_path, "chat", "hi", stdin=subprocess.PIPE), "from\nthe parent\n") == (0, "hi\n\nfrom\nthe parent\n", "")
+    process = _start(tmp_path, "chat", "hi", stdin=subprocess.PIPE)
+    assert _end(process, "from\nthe parent\n") == (0, "hi\n\nfrom\nthe parent\n", "")
     assert _end(_start(tmp_path, "chat", "hi", stdin=subprocess.PIPE), "") == (0, "hi\n", "")
 
 

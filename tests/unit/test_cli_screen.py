@@ -34,8 +34,10 @@ class Screen(Terminal):
 
     def wait(self, *last):
         """Until these are the last lines of the screen; each is a pattern."""
-        while not all(map(re.fullmatch, last, ["", ""] * (len(self.lines) < len(last)) + self.lines[-len(last):])):
-            assert select.select([self.fd], [], [], 120)[0], f"silent, with {self.lines}"
+        deadline = time.monotonic() + 120
+        while len(self.lines) < len(last) or not all(map(re.fullmatch, last, self.lines[-len(last):])):
+            ready = select.select([self.fd], [], [], 120)[0]
+            assert ready and time.monotonic() < deadline, f"still {self.lines}"
             try:
                 data = os.read(self.fd, 65536)
             except OSError:
@@ -111,6 +113,33 @@ def test_what_comes_during_an_answer_waits_for_the_prompt(tmp_path):
         assert requests(chat) == ["first", "pasted\nmeanwhile", "typed"]
 
 
+def test_what_comes_while_the_model_loads_waits_for_the_prompt(tmp_path):
+    loaded = tmp_path / "loaded"
+    script = _main(f"""
+import time, pathlib
+class Slow(FakeEngine):
+    def __init__(self, *arguments, **options):
+        print("LOADING", flush=True)
+        while not pathlib.Path({str(loaded)!r}).exists():
+            time.sleep(0.01)
+        super().__init__(*arguments, **options)
+polargrid_local.engine.Engine = Slow
+FakeEngine.answers = [["One"]]
+sys.argv[1:] = ["chat"]
+""")
+    (tmp_path / CATALOGUE_FILE).write_bytes(b"GGUF")
+    with Screen(script, tmp_path) as chat:
+        chat.wait("LOADING", "loading smollm2-135m.*")
+        chat.send(paste("pasted\rearly") + "\r")
+        loaded.touch()
+        chat.wait("> pasted", r"\.\.\. early", "One", ">")
+    loaded.unlink()
+    with Screen(script, tmp_path) as chat:
+        chat.wait("LOADING", "loading smollm2-135m.*")
+        chat.send("\x03")
+        assert chat.end() == 130
+
+
 def test_words_are_not_split_whatever_the_width(tmp_path):
     words = "It was a bright cold day in April and the clocks were striking thirteen 日本語の文章です。 👍🏽 end".split(" ")
     pieces = [piece for word in words for piece in (word[:3], word[3:] + " ") if piece]
@@ -130,7 +159,11 @@ def test_words_are_not_split_whatever_the_width(tmp_path):
 def test_an_answer_to_a_pipe_or_a_file_is_not_touched(tmp_path):
     text = "word " * 100 + "\x1b[1m日本\r\n"
     out = tmp_path / "out"
-    script = _main(f"FakeEngine.answers = [[{text!r}]]; sys.argv[1:] = ['chat']; sys.stdout = open({str(out)!r}, 'w', newline='')")
+    script = _main(f"""
+FakeEngine.answers = [[{text!r}]]
+sys.argv[1:] = ['chat']
+sys.stdout = open({str(out)!r}, 'w', newline='')
+""")
     (tmp_path / CATALOGUE_FILE).write_bytes(b"GGUF")
     with Screen(script, tmp_path) as chat:
         chat.wait(".*", ">")
@@ -239,7 +272,8 @@ from test_cli import FakeEngine
 polargrid_local.engine.Engine = FakeEngine
 FakeEngine.answers = [["One"], ["Two"]]
 sys.argv[1:] = ["chat"]
-atexit.register(lambda: open({str(log)!r}, "w").write(repr([r["messages"][-1]["content"] for r in FakeEngine.made[0].requests])))
+sent = lambda: [request["messages"][-1]["content"] for request in FakeEngine.made[0].requests]
+atexit.register(lambda: open({str(log)!r}, "w").write(repr(sent())))
 main()
 """)
     environment = {**_environment(tmp_path), "TERM": "xterm"}

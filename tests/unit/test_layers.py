@@ -36,8 +36,11 @@ MAY = {
     "index": WORDS,
     "download": WORDS | {"store", "partial", "index", "shards"},
     "sdk": WORDS | {"engine", "server", "extras", "__init__"},
-    "cli": WORDS | {"engine", "store", "server", "terminal", "__init__"},
-    "terminal": WORDS | {"engine", "store"},
+    "cli": WORDS | {"engine", "store", "server", "terminal", "prompt", "piped", "wrap", "__init__"},
+    "terminal": WORDS | {"engine", "store", "prompt", "wrap"},
+    "prompt": WORDS,
+    "piped": WORDS,
+    "wrap": set(),
     "__main__": {"cli"},
 }
 

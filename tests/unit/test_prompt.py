@@ -170,6 +170,9 @@ def test_a_terminal_that_can_do_little_gets_plain_lines(monkeypatch, term):
 
 def test_an_editor_that_cannot_be_made_is_said(monkeypatch, capsys):
     monkeypatch.setenv("TERM", "xterm")
+    assert isinstance(open_prompt(), LinePrompt)  # no terminal to write on, and nothing to be said about that
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setattr("prompt_toolkit.input.create_input", lambda: 1 / 0)
     assert isinstance(open_prompt(), LinePrompt)
     assert "ZeroDivisionError" in capsys.readouterr().err
