@@ -65,12 +65,16 @@ class Outbox:
     def wake(self) -> None:
         ...
 class Engine:
-    def __init__(self, path: str, options: dict) -> None:
+    def __init__(self, path: typing.Any, options: dict) -> None:
         ...
     def cancel(self, id: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
     def close(self) -> None:
         ...
+    def drain_log(self) -> list:
+        """
+        What llama.cpp said while it worked for this engine, since the last call: (level as in logging, text).
+        """
     def info(self) -> dict:
         ...
     def outbox(self, quiet: bool = False) -> Outbox:
@@ -87,11 +91,11 @@ def bare_loop(path: str, n_prompt: typing.SupportsInt | typing.SupportsIndex, n_
     """
     llama.cpp's own greedy loop on this build, for benchmarks: times in milliseconds.
     """
-def drain_log() -> list[tuple[int, str]]:
+def drain_log() -> list:
     """
-    llama.cpp's log lines since the last call: (level as in logging, text).
+    llama.cpp's log lines that belong to no engine, since the last call: (level as in logging, text).
     """
-def inspect(path: str) -> dict:
+def inspect(path: typing.Any) -> dict:
     """
     What a GGUF file says about itself, validated, without loading it.
     """
