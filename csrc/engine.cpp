@@ -5,6 +5,7 @@
 #include "machine.h"
 #include "model.h"
 #include "outbox.h"
+#include "ranges.h"
 #include "scheduler.h"
 #include "sequence.h"
 
@@ -32,24 +33,12 @@ void check_process(int64_t process_id) {
 }
 
 void check_sampling(const SamplingParams & params, int32_t n_vocab) {
-    const auto require = [](bool ok, const std::string & name, double value, const std::string & allowed) {
-        if (!ok) {
-            throw Error("invalid_request", name + " must be " + allowed + ", got " + std::to_string(value),
-                        {{"field", name}, {"allowed", allowed}});
-        }
-    };
-    require(params.temperature >= 0 && params.temperature <= 100, "temperature", params.temperature, "0..100");
-    require(params.top_p >= 0 && params.top_p <= 1, "top_p", params.top_p, "0..1");
-    require(params.min_p >= 0 && params.min_p <= 1, "min_p", params.min_p, "0..1");
-    require(params.typical_p >= 0 && params.typical_p <= 1, "typical_p", params.typical_p, "0..1");
-    require(params.repetition_penalty > 0 && params.repetition_penalty <= 100, "repetition_penalty",
-            params.repetition_penalty, "> 0 and <= 100");
-    require(std::abs(params.frequency_penalty) <= 100, "frequency_penalty", params.frequency_penalty, "-100..100");
-    require(std::abs(params.presence_penalty) <= 100, "presence_penalty", params.presence_penalty, "-100..100");
-    require(params.n_logprobs >= -1 && params.n_logprobs <= 100, "top_logprobs", params.n_logprobs, "0..100");
+    check_ranges(params);
     for (const auto & [token, bias] : params.logit_bias) {
-        require(token >= 0 && token < n_vocab, "logit_bias token", token, "0.." + std::to_string(n_vocab - 1));
-        require(!std::isnan(bias), "logit_bias", bias, "a number");
+        check_range("logit_bias token", token, {0, n_vocab - 1.0});
+        if (std::isnan(bias)) {
+            throw Error("invalid_request", "logit_bias must be a number, got nan", {{"field", "logit_bias"}, {"allowed", "a number"}});
+        }
     }
 }
 

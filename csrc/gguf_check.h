@@ -42,6 +42,29 @@ struct GgufSummary {
     uint64_t cache_bytes_f16 = 0, cache_bytes_q8_0 = 0;
 
     std::map<std::string, std::string> metadata;   // scalar keys; strings cut at 256 bytes, on a character
+
+    template <typename Visit> static constexpr void fields(Visit && field) {
+        field("file_bytes", &GgufSummary::file_bytes);
+        field("tensor_bytes", &GgufSummary::tensor_bytes);
+        field("n_params", &GgufSummary::n_params);
+        field("n_splits", &GgufSummary::n_splits);
+        field("vocab_only", &GgufSummary::vocab_only);
+        field("architecture", &GgufSummary::architecture);
+        field("name", &GgufSummary::name);
+        field("tasks", &GgufSummary::tasks);
+        field("labels", &GgufSummary::labels);
+        field("quantization", &GgufSummary::quantization);
+        field("chat_template", &GgufSummary::chat_template);
+        field("n_layer", &GgufSummary::n_layer);
+        field("n_embd", &GgufSummary::n_embd);
+        field("n_head", &GgufSummary::n_head);
+        field("n_head_kv", &GgufSummary::n_head_kv);
+        field("n_ctx_train", &GgufSummary::n_ctx_train);
+        field("n_vocab", &GgufSummary::n_vocab);
+        field("cache_bytes_f16", &GgufSummary::cache_bytes_f16);
+        field("cache_bytes_q8_0", &GgufSummary::cache_bytes_q8_0);
+        field("metadata", &GgufSummary::metadata);
+    }
 };
 
 enum class GgufRole : uint8_t {

@@ -5,6 +5,7 @@
 #include "kernels/kernels.h"
 #include "log.h"
 #include "machine.h"
+#include "ranges.h"
 
 #include <ggml-cpu.h>
 #include <llama.h>
@@ -47,23 +48,6 @@ std::string complaint(const std::string & path) {
     return text.empty() ? "it does not say why" : text;
 }
 
-void check_options(const EngineOptions & options) {
-    const auto require = [](bool ok, const char * name, int64_t value, const char * allowed) {
-        if (!ok) {
-            throw Error("invalid_request", std::string(name) + " must be " + allowed + ", got " + std::to_string(value),
-                        {{"field", name}, {"value", std::to_string(value)}, {"allowed", allowed}});
-        }
-    };
-    require(options.n_ctx >= 0 && options.n_ctx <= (1 << 24), "n_ctx", options.n_ctx, "0..16777216");
-    require(options.max_streams >= 1 && options.max_streams <= 64, "max_streams", options.max_streams, "1..64");
-    require(options.max_queue >= 0 && options.max_queue <= 100000, "max_queue", options.max_queue, "0..100000");
-    require(options.n_threads >= 0 && options.n_threads <= 512, "n_threads", options.n_threads, "0..512");
-    require(options.n_batch >= 32 && options.n_batch <= 8192, "n_batch", options.n_batch, "32..8192");
-    require(options.n_gpu_layers >= -1 && options.n_gpu_layers <= 10000, "n_gpu_layers", options.n_gpu_layers, "-1..10000");
-    require(options.prefix_cache_bytes >= -1 && options.prefix_cache_bytes <= (int64_t{1} << 44), "prefix_cache_bytes",
-            options.prefix_cache_bytes, "-1..17592186044416");
-}
-
 }  // namespace
 
 void Model::Free::operator()(llama_model * model) const { llama_model_free(model); }
@@ -76,7 +60,7 @@ Model::Model(const std::string & path, const EngineOptions & options, const std:
              const std::atomic<bool> & abort)
     : options_(options), abort_(abort) {
     const auto start = std::chrono::steady_clock::now();
-    check_options(options_);
+    check_ranges(options_);
     const GgufSummary summary = check_gguf(path);
     if (summary.vocab_only || summary.type != "model") {
         throw Error("invalid_model", "the file holds no model weights", {{"key", "general.type"}, {"value", summary.type}});
@@ -330,7 +314,7 @@ void Model::describe(const std::string & path, const GgufSummary & summary) {
     info_.n_threads = options_.n_threads;
     info_.n_batch = options_.n_batch;
     info_.flash_attention = options_.flash_attention;
-    info_.cache_type = options_.cache_type == CacheType::q8_0 ? "q8_0" : "f16";
+    info_.cache_type = name_of(options_.cache_type);
     info_.kernels = options_.kernels ? kernels::isa() : "off";
     info_.build = build_id();
     info_.devices = list_devices();

@@ -1,6 +1,10 @@
 // The native vocabulary: what crosses the border between Python and the engine. Plain structs; no llama.h, no Python.
+// fields() lists what Python sees of a struct; names() are the words for an enum's values, in their order.
 #pragma once
 
+#include "fields.h"
+
+#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -45,14 +49,25 @@ struct SamplingParams {
     uint64_t seed = 0;
     int32_t  n_logprobs = -1;            // -1 = none; else the chosen token plus this many alternatives
     std::vector<std::pair<Token, float>> logit_bias;
+
+    template <typename Visit> static constexpr void fields(Visit && field) {
+        field("temperature", &SamplingParams::temperature, Range{0, 100});
+        field("top_p", &SamplingParams::top_p, Range{0, 1});
+        field("top_k", &SamplingParams::top_k);
+        field("min_p", &SamplingParams::min_p, Range{0, 1});
+        field("typical_p", &SamplingParams::typical_p, Range{0, 1});
+        field("repetition_penalty", &SamplingParams::repetition_penalty, Range{0, 100, true});
+        field("frequency_penalty", &SamplingParams::frequency_penalty, Range{-100, 100});
+        field("presence_penalty", &SamplingParams::presence_penalty, Range{-100, 100});
+        field("seed", &SamplingParams::seed);
+        field("n_logprobs", &SamplingParams::n_logprobs, Range{-1, 100});
+        field("logit_bias", &SamplingParams::logit_bias);
+    }
 };
 
 // generate: an answer. embed: one vector for a text. rank: how well a document answers a query.
 enum class Task : uint8_t { generate, embed, rank };
-
-inline const char * name_of(Task task) {
-    return task == Task::generate ? "generate" : task == Task::embed ? "embed" : "rank";
-}
+constexpr auto names(Task) { return std::array{"generate", "embed", "rank"}; }
 
 struct Request {
     Task task = Task::generate;
@@ -64,14 +79,32 @@ struct Request {
     SamplingParams sampling;
     bool ignore_eos = false;             // benchmarks: run to max_tokens
     std::shared_ptr<Outbox> outbox;      // where its events go; null: the engine's own, for wait_events()
+
+    template <typename Visit> static constexpr void fields(Visit && field) {
+        field("task", &Request::task);
+        field("prompt", &Request::prompt);
+        field("tokens", &Request::tokens);
+        field("max_tokens", &Request::max_tokens);
+        field("stop", &Request::stop);
+        field("filter", &Request::filter);
+        field("ignore_eos", &Request::ignore_eos);
+        field("sampling", &Request::sampling);
+    }
 };
 
 enum class FinishReason : uint8_t { none, stop, length, content_filter };
+constexpr auto names(FinishReason) { return std::array{"", "stop", "length", "content_filter"}; }
 
 struct Usage {
     int32_t n_prompt = 0;
     int32_t n_cached = 0;      // of n_prompt: taken from the prefix cache
     int32_t n_generated = 0;   // tokens sampled, the end-of-generation token not counted
+
+    template <typename Visit> static constexpr void fields(Visit && field) {
+        field("n_prompt", &Usage::n_prompt);
+        field("n_cached", &Usage::n_cached);
+        field("n_generated", &Usage::n_generated);
+    }
 };
 
 struct Timings {               // milliseconds since submit, monotonic clock; < 0 = not reached
@@ -79,6 +112,13 @@ struct Timings {               // milliseconds since submit, monotonic clock; < 
     double prefill_ms = -1;      // prompt in the cache
     double first_token_ms = -1;
     double total_ms = -1;
+
+    template <typename Visit> static constexpr void fields(Visit && field) {
+        field("queue_ms", &Timings::queue_ms);
+        field("prefill_ms", &Timings::prefill_ms);
+        field("first_token_ms", &Timings::first_token_ms);
+        field("total_ms", &Timings::total_ms);
+    }
 };
 
 struct TokenLogprob {
@@ -86,6 +126,13 @@ struct TokenLogprob {
     float logprob = 0;
     std::string bytes;         // the token's own bytes: maybe half a character
     std::vector<TokenLogprob> top;
+
+    template <typename Visit> static constexpr void fields(Visit && field) {
+        field("token", &TokenLogprob::token);
+        field("logprob", &TokenLogprob::logprob);
+        field("bytes", &TokenLogprob::bytes, RawBytes{});
+        field("top", &TokenLogprob::top);
+    }
 };
 
 enum class EventKind : uint8_t {
@@ -96,6 +143,7 @@ enum class EventKind : uint8_t {
     embedding,  // last event of an embed request (the vector) or of a rank request (the scores, one per label)
     error,      // last event of a request that failed (`code`, `text` = message). id 0: the load failed
 };
+constexpr auto names(EventKind) { return std::array{"progress", "loaded", "text", "finished", "embedding", "error"}; }
 
 struct Event {
     RequestId id = 0;
@@ -113,7 +161,10 @@ struct Event {
 };
 
 enum class Device : uint8_t { automatic, cpu, gpu };
+constexpr auto names(Device) { return std::array{"auto", "cpu", "gpu"}; }
+
 enum class CacheType : uint8_t { f16, q8_0 };
+constexpr auto names(CacheType) { return std::array{"f16", "q8_0"}; }
 
 struct EngineOptions {
     Device    device = Device::automatic;
@@ -131,12 +182,38 @@ struct EngineOptions {
     bool      check_tensors = false; // read every weight and refuse NaN and infinity
     bool      embeddings = true;     // allow embed requests
     std::vector<std::pair<std::string, float>> lora;  // adapter file, scale
+
+    template <typename Visit> static constexpr void fields(Visit && field) {
+        field("device", &EngineOptions::device);
+        field("n_gpu_layers", &EngineOptions::n_gpu_layers, Range{-1, 10000});
+        field("n_ctx", &EngineOptions::n_ctx, Range{0, 1 << 24});
+        field("max_streams", &EngineOptions::max_streams, Range{1, 64});
+        field("max_queue", &EngineOptions::max_queue, Range{0, 100000});
+        field("n_threads", &EngineOptions::n_threads, Range{0, 512});
+        field("n_batch", &EngineOptions::n_batch, Range{32, 8192});
+        field("cache_type", &EngineOptions::cache_type);
+        field("flash_attention", &EngineOptions::flash_attention);
+        field("mmap", &EngineOptions::mmap);
+        field("kernels", &EngineOptions::kernels);
+        field("prefix_cache_bytes", &EngineOptions::prefix_cache_bytes, Range{-1, 1LL << 44});
+        field("check_tensors", &EngineOptions::check_tensors);
+        field("embeddings", &EngineOptions::embeddings);
+        field("lora", &EngineOptions::lora, PathBytes{});
+    }
 };
 
 struct DeviceInfo {
     std::string name, description;
     bool gpu = false;
     uint64_t memory_bytes = 0, free_bytes = 0;
+
+    template <typename Visit> static constexpr void fields(Visit && field) {
+        field("name", &DeviceInfo::name);
+        field("description", &DeviceInfo::description);
+        field("gpu", &DeviceInfo::gpu);
+        field("memory_bytes", &DeviceInfo::memory_bytes);
+        field("free_bytes", &DeviceInfo::free_bytes);
+    }
 };
 
 struct ModelInfo {
@@ -158,6 +235,44 @@ struct ModelInfo {
     double load_ms = 0;
     std::vector<DeviceInfo> devices;
     std::map<std::string, std::string> metadata;  // scalar GGUF keys
+
+    template <typename Visit> static constexpr void fields(Visit && field) {
+        field("path", &ModelInfo::path, PathBytes{});
+        field("architecture", &ModelInfo::architecture);
+        field("description", &ModelInfo::description);
+        field("quantization", &ModelInfo::quantization);
+        field("chat_template", &ModelInfo::chat_template);
+        field("rerank_template", &ModelInfo::rerank_template);
+        field("tasks", &ModelInfo::tasks);
+        field("labels", &ModelInfo::labels);
+        field("bos_text", &ModelInfo::bos_text);
+        field("eos_text", &ModelInfo::eos_text);
+        field("special_tokens", &ModelInfo::special_tokens);
+        field("additional_special_tokens", &ModelInfo::additional_special_tokens);
+        field("longest_piece", &ModelInfo::longest_piece);
+        field("n_params", &ModelInfo::n_params);
+        field("file_bytes", &ModelInfo::file_bytes);
+        field("weights_bytes", &ModelInfo::weights_bytes);
+        field("cache_bytes", &ModelInfo::cache_bytes);
+        field("prefix_cache_bytes", &ModelInfo::prefix_cache_bytes);
+        field("n_ctx", &ModelInfo::n_ctx);
+        field("n_ctx_train", &ModelInfo::n_ctx_train);
+        field("n_vocab", &ModelInfo::n_vocab);
+        field("n_embd", &ModelInfo::n_embd);
+        field("n_layer", &ModelInfo::n_layer);
+        field("max_streams", &ModelInfo::max_streams);
+        field("n_threads", &ModelInfo::n_threads);
+        field("n_gpu_layers", &ModelInfo::n_gpu_layers);
+        field("n_batch", &ModelInfo::n_batch);
+        field("add_bos", &ModelInfo::add_bos);
+        field("flash_attention", &ModelInfo::flash_attention);
+        field("cache_type", &ModelInfo::cache_type);
+        field("kernels", &ModelInfo::kernels);
+        field("build", &ModelInfo::build);
+        field("load_ms", &ModelInfo::load_ms);
+        field("devices", &ModelInfo::devices);
+        field("metadata", &ModelInfo::metadata);
+    }
 };
 
 struct Stats {
@@ -166,6 +281,22 @@ struct Stats {
     uint64_t n_prompt_tokens = 0, n_cached_tokens = 0, n_generated_tokens = 0, n_steps = 0;
     int32_t  n_cells = 0, n_cells_used = 0;     // KV cache, tokens; used = by running streams and held prefixes
     uint64_t prefix_cache_bytes = 0;            // host copies
+
+    template <typename Visit> static constexpr void fields(Visit && field) {
+        field("n_running", &Stats::n_running);
+        field("n_waiting", &Stats::n_waiting);
+        field("n_requests", &Stats::n_requests);
+        field("n_finished", &Stats::n_finished);
+        field("n_cancelled", &Stats::n_cancelled);
+        field("n_failed", &Stats::n_failed);
+        field("n_prompt_tokens", &Stats::n_prompt_tokens);
+        field("n_cached_tokens", &Stats::n_cached_tokens);
+        field("n_generated_tokens", &Stats::n_generated_tokens);
+        field("n_steps", &Stats::n_steps);
+        field("n_cells", &Stats::n_cells);
+        field("n_cells_used", &Stats::n_cells_used);
+        field("prefix_cache_bytes", &Stats::prefix_cache_bytes);
+    }
 };
 
 }  // namespace pgl

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import inspect
 import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar, get_args
 
 import typer
 from typer.core import TyperGroup
 
 from polargrid_local.errors import PolarGridError, ValidationError
+from polargrid_local.options import EngineOptions, limits, unit
 
 if TYPE_CHECKING:
     from polargrid_local.engine import Engine
@@ -85,13 +87,6 @@ Model = Annotated[
     ),
 ]
 ModelsDir = Annotated[Optional[Path], typer.Option(help="Where model files lie.", show_default=False)]
-Context = Annotated[
-    int, typer.Option("--n-ctx", min=0, help="Context length in tokens; 0 = the model's own, as far as it fits.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu or gpu.")]
-GpuLayers = Annotated[int, typer.Option("--n-gpu-layers", min=-1, help="Layers on the GPU; -1 = all.")]
-Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 = what this process may use.")]
-Kernels = Annotated[bool, typer.Option("--kernels/--no-kernels", help="Use this package's own CPU kernels.")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Temperature = Annotated[
     Optional[float], typer.Option(help="0 = always the likeliest token; else 0.7.", show_default=False)
@@ -105,6 +100,35 @@ Stop = Annotated[Optional[list[str]], typer.Option(help="End before this text; m
 System = Annotated[Optional[str], typer.Option(help="System message.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the raw chunks, one per line.")]
 AsSse = Annotated[bool, typer.Option("--sse", help="Print the raw events of the server's stream.")]
+
+ALONE = {"max_streams": 1}  # engine options of a program with one request at a time
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _engine_flags(defaults: dict[str, Any]) -> Callable[[F], F]:
+    """Gives a command, in place of its **options, a flag for every option of the engine; None where it was not given.
+    `defaults`: those that the command does not leave to EngineOptions."""
+
+    def decorate(command: F) -> F:
+        signature = inspect.signature(command, eval_str=True)
+        parameters = [item for item in signature.parameters.values() if item.kind != inspect.Parameter.VAR_KEYWORD]
+        for name, field in EngineOptions.model_fields.items():
+            default, flag, about = defaults.get(name, field.default), name.replace("_", "-"), field.description or ""
+            flags = [f"--{flag}/--no-{flag}" if isinstance(default, bool) else f"--{flag}"]
+            if name == "n_threads":
+                flags.append("--threads")  # its first name here
+            choices = "" if isinstance(default, bool) else unit(name) or ", ".join(get_args(field.annotation))
+            low, high = limits(name) or (None, None)
+            option = typer.Option(
+                *flags, min=low, max=high, show_default=str(default),
+                help=f"{about[0].upper()}{about[1:]}{f' ({choices})' if choices else ''}.",
+            )
+            kind: Any = Annotated[Optional[type(default)], option]
+            parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
 
 
 def _print_version(wanted: bool) -> None:
@@ -129,6 +153,7 @@ def _root(
 
 
 @app.command()
+@_engine_flags(ALONE)
 def chat(
     prompt: Annotated[
         Optional[str], typer.Argument(help="What to say; - = what stdin brings; without it, an interactive chat.")
@@ -142,13 +167,9 @@ def chat(
     top_k: TopK = None,
     seed: Seed = None,
     stop: Stop = None,
-    n_ctx: Context = 0,
-    device: Device = "auto",
-    n_gpu_layers: GpuLayers = -1,
-    threads: Threads = 0,
-    kernels: Kernels = True,
     as_json: AsJson = False,
     as_sse: AsSse = False,
+    **options: Any,
 ) -> None:
     """Talk to a model. What a pipe or a file brings on stdin follows the prompt after a blank line; alone, it is the prompt."""
     from polargrid_local.prompt import open_prompt
@@ -157,7 +178,7 @@ def chat(
     form = _form(as_json, as_sse)
     text = _prompt(prompt)
     sampling = _given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop)
-    options = _engine_options(n_ctx, device, n_gpu_layers, threads, kernels)
+    options = {**ALONE, **_given(**options)}
     if text is None:
         # The prompt comes first: what is typed or pasted while the model loads is for it.
         with open_prompt() as person, _engine(model, models_dir, **options) as (engine, name):
@@ -171,6 +192,7 @@ def chat(
 
 
 @app.command()
+@_engine_flags(ALONE)
 def complete(
     prompt: Annotated[
         Optional[str], typer.Argument(help="The text to continue; - = what stdin brings, and so without it.")
@@ -183,13 +205,9 @@ def complete(
     top_k: TopK = None,
     seed: Seed = None,
     stop: Stop = None,
-    n_ctx: Context = 0,
-    device: Device = "auto",
-    n_gpu_layers: GpuLayers = -1,
-    threads: Threads = 0,
-    kernels: Kernels = True,
     as_json: AsJson = False,
     as_sse: AsSse = False,
+    **options: Any,
 ) -> None:
     """Continue a text, without a chat template. What a pipe or a file brings on stdin follows it after a blank line."""
     from polargrid_local.piped import read_text
@@ -198,7 +216,7 @@ def complete(
     form = _form(as_json, as_sse)
     text = _prompt(prompt)
     sampling = _given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop)
-    options = _engine_options(n_ctx, device, n_gpu_layers, threads, kernels)
+    options = {**ALONE, **_given(**options)}
     if text is None:
         note("type the text to continue; Ctrl-D ends it")
         text = _something(read_text())
@@ -311,24 +329,21 @@ WORDS = "time year people way day man thing woman life child world school state 
 
 
 @app.command()
+@_engine_flags(ALONE)
 def bench(
     model: Model = None,
     models_dir: ModelsDir = None,
     n_prompt: Annotated[int, typer.Option(min=1, help="Words of the prompt.")] = 256,
     n_generate: Annotated[int, typer.Option(min=2, help="Tokens to generate.")] = 64,
     repeat: Annotated[int, typer.Option(min=1, help="Runs; the median counts.")] = 3,
-    n_ctx: Context = 0,
-    device: Device = "auto",
-    n_gpu_layers: GpuLayers = -1,
-    threads: Threads = 0,
-    kernels: Kernels = True,
+    **options: Any,
 ) -> None:
     """Measure prefill and decode as a program sees them, through the public API."""
     import statistics
     import time
 
     prefill, decode, first = [], [], []
-    options = _engine_options(n_ctx, device, n_gpu_layers, threads, kernels)
+    options = {**ALONE, **_given(**options)}
     with _engine(model, models_dir, **options) as (engine, name):
         for run in range(repeat + 1):
             # A prompt of its own for every run: a shared beginning would come from the prefix cache.
@@ -364,6 +379,7 @@ def _end_well(sig: int, frame: Any) -> None:
 
 
 @app.command()
+@_engine_flags({})
 def serve(
     model: Annotated[Optional[list[str]], typer.Option("--model", "-m", help="Load at the start; repeatable.")] = None,
     models_dir: ModelsDir = None,
@@ -380,13 +396,8 @@ def serve(
         Optional[int], typer.Option(min=0, help="Bytes for all loaded models; else 80 % of the machine's.")
     ] = None,
     config: Annotated[Optional[Path], typer.Option(help="TOML file of settings.", show_default=False)] = None,
-    max_streams: Annotated[Optional[int], typer.Option(min=1, help="Requests at once; else 4.")] = None,
-    n_ctx: Annotated[Optional[int], typer.Option(min=0, help="Context length in tokens, per request.")] = None,
-    device: Annotated[Optional[str], typer.Option(help="auto, cpu or gpu.")] = None,
-    n_gpu_layers: Annotated[Optional[int], typer.Option(min=-1, help="Layers on the GPU; -1 = all.")] = None,
-    threads: Annotated[Optional[int], typer.Option(min=0, help="CPU threads.")] = None,
-    kernels: Annotated[Optional[bool], typer.Option("--kernels/--no-kernels", help="Own CPU kernels.")] = None,
     log_level: Annotated[Optional[str], typer.Option(help="debug, info, warning or error.")] = None,
+    **options: Any,
 ) -> None:
     """Serve the API on this machine. Any setting: a flag, a POLARGRID_LOCAL_* variable, or a line of --config."""
     if threading.current_thread() is threading.main_thread():  # others cannot have signals
@@ -405,13 +416,8 @@ def serve(
         aliases=alias,
         keep_alive_s=keep_alive,
         memory_budget_bytes=memory_budget,
-        max_streams=max_streams,
-        n_ctx=n_ctx,
-        device=device,
-        n_gpu_layers=n_gpu_layers,
-        n_threads=threads,
-        kernels=kernels,
         log_level=log_level,
+        **options,
     )
     settings = ServeConfig.load(flags, os.environ, config)
     if not settings.model:
@@ -464,11 +470,6 @@ def _engine(model: str | None, models_dir: Path | None, **options: Any) -> Itera
         engine = Engine(name, models_dir=models_dir, on_load_progress=progress, **options)
     with engine:
         yield engine, name
-
-
-def _engine_options(n_ctx: int, device: str, n_gpu_layers: int, threads: int, kernels: bool) -> dict[str, Any]:
-    options = {"n_ctx": n_ctx, "device": device, "n_gpu_layers": n_gpu_layers, "n_threads": threads, "kernels": kernels}
-    return {**options, "max_streams": 1}
 
 
 def _given(**fields: Any) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""EngineOptions: name, default, range, unit and help of every engine option, for the API, the server and the docs alike."""
+"""EngineOptions: name, default, range, unit and help of every engine option, for the API, the command line, the
+server and the docs alike."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def _option(default: Any, help: str, unit: str = "", *, low: int | None = None, 
 
 
 class EngineOptions(BaseModel):
-    """What a native engine is made with. `csrc/model.cpp` checks the same ranges; a test compares the two."""
+    """What a native engine is made with. `csrc/request.h` states the same ranges; a test compares the two."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -124,6 +125,12 @@ def limits(name: str) -> tuple[int, int] | None:
     return None if low is None or high is None else (low, high)  # type: ignore[return-value]  # of anything comparable; ours are int
 
 
+def unit(name: str) -> str:
+    """What a whole-number option counts: "tokens"; "" for the others."""
+    extra = EngineOptions.model_fields[name].json_schema_extra
+    return str(extra["unit"]) if isinstance(extra, dict) else ""
+
+
 def allowed(name: str) -> str:
     """What an option may be, in words."""
     if (bounds := limits(name)) is not None:
@@ -155,8 +162,7 @@ def table() -> str:
     """The options as rows of a Markdown table, as README.md shows them."""
     rows = ["| option | default | values | meaning |", "|---|---|---|---|"]
     for name, field in EngineOptions.model_fields.items():
-        unit = field.json_schema_extra["unit"] if isinstance(field.json_schema_extra, dict) else ""
         bounds = limits(name)
-        values = f"{bounds[0]}..{bounds[1]} {unit}" if bounds else allowed(name).removeprefix("one of ")
+        values = f"{bounds[0]}..{bounds[1]} {unit(name)}" if bounds else allowed(name).removeprefix("one of ")
         rows.append(f"| `{name}` | {field.default} | {values} | {field.description} |")
     return "\n".join(rows)

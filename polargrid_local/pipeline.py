@@ -44,6 +44,7 @@ from .types import (
     RerankRequest,
     RerankResponse,
     RerankResult,
+    Sampling,
     Task,
     TextLogprobs,
     TextPart,
@@ -259,14 +260,8 @@ def _sampling(request: ChatCompletionRequest | CompletionRequest, info: NativeIn
                 param="logit_bias", details={"field": "logit_bias", "n_vocab": n_vocab},
             )
     return {
-        "temperature": request.temperature,
-        "top_p": request.top_p,
+        **{name: getattr(request, name) for name in Sampling.model_fields},
         "top_k": max(request.top_k, 0),
-        "min_p": request.min_p,
-        "typical_p": request.typical_p,
-        "repetition_penalty": request.repetition_penalty,
-        "frequency_penalty": request.frequency_penalty,
-        "presence_penalty": request.presence_penalty,
         "seed": seed,
         "n_logprobs": request.n_logprobs,
         "logit_bias": list(request.logit_bias.items()),

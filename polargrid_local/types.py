@@ -597,6 +597,7 @@ Text = Annotated[str, Field(min_length=1)]
 ModelName = Annotated[str, Field(min_length=1, max_length=4096)]  # the longest path
 Unit = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+TopK = Annotated[Whole, Field(ge=-(2**31), lt=2**31)]
 MaxTokens = Annotated[Whole, Field(ge=-1, lt=2**31), AfterValidator(_max_tokens)]
 Seed = Annotated[Whole, Field(ge=-(2**63), lt=2**64)]
 Stop = Annotated[
@@ -683,17 +684,23 @@ class Message(Model):
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
-class _Sampled(Model):
-    """What every generating request has in common."""
+class Sampling(Model):
+    """What the native sampler takes as it is, by the same names."""
 
-    model: ModelName | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
     top_p: Unit = 0.9
+    top_k: TopK = 0
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     min_p: Unit = 0.0
     typical_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class _Sampled(Sampling):
+    """What every generating request has in common."""
+
+    model: ModelName | None = None
     logit_bias: LogitBias = {}
     seed: Seed | None = None
     stop: Stop = []
@@ -717,7 +724,6 @@ class _Sampled(Model):
 class ChatCompletionRequest(_Sampled):
     messages: Annotated[list[Message], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: MaxTokens = 150
-    top_k: Annotated[Whole, Field(ge=-(2**31), lt=2**31)] = 0
     logprobs: bool = False
     top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] = 0
     enable_thinking: bool | None = None
@@ -734,7 +740,7 @@ class ChatCompletionRequest(_Sampled):
 class CompletionRequest(_Sampled):
     prompt: Strings
     max_tokens: MaxTokens = 100
-    top_k: Annotated[Whole, Field(ge=-(2**31), lt=2**31)] = 50
+    top_k: TopK = 50
     logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool = False
     best_of: Whole = 1

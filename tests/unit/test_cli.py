@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import polargrid_local.cli
 from polargrid_local import cli
 from polargrid_local.errors import ContextLengthError, EngineClosed, NetworkError
+from polargrid_local.options import EngineOptions, limits
 from polargrid_local.store import Store
 
 ROOT = Path(polargrid_local.cli.__file__).parents[1]
@@ -286,6 +287,54 @@ def test_bench_reports_prefill_and_decode(run):
     requests = FakeEngine.made[0].requests
     assert len({request["prompt"] for request in requests}) == len(requests) == 3
     assert all(request["ignore_eos"] and request["max_tokens"] == 4 for request in requests)
+
+
+def other_value(name, field):
+    """(the words of its flag, a value that is not the default)"""
+    flag = name.replace("_", "-")
+    if isinstance(field.default, bool):
+        return [f"--{'no-' if field.default else ''}{flag}"], not field.default
+    value = 77 if limits(name) and limits(name)[1] >= 77 else {"device": "cpu", "cache_type": "q8_0"}.get(name, 3)
+    return [f"--{flag}", value], value
+
+
+@pytest.mark.parametrize("command", ["chat x", "complete x", "bench --repeat 1", "serve -m m"])
+def test_every_option_of_the_engine_is_a_flag(run, monkeypatch, command):
+    import polargrid_local.server as server
+
+    served = []
+    monkeypatch.setattr(server, "run", served.append)
+    fields = {name: field for name, field in EngineOptions.model_fields.items() if name != "flash_attention"}
+    said = {name: other_value(name, field) for name, field in fields.items()}
+    result = run(*command.split(), *(word for words, _ in said.values() for word in words))
+    assert result.exit_code == 0, result.output
+    given = {name: value for name, (_, value) in said.items()}
+    used = served[0].engine_options() if served else FakeEngine.made[0].options
+    assert {name: used[name] for name in given} == given
+
+
+@pytest.mark.parametrize("command", ["chat", "complete", "bench", "serve"])
+def test_help_tells_of_every_option_of_the_engine(run, command):
+    text = " ".join(run(command, "--help").stdout.split())
+    for name, field in EngineOptions.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in text and field.description[1:] in text
+        default = 1 if name == "max_streams" and command != "serve" else field.default
+        assert f"({default})" in text.partition(field.description[1:])[2].partition(" --")[0]
+
+
+@pytest.mark.parametrize("name", [name for name in EngineOptions.model_fields if limits(name)])
+def test_flags_are_held_to_the_range(run, name):
+    for command in ("chat x", "complete x", "bench", "serve"):
+        for value in (limits(name)[0] - 1, limits(name)[1] + 1, "many"):
+            result = run(*command.split(), f"--{name.replace('_', '-')}={value}")
+            assert result.exit_code == 2 and "Error: " in result.stderr and FakeEngine.made == []
+
+
+def test_what_was_not_given_is_left_to_the_engine(run):
+    for command in ("chat x", "complete x", "bench --repeat 1"):
+        assert run(*command.split()).exit_code == 0
+        assert set(FakeEngine.made[-1].options) == {"models_dir", "on_load_progress", "max_streams"}
+        assert FakeEngine.made[-1].options["max_streams"] == 1
 
 
 def test_serve_passes_flags_on_and_names_the_extra(run, monkeypatch, tmp_path):

@@ -85,24 +85,31 @@ def test_variables_are_held_to_the_range_too(name):
             ServeConfig.load(env={f"POLARGRID_LOCAL_{name.upper()}": value})
 
 
-def test_the_native_engine_has_the_same_ranges(root):
-    source = (root / "csrc" / "model.cpp").read_text()
-    body = source[source.index("void check_options("):].partition("\n}\n")[0]
-    said = re.findall(r'"(\w+)",\s*options\.\w+,\s*"(-?\d+)\.\.(\d+)"', body)
-    native = {name: (int(low), int(high)) for name, low, high in said}
-    assert native == {name: limits(name) for name in RANGED}
-    # What is compared is what is said.
-    for name, low, high in re.findall(r"options\.(\w+) >= (-?\d+) && options\.\1 <= ([^,]+),", body):
-        number = high.strip("()").replace("int64_t{1}", "1")
-        base, _, shift = number.partition("<<")
-        assert (int(low), int(base) << int(shift or 0)) == native.pop(name)
-    assert native == {}
+def native_fields(root, struct):
+    """{name: (low, high), or None} of a struct's list in csrc/request.h, in its order."""
+    source = (root / "csrc" / "request.h").read_text()
+    found = re.findall(rf'field\("(\w+)", &{struct}::(\w+)(?:, Range\{{([^,]+), ([^,}}]+)\}})?', source)
+    assert found and all(name == member for name, member, *_ in found)
+
+    def number(text):
+        base, _, shift = text.replace("LL", "").partition("<<")
+        return int(base) << int(shift or 0)
+
+    return {name: (number(low), number(high)) if low else None for name, _, low, high in found}
 
 
-def test_every_option_of_the_native_engine_is_here(root):
-    source = (root / "csrc" / "bindings.cpp").read_text()
-    read = re.findall(r'\.read\("(\w+)"', source[source.index("EngineOptions options_from("):].partition("return o;")[0])
-    assert [*EngineOptions.model_fields, "lora"] == read
+def test_the_native_engine_has_the_same_options_and_ranges(root):
+    native = native_fields(root, "EngineOptions")
+    assert native.pop("lora") is None
+    assert native == {name: limits(name) for name in EngineOptions.model_fields}
+    assert list(native) == list(EngineOptions.model_fields)
+
+
+def test_the_native_engine_has_the_same_words(root):
+    source = (root / "csrc" / "request.h").read_text()
+    for name, enum in [("device", "Device"), ("cache_type", "CacheType")]:
+        (words,) = re.findall(rf"names\({enum}\) \{{ return std::array\{{(.*?)\}}", source)
+        assert re.findall(r'"(\w+)"', words) == list(typing.get_args(EngineOptions.model_fields[name].annotation))
 
 
 def test_the_names_for_type_checkers_are_the_options():

@@ -1,0 +1,61 @@
+"""How many places know one option of the engine, or one field of sampling: what a new one costs."""
+
+import re
+
+import pytest
+
+# What uses a value may name it as often as it likes. What only passes values on names none of them.
+OPTION = {
+    "polargrid_local/options.py": 2,  # its entry, and its type for editors
+    "csrc/request.h": 2,  # the member, and its line in the list of fields (which names it twice)
+    "README.md": 1,  # generated
+}
+SAMPLING = {
+    "polargrid_local/types.py": 1,
+    "csrc/request.h": 2,
+    "README.md": 1,
+}
+
+
+def places(root, name):
+    """{file: lines that name it} over the sources and pages of the product; comments count as well."""
+    found = {}
+    folders = [(root / "csrc", "*.h"), (root / "csrc", "*.cpp"), (root / "polargrid_local", "*.py"),
+               (root / "polargrid_local", "*.js"), (root / "docs", "*.md")]  # fmt: skip
+    for path in [root / "README.md", *(path for folder, kind in folders for path in sorted(folder.rglob(kind)))]:
+        lines = [line for line in path.read_text().splitlines() if re.search(rf"\b{name}\b", line)]
+        if lines:
+            found[path.relative_to(root).as_posix()] = len(lines)
+    return found
+
+
+# Options with a name of their own; `uses`: where the native engine acts on it. One that info() shows too has a line more
+# in csrc/request.h, for ModelInfo.
+@pytest.mark.parametrize(("name", "uses", "shown"), [
+    ("n_batch", {"csrc/model.cpp", "csrc/engine.cpp", "csrc/scheduler.h", "csrc/bare_loop.cpp"}, True),
+    ("max_queue", {"csrc/engine.cpp"}, False),
+    ("check_tensors", {"csrc/model.cpp"}, False),
+    ("n_gpu_layers", {"csrc/model.cpp"}, True),
+])
+def test_an_option_is_one_entry_and_one_member(root, name, uses, shown):
+    found = places(root, name)
+    assert set(found) - set(OPTION) <= uses
+    expected = {**OPTION, "csrc/request.h": 4 if shown else 2}
+    assert {file: n for file, n in found.items() if file not in uses} == expected
+
+
+@pytest.mark.parametrize("name", ["typical_p", "min_p", "repetition_penalty"])
+def test_a_field_of_sampling_is_a_field_of_the_request_and_a_member(root, name):
+    found = places(root, name)
+    uses = {"csrc/sampler.cpp", "csrc/sampler.h"}
+    assert "csrc/sampler.cpp" in found
+    words = {"polargrid_local/errors.py"}  # misspelt or other engines' names, and the one that was meant
+    assert {file: n for file, n in found.items() if file not in uses | words} == SAMPLING
+
+
+def test_what_the_native_sampler_takes_is_what_requests_give(root):
+    from polargrid_local.types import Sampling
+
+    native = re.findall(r'field\("(\w+)", &SamplingParams::', (root / "csrc" / "request.h").read_text())
+    given = [*Sampling.model_fields, "seed", "n_logprobs", "logit_bias"]
+    assert sorted(native) == sorted(given)
