@@ -87,7 +87,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._note()
         hub = self.server
         if hub.hold is not None:
-            hub.hold.wait(30)
+            hub.hold.wait(120)
         if hub.statuses:
             self.send_response(hub.statuses.pop(0))
             self.send_header("Content-Length", "0")
