@@ -20,6 +20,12 @@ def engine(smollm2: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="session")
+def busy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with room for a prompt (HOLD of helpers) that takes minutes to read on any machine."""
+    return tiny_model.write_random(tmp_path_factory.mktemp("busy") / "busy.gguf", n_ctx_train=131072)
+
+
+@pytest.fixture(scope="session")
 def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
     """scripted(scripts, **engine options) -> (engine, said): an engine that answers script i to said.prompt(i)."""
     opened: dict[str, tuple[Engine, Any]] = {}

@@ -9,6 +9,9 @@ from typing import Any
 from polargrid_local import Engine
 
 
+HOLD = "of the " * 60_000  # a prompt for `busy_model`: it holds a stream's place until it is cancelled
+
+
 def chat(text: str, **options: Any) -> dict[str, Any]:
     """A greedy chat request with one user message."""
     return {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 24, **options}
@@ -24,7 +27,7 @@ def stats_of(engine: Any) -> dict[str, int]:
     return stats
 
 
-def wait_until_idle(engine: Engine, timeout_s: float = 20) -> dict[str, int]:
+def wait_until_idle(engine: Engine, timeout_s: float = 120) -> dict[str, int]:
     """A cancel takes effect on the engine's own thread: waits for it. Returns the stats."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

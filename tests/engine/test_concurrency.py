@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import chat, content_of, stats_of, wait_until_idle
+from helpers import HOLD, chat, content_of, stats_of, wait_until_idle
 
 from polargrid_local import Engine, RateLimitError
 
@@ -74,7 +74,7 @@ def test_thirty_two_threads_with_mixed_cancels(engine: Engine) -> None:
 
 
 def test_a_thousand_cancelled_streams_leave_capacity_whole_and_memory_flat(scripted: Any) -> None:
-    engine, said = scripted([["la "]], endless=True, n_ctx=512, max_streams=4, max_queue=64)
+    engine, said = scripted([["la "]], endless=True, n_ctx=512, max_streams=4, max_queue=64, n_threads=1)
 
     def cancel_some(n: int) -> None:
         streams = []
@@ -103,35 +103,30 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def test_a_full_queue_is_an_error_at_once(scripted: Any) -> None:
-    engine, said = scripted([["x"]], endless=True, n_ctx=512, max_streams=2, max_queue=3)
-    streams = [engine.completion_stream(prompt=said.prompt(0), max_tokens=400) for _ in range(5)]
-    with pytest.raises(RateLimitError, match="queue is full") as refusal:
-        engine.completion_stream(prompt=said.prompt(0))
-    assert refusal.value.details["max_queue"] == 3
-    for stream in streams:
-        stream.close()
-    wait_until_idle(engine)
-    assert engine.completion(prompt=said.prompt(0), max_tokens=2)["choices"][0]["text"] == "xx"
+def test_a_full_queue_is_an_error_at_once(busy_model: Path) -> None:
+    with Engine(busy_model, n_ctx=131072, max_streams=2, max_queue=3, n_threads=1) as engine:
+        streams = [engine.completion_stream(prompt=HOLD, max_tokens=1) for _ in range(5)]
+        with pytest.raises(RateLimitError, match="queue is full") as refusal:
+            engine.completion_stream(prompt="the")
+        assert refusal.value.details["max_queue"] == 3
+        for stream in streams:
+            stream.close()
+        assert wait_until_idle(engine)["n_cancelled"] == 5
+        assert engine.completion(prompt="the", max_tokens=2, ignore_eos=True)["usage"]["completion_tokens"] == 2
 
 
-def test_a_long_prompt_lets_others_speak(engine: Engine) -> None:
+def test_a_long_prompt_lets_others_speak(smollm2: Path) -> None:
     """While one prompt is computed in chunks, another stream goes on: counted in its tokens, not in time."""
-    wait_until_idle(engine)
-    talker = engine.chat_completion_stream(**chat("Count from one to two hundred in words.", max_tokens=400))
-    next(talker)
-    next(talker)
-    long = engine.chat_completion_stream(**chat("".join(f"word{n} " for n in range(380)), max_tokens=1))
-    spoken = 0
-    done = threading.Event()
-    threading.Thread(target=lambda: (list(long), done.set())).start()
-    while not done.is_set():
-        if next(talker, None) is None:
-            break
-        spoken += 1
-    talker.close()
-    assert done.wait(60)
-    assert spoken >= 3
+    with Engine(smollm2, n_ctx=2048, max_streams=2, n_batch=32) as engine:
+        talker = engine.chat_completion_stream(**chat("Count to two hundred in words.", max_tokens=1900, ignore_eos=True))
+        next(talker)
+        next(talker)
+        long = engine.chat_completion_stream(**chat("".join(f"word{n} " for n in range(380)), max_tokens=1))
+        before = stats_of(engine)["n_generated_tokens"]
+        list(long)
+        spoken = stats_of(engine)["n_generated_tokens"] - before
+        assert not talker.finish_reason
+        assert spoken >= long.usage["prompt_tokens"] // 32 - 1
 
 
 def test_two_engines_in_one_process(smollm2: Path, engine: Engine) -> None:

@@ -95,13 +95,21 @@ def test_nothing_is_written_to_the_hosts_output(smollm2: Path, caplog: pytest.Lo
 
 
 def test_ctrl_c_in_a_stream_cancels_and_leaves_the_engine_usable(engine: Engine) -> None:
-    stream = engine.chat_completion_stream(**chat("word " * 1500, max_tokens=300))
-    timer = threading.Timer(0.3, lambda: signal.raise_signal(signal.SIGINT))
-    timer.start()
+    wait_until_idle(engine)
+    stream = engine.chat_completion_stream(**chat("word " * 1500, max_tokens=500, ignore_eos=True))
+
+    def interrupt() -> None:
+        while not stats_of(engine)["n_running"]:
+            time.sleep(0.001)
+        signal.raise_signal(signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     with pytest.raises(KeyboardInterrupt):
         for _ in stream:
             pass
-        time.sleep(5)
+        threading.Event().wait(120)  # where the answer was the faster one
+    thread.join()
     stream.close()
     wait_until_idle(engine)
     assert content_of(engine.chat_completion(**chat("hi")))
@@ -110,7 +118,7 @@ def test_ctrl_c_in_a_stream_cancels_and_leaves_the_engine_usable(engine: Engine)
 @pytest.mark.parametrize("how", ["break", "close", "cancel", "garbage", "with"])
 def test_every_way_to_stop_reading_frees_the_sequence(engine: Engine, how: str) -> None:
     before = wait_until_idle(engine)["n_cancelled"]
-    stream = engine.chat_completion_stream(**chat("Tell me a long story.", max_tokens=500))
+    stream = engine.chat_completion_stream(**chat("Tell me a long story.", max_tokens=1900, ignore_eos=True))
     if how == "with":
         with stream:
             next(stream)
@@ -125,7 +133,7 @@ def test_every_way_to_stop_reading_frees_the_sequence(engine: Engine, how: str) 
 
 
 def test_a_cancelled_stream_just_ends(engine: Engine) -> None:
-    stream = engine.chat_completion_stream(**chat("Tell me a long story.", max_tokens=500))
+    stream = engine.chat_completion_stream(**chat("Tell me a long story.", max_tokens=1900, ignore_eos=True))
     next(stream)
     stream.cancel()
     rest = list(stream)
@@ -135,17 +143,22 @@ def test_a_cancelled_stream_just_ends(engine: Engine) -> None:
 
 async def test_task_cancel_and_timeout_free_the_sequence(smollm2: Path) -> None:
     async with AsyncEngine(smollm2, n_ctx=1024, max_streams=2) as engine:
+        begun = asyncio.Event()
+
         async def read() -> None:
-            async for _ in engine.chat_completion_stream(**chat("Tell me a long story.", max_tokens=900)):
-                pass
+            async for _ in engine.chat_completion_stream(**chat("Tell me a long story.", max_tokens=900, ignore_eos=True)):
+                begun.set()
 
         task = asyncio.create_task(read())
-        await asyncio.sleep(0.2)
+        await begun.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(read(), 0.2)
+        begun.clear()
+        task = asyncio.create_task(read())
+        await begun.wait()
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(task, 0)
         gc.collect()
         while stats_of(engine)["n_running"]:
             await asyncio.sleep(0.01)
@@ -158,7 +171,7 @@ def test_closing_in_the_middle_of_everything(smollm2: Path) -> None:
 
     def read() -> None:
         try:
-            list(engine.chat_completion_stream(**chat("Tell me a long story.", max_tokens=400)))
+            list(engine.chat_completion_stream(**chat("Tell me a long story.", max_tokens=400, ignore_eos=True)))
             outcomes.append("ended")
         except EngineClosed:
             outcomes.append("closed")
@@ -167,10 +180,10 @@ def test_closing_in_the_middle_of_everything(smollm2: Path) -> None:
     for thread in threads:
         thread.start()
     while not stats_of(engine)["n_running"]:
-        pass
+        time.sleep(0.001)
     engine.close()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert outcomes == ["closed"] * 6
 
 

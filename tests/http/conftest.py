@@ -16,10 +16,10 @@ from serving import ALIAS, SAID, SMOLLM2, ServerProcess
 
 @pytest.fixture(scope="session")
 def models_dir(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2, `random` (says anything, goes on for 16384 tokens) and `scripted` (says SAID)."""
+    """SmolLM2, `random` (says anything, for 131072 tokens: many minutes on any machine) and `scripted` (says SAID)."""
     folder = tmp_path_factory.mktemp("models")
     shutil.copy(smollm2, folder)
-    tiny_model.write_random(folder / "random.gguf", n_ctx_train=16384)
+    tiny_model.write_random(folder / "random.gguf", n_ctx_train=131072)
     tiny_model.write_scripted(folder / "scripted.gguf", [SAID])
     return folder
 
@@ -28,7 +28,7 @@ def models_dir(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`random` and `scripted` alone."""
     folder = tmp_path_factory.mktemp("tiny")
-    tiny_model.write_random(folder / "random.gguf", n_ctx_train=16384)
+    tiny_model.write_random(folder / "random.gguf", n_ctx_train=131072)
     tiny_model.write_scripted(folder / "scripted.gguf", [SAID])
     return folder
 
@@ -52,7 +52,8 @@ def start(tiny_dir: Path, tmp_path: Path) -> Iterator[Callable[..., ServerProces
     running: list[ServerProcess] = []
 
     def begin(**settings: Any) -> ServerProcess:
-        running.append(ServerProcess(tiny_dir, tmp_path / f"log{len(running)}", **{"model": "random", "n_threads": 1, **settings}))
+        settings = {"model": "random", "n_threads": 1, "n_ctx": 131072, "max_streams": 4, **settings}
+        running.append(ServerProcess(tiny_dir, tmp_path / f"log{len(running)}", **settings))
         return running[-1]
 
     yield begin

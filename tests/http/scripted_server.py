@@ -132,7 +132,7 @@ class ScriptedServer:
                         self.json(503, refusal(server.load_refusals.popleft()))
                         return
                     server.models[name] = "loading"
-                    server.load_gate.wait(30)
+                    server.load_gate.wait(120)
                     server.models[name] = "loaded"
                     self.json(200, {"status": "success", "model": name, "force_reload": False, "message": "loaded"})
                     return

@@ -26,7 +26,7 @@ class ServerProcess:
     def __init__(self, models_dir: Path, log: Path, **settings: Any) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+            self.port: int = settings.get("port", probe.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
         settings = {"models": models_dir, "port": self.port, **settings}
@@ -44,7 +44,7 @@ class ServerProcess:
         self.wait_for(lambda: self.get("/health").json()["status"] == "healthy", seconds)
         return self
 
-    def wait_for(self, condition: Any, seconds: float = 30) -> None:
+    def wait_for(self, condition: Any, seconds: float = 120) -> None:
         """Polls until `condition()` is true."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -70,7 +70,7 @@ class ServerProcess:
         lines = self.get("/metrics").text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
 
-    def stop(self, sig: int = signal.SIGTERM, seconds: float = 30) -> int:
+    def stop(self, sig: int = signal.SIGTERM, seconds: float = 120) -> int:
         if self.process.poll() is None:
             self.process.send_signal(sig)
         try:

@@ -19,7 +19,7 @@ import pytest
 from serving import SAID, SMOLLM2, ServerProcess
 
 CHAT = "/v1/chat/completions"
-ENDLESS = {"model": "random", "messages": [{"role": "user", "content": "the"}], "max_tokens": 16000, "ignore_eos": True}
+ENDLESS = {"model": "random", "messages": [{"role": "user", "content": "the"}], "max_tokens": 130_000, "ignore_eos": True}
 RUNNING, WAITING = "polargrid_running_requests", "polargrid_waiting_requests"
 
 
@@ -46,7 +46,8 @@ def until_text(lines: Iterator[str]) -> None:
 # --- clients that leave ---
 
 
-def test_a_stream_ends_when_its_client_leaves(server: ServerProcess) -> None:
+def test_a_stream_ends_when_its_client_leaves(start: Callable[..., ServerProcess]) -> None:
+    server = start().wait_ready()
     cancelled = server.metric("polargrid_cancelled_requests_total")
     with open_stream(server, ENDLESS) as lines:
         until_text(lines)
@@ -56,7 +57,8 @@ def test_a_stream_ends_when_its_client_leaves(server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
-def test_a_plain_request_ends_when_its_client_leaves(server: ServerProcess, path: str) -> None:
+def test_a_plain_request_ends_when_its_client_leaves(start: Callable[..., ServerProcess], path: str) -> None:
+    server = start().wait_ready()
     cancelled = server.metric("polargrid_cancelled_requests_total")
     body = json.dumps({**ENDLESS, "prompt": "the"}).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost:{server.port}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -71,7 +73,7 @@ def test_a_plain_request_ends_when_its_client_leaves(server: ServerProcess, path
 
 
 def test_a_stalled_reader_is_let_go(start: Callable[..., ServerProcess]) -> None:
-    server = start(write_timeout_s=0.5, n_ctx=16384).wait_ready()
+    server = start(write_timeout_s=0.5).wait_ready()
     body = json.dumps({**ENDLESS, "stream": True}).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost:{server.port}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.socket() as connection:
@@ -80,8 +82,8 @@ def test_a_stalled_reader_is_let_go(start: Callable[..., ServerProcess]) -> None
         connection.sendall(head.encode() + body)
         server.wait_for(lambda: server.metric(RUNNING) == 1)
         server.wait_for(lambda: busy(server) == 0 and server.metric("polargrid_open_streams") == 0)
-        assert server.metric("polargrid_generated_tokens_total") < 16000  # it did not just come to its end
-        connection.settimeout(20)
+        assert server.metric("polargrid_generated_tokens_total") < 130_000  # it did not just come to its end
+        connection.settimeout(120)
         with pytest.raises(ConnectionResetError):  # not closed in order: that would have kept its buffers until it reads
             while connection.recv(65536):
                 pass
@@ -117,7 +119,7 @@ def test_a_failure_in_the_middle_is_an_event_and_no_done(start: Callable[..., Se
 
 
 def test_a_request_may_not_take_forever(start: Callable[..., ServerProcess]) -> None:
-    server = start(request_timeout_s=0.5, heartbeat_s=0.2, n_ctx=16384).wait_ready()
+    server = start(request_timeout_s=0.5, heartbeat_s=0.2).wait_ready()
     with open_stream(server, ENDLESS) as lines:
         events = [line for line in lines if line.startswith("data:")]
     assert json.loads(events[-1][6:])["error"]["code"] == "timeout"
@@ -130,7 +132,7 @@ def test_a_request_may_not_take_forever(start: Callable[..., ServerProcess]) -> 
 
 
 def test_a_burst_is_queued_or_refused_and_forgotten(start: Callable[..., ServerProcess]) -> None:
-    server = start(max_streams=2, max_queue=4, n_ctx=16384).wait_ready()
+    server = start(max_streams=2, max_queue=4).wait_ready()
     with open_stream(server, ENDLESS) as a, open_stream(server, ENDLESS) as b:
         until_text(a)
         until_text(b)
@@ -195,7 +197,7 @@ def test_ending_drains_what_runs(start: Callable[..., ServerProcess], sig: int) 
 
 
 def test_ending_cuts_what_runs_too_long(start: Callable[..., ServerProcess]) -> None:
-    server = start(drain_s=0.2, n_ctx=16384).wait_ready()
+    server = start(drain_s=0.2).wait_ready()
     with open_stream(server, ENDLESS) as lines:
         until_text(lines)
         server.process.send_signal(signal.SIGTERM)
@@ -206,12 +208,12 @@ def test_ending_cuts_what_runs_too_long(start: Callable[..., ServerProcess]) -> 
 
 
 def test_ending_refuses_plain_requests_that_run_too_long(start: Callable[..., ServerProcess]) -> None:
-    server = start(drain_s=0.2, n_ctx=16384).wait_ready()
+    server = start(drain_s=0.2).wait_ready()
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(server.post, CHAT, ENDLESS)
         server.wait_for(lambda: server.metric(RUNNING) == 1)
         server.process.send_signal(signal.SIGTERM)
-        reply = answer.result(30)
+        reply = answer.result(120)
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_closed")
     assert server.process.wait(60) == 0
     assert "Traceback" not in server.log
@@ -292,7 +294,7 @@ def test_a_unix_socket_serves_its_user_alone(start: Callable[..., ServerProcess]
     path = tmp_path / "socket"
     server = start(unix_socket=path)
     server.wait_for(lambda: "listening on" in server.log)
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost", timeout=30) as client:
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost", timeout=60) as client:
         server.wait_for(lambda: client.get("/health").json()["status"] == "healthy")
         assert path.stat().st_mode & 0o777 == 0o600
         assert client.post(CHAT, json={**ENDLESS, "max_tokens": 2}).json()["usage"]["completion_tokens"] == 2
@@ -301,21 +303,21 @@ def test_a_unix_socket_serves_its_user_alone(start: Callable[..., ServerProcess]
         assert client.get("/v1/models", headers={"Host": "box.example", "Origin": "https://box.example"}).status_code == 200
         assert client.get("/v1/models", headers={"Host": "box.example", "Origin": "https://evil.example"}).status_code == 403
         second = start(unix_socket=path)
-        assert second.process.wait(60) != 0
+        assert second.process.wait(120) != 0
         assert "another server answers there" in second.log
     server.stop(signal.SIGKILL)
     third = start(unix_socket=path)  # what the first one left behind is no obstacle
     third.wait_for(lambda: "listening on" in third.log)
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost", timeout=30) as client:
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost", timeout=60) as client:
         third.wait_for(lambda: client.get("/health").status_code == 200)
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server(start: Callable[..., ServerProcess], tiny_dir: Any) -> None:
     (tiny_dir / "broken.gguf").write_bytes(b"GGUF but not really")
     server = start(model="broken")
-    assert server.process.wait(60) != 0
+    assert server.process.wait(120) != 0
     assert "broken" in server.log
-    assert start(model="missing").process.wait(60) != 0
+    assert start(model="missing").process.wait(120) != 0
 
 
 # --- models that come and go ---
@@ -336,7 +338,7 @@ def test_the_memory_budget_unloads_the_longest_unused(start: Callable[..., Serve
     assert server.post("/v1/completions", {"model": "scripted", "prompt": "\ue000"}).status_code == 200
     assert server.get("/v1/models/status").json()["loaded"] == ["scripted"]
     server = start(memory_budget_bytes=1000)
-    assert server.process.wait(60) != 0
+    assert server.process.wait(120) != 0
     assert "memory budget" in server.log
 
 

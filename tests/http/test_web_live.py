@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 from browser import ask
 from serving import SAID, SMOLLM2, ServerProcess
@@ -45,11 +47,11 @@ def test_every_piece_arrives(context: Any, server: ServerProcess) -> None:
 
 @pytest.fixture
 def endless(context: Any, start: Callable[..., ServerProcess]) -> tuple[Any, ServerProcess]:
-    """A page on a server whose model talks for up to 16384 tokens."""
-    server = start(model="random", n_ctx=16384, n_batch=32).wait_ready()
+    """A page on a server whose model reads and talks for minutes, whatever the machine."""
+    server = start(max_streams=1, n_batch=32).wait_ready()
     page = opened(context, server, "random")
     page.get_by_role("button", name="Settings").click()
-    page.get_by_label("Longest answer").fill("16000")
+    page.get_by_label("Longest answer").fill("130000")
     page.locator("#settings .primary").click()
     return page, server
 
@@ -73,10 +75,40 @@ def test_stop_frees_the_engine(endless: tuple[Any, ServerProcess]) -> None:
 
 def test_a_long_prefill_tells_how_far_it_is_and_can_be_stopped(endless: tuple[Any, ServerProcess]) -> None:
     page, server = endless
-    ask(page, "of the " * 5000)
-    page.get_by_text(re.compile(r"Reading the prompt, [\d,]+ of 1[\d,]+ tokens")).wait_for()
+    ask(page, "of the " * 60_000)  # the later half alone has attention over 60,000 tokens and more
+    page.get_by_text(re.compile(r"Reading the prompt, [\d,]+ of 12\d,\d{3} tokens")).wait_for()
     stop(page, server)
     assert page.locator(".body").inner_text() == ""
+
+
+def test_a_question_that_waits_for_its_turn_can_be_stopped(endless: tuple[Any, ServerProcess]) -> None:
+    """The engine is held by another stream, which ends when it is told to: the page's own never gets its turn."""
+    page, server = endless
+    talk = {"model": "random", "messages": [{"role": "user", "content": "the"}], "max_tokens": 130_000, "ignore_eos": True}
+    with httpx.Client(timeout=60, trust_env=False) as client:
+        with client.stream("POST", f"{server.url}/v1/chat/completions", json={**talk, "stream": True}) as other:
+            lines = other.iter_lines()  # kept: an iterator that is dropped closes the stream
+            assert any('"content":' in line for line in lines)
+            ask(page, "of the " * 5000)
+            server.wait_for(lambda: server.metric("polargrid_waiting_requests") == 1)
+            page.get_by_text("Thinking").wait_for()
+            page.locator("#stop").click()
+            page.get_by_text("You stopped this answer.").wait_for()
+            server.wait_for(lambda: server.metric("polargrid_waiting_requests") == 0)
+            assert server.metric("polargrid_running_requests") == 1
+    assert page.locator(".body").inner_text() == ""
+
+
+def test_a_server_that_dies_and_comes_back_is_shown(context: Any, start: Callable[..., ServerProcess]) -> None:
+    server = start().wait_ready()
+    page = opened(context, server, "random")
+    server.stop(signal.SIGKILL)
+    page.locator("#model-dot[data-state=gone]").wait_for()
+    assert page.locator("#model-button").get_attribute("title") == "Model: random, the server does not answer"
+    start(port=server.port)
+    page.locator("#model-dot[data-state=loaded]").wait_for()
+    ask(page, "hi")
+    page.locator(".message footer .figures", has_text="tokens").wait_for()
 
 
 def test_a_prompt_longer_than_the_context_is_explained(context: Any, server: ServerProcess) -> None:

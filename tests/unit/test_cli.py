@@ -485,9 +485,9 @@ class Terminal:
     def end(self):
         """The exit status; reads what is left."""
         with contextlib.suppress(OSError):
-            while select.select([self.fd], [], [], 60)[0] and os.read(self.fd, 65536):
+            while select.select([self.fd], [], [], 120)[0] and os.read(self.fd, 65536):
                 pass
-        return self.process.wait(60)
+        return self.process.wait(120)
 
     def __enter__(self):
         return self

@@ -119,7 +119,7 @@ def test_an_inbox_whose_engine_has_ended_hears_of_it_once_what_was_said_is_read(
 def test_waking_an_inbox_is_no_event(model):
     box = Inbox(model)
     box.register(7, 0)
-    threading.Timer(0.01, box.wake).start()
+    threading.Thread(target=box.wake).start()  # before the read or in it: it is woken either way
     assert box.get()[1].__class__ is object
     box.outbox.push(Event(7, "text", "a"))
     assert box.get()[1].text == "a"
@@ -217,7 +217,7 @@ def test_a_forked_child_is_told_at_once_and_touches_nothing(tmp_path):
     if pid == 0:
         status = 1
         try:
-            signal.alarm(20)
+            signal.alarm(120)
             calls = [lambda: engine.completion(prompt="x"), lambda: [*stream], engine.stats, engine.list_models, engine.close,
                      lambda: engine.tokenize("x"), lambda: engine.load_model("m"), engine.unload_all_models]
             refused = 0
@@ -247,7 +247,7 @@ from polargrid_local import Engine
 for how in {hows!r}:
     pid = os.fork()
     if pid == 0:
-        signal.alarm(30)
+        signal.alarm(120)
         engine = Engine({file!r}, models_dir={folder!r}, engine_factory=factory(endless))
         stream = engine.chat_completion_stream(messages=[dict(role="user", content="x")])
         assert len(list(itertools.islice(stream, 3))) == 3
@@ -276,7 +276,7 @@ def test_an_exit_with_a_live_stream_is_an_ordinary_exit(tmp_path, root):
     file = tmp_path / "m.gguf"
     file.write_bytes(b"GGUF")
     code = EXITS.format(tests=str(root / "tests"), file=str(file), folder=str(tmp_path), hows=HOWS)
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=300, cwd=root)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=1200, cwd=root)
     assert done.stdout.splitlines() == [f"0 {how}" for how in HOWS], done.stderr
     assert done.stderr == ""
 

@@ -99,7 +99,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._note()
         hub = self.server
         if hub.hold is not None:
-            hub.hold.wait(30)
+            hub.hold.wait(120)
         if "/api/models/" in self.path:
             listing = [{"type": "file", "path": name, "size": 1, "oid": "0" * 40} for name in hub.files or {FILE: b""}]
             body = json.dumps(listing).encode()

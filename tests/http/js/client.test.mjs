@@ -144,18 +144,17 @@ test('a refusal inside a stream throws after what came before', async () => {
   }
 });
 
-test('a consumer may take longer than the timeout', async () => {
-  script = async (request, response) => {
-    response.writeHead(200, SSE);
-    for (let n = 0; n < 3; n++) response.write(`${chunk('x'.repeat(20_000))}\n\n`);
-    response.end(`${chunk(undefined, 'stop')}\n\n`);
-  };
+test('a consumer may take longer than the timeout', async (context) => {
+  const pieces = [...'abc'].map((letter) => Buffer.from(`${chunk(letter)}\n\n`));
   let text = '';
-  for await (const item of client.chatCompletionStream({ messages: message }, { timeout: 400 })) {
-    text += item.choices[0].delta.content ?? '';
-    await new Promise((resolve) => setTimeout(resolve, 500));
-  }
-  assert.equal(text.length, 60_000);
+  context.mock.timers.enable({ apis: ['setTimeout'] });
+  await withPieces([...pieces, Buffer.from(`${chunk(undefined, 'stop')}\n\n`)], async () => {
+    for await (const item of client.chatCompletionStream({ messages: message }, { timeout: 400 })) {
+      text += item.choices[0].delta.content ?? '';
+      context.mock.timers.tick(500);
+    }
+  });
+  assert.equal(text, 'abc');
 });
 
 test('a stream that breaks off never looks complete', async () => {

@@ -82,7 +82,7 @@ test('break and abort stop the engine', async () => {
     },
     { name: 'AbortError' },
   );
-  const late = AbortSignal.timeout(20_000);
+  const late = AbortSignal.timeout(120_000);
   while ((await running()) > 0) late.throwIfAborted();
 });
 
