@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import socket
@@ -188,7 +189,7 @@ async def burst(server: Server, n_streams: int, n_tokens: int, seed: int) -> dic
     results = await asyncio.gather(*(stream(server, prompt, n_tokens) for prompt in prompts))
     elapsed = now() - start
     used = {thread: s - before.get(thread, 0) for thread, s in server.threads_s().items()}
-    gaps = sorted(1000 * (b - a) for _, times, _ in results for a, b in zip(times, times[1:], strict=False))
+    gaps = sorted(1000 * (b - a) for _, times, _ in results for a, b in itertools.pairwise(times))
     events = sum(len(times) for _, times, _ in results)
     return {
         "first event (ms)": 1000 * statistics.median(first - start for first, _, _ in results),

@@ -177,7 +177,7 @@ def work_per_token(path: str | Path) -> tuple[int, int, int]:
     head = "output.weight" if "output.weight" in tensors else "token_embd.weight"
     layers = n_bytes = 0
     for name, (shape, code) in tensors.items():
-        if len(shape) == 2 and name != "token_embd.weight" or name == head:
+        if (len(shape) == 2 and name != "token_embd.weight") or name == head:
             n_bytes += types[code].n_bytes(shape[0] * shape[1])
             layers += shape[0] * shape[1] if name != head else 0
     return layers, layers + tensors[head][0][0] * tensors[head][0][1], n_bytes

@@ -114,7 +114,7 @@ def serve(operations: Callable[[str, dict[str, Any]], Any]) -> None:
         name, arguments = json.loads(line)
         try:
             answer = {"result": operations(name, arguments)}
-        except Exception as error:  # noqa: BLE001 - reported to the driver, which raises
+        except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         out.write(json.dumps(answer) + "\n")
 

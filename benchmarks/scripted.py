@@ -8,22 +8,22 @@ from types import SimpleNamespace
 from typing import Any
 
 PAUSE_S = 0.001
-QUIET = dict(
-    text="",
-    code="",
-    details={},
-    reason="",
-    progress=0.0,
-    n_prompt=10,
-    n_cached=0,
-    n_generated=1,
-    queue_ms=0.0,
-    prefill_ms=1.0,
-    first_token_ms=1.0,
-    total_ms=1.0,
-    logprobs=[],
-    embedding=None,
-)
+QUIET = {
+    "text": "",
+    "code": "",
+    "details": {},
+    "reason": "",
+    "progress": 0.0,
+    "n_prompt": 10,
+    "n_cached": 0,
+    "n_generated": 1,
+    "queue_ms": 0.0,
+    "prefill_ms": 1.0,
+    "first_token_ms": 1.0,
+    "total_ms": 1.0,
+    "logprobs": [],
+    "embedding": None,
+}
 
 
 class Outbox:
@@ -69,7 +69,7 @@ class Scripted:
         self._loaded = True
         return [SimpleNamespace(id=0, kind="loaded", **QUIET)]
 
-    def cancel(self, id: int) -> None:  # noqa: A002 - the native name
+    def cancel(self, id: int) -> None:
         pass
 
     def tokenize(self, spans: Any, add_bos: bool = True) -> list[int]:
@@ -95,7 +95,7 @@ def cost_per_chunk(model: Path, n: int = 500) -> dict[str, float]:
         for outbox in outboxes:
             engine.submit({"max_tokens": n}, outbox)
         start = time.process_time()
-        while any([outbox.wait(0) for outbox in outboxes]):
+        while any(outbox.wait(0) for outbox in outboxes):
             pass
         return time.process_time() - start
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from polargrid_local import Engine
 
-WORDS = "time year people way day man thing woman life child world school state family student group country".split()
+WORDS = ["time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state", "family", "student", "group", "country"]
 
 
 def resident_mib() -> float:

@@ -19,9 +19,9 @@ from typing import Any
 import gguf_file
 import numpy as np
 
-SHAPES = {"8b": dict(n_layer=32, n_embd=4096, n_ff=14336, n_head=32, n_head_kv=8),
-          "1b": dict(n_layer=16, n_embd=2048, n_ff=8192, n_head=32, n_head_kv=8),
-          "tiny": dict(n_layer=1, n_embd=256, n_ff=256, n_head=4, n_head_kv=2)}  # for tests of vocabulary and template
+SHAPES = {"8b": {"n_layer": 32, "n_embd": 4096, "n_ff": 14336, "n_head": 32, "n_head_kv": 8},
+          "1b": {"n_layer": 16, "n_embd": 2048, "n_ff": 8192, "n_head": 32, "n_head_kv": 8},
+          "tiny": {"n_layer": 1, "n_embd": 256, "n_ff": 256, "n_head": 4, "n_head_kv": 2}}  # for tests of vocabulary and template
 FILE_TYPES = {"q4_0": 2, "q8_0": 7, "q4_k_m": 15}
 N_VOCAB, N_CTX, ROPE_BASE = 128256, 131072, 500000.0
 PART_BYTES = 64 << 20

@@ -125,7 +125,7 @@ def _engine_flags(defaults: dict[str, Any]) -> Callable[[F], F]:
             )
             kind: Any = Annotated[Optional[type(default)], option]
             parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
-        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # what typer reads
         return command
 
     return decorate
@@ -325,7 +325,7 @@ def _machine_rows(machine: SystemInfo) -> list[tuple[str, object]]:
     return [*rows, ("build", machine["build"])]
 
 
-WORDS = "time year people way day man thing woman life child world school state family student group country".split()
+WORDS = ["time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state", "family", "student", "group", "country"]
 
 
 @app.command()

@@ -13,18 +13,52 @@ from typing_extensions import Never, Unpack
 from .errors import EngineClosed, ValidationError, did_you_mean
 from .options import EngineKeywords, EngineOptions, described
 from .params import (
-    ChatChanges, ChatParams, CompletionChanges, CompletionParams, DocumentParam, Dumpable, EmbeddingOptions, EmbeddingParams,
-    GenerateOptions, GenerateParams, LoadModelParams, Messages, PurgeParams, RerankOptions, RerankParams, UnloadModelParams,
+    ChatChanges,
+    ChatParams,
+    CompletionChanges,
+    CompletionParams,
+    DocumentParam,
+    Dumpable,
+    EmbeddingOptions,
+    EmbeddingParams,
+    GenerateOptions,
+    GenerateParams,
+    LoadModelParams,
+    Messages,
+    PurgeParams,
+    RerankOptions,
+    RerankParams,
+    UnloadModelParams,
 )
 from .pipeline import CHAT, COMPLETION, EMBEDDING, GENERATE, RERANK, Assembler, Job, Kind
 from .registry import Models, Progress
 from .runtime import LoadedModel, inspect, rest_if_leaving, system
 from .streams import AsyncChatStream, Batch, ChatStream, sentences, text_of
 from .types import (
-    ChatCompletionChunk, ChatCompletionResponse, CompletionChunk, CompletionResponse, EmbeddingResponse, FileSummary,
-    GenerateResponse, GPUMemoryResponse, GPUPurgeResponse, GPUStatusResponse, HealthResponse, ListModelsResponse,
-    LoadedModelInfo, LoadModelResponse, ModelInfo, ModelStats, ModelStatusResponse, RerankResponse, SystemInfo,
-    UnloadAllModelsResponse, UnloadModelResponse, parse_fields, parse_filter, plain,
+    ChatCompletionChunk,
+    ChatCompletionResponse,
+    CompletionChunk,
+    CompletionResponse,
+    EmbeddingResponse,
+    FileSummary,
+    GenerateResponse,
+    GPUMemoryResponse,
+    GPUPurgeResponse,
+    GPUStatusResponse,
+    HealthResponse,
+    ListModelsResponse,
+    LoadedModelInfo,
+    LoadModelResponse,
+    ModelInfo,
+    ModelStats,
+    ModelStatusResponse,
+    RerankResponse,
+    SystemInfo,
+    UnloadAllModelsResponse,
+    UnloadModelResponse,
+    parse_fields,
+    parse_filter,
+    plain,
 )
 
 if TYPE_CHECKING:

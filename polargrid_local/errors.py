@@ -127,7 +127,7 @@ class NetworkError(PolarGridError):
         self.cause = cause
 
 
-class TimeoutError(PolarGridError):  # noqa: A001 - the SDK's name
+class TimeoutError(PolarGridError):
     code, status, retryable = "timeout", 504, True
 
 

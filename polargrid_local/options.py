@@ -29,7 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 Whole = Annotated[int, BeforeValidator(_whole)]
 
 
-def _option(default: Any, help: str, unit: str = "", *, low: int | None = None, high: int | None = None) -> Any:  # noqa: A002
+def _option(default: Any, help: str, unit: str = "", *, low: int | None = None, high: int | None = None) -> Any:
     return Field(default, ge=low, le=high, description=help, json_schema_extra={"unit": unit})
 
 

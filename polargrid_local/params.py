@@ -8,7 +8,7 @@ them required, as keywords on top of a dict or an SDK object (`ChatChanges`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, Union
+from typing import Any, Literal, Protocol
 
 from typing_extensions import TypedDict
 
@@ -61,7 +61,7 @@ class MessageParam(_Message):
     role: Literal["system", "user", "assistant", "tool", "developer"]
 
 
-Messages = Sequence[Union[MessageParam, ChatMessage, Dumpable]]
+Messages = Sequence[MessageParam | ChatMessage | Dumpable]
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------

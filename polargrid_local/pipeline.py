@@ -18,8 +18,8 @@ from .abilities import Abilities, typed
 from .errors import ContextLengthError, ValidationError, from_code
 from .template import ChatTemplate
 from .types import (
-    ChatChunkChoice,
     ChatChoice,
+    ChatChunkChoice,
     ChatCompletionChunk,
     ChatCompletionRequest,
     ChatCompletionResponse,
@@ -89,7 +89,7 @@ class Job(NamedTuple, Generic[C, R]):
     assembler: Assembler[C, R]
 
 
-def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: int) -> Job[Any, Any]:  # noqa: A002
+def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: int) -> Job[Any, Any]:
     """`id` is 24 hex digits, `seed` the one to use when the request has none or -1, `now` the time of the request.
 
     Raises ValidationError, TemplateError or ContextLengthError; whatever is wrong with a request short of its token
@@ -160,7 +160,7 @@ def messages_of(messages: Sequence[Message], abilities: Abilities = Abilities())
             texts = [part.text for part in content if isinstance(part, TextPart)]  # images were refused
         else:
             texts = [] if content is None else [content]
-        if role == "system" and (abilities.system == "folded" or abilities.system == "first" and plain):
+        if role == "system" and (abilities.system == "folded" or (abilities.system == "first" and plain)):
             held += texts
             continue
         if role == "user" and held:
@@ -311,7 +311,7 @@ class Assembler(Generic[C, R]):
 
     prefix = ""
 
-    def __init__(self, model: str, id: str, created: int, seed: int, n: int, *, include_usage: bool = False,  # noqa: A002
+    def __init__(self, model: str, id: str, created: int, seed: int, n: int, *, include_usage: bool = False,
                  logprobs: bool = False, predicates: Sequence[Predicate] = ()) -> None:
         self.id = self.prefix + id
         self.created = created
@@ -603,7 +603,7 @@ def _top_logprobs(entry: TokenLogprob) -> dict[str, float]:
 class EmbeddingAssembler(Assembler[dict[str, Any], EmbeddingResponse[Any]]):
     """The last event of each choice holds its vector; there is nothing to stream."""
 
-    def __init__(self, model: str, id: str, created: int, seed: int, n: int, encoding_format: str) -> None:  # noqa: A002
+    def __init__(self, model: str, id: str, created: int, seed: int, n: int, encoding_format: str) -> None:
         super().__init__(model, id, created, seed, n)
         self._encoding_format = encoding_format
 
@@ -641,7 +641,7 @@ class RerankAssembler(Assembler[dict[str, Any], RerankResponse]):
     prefix = "rerank-"
 
     def __init__(
-        self, model: str, id: str, created: int, seed: int, request: RerankRequest, label: int = 0,  # noqa: A002
+        self, model: str, id: str, created: int, seed: int, request: RerankRequest, label: int = 0,
     ) -> None:
         super().__init__(model, id, created, seed, len(request.texts))
         self._request = request

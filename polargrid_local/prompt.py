@@ -67,7 +67,7 @@ class LinePrompt:
 
     def __init__(self) -> None:
         with contextlib.suppress(AttributeError):
-            sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+            sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # absent: suppressed above
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - gives input() editing and history
 

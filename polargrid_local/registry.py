@@ -15,16 +15,40 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from .errors import (
-    EngineClosed, ForkedEngineError, InvalidModelError, NotFoundError, PolarGridError, ServerError, ValidationError,
+    EngineClosed,
+    ForkedEngineError,
+    InvalidModelError,
+    NotFoundError,
+    PolarGridError,
+    ServerError,
+    ValidationError,
 )
 from .pipeline import Job, Kind, Target, check_length, messages_of, prepare, texts_of
 from .runtime import LoadedModel, inspect, system
 from .store import ResolvedModel, Store
 from .template import ChatTemplate
 from .types import (
-    Device, GPUInfo, GPUMemoryResponse, GPUMemorySimple, GPUMemoryState, GPUPurgeResponse, GPUStatusResponse, HealthResponse, ListModelsResponse,
-    LoadedModelInfo, LoadModelResponse, LoadStatus, ModelInfo, ModelStats, ModelStatusResponse, NativeInfo, Task,
-    UnloadAllModelsResponse, UnloadModelResponse, parse_request, plain,
+    Device,
+    GPUInfo,
+    GPUMemoryResponse,
+    GPUMemorySimple,
+    GPUMemoryState,
+    GPUPurgeResponse,
+    GPUStatusResponse,
+    HealthResponse,
+    ListModelsResponse,
+    LoadedModelInfo,
+    LoadModelResponse,
+    LoadStatus,
+    ModelInfo,
+    ModelStats,
+    ModelStatusResponse,
+    NativeInfo,
+    Task,
+    UnloadAllModelsResponse,
+    UnloadModelResponse,
+    parse_request,
+    plain,
 )
 
 _log = logging.getLogger("polargrid_local")
@@ -243,7 +267,7 @@ class Models:
         found = self._store.resolve(name)
         return self._row(found.id, self._entries.get(found.id) or found)
 
-    def _row(self, id: str, model: Entry | ResolvedModel) -> ModelInfo:  # noqa: A002
+    def _row(self, id: str, model: Entry | ResolvedModel) -> ModelInfo:
         """As the remote lists a model; `tasks`, what it can be asked for, is ours."""
         if isinstance(model, Entry):
             created, tasks = model.created, model.target.info.get("tasks", [])

@@ -20,8 +20,15 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from .errors import (
-    EngineClosed, ForkedEngineError, InvalidModelError, ModelFileChanged, NotFoundError, PolarGridError, ServerError,
-    ValidationError, from_code,
+    EngineClosed,
+    ForkedEngineError,
+    InvalidModelError,
+    ModelFileChanged,
+    NotFoundError,
+    PolarGridError,
+    ServerError,
+    ValidationError,
+    from_code,
 )
 from .file_kind import HEAD_BYTES, file_kind
 from .shards import model_files, shard_of
@@ -59,7 +66,7 @@ class NativeEngine(Protocol):
 class Core(Protocol):
     """The native module."""
 
-    def Engine(self, path: str, options: dict[str, Any], /) -> NativeEngine: ...  # noqa: N802 - a class
+    def Engine(self, path: str, options: dict[str, Any], /) -> NativeEngine: ...
     def inspect(self, path: str, /) -> dict[str, Any]: ...
     def system(self) -> dict[str, Any]: ...
     def drain_log(self) -> list[tuple[int, str]]: ...
@@ -171,7 +178,7 @@ class Ended:
     queue_ms = prefill_ms = first_token_ms = total_ms = -1.0
     embedding = None
 
-    def __init__(self, code: str, text: str, id: int = 0) -> None:  # noqa: A002
+    def __init__(self, code: str, text: str, id: int = 0) -> None:
         self.id, self.code, self.text = id, code, text
         self.details: dict[str, str] = {}
         self.logprobs: list[TokenLogprob] = []
@@ -224,7 +231,7 @@ class Inbox:
         self._woken = False
         self.outbox = self._hub.native.outbox(quiet)
 
-    def register(self, id: int, index: int) -> None:  # noqa: A002
+    def register(self, id: int, index: int) -> None:
         self._indices[id] = index
 
     def get(self) -> tuple[int, Any]:
@@ -246,7 +253,7 @@ class Inbox:
             except Exception as error:
                 raise _translate(error) from None
             if failure is not None and not self._events and self._indices:
-                id, index = self._indices.popitem()  # noqa: A001
+                id, index = self._indices.popitem()
                 return index, Ended(*failure, id)
 
     def wake(self) -> None:
@@ -258,7 +265,7 @@ class Inbox:
         """For finalizers, in any thread: the native engine calls no Python, so none of its locks can be ours."""
         if self._hub.closed or os.getpid() != self._hub.pid:
             return
-        for id in self._indices:  # noqa: A001
+        for id in self._indices:
             with contextlib.suppress(Exception):  # closed meanwhile
                 self._hub.native.cancel(id)
 
@@ -344,7 +351,7 @@ class _Hub:
         if self.closed:
             raise EngineClosed("the engine is closed")
 
-    def register(self, id: int, box: Mailbox, index: int) -> None:  # noqa: A002
+    def register(self, id: int, box: Mailbox, index: int) -> None:
         with self.lock:
             early = self.early.pop(id, [])
             if self.failure and not (early and early[-1].kind in TERMINAL):
@@ -358,7 +365,7 @@ class _Hub:
     def drop(self, ids: Sequence[int]) -> None:
         """Nobody reads these any more; their last event clears the entry."""
         with self.lock:
-            for id in ids:  # noqa: A001
+            for id in ids:
                 if id in self.routes:
                     self.routes[id] = None
 
@@ -393,7 +400,7 @@ class _Hub:
 
     def cancel_abandoned(self) -> None:
         while self.abandoned:
-            id = self.abandoned.popleft()  # noqa: A001
+            id = self.abandoned.popleft()
             self.drop((id,))
             self.native.cancel(id)
 
@@ -521,7 +528,7 @@ class LoadedModel:
         if not ids or hub.closed or os.getpid() != hub.pid:
             return
         hub.drop(ids)
-        for id in ids:  # noqa: A001
+        for id in ids:
             try:
                 hub.native.cancel(id)
             except Exception:

@@ -30,11 +30,7 @@ _SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))  # Unicode's las
 _NUMBER = re.compile(r"\d+")
 _FIELD = re.compile(r"%(?:\(([^()]*)\))?([#0\- +]*)(\d*)(?:\.(\d*))?[hlL]?(.)?", re.DOTALL)
 
-_STRING = frozenset("""
-    capitalize casefold center count endswith find format index isalnum isalpha isascii isdecimal isdigit isidentifier islower
-    isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition removeprefix removesuffix replace rfind
-    rindex rjust rpartition rsplit rstrip split splitlines startswith strip swapcase title upper zfill
-""".split())
+_STRING = frozenset(["capitalize", "casefold", "center", "count", "endswith", "find", "format", "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper", "zfill"])
 _LIST = frozenset(("count", "index"))
 _ATTRIBUTES: dict[type, frozenset[str]] = {
     str: _STRING,
@@ -87,7 +83,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def handle_exception(self, source: str | None = None) -> Any:
         """As it is: Jinja's rewritten traceback would hold the exception, and with it the callers' frames, in a circle."""
-        raise  # noqa: PLE0704 - Jinja calls this where one is handled
+        raise
 
     # text out of values
 
@@ -276,7 +272,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 return getattr(obj, attribute)
             except AttributeError:
                 return self.undefined(obj=obj, name=attribute)
-        if hasattr(kind, attribute) or attribute.startswith("_") and kind is not dict:
+        if hasattr(kind, attribute) or (attribute.startswith("_") and kind is not dict):
             return self.unsafe_undefined(obj, attribute)
         if kind is dict:
             try:
@@ -361,7 +357,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 self.budget.read(sum(len(part) for part in value if isinstance(part, str)))
             elif type(value) is int and abs(value) > MAX_ITEMS:
                 raise too_much(f"{name} with a number beyond {MAX_ITEMS}", MAX_ITEMS)
-        if type(owner) is str and any(isinstance(value, Text) or isinstance(value, tuple) for value in values):
+        if type(owner) is str and any(isinstance(value, (Text, tuple)) for value in values):
             owner = Text(owner, self.ledger)  # so that what stands behind the stand-ins is compared
         self._price(name, plain_of(owner), [plain_of(value) if isinstance(value, str) else value for value in values])
         return getattr(owner, name)(*args, **kwargs)

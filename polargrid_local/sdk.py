@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from polargrid_local.engine import AsyncEngine
     from polargrid_local.server.service import Reply
 
-__all__ = sorted({*polargrid.__all__, "PolarGrid", "PolarGridSync"})  # noqa: PLE0605
+__all__ = sorted({*polargrid.__all__, "PolarGrid", "PolarGridSync"})
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 VOICE = (

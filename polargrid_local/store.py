@@ -499,7 +499,7 @@ def _names(files: Sequence[str]) -> dict[str, str]:
             names.setdefault(file[: -len(".gguf")], file)
         if shard := shard_of(file):
             sets.setdefault(shard.names()[0], shard.names())
-    for first, every in sorted(sets.items(), key=lambda item: len(set(item[1]).difference(files))):  # whole ones first
+    for first in sorted(sets, key=lambda first: len(set(sets[first]).difference(files))):  # whole ones first
         names.setdefault(_short_name(first), first)
         names.setdefault(_short_name(first) + ".gguf", first)
     for name, file in list(names.items()):

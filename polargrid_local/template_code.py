@@ -137,11 +137,7 @@ class Generator(CodeGenerator):
         self.write(")")
 
 
-_SYNTAX = frozenset("""
-    Add And Assign AssignBlock Block Break Call CallBlock Compare Concat CondExpr Const Continue Dict Div ExprStmt Filter
-    FilterBlock FloorDiv For Getattr Getitem If Keyword List Macro Mod Mul NSRef Name Neg Not Operand Or Output Pair Pos Pow
-    Scope Slice Sub Template TemplateData Test Tuple With
-""".split())
+_SYNTAX = frozenset(["Add", "And", "Assign", "AssignBlock", "Block", "Break", "Call", "CallBlock", "Compare", "Concat", "CondExpr", "Const", "Continue", "Dict", "Div", "ExprStmt", "Filter", "FilterBlock", "FloorDiv", "For", "Getattr", "Getitem", "If", "Keyword", "List", "Macro", "Mod", "Mul", "NSRef", "Name", "Neg", "Not", "Operand", "Or", "Output", "Pair", "Pos", "Pow", "Scope", "Slice", "Sub", "Template", "TemplateData", "Test", "Tuple", "With"])
 _BRANCHES = (nodes.If, nodes.For, nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.With, nodes.AssignBlock, nodes.Block)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -80,7 +80,7 @@ def _method(name: str) -> Callable[..., Any]:
 
 def _theirs(name: str) -> Callable[..., Any]:
     """Jinja's own filter, as it is for templates that do not run in an event loop."""
-    filter: Callable[..., Any] = inspect.unwrap(THEIRS[name])  # noqa: A001
+    filter: Callable[..., Any] = inspect.unwrap(THEIRS[name])
     return filter
 
 

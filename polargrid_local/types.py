@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic import ValidationError as PydanticError
 from pydantic_core import PydanticCustomError
-from typing_extensions import NotRequired, TypeVar  # with defaults, which typing has since Python 3.13
-from typing_extensions import TypedDict  # pydantic describes no other before Python 3.12
+from typing_extensions import (  # with defaults, which typing has since Python 3.13
+    NotRequired,
+    TypedDict,  # pydantic describes no other before Python 3.12
+    TypeVar,
+)
 
 from .errors import ValidationError, did_you_mean
 
@@ -229,7 +232,7 @@ class GenerateResponse(TypedDict):
 
 
 # A vector of n_embd numbers as `encoding_format` asked for it; by default as it may come over HTTP.
-Vector = TypeVar("Vector", default=Union[list[float], str])
+Vector = TypeVar("Vector", default=list[float] | str)
 if TYPE_CHECKING:
     FloatArray = NDArray[numpy.float32]  # shape (n_embd,)
 
@@ -651,23 +654,16 @@ def _part_tag(value: Any) -> str | None:
 
 # Tags in angle brackets: they show up in pydantic's paths and are taken out of ours.
 _Part = Annotated[
-    Union[Annotated[TextPart, Tag("<text>")], Annotated[ImagePart, Tag("<image_url>")]],
+    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
     Discriminator(_part_tag, custom_error_type="type", custom_error_message="type must be 'text' or 'image_url'"),
 ]
 Content = Annotated[
-    Union[
-        Annotated[str, Tag("<str>")],
-        Annotated[list[_Part], BeforeValidator(_as_list), Tag("<parts>")],
-        Annotated[None, Tag("<null>")],
-    ],
+    Annotated[str, Tag("<str>")] | Annotated[list[_Part], BeforeValidator(_as_list), Tag("<parts>")] | Annotated[None, Tag("<null>")],
     _one_of({str: "<str>", list: "<parts>", tuple: "<parts>", type(None): "<null>"},
             "must be a string, null or a list of content parts"),
 ]
 Strings = Annotated[
-    Union[
-        Annotated[str, Field(min_length=1), Tag("<str>")],
-        Annotated[list[Text], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_PROMPTS), Tag("<list>")],
-    ],
+    Annotated[str, Field(min_length=1), Tag("<str>")] | Annotated[list[Text], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_PROMPTS), Tag("<list>")],
     _one_of({str: "<str>", list: "<list>", tuple: "<list>"}, "must be a string or a list of strings"),
 ]
 
@@ -1071,8 +1067,7 @@ def plain(value: Any, *loc: str | int) -> Any:
 
 
 def _items(mapping: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
-    for key, item in mapping.items():  # unpacked here, where an entry that is no pair is caught
-        yield key, item
+    yield from mapping.items()
 
 
 def _check_answerable(data: Mapping[str, Any]) -> None:

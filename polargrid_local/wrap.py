@@ -10,7 +10,7 @@ from wcwidth import wcswidth, wcwidth
 TAB = 8
 # What a terminal would obey rather than show is shown as its picture: an answer must not move the cursor or set colours.
 PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-PICTURES |= {code: 0xFFFD for code in range(0x80, 0xA0)}
+PICTURES |= dict.fromkeys(range(128, 160), 65533)
 # Small kana, and the marks that lengthen or repeat: they belong to the character before them.
 CLINGING = frozenset("ぁぃぅぇぉっゃゅょゎゕゖァィゥェォッャュョヮヵヶー々〻ゝゞヽヾ")
 OPENING, CLOSING = {"Ps", "Pi", "Cf"}, {"Pe", "Pf", "Po", "Mn", "Me", "Cf", "Zs"}

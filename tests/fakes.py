@@ -22,7 +22,7 @@ class Error(Exception):
 
 
 class Event:
-    def __init__(self, id: int, kind: str = "text", text: str = "", **fields: Any) -> None:  # noqa: A002
+    def __init__(self, id: int, kind: str = "text", text: str = "", **fields: Any) -> None:
         self.id, self.kind, self.text = id, kind, text
         self.code, self.details, self.reason, self.progress = "", {}, "", 0.0
         self.n_prompt = self.n_cached = self.n_generated = 0
@@ -142,7 +142,7 @@ class Engine:
             self._changed.notify_all()
             return self._n
 
-    def cancel(self, id: int) -> None:  # noqa: A002
+    def cancel(self, id: int) -> None:
         assert os.getpid() == self.pid, "native handle touched in a forked child"
         with self._changed:
             self.cancelled.append(id)
@@ -207,17 +207,17 @@ class Engine:
             while not (self._stop or self._running or self._waiting):
                 self._changed.wait()
             if self._stop:
-                for id in [*self._running, *(id for id, _ in self._waiting)]:  # noqa: A001
+                for id in [*self._running, *(id for id, _ in self._waiting)]:
                     self._say(Event(id, "error", "the engine was closed", code="engine_closed"))
                 self._running.clear()
                 self._waiting.clear()
                 self._outbox.close()
                 return False
             while self._waiting and len(self._running) < self._max_running:
-                id, request = self._waiting.popleft()  # noqa: A001
+                id, request = self._waiting.popleft()
                 self._running[id] = (request, iter(self.script(request)), [0])
             running = list(self._running.items())
-        for id, (request, steps, count) in running:  # noqa: A001
+        for id, (request, steps, count) in running:
             step = next(steps, None) if request["task"] == "generate" else None
             if callable(step):
                 step()
@@ -230,7 +230,7 @@ class Engine:
                     self._answer(id, request, step, count)
         return True
 
-    def _answer(self, id: int, request: dict[str, Any], step: Any, count: list[int]) -> None:  # noqa: A002
+    def _answer(self, id: int, request: dict[str, Any], step: Any, count: list[int]) -> None:
         n_prompt = sum(len(text.split()) for text, _ in request["prompt"])
         usage = {"n_prompt": n_prompt, "n_cached": 1, "n_generated": count[0]}
         times = {"queue_ms": 1.0, "prefill_ms": 3.0, "first_token_ms": 4.0, "total_ms": 14.0}

@@ -36,18 +36,16 @@ from typing import Any
 import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import gguf_file  # noqa: E402
+import itertools
+
+import gguf_file
 
 CHATML = ("{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n'"
           " + message['content'] + '<|im_end|>' + '\n' }}"
           "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 SPECIALS = ["<|bos|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 BOS, EOT, IM_START, IM_END = range(4)
-WORDS = ("user assistant system tool the of and to in is you that it for was on are with as his they at be this "
-         "from have or one had by word but not what all were we when your can said there use an each which she do "
-         "how their if will up other about out many then them these so some her would make like him into time has "
-         "look two more write go see number no way could people my than first water been call who oil its now find "
-         "long down day did get come made may part").split()
+WORDS = ["user", "assistant", "system", "tool", "the", "of", "and", "to", "in", "is", "you", "that", "it", "for", "was", "on", "are", "with", "as", "his", "they", "at", "be", "this", "from", "have", "or", "one", "had", "by", "word", "but", "not", "what", "all", "were", "we", "when", "your", "can", "said", "there", "use", "an", "each", "which", "she", "do", "how", "their", "if", "will", "up", "other", "about", "out", "many", "then", "them", "these", "so", "some", "her", "would", "make", "like", "him", "into", "time", "has", "look", "two", "more", "write", "go", "see", "number", "no", "way", "could", "people", "my", "than", "first", "water", "been", "call", "who", "oil", "its", "now", "find", "long", "down", "day", "did", "get", "come", "made", "may", "part"]
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 _CHAT_TAIL = 5  # tokens after the marker in a chat: <|im_end|> \n <|im_start|> assistant \n
 
@@ -81,7 +79,7 @@ def write_random(path: str | Path, *, seed: int = 0, vocab: str = "bpe", weights
                  eps: float = 1e-5, n_layer: int = 2, n_embd: int = 128, n_head: int = 4, n_head_kv: int = 2,
                  n_ff: int = 256, chat_template: str | None = CHATML, metadata: Mapping[str, Any] | None = None,
                  words: Iterable[str] = ()) -> Path:
-    """Write a model of seeded random weights. 
+    """Write a model of seeded random weights.
 
     Its logits spread over several units, so greedy choices are clear-cut; it hardly ever says a control token,
     so it does not stop.
@@ -133,7 +131,7 @@ def split(text: str | bytes, cuts: Iterable[int]) -> list[bytes]:
     """The UTF-8 of `text` cut before the given byte offsets: a script."""
     data = text.encode() if isinstance(text, str) else text
     edges = [0, *sorted({c for c in cuts if 0 < c < len(data)}), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(edges)]
 
 
 def cut_in_shards(path: str | Path, n: int) -> list[Path]:

@@ -279,7 +279,7 @@ class Service:
     async def model_status(self) -> ModelStatusResponse:
         """With `progress`, 0..1, of each load under way; the remote has no such key."""
         status = await self.engine.get_model_status()
-        known: dict[str, LoadStatus] = {model: "unloaded" for model in self._own}
+        known: dict[str, LoadStatus] = dict.fromkeys(self._own, "unloaded")
         known.update(status["loading_status"])
         known.update(dict.fromkeys(self._progress, "loading"))
         return {**status, "loading_status": known, "repository": "/models", "progress": dict(self._progress)}

@@ -8,7 +8,6 @@ from typing import Any
 
 from polargrid_local import Engine
 
-
 HOLD = "of the " * 60_000  # a prompt for `busy_model`: it holds a stream's place until it is cancelled
 
 

@@ -58,7 +58,7 @@ def test_thirty_two_threads_with_mixed_cancels(engine: Engine) -> None:
                 elif how == "cancel":
                     stream.cancel()
                 del stream
-        except Exception as error:  # noqa: BLE001 - reported below, with its thread
+        except Exception as error:
             failures.append((number, error))
 
     threads = [threading.Thread(target=worker, args=(n,)) for n in range(32)]

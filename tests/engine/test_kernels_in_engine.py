@@ -16,7 +16,7 @@ from polargrid_local import Engine, InvalidModelError
 from polargrid_local.runtime import core
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-import gguf_file  # noqa: E402
+import gguf_file
 
 PROSE = Path(__file__).parents[2] / "docs" / "LOG.md"
 
@@ -28,7 +28,7 @@ class Native:
         self.engine = core().Engine(str(path), {"n_ctx": 1024, "max_streams": 1, **options})
         self.wait(0)
 
-    def wait(self, id: int) -> Any:  # noqa: A002
+    def wait(self, id: int) -> Any:
         while True:
             for event in self.engine.wait_events(1000):
                 if event.id == id and event.kind in ("loaded", "finished", "error"):

@@ -22,7 +22,14 @@ from helpers import chat, content_of, stats_of, wait_until_idle
 from pydantic import TypeAdapter
 
 from polargrid_local import (
-    AsyncEngine, Engine, EngineClosed, InvalidModelError, MemoryEstimateError, NotFoundError, ValidationError, inspect_model,
+    AsyncEngine,
+    Engine,
+    EngineClosed,
+    InvalidModelError,
+    MemoryEstimateError,
+    NotFoundError,
+    ValidationError,
+    inspect_model,
 )
 from polargrid_local.types import ChatCompletionChunk, FileSummary, LoadedModelInfo, ModelStats
 

@@ -15,7 +15,7 @@ import tiny_model
 from polargrid_local import Engine, ValidationError
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-import synthetic  # noqa: E402
+import synthetic
 
 LITERALS = ["<|eot_id|>", "<|start_header_id|>", "<|begin_of_text|>", "<|python_tag|>", "<|im_start|>", "<|im_end|>", "<s>", "[INST]"]
 
@@ -111,7 +111,7 @@ def test_no_literal_in_a_message_becomes_a_control_token(llama31: Engine, engine
     for model in (llama31, engine):
         def controls(content: str) -> list[int]:
             messages = [{"role": "user", "content": "x"}, {"role": role, "content": content}]
-            ids = model.tokenize(messages=messages)  # noqa: B023
+            ids = model.tokenize(messages=messages)
             return [token for token in ids if token in special]
 
         special = {token for text in LITERALS for token in special_ids(model, text)}

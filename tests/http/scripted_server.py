@@ -111,7 +111,7 @@ class ScriptedServer:
                             "loaded": [id for id, state in server.models.items() if state == "loaded"],
                             "loading_status": server.models,
                             "repository": "/models",
-                            "progress": {id: server.load_progress for id in loading},
+                            "progress": dict.fromkeys(loading, server.load_progress),
                         },
                     )
                 elif path == "/health":

@@ -9,7 +9,13 @@ from typing import Any
 import polargrid
 import pytest
 from polargrid.types import (
-    ChatCompletionChunk, ChatCompletionRequest, ChatCompletionResponse, CompletionChunk, EmbeddingRequest, GenerateResponse, Message,
+    ChatCompletionChunk,
+    ChatCompletionRequest,
+    ChatCompletionResponse,
+    CompletionChunk,
+    EmbeddingRequest,
+    GenerateResponse,
+    Message,
 )  # fmt: skip
 from serving import ALIAS, SAID, SMOLLM2, ServerProcess
 

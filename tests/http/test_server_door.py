@@ -244,7 +244,7 @@ def test_an_offer_to_upgrade_is_passed_over(server: ServerProcess, offer: str) -
             status, _, _ = one_reply(reader)
             assert status == 200
             connection.sendall(again.encode())  # and the connection goes on
-            status, headers, answer = one_reply(reader)
+            status, _headers, answer = one_reply(reader)
             assert (status, json.loads(answer)["object"]) == (200, "list")
             assert reader.read() == b""
     assert "pgrade" not in server.log

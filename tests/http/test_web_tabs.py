@@ -150,7 +150,7 @@ def test_an_answer_replaced_elsewhere_stops(tabs: tuple[Any, Any], context: Any,
 
 
 def test_both_edit_one_question(tabs: tuple[Any, Any], scripted: ScriptedServer) -> None:
-    left, right = tabs
+    _left, _right = tabs
     for page in tabs:
         page.locator(".bubble").first.hover()
         page.get_by_label("Edit", exact=True).first.click()
@@ -166,7 +166,7 @@ def test_both_edit_one_question(tabs: tuple[Any, Any], scripted: ScriptedServer)
 def test_tabs_closed_in_the_middle_lose_nothing_that_was_shown(
     tabs: tuple[Any, Any], context: Any, scripted: ScriptedServer
 ) -> None:
-    left, right = tabs
+    _left, _right = tabs
     gates = [threading.Event(), threading.Event()]
     for page, words, gate in zip(tabs, ("left", "right"), gates, strict=True):
         scripted.say(chunk(), chunk(f"half of {words}"), gate)

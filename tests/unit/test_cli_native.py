@@ -8,13 +8,13 @@ import pytest
 from typer.testing import CliRunner
 
 sys.path.append(str(Path(__file__).parent))
-from test_cli import ROOT, Terminal  # noqa: E402
+from test_cli import ROOT, Terminal
 
 pytest.importorskip("polargrid_local._core", exc_type=ImportError)
 sys.path.append(str(ROOT / "tests"))
-import tiny_model  # noqa: E402
+import tiny_model
 
-from polargrid_local import cli  # noqa: E402
+from polargrid_local import cli
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_an_answer_arrives_as_text_chunks_and_events(tiny, monkeypatch):
 
 
 def test_info_reads_the_file_and_the_machine(tiny):
-    folder, _, brief = tiny
+    _folder, _, brief = tiny
     runner = CliRunner()
     facts = json.loads(runner.invoke(cli.app, ["info", str(brief.path), "--n-ctx", "100", "--json"]).stdout)
     assert facts["model"]["architecture"] == "llama" and facts["model"]["chat_template"]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parent))
-from test_cli import CATALOGUE_FILE, FakeEngine, _environment, _main, run  # noqa: E402, F401
+from test_cli import CATALOGUE_FILE, FakeEngine, _environment, _main, run  # noqa: F401
 
-from polargrid_local import cli, piped  # noqa: E402
+from polargrid_local import cli, piped
 
 
 def _sent(command):

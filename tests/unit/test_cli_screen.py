@@ -15,7 +15,7 @@ import pyte
 import pytest
 
 sys.path.append(str(Path(__file__).parent))
-from test_cli import CATALOGUE_FILE, Terminal, _chat, _environment, _main  # noqa: E402
+from test_cli import CATALOGUE_FILE, Terminal, _chat, _environment, _main
 
 
 class Screen(Terminal):
@@ -141,7 +141,7 @@ sys.argv[1:] = ["chat"]
 
 
 def test_words_are_not_split_whatever_the_width(tmp_path):
-    words = "It was a bright cold day in April and the clocks were striking thirteen 日本語の文章です。 👍🏽 end".split(" ")
+    words = ["It", "was", "a", "bright", "cold", "day", "in", "April", "and", "the", "clocks", "were", "striking", "thirteen", "日本語の文章です。", "👍🏽", "end"]
     pieces = [piece for word in words for piece in (word[:3], word[3:] + " ") if piece]
     with _chat(tmp_path, f"[{pieces!r}] * 2", make=Screen, size=(30, 60)) as chat:
         chat.wait(".*", ">")

@@ -10,13 +10,25 @@ import weakref
 import fakes
 import polargrid.types as sdk
 import pytest
+from fakes import Error, endless, factory
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from fakes import Error, endless, factory
 
 from polargrid_local import (
-    AsyncEngine, ContextLengthError, Engine, EngineClosed, InvalidModelError, ModelFileChanged, NotFoundError, RateLimitError,
-    ServerError, TemplateError, ValidationError, inspect_model, sentences, text_of,
+    AsyncEngine,
+    ContextLengthError,
+    Engine,
+    EngineClosed,
+    InvalidModelError,
+    ModelFileChanged,
+    NotFoundError,
+    RateLimitError,
+    ServerError,
+    TemplateError,
+    ValidationError,
+    inspect_model,
+    sentences,
+    text_of,
 )
 from polargrid_local.pipeline import LONGEST_PIECE_BYTES
 from polargrid_local.streams import Batch

@@ -1,5 +1,6 @@
 """Requests to native requests, events to chunks: the remote's shapes, and a joined stream that is the plain answer."""
 
+import itertools
 import json
 from datetime import datetime, timezone
 
@@ -132,7 +133,7 @@ def test_however_the_events_are_chopped_the_text_is_the_same(pieces, data):
     whole = "".join(pieces)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(whole)), max_size=6)) | {0, len(whole)})
     made = job()
-    chunks = run(made, [*(Event(1, "text", whole[a:b]) for a, b in zip(cuts, cuts[1:])), end()])
+    chunks = run(made, [*(Event(1, "text", whole[a:b]) for a, b in itertools.pairwise(cuts)), end()])
     assert text(chunks) == whole == made.assembler.response()["choices"][0]["message"]["content"]
     assert all(chunk["choices"][0]["delta"].get("content") != "" for chunk in chunks)
 

@@ -355,7 +355,7 @@ def test_too_small_a_disk_for_all_shards_is_refused_before_the_first_byte(hub, t
 
 def test_a_split_model_of_the_catalogue(hub, tmp_path):
     hub.files = SHARDS
-    first = list(SHARDS.values())[0]
+    first = next(iter(SHARDS.values()))
     (tmp_path / "catalog.toml").write_text(
         '[models.big]\nsource = "hf:site/models/sub/big model-00001-of-00003.gguf"\nfile = "big-00001-of-00003.gguf"\n'
         f'sha256 = "{hashlib.sha256(first).hexdigest()}"\nbytes = {len(first)}\n'

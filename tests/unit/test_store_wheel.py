@@ -326,4 +326,4 @@ def test_an_index_may_not_lead_to_a_file_or_to_an_open_host():
     for url in ("file:///etc/passwd", "http://elsewhere.example/x.whl", "ftp://elsewhere.example/x.whl"):
         page = json.dumps({"files": [{"filename": "house_models-1.0-py3-none-any.whl", "url": url}]}).encode()
         with pytest.raises(NetworkError, match="refused to follow"):
-            find_wheel("house-models==1.0", settings, lambda url, accept: (url, page, "application/json"))  # noqa: B023
+            find_wheel("house-models==1.0", settings, lambda url, accept: (url, page, "application/json"))

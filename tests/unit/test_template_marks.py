@@ -79,7 +79,7 @@ def test_marks_are_exact_and_survive_joining(spans):
     exact = merged((text, trusted) for text, trusted in spans if text)
     assert merged(ledger.spans(built)) == exact
     assert merged(ledger.spans("".join([built]))) == exact  # as a plain str, in C
-    assert merged(ledger.spans("%s" % built)) == exact  # noqa: UP031
+    assert merged(ledger.spans("%s" % built)) == exact
     assert merged(ledger.spans(f"{built}")) == exact
     assert merged(ledger.spans(joined([built, ""]))) == exact
 

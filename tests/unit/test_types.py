@@ -370,9 +370,8 @@ def test_what_a_model_should_have_been_told_is_refused_everywhere(key, value):
 
 def test_metadata_of_a_message_is_refused_here_and_dropped_over_http():
     messages = [{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}], "id": "7"}]
-    for key in ("id", "cache_control"):
-        with pytest.raises(ValidationError):
-            parse_request("chat", {"messages": messages})
+    with pytest.raises(ValidationError):
+        parse_request("chat", {"messages": messages})
     assert parse_request("chat", {"messages": messages}, strict=False).messages[0].content[0].text == "x"
 
 

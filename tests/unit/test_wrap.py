@@ -1,5 +1,7 @@
 """Word wrap of streamed text: what a terminal shows, told by pyte, a terminal in memory."""
 
+import itertools
+
 import pyte
 import pytest
 from hypothesis import given
@@ -29,7 +31,7 @@ def test_no_word_is_split_and_no_line_could_have_held_more(words, width, size):
     text = " ".join(words)
     lines = shown(wrapped([text[i : i + size] for i in range(0, len(text), size)], width), width)
     assert " ".join(lines).split() == words
-    for line, following in zip(lines, lines[1:], strict=False):
+    for line, following in itertools.pairwise(lines):
         assert len(line) <= width < len(line) + 1 + len(following.split()[0])
 
 
