@@ -132,14 +132,17 @@ async function save(asked) {
 }
 
 function showUnsaved(outcome) {
-  const failed = outcome === 'full' || outcome === 'failed';
-  if (!failed && (byId('unsaved').hidden || store.unsaved().length)) return;
-  const [text, button] = byId('unsaved').children;
+  const banner = byId('unsaved');
+  if (outcome !== 'full' && outcome !== 'failed') {
+    banner.hidden ||= !store.unsaved().length;
+    return;
+  }
+  const [text, button] = banner.children;
   const why = outcome === 'full' ? 'The storage of this browser is full' : 'This browser could not store the chat';
   const words = `${why}: what is new is on the screen only. Copy what you need, or delete old chats to make room.`;
   if (text.textContent !== words) text.textContent = words; // said once, not at every attempt
   button.onclick = saveAll;
-  byId('unsaved').hidden = !failed;
+  banner.hidden = false;
 }
 
 async function saveAll() {
