@@ -16,11 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic import ValidationError as PydanticError
 from pydantic_core import PydanticCustomError
-from typing_extensions import (  # with defaults, which typing has since Python 3.13
-    NotRequired,
-    TypedDict,  # pydantic describes no other before Python 3.12
-    TypeVar,
-)
+from typing_extensions import NotRequired, TypeVar  # with defaults, which typing has since Python 3.13
+from typing_extensions import TypedDict  # pydantic describes no other before Python 3.12
 
 from .errors import ValidationError, did_you_mean
 
@@ -232,7 +229,7 @@ class GenerateResponse(TypedDict):
 
 
 # A vector of n_embd numbers as `encoding_format` asked for it; by default as it may come over HTTP.
-Vector = TypeVar("Vector", default=list[float] | str)
+Vector = TypeVar("Vector", default=Union[list[float], str])
 if TYPE_CHECKING:
     FloatArray = NDArray[numpy.float32]  # shape (n_embd,)
 
@@ -654,16 +651,23 @@ def _part_tag(value: Any) -> str | None:
 
 # Tags in angle brackets: they show up in pydantic's paths and are taken out of ours.
 _Part = Annotated[
-    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
+    Union[Annotated[TextPart, Tag("<text>")], Annotated[ImagePart, Tag("<image_url>")]],
     Discriminator(_part_tag, custom_error_type="type", custom_error_message="type must be 'text' or 'image_url'"),
 ]
 Content = Annotated[
-    Annotated[str, Tag("<str>")] | Annotated[list[_Part], BeforeValidator(_as_list), Tag("<parts>")] | Annotated[None, Tag("<null>")],
+    Union[
+        Annotated[str, Tag("<str>")],
+        Annotated[list[_Part], BeforeValidator(_as_list), Tag("<parts>")],
+        Annotated[None, Tag("<null>")],
+    ],
     _one_of({str: "<str>", list: "<parts>", tuple: "<parts>", type(None): "<null>"},
             "must be a string, null or a list of content parts"),
 ]
 Strings = Annotated[
-    Annotated[str, Field(min_length=1), Tag("<str>")] | Annotated[list[Text], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_PROMPTS), Tag("<list>")],
+    Union[
+        Annotated[str, Field(min_length=1), Tag("<str>")],
+        Annotated[list[Text], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_PROMPTS), Tag("<list>")],
+    ],
     _one_of({str: "<str>", list: "<list>", tuple: "<list>"}, "must be a string or a list of strings"),
 ]
 
@@ -1067,7 +1071,8 @@ def plain(value: Any, *loc: str | int) -> Any:
 
 
 def _items(mapping: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
-    yield from mapping.items()
+    for key, item in mapping.items():  # unpacked here, where an entry that is no pair is caught
+        yield key, item
 
 
 def _check_answerable(data: Mapping[str, Any]) -> None:
