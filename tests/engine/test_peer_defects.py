@@ -70,14 +70,14 @@ async def test_06_and_07_a_prefill_neither_freezes_the_loop_nor_resists_a_cancel
         async def count_turns() -> None:
             nonlocal turns
             while True:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.001)
                 turns += 1
 
         counter = asyncio.create_task(count_turns())
         stream = engine.chat_completion_stream(**chat("word " * 7000, max_tokens=2))
         before = turns
         chunks = [chunk async for chunk in stream]
-        assert turns - before > 100
+        assert turns - before >= 5  # no machine reads 7,000 tokens in five milliseconds
         assert chunks[-1]["choices"][0]["finish_reason"] in ("stop", "length")
         counter.cancel()
 
