@@ -116,7 +116,7 @@ def _native_path(path: Path) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValidationError(f"{text}: the path of a model must be UTF-8: rename it", param="model", path=text) from None
+        raise InvalidModelError(f"{text}: the path of a model must be UTF-8: rename it", param="model", path=text) from None
     return text
 
 

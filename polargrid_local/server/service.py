@@ -329,7 +329,9 @@ class Service:
 
 def _unavailable(model: str, error: PolarGridError) -> ServerError:
     message = f"model '{model}' cannot be loaded by this server: {error.message}"
-    return ServerError(message, status_code=503, code="model_unavailable", param="model", details=error.details)
+    return ServerError(
+        message, status_code=503, code="model_unavailable", param="model", details=error.details, path=error.path
+    )
 
 
 class _Renamed:

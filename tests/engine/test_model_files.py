@@ -113,7 +113,7 @@ def test_a_real_file_whose_name_is_not_utf8_is_a_typed_error_and_hides_no_other(
     bad = os.fsencode(tmp_path) + b"/caf\xe9.gguf"
     shutil.copy(scripted.path, os.fsdecode(bad))
     shutil.copy(scripted.path, tmp_path / "good.gguf")
-    for refuse in (inspect_model, Engine, lambda path: Engine(r"caf\xe9", models_dir=tmp_path)):
+    for refuse in (inspect_model, lambda path: Engine(os.fsdecode(path)), lambda path: Engine(r"caf\xe9", models_dir=tmp_path)):
         with pytest.raises(ValidationError, match="UTF-8") as caught:
             refuse(bad)
         str(caught.value).encode()
