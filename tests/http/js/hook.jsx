@@ -44,7 +44,7 @@ function Chat() {
       <button disabled={busy} onClick={() => ask('\ue001')}>
         Ask
       </button>
-      <button onClick={() => ask('x', -1)}>Ask wrongly</button>
+      <button onClick={() => ask('x', -2)}>Ask wrongly</button>
       <output data-busy={busy}>{text}</output>
       {error && <p role="alert">{error.name}</p>}
     </>
