@@ -322,18 +322,18 @@ private:
     void embedding() {
         const uint64_t n_embd = static_cast<uint64_t>(out_.n_embd);
         const uint64_t n_out = count(key("embedding_length_out"), 0, 1u << 20);
-        const bool wide = facts::contains(facts::wide_embeddings, out_.architecture);
-        if (n_out != 0 && n_out != n_embd && !(wide && (dense_out_ == 0 || dense_out_ == n_out) &&
-                                                (dense_out_ != 0 || out_.architecture.substr(0, 4) != "lfm2"))) {
+        const bool own_layer = facts::contains(facts::layer_after_pooling, out_.architecture) && dense_out_ != 0;
+        const uint64_t width = own_layer ? dense_out_ : n_embd;
+        if (n_out != 0 && n_out != width && !facts::contains(facts::own_embedding_width, out_.architecture)) {
             refuse("key", key("embedding_length_out"), std::to_string(n_out),
-                   std::to_string(dense_out_ != 0 && wide ? dense_out_ : n_embd) + ", the width of the model's last layer");
+                   std::to_string(width) + ", the width of the model's last layer");
         }
         if (out_.architecture == "gemma-embedding") {
             const uint64_t in2 = count(key("dense_2_feat_in"), 0, 1u << 20), out2 = count(key("dense_2_feat_out"), 0, 1u << 20);
             const uint64_t in3 = count(key("dense_3_feat_in"), 0, 1u << 20), out3 = count(key("dense_3_feat_out"), 0, 1u << 20);
-            const auto same = [&](const char * name, uint64_t value, uint64_t width) {
-                if (value != 0 && value != width) {
-                    refuse("key", key(name), std::to_string(value), std::to_string(width));
+            const auto same = [&](const char * name, uint64_t value, uint64_t wanted) {
+                if (value != 0 && value != wanted) {
+                    refuse("key", key(name), std::to_string(value), std::to_string(wanted));
                 }
             };
             same("dense_2_feat_in", in2, n_embd);

@@ -46,10 +46,11 @@ constexpr std::string_view encoder_decoders[] = {"t5"};
 // Parts of another model (drafters) or of a speech system: nothing that takes a text and gives one.
 constexpr std::string_view parts[] = {"dflash", "eagle3", "gemma4-assistant", "pockettts", "qwen3tts", "wavtokenizer-dec"};
 
-// Whose embedding width is not embedding_length: layers of their own follow the pooling, or the loader computes it.
-constexpr std::string_view wide_embeddings[] = {
-    "deepseek4", "gemma4-assistant", "lfm2", "lfm2moe", "qwen4exp", "wavtokenizer-dec",
-};
+// Whose embeddings may pass through one more layer, dense_2, which then sets their width.
+constexpr std::string_view layer_after_pooling[] = {"lfm2", "lfm2moe"};
+
+// Whose embedding width the loader computes or checks by itself, whatever embedding_length is.
+constexpr std::string_view own_embedding_width[] = {"deepseek4", "gemma4-assistant", "qwen4exp", "wavtokenizer-dec"};
 
 // Which read embeddings wider than they compute them, past the tensor's end: they generate only.
 constexpr std::string_view no_embeddings[] = {"deepseek4", "qwen4exp"};
