@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import inspect
 import json
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar, get_args
@@ -75,7 +73,25 @@ def main() -> None:
         with contextlib.suppress(AttributeError):
             # An answer may hold what a terminal cannot show.
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a stream that a host put there may lack it
-    app()
+    with _ending_well() if sys.argv[1:2] == ["serve"] else contextlib.nullcontext():
+        app()
+
+
+@contextlib.contextmanager
+def _ending_well() -> Iterator[None]:
+    """For a process whose whole work is to serve: a signal ends it in good order also before the server takes signals
+    itself, when there is nothing to drain yet, and a further one while it goes changes nothing."""
+
+    def leave(sig: int, frame: Any) -> None:
+        raise SystemExit(0)
+
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sig, leave)
+    try:
+        yield
+    finally:
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sig, signal.SIG_IGN)
 
 
 # --- options ---
@@ -374,10 +390,6 @@ def bench(
     )
 
 
-def _end_well(sig: int, frame: Any) -> None:
-    raise SystemExit(0)
-
-
 @app.command()
 @_engine_flags({})
 def serve(
@@ -400,9 +412,6 @@ def serve(
     **options: Any,
 ) -> None:
     """Serve the API on this machine. Any setting: a flag, a POLARGRID_LOCAL_* variable, or a line of --config."""
-    if threading.current_thread() is threading.main_thread():  # others cannot have signals
-        for sig in (signal.SIGINT, signal.SIGTERM):  # before the server takes them, there is nothing to drain
-            signal.signal(sig, _end_well)
     from polargrid_local.server import ServeConfig, run
 
     flags = _given(
@@ -424,8 +433,6 @@ def serve(
         name = _model_on_disk(_store(settings.models_dir), None)
         settings = settings.model_copy(update={"model": (name,)})
     run(settings)
-    for sig in (signal.SIGINT, signal.SIGTERM):  # asked once more while it goes, it still ends in good order
-        atexit.register(signal.signal, sig, signal.SIG_IGN)
 
 
 # --- helpers ---

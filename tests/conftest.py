@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,18 @@ def pytest_unconfigure() -> None:
     if peer := sys.modules.get("llama_cpp._utils"):
         peer.outnull_file.close()
         peer.errnull_file.close()
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers_stay() -> Iterator[None]:
+    """Code that runs in somebody's process leaves its signals alone, and so does every test."""
+    taken = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(sig) for sig in taken]
+    yield
+    after = [signal.getsignal(sig) for sig in taken]
+    for sig, handler in zip(taken, before):
+        signal.signal(sig, handler)
+    assert after == before
 
 
 @pytest.fixture(scope="session")

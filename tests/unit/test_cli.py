@@ -343,7 +343,6 @@ def test_serve_passes_flags_on_and_names_the_extra(run, monkeypatch, tmp_path):
 
     served = []
     monkeypatch.setattr(server, "run", served.append)
-    monkeypatch.setattr("signal.signal", lambda sig, handler: None)  # this process keeps its own
     result = run("serve", "--port", 9, "--device", "cpu", "--threads", 1, "--no-kernels", "-m", "a", "-m", "b")
     assert result.exit_code == 0, result.output
     (config,) = served
