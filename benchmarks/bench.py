@@ -46,7 +46,11 @@ class Bench:
     def worker(self, name: str, n_ctx: int = 0, streams: int = 8) -> Worker:
         """A loaded worker of its own."""
         worker = Worker(
-            ENGINES, name, str(self.args.model), self.args.clock, *map(str, (self.args.threads, n_ctx or self.args.n_ctx, streams))
+            ENGINES,
+            name,
+            str(self.args.model),
+            self.args.clock,
+            *map(str, (self.args.threads, n_ctx or self.args.n_ctx, streams)),
         )
         worker("load")
         return worker
@@ -193,7 +197,9 @@ class Bench:
                         if operation == "prefill" and dots:
                             shares.setdefault(f"prefill {n}, of the int8 peak", []).append(value * mac / 1e9 / dots)
                         elif operation == "decode" and read:
-                            shares.setdefault(f"decode {n}, of the read bandwidth", []).append(value / n * n_bytes / 1e9 / read)
+                            shares.setdefault(f"decode {n}, of the read bandwidth", []).append(
+                                value / n * n_bytes / 1e9 / read
+                            )
 
         self.rounds(one)
         for worker in engines.values():
@@ -261,7 +267,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=measure.n_threads())
     parser.add_argument(
-        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time of the process, for 1 thread on a busy machine"
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: CPU time of the process, for 1 thread on a busy machine",
     )
     parser.add_argument("--prompts", default="128,512", help="prompt lengths in section modes; may be empty")
     parser.add_argument("--counts", default="1,2,4,8", help="concurrent streams in sections streams and modes")

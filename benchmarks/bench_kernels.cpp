@@ -132,7 +132,8 @@ int main(int argc, char ** argv) {
                     pgl::kernels::use_isa(path.isa);
                 }
                 const int calls = std::min<int>(copies, std::max<int>(1, static_cast<int>(64 / tokens[m])));
-                ggml_context * context = ggml_init({ggml_tensor_overhead() * 64 + ggml_graph_overhead(), nullptr, true});
+                ggml_context * context =
+                    ggml_init({ggml_tensor_overhead() * 64 + ggml_graph_overhead(), nullptr, true});
                 ggml_cgraph * graph = ggml_new_graph(context);
                 ggml_tensor * x = ggml_new_tensor_2d(context, GGML_TYPE_F32, k, tokens[m]);
                 ggml_set_input(x);

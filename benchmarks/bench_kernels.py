@@ -87,7 +87,11 @@ def main() -> int:
         rows = measure(arguments.binary, shape, arguments.threads, arguments.rounds, arguments.tokens)
         print(table(rows, arguments.tokens), flush=True)
         everything += rows
-    print(json.dumps({"machine": platform.processor() or platform.machine(), "threads": arguments.threads, "results": everything}))
+    print(
+        json.dumps(
+            {"machine": platform.processor() or platform.machine(), "threads": arguments.threads, "results": everything}
+        )
+    )
     return 0
 
 

@@ -211,8 +211,13 @@ def framing_us(n: int = 20_000) -> float:
         async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
             for _ in range(n):
                 choice = {"index": 0, "delta": {"content": " word"}, "finish_reason": None}
-                yield {"id": "chatcmpl-0123456789abcdef01234567", "object": "chat.completion.chunk", "created": 1700000000,
-                       "model": "smollm2-135m", "choices": [choice]}
+                yield {
+                    "id": "chatcmpl-0123456789abcdef01234567",
+                    "object": "chat.completion.chunk",
+                    "created": 1700000000,
+                    "model": "smollm2-135m",
+                    "choices": [choice],
+                }
 
         async def aclose(self) -> None:
             pass

@@ -14,7 +14,25 @@ from pathlib import Path
 
 from polargrid_local import Engine
 
-WORDS = ["time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state", "family", "student", "group", "country"]
+WORDS = [
+    "time",
+    "year",
+    "people",
+    "way",
+    "day",
+    "man",
+    "thing",
+    "woman",
+    "life",
+    "child",
+    "world",
+    "school",
+    "state",
+    "family",
+    "student",
+    "group",
+    "country",
+]
 
 
 def resident_mib() -> float:
@@ -44,17 +62,27 @@ def main() -> None:
     args = parser.parse_args()
     stop, done = threading.Event(), [0]
     with Engine(args.model, max_streams=args.streams, prefix_cache_bytes=args.prefix_cache_bytes) as engine:
-        threads = [threading.Thread(target=converse, args=(engine, seed, stop, done)) for seed in range(args.streams + 2)]
+        threads = [
+            threading.Thread(target=converse, args=(engine, seed, stop, done)) for seed in range(args.streams + 2)
+        ]
         begun = time.monotonic()
         for thread in threads:
             thread.start()
         while (elapsed := time.monotonic() - begun) < args.seconds:
             time.sleep(args.period)
             [stats] = engine.stats().values()
-            print(json.dumps({
-                "seconds": round(elapsed + args.period), "requests": done[0], "resident_mib": round(resident_mib()),
-                "prefixes_mib": stats["prefix_cache_bytes"] >> 20, "limit_mib": engine.info()["prefix_cache_bytes"] >> 20,
-            }), flush=True)
+            print(
+                json.dumps(
+                    {
+                        "seconds": round(elapsed + args.period),
+                        "requests": done[0],
+                        "resident_mib": round(resident_mib()),
+                        "prefixes_mib": stats["prefix_cache_bytes"] >> 20,
+                        "limit_mib": engine.info()["prefix_cache_bytes"] >> 20,
+                    }
+                ),
+                flush=True,
+            )
         stop.set()
         for thread in threads:
             thread.join()

@@ -7,6 +7,7 @@ Shapes, tensor types and metadata are those of Meta-Llama-3.1-8B-Instruct as lla
 noise scaled so that activations stay finite. Vocabulary and chat template come from a llama.cpp source tree where one
 is found (--vocab), else a made-up vocabulary of the same size stands in. Needs numpy only.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -19,16 +20,20 @@ from typing import Any
 import gguf_file
 import numpy as np
 
-SHAPES = {"8b": {"n_layer": 32, "n_embd": 4096, "n_ff": 14336, "n_head": 32, "n_head_kv": 8},
-          "1b": {"n_layer": 16, "n_embd": 2048, "n_ff": 8192, "n_head": 32, "n_head_kv": 8},
-          "tiny": {"n_layer": 1, "n_embd": 256, "n_ff": 256, "n_head": 4, "n_head_kv": 2}}  # for tests of vocabulary and template
+SHAPES = {
+    "8b": {"n_layer": 32, "n_embd": 4096, "n_ff": 14336, "n_head": 32, "n_head_kv": 8},
+    "1b": {"n_layer": 16, "n_embd": 2048, "n_ff": 8192, "n_head": 32, "n_head_kv": 8},
+    "tiny": {"n_layer": 1, "n_embd": 256, "n_ff": 256, "n_head": 4, "n_head_kv": 2},
+}  # for tests of vocabulary and template
 FILE_TYPES = {"q4_0": 2, "q8_0": 7, "q4_k_m": 15}
 N_VOCAB, N_CTX, ROPE_BASE = 128256, 131072, 500000.0
 PART_BYTES = 64 << 20
-FALLBACK_TEMPLATE = ("{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role']"
-                     " + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
-                     "{% endfor %}{% if add_generation_prompt %}"
-                     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
+FALLBACK_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role']"
+    " + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
 
 
 def blocks(kind: str, n: int, std: float, rng: np.random.Generator) -> np.ndarray:
@@ -40,7 +45,7 @@ def blocks(kind: str, n: int, std: float, rng: np.random.Generator) -> np.ndarra
 
     def put(at: int, unit: float) -> None:
         scale = (std / unit * rng.uniform(0.7, 1.3, n)).astype(np.float16)
-        data[:, at:at + 2] = scale.view(np.uint8).reshape(n, 2)
+        data[:, at : at + 2] = scale.view(np.uint8).reshape(n, 2)
 
     # The divisors are the standard deviations of weight / scale when all codes and sub-scales are uniform
     if kind == "q4_k":
@@ -58,8 +63,9 @@ def blocks(kind: str, n: int, std: float, rng: np.random.Generator) -> np.ndarra
     return data
 
 
-def tensors(mix: str, n_layer: int, n_embd: int, n_ff: int, n_head: int, n_head_kv: int,
-            seed: int) -> list[gguf_file.Tensor]:
+def tensors(
+    mix: str, n_layer: int, n_embd: int, n_ff: int, n_head: int, n_head_kv: int, seed: int
+) -> list[gguf_file.Tensor]:
     """The tensors of the model in file order. mix: q4_k_m, q4_0 or q8_0."""
     rng = np.random.Generator(np.random.SFC64(seed))
     base = {"q4_k_m": "q4_k", "q4_0": "q4_0", "q8_0": "q8_0"}[mix]
@@ -76,6 +82,7 @@ def tensors(mix: str, n_layer: int, n_embd: int, n_ff: int, n_head: int, n_head_
             n_blocks, step = int(np.prod(shape)) // kind_of.block, PART_BYTES // kind_of.block_bytes
             for start in range(0, n_blocks, step):
                 yield blocks(kind, min(step, n_blocks - start), shape[-1] ** -0.5, rng)
+
         made.append(gguf_file.Tensor(name + ".weight", shape, kind, parts))
 
     add("token_embd", (N_VOCAB, n_embd), base)
@@ -107,8 +114,11 @@ def rope_factors(d_head: int) -> np.ndarray:
 
 def vocabulary(path: Path | None) -> dict[str, Any]:
     """Tokenizer metadata: the real Llama 3 vocabulary out of `path`, or a made-up one of two and four letter words."""
-    specials = {"tokenizer.ggml.bos_token_id": N_VOCAB - 256, "tokenizer.ggml.eos_token_id": N_VOCAB - 256 + 9,
-                "tokenizer.ggml.add_bos_token": True}
+    specials = {
+        "tokenizer.ggml.bos_token_id": N_VOCAB - 256,
+        "tokenizer.ggml.eos_token_id": N_VOCAB - 256 + 9,
+        "tokenizer.ggml.add_bos_token": True,
+    }
     if path is not None:
         template = path.parent / "templates" / "meta-llama-Llama-3.1-8B-Instruct.jinja"
         text = template.read_text() if template.exists() else FALLBACK_TEMPLATE
@@ -122,10 +132,15 @@ def vocabulary(path: Path | None) -> dict[str, Any]:
     tokens += [a + b for a, b in merges]
     names = {0: "begin_of_text", 1: "end_of_text", 6: "start_header_id", 7: "end_header_id", 8: "eom_id", 9: "eot_id"}
     tokens += [f"<|{names.get(i, f'reserved_{i}')}|>" for i in range(256)]
-    return {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.tokens": tokens,
-            "tokenizer.ggml.token_type": [1] * (N_VOCAB - 256) + [3] * 256,
-            "tokenizer.ggml.merges": [f"{a} {b}" for a, b in merges], **specials,
-            "tokenizer.chat_template": FALLBACK_TEMPLATE}
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [1] * (N_VOCAB - 256) + [3] * 256,
+        "tokenizer.ggml.merges": [f"{a} {b}" for a, b in merges],
+        **specials,
+        "tokenizer.chat_template": FALLBACK_TEMPLATE,
+    }
 
 
 def find_vocabulary() -> Path | None:
@@ -134,18 +149,33 @@ def find_vocabulary() -> Path | None:
     return next(iter(sorted(cache.glob("**/models/ggml-vocab-llama-bpe.gguf"))), None)
 
 
-def write(path: Path, mix: str = "q4_k_m", shape: str = "8b", n_layer: int | None = None, vocab: Path | None = None,
-          seed: int = 0) -> None:
+def write(
+    path: Path,
+    mix: str = "q4_k_m",
+    shape: str = "8b",
+    n_layer: int | None = None,
+    vocab: Path | None = None,
+    seed: int = 0,
+) -> None:
     """Write the file. Raises KeyError for an unknown mix or shape."""
     size = {**SHAPES[shape], **({"n_layer": n_layer} if n_layer else {})}
-    keys = {"general.architecture": "llama", "general.name": f"Synthetic Llama 3.1 {shape}",
-            "general.file_type": FILE_TYPES[mix], "general.quantization_version": 2,
-            "llama.context_length": N_CTX, "llama.embedding_length": size["n_embd"],
-            "llama.block_count": size["n_layer"], "llama.feed_forward_length": size["n_ff"],
-            "llama.attention.head_count": size["n_head"], "llama.attention.head_count_kv": size["n_head_kv"],
-            "llama.rope.dimension_count": size["n_embd"] // size["n_head"], "llama.rope.freq_base": ROPE_BASE,
-            "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.vocab_size": N_VOCAB,
-            **vocabulary(vocab or find_vocabulary())}
+    keys = {
+        "general.architecture": "llama",
+        "general.name": f"Synthetic Llama 3.1 {shape}",
+        "general.file_type": FILE_TYPES[mix],
+        "general.quantization_version": 2,
+        "llama.context_length": N_CTX,
+        "llama.embedding_length": size["n_embd"],
+        "llama.block_count": size["n_layer"],
+        "llama.feed_forward_length": size["n_ff"],
+        "llama.attention.head_count": size["n_head"],
+        "llama.attention.head_count_kv": size["n_head_kv"],
+        "llama.rope.dimension_count": size["n_embd"] // size["n_head"],
+        "llama.rope.freq_base": ROPE_BASE,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.vocab_size": N_VOCAB,
+        **vocabulary(vocab or find_vocabulary()),
+    }
     gguf_file.write(path, keys, tensors(mix, **size, seed=seed))
 
 

@@ -14,7 +14,8 @@
 
 namespace pgl {
 
-BareLoop bare_loop(const std::string & path, int32_t n_prompt, int32_t n_tokens, int32_t n_ctx, int32_t n_threads, bool kernels) {
+BareLoop bare_loop(const std::string & path, int32_t n_prompt, int32_t n_tokens, int32_t n_ctx, int32_t n_threads,
+                   bool kernels) {
     initialise_backends();
     kernels::set_enabled(kernels);
     if (n_prompt < 1 || n_tokens < 1 || n_prompt + n_tokens > n_ctx) {
@@ -26,8 +27,8 @@ BareLoop bare_loop(const std::string & path, int32_t n_prompt, int32_t n_tokens,
     ggml_backend_dev_t no_devices[] = {nullptr};
     llama_model_params model_params = llama_model_default_params();
     model_params.devices = no_devices;
-    const std::unique_ptr<llama_model, void (*)(llama_model *)> model(llama_model_load_from_file(path.c_str(), model_params),
-                                                                      llama_model_free);
+    const std::unique_ptr<llama_model, void (*)(llama_model *)> model(
+        llama_model_load_from_file(path.c_str(), model_params), llama_model_free);
     if (!model) {
         throw Error("invalid_model", "llama.cpp refused the file");
     }
@@ -39,7 +40,8 @@ BareLoop bare_loop(const std::string & path, int32_t n_prompt, int32_t n_tokens,
     params.n_batch = params.n_ubatch = 512;
     params.n_threads = params.n_threads_batch = n_threads;
     params.no_perf = true;
-    const std::unique_ptr<llama_context, void (*)(llama_context *)> context(llama_init_from_model(model.get(), params), llama_free);
+    const std::unique_ptr<llama_context, void (*)(llama_context *)> context(llama_init_from_model(model.get(), params),
+                                                                            llama_free);
     if (!context) {
         throw Error("out_of_memory", "the context could not be created");
     }

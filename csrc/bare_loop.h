@@ -14,6 +14,7 @@ struct BareLoop {
 
 // Greedy, one sequence, one batch for the prompt, then one token per llama_decode. `kernels`: with our kernels.
 // Throws Error as loading a model does.
-BareLoop bare_loop(const std::string & path, int32_t n_prompt, int32_t n_tokens, int32_t n_ctx, int32_t n_threads, bool kernels);
+BareLoop bare_loop(const std::string & path, int32_t n_prompt, int32_t n_tokens, int32_t n_ctx, int32_t n_threads,
+                   bool kernels);
 
 }  // namespace pgl

@@ -78,7 +78,8 @@ void read(const py::object & value, const std::string &, std::vector<std::pair<s
     }
 }
 
-// Reads a dict into a struct's fields; what the dict leaves out stays. An unknown key or a wrong type is refused by name.
+// Reads a dict into a struct's fields; what the dict leaves out stays. An unknown key or a wrong type is refused by
+// name.
 template <typename T> void read_fields(const py::dict & dict, const std::string & prefix, T & object) {
     py::set unknown(dict);
     visit_fields(object, [&](const char * name, auto & member, const auto &... about) {
@@ -116,7 +117,8 @@ py::str to_python(const std::string & text) {
 }
 
 py::str to_python(const std::string & path, PathBytes) {
-    return py::reinterpret_steal<py::str>(PyUnicode_DecodeFSDefaultAndSize(path.data(), static_cast<Py_ssize_t>(path.size())));
+    return py::reinterpret_steal<py::str>(
+        PyUnicode_DecodeFSDefaultAndSize(path.data(), static_cast<Py_ssize_t>(path.size())));
 }
 
 py::bytes to_python(const std::string & bytes, RawBytes) {
@@ -158,15 +160,15 @@ template <typename T> std::conditional_t<has_fields<T>, py::dict, py::object> to
 }
 
 // The fields of a part of Event as properties of the event itself.
-template <typename Part> void define_properties(py::class_<Event> & event, Part Event::*part) {
+template <typename Part> void define_properties(py::class_<Event> & event, Part Event::* part) {
     visit_fields<Part>([&](const char * name, auto member) {
         event.def_property_readonly(name, [part, member](const Event & e) { return e.*part.*member; });
     });
 }
 
 // The GIL is given back for as long as this lives. Before Python 3.14 a daemon thread that wants it again while the
-// interpreter ends is taken off by pthread_exit(), whose unwinding would end the process at the first function that must
-// not throw. Such a thread rests here instead, for the moment that is left.
+// interpreter ends is taken off by pthread_exit(), whose unwinding would end the process at the first function that
+// must not throw. Such a thread rests here instead, for the moment that is left.
 class ReleasedGil {
   public:
     ReleasedGil() : state_(PyEval_SaveThread()) {}
@@ -231,8 +233,7 @@ PYBIND11_MODULE(_core, m) {
     });
 
     py::class_<Event> event(m, "Event");
-    event
-        .def_readonly("id", &Event::id)
+    event.def_readonly("id", &Event::id)
         .def_property_readonly("kind", [](const Event & e) { return name_of(e.kind); })
         .def_property_readonly("text", [](const Event & e) { return to_python(e.text); })
         .def_readonly("code", &Event::code)
@@ -255,7 +256,8 @@ PYBIND11_MODULE(_core, m) {
 
     py::class_<Engine, std::unique_ptr<Engine, Engine::Release>>(m, "Engine")
         .def(py::init([](const py::object & path, const py::dict & options) {
-                 return std::unique_ptr<Engine, Engine::Release>(new Engine(path_from(path), from_dict<EngineOptions>(options)));
+                 return std::unique_ptr<Engine, Engine::Release>(
+                     new Engine(path_from(path), from_dict<EngineOptions>(options)));
              }),
              py::arg("path"), py::arg("options"))
         .def(
@@ -267,7 +269,8 @@ PYBIND11_MODULE(_core, m) {
                 return without_gil([&] { return engine.submit(std::move(native), poll); });
             },
             py::arg("request"), py::arg("outbox") = py::none())
-        .def("outbox", [](const Engine &, bool quiet) { return Outbox::make(quiet); }, py::arg("quiet") = false)
+        .def(
+            "outbox", [](const Engine &, bool quiet) { return Outbox::make(quiet); }, py::arg("quiet") = false)
         .def("cancel", &Engine::cancel, py::arg("id"), py::call_guard<ReleasedGil>())
         .def("wait_events", &Engine::wait_events, py::arg("timeout_ms"), py::call_guard<ReleasedGil>())
         .def(
@@ -312,7 +315,8 @@ PYBIND11_MODULE(_core, m) {
         "llama.cpp's log lines that belong to no engine, since the last call: (level as in logging, text).");
     m.def(
         "bare_loop",
-        [](const std::string & path, int32_t n_prompt, int32_t n_tokens, int32_t n_ctx, int32_t n_threads, bool kernels) {
+        [](const std::string & path, int32_t n_prompt, int32_t n_tokens, int32_t n_ctx, int32_t n_threads,
+           bool kernels) {
             const BareLoop loop =
                 without_gil([&] { return bare_loop(path, n_prompt, n_tokens, n_ctx, n_threads, kernels); });
             py::dict dict;

@@ -19,7 +19,8 @@
 namespace pgl {
 namespace {
 
-constexpr uint64_t kEngineStack = uint64_t{16} << 20;  // deep graphs and templates of libstdc++ need more than musl's 128 KiB
+constexpr uint64_t kEngineStack = uint64_t{16}
+                                  << 20;  // deep graphs and templates of libstdc++ need more than musl's 128 KiB
 
 Error closed() {
     return Error("engine_closed", "the engine is closed");
@@ -37,7 +38,8 @@ void check_sampling(const SamplingParams & params, int32_t n_vocab) {
     for (const auto & [token, bias] : params.logit_bias) {
         check_range("logit_bias token", token, {0, n_vocab - 1.0});
         if (std::isnan(bias)) {
-            throw Error("invalid_request", "logit_bias must be a number, got nan", {{"field", "logit_bias"}, {"allowed", "a number"}});
+            throw Error("invalid_request", "logit_bias must be a number, got nan",
+                        {{"field", "logit_bias"}, {"allowed", "a number"}});
         }
     }
 }
@@ -52,18 +54,21 @@ size_t n_bytes(const std::vector<Span> & spans) {
 
 // Tokenizes on a stack that is large enough. The caller may leave before the end (`poll`); the work owns all it needs.
 template <typename Work>  // Work(spans) -> tokens
-std::vector<Token> on_large_stack(std::vector<Span> spans, const std::shared_ptr<log::Queue> & log, const machine::Poll & poll,
-                                  Work work) {
+std::vector<Token> on_large_stack(std::vector<Span> spans, const std::shared_ptr<log::Queue> & log,
+                                  const machine::Poll & poll, Work work) {
     const uint64_t stack_bytes = Tokenizer::stack_bytes(n_bytes(spans));
     if (stack_bytes == 0) {
         const log::Scope scope(log);
         return work(spans);
     }
     const auto tokens = std::make_shared<std::vector<Token>>();
-    machine::run_with_stack(stack_bytes, [tokens, log, work = std::move(work), spans = std::move(spans)] {
-        const log::Scope scope(log);
-        *tokens = work(spans);
-    }, poll);
+    machine::run_with_stack(
+        stack_bytes,
+        [tokens, log, work = std::move(work), spans = std::move(spans)] {
+            const log::Scope scope(log);
+            *tokens = work(spans);
+        },
+        poll);
     return std::move(*tokens);
 }
 
@@ -121,7 +126,8 @@ Engine::Engine(std::string path, EngineOptions options)
     try {
         thread_ = std::thread(body);
     } catch (const std::system_error &) {
-        throw Error("out_of_memory", "no thread could be started; this process's limits on threads or memory are reached");
+        throw Error("out_of_memory",
+                    "no thread could be started; this process's limits on threads or memory are reached");
     }
 }
 
@@ -168,7 +174,8 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
     const Task task = request.task;
     const bool generate = task == Task::generate;
     if (!model->can(task)) {
-        throw Error("invalid_request", std::string("this model cannot ") + name_of(task) + "; it can " + names_of(info.tasks),
+        throw Error("invalid_request",
+                    std::string("this model cannot ") + name_of(task) + "; it can " + names_of(info.tasks),
                     {{"field", "model"}, {"tasks", names_of(info.tasks)}});
     }
     check_sampling(request.sampling, info.n_vocab);
@@ -192,7 +199,8 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
     std::vector<Token> prompt = std::move(request.tokens);
     for (const Token token : prompt) {
         if (token < 0 || token >= info.n_vocab) {
-            throw Error("invalid_request", "token id " + std::to_string(token) + " is not in 0.." + std::to_string(info.n_vocab - 1));
+            throw Error("invalid_request",
+                        "token id " + std::to_string(token) + " is not in 0.." + std::to_string(info.n_vocab - 1));
         }
     }
     if (prompt.empty()) {
@@ -214,13 +222,15 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
         throw closed();
     }
     if (n_live_ >= options_.max_streams + options_.max_queue) {
-        throw Error("queue_full",
-                    "the queue is full: " + std::to_string(options_.max_streams) + " streams run and " +
-                        std::to_string(options_.max_queue) + " requests wait",
-                    {{"max_streams", std::to_string(options_.max_streams)}, {"max_queue", std::to_string(options_.max_queue)}});
+        throw Error(
+            "queue_full",
+            "the queue is full: " + std::to_string(options_.max_streams) + " streams run and " +
+                std::to_string(options_.max_queue) + " requests wait",
+            {{"max_streams", std::to_string(options_.max_streams)}, {"max_queue", std::to_string(options_.max_queue)}});
     }
     const RequestId id = ++last_id_;
-    inbox_.push_back(std::make_unique<Sequence>(id, std::move(request), std::move(prompt), n_ctx - n_prompt, info.n_vocab));
+    inbox_.push_back(
+        std::make_unique<Sequence>(id, std::move(request), std::move(prompt), n_ctx - n_prompt, info.n_vocab));
     ++n_live_;
     ++stats_.n_requests;
     wake_engine_.notify_one();
@@ -243,9 +253,10 @@ std::vector<Event> Engine::wait_events(int32_t timeout_ms) {
 }
 
 std::vector<Token> Engine::tokenize(std::vector<Span> spans, bool add_bos, const machine::Poll & poll) const {
-    return on_large_stack(std::move(spans), log_, poll, [model = loaded_model(), add_bos](const std::vector<Span> & text) {
-        return model->tokenizer().tokenize(text, add_bos);
-    });
+    return on_large_stack(std::move(spans), log_, poll,
+                          [model = loaded_model(), add_bos](const std::vector<Span> & text) {
+                              return model->tokenizer().tokenize(text, add_bos);
+                          });
 }
 
 ModelInfo Engine::info() const {
@@ -554,7 +565,8 @@ void Engine::pool(Sequence & sequence) {
     sequence.admitted(-1, 0);
     Event event;
     try {
-        event = sequence.pooled(sequence.task() == Task::rank ? model_->rank(sequence.prompt()) : model_->embed(sequence.prompt()));
+        event = sequence.pooled(sequence.task() == Task::rank ? model_->rank(sequence.prompt())
+                                                              : model_->embed(sequence.prompt()));
     } catch (const Error & e) {
         event = sequence.failed(e.code, e.what());
         event.details = e.details;

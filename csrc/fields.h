@@ -19,7 +19,8 @@ struct Range {
 struct PathBytes {};
 struct RawBytes {};
 
-// Calls visit(name, pointer to member, what its list says beside...) for each field of T, in the order that Python sees.
+// Calls visit(name, pointer to member, what its list says beside...) for each field of T, in the order that Python
+// sees.
 template <typename T, typename Visit> constexpr void visit_fields(Visit && visit) {
     T::fields(std::forward<Visit>(visit));
 }

@@ -23,7 +23,7 @@ bool ends_with(std::string_view text, std::string_view end) {
 }
 
 class Check {
-public:
+  public:
     Check(const GgufFile & file, const std::string & path, GgufRole role) : file_(file), path_(path), role_(role) {}
 
     GgufSummary run() {
@@ -47,7 +47,7 @@ public:
         return std::move(out_);
     }
 
-private:
+  private:
     std::string key(std::string_view name) const { return out_.architecture + '.' + std::string(name); }
 
     // A u32 within its range. Absent: 0, or refused if required.
@@ -81,11 +81,17 @@ private:
         for (uint64_t i = 0; i < value->n; ++i) {
             int64_t x = 0;
             switch (value->type) {
-                case Type::boolean: x = GgufFile::element<uint8_t>(*value, i) != 0; break;
-                case Type::u32: x = GgufFile::element<uint32_t>(*value, i); break;
-                case Type::i32: x = GgufFile::element<int32_t>(*value, i); break;
-                default:
-                    refuse("key", name, std::string("an array of ") + GgufFile::type_name(value->type), "u32 or i32");
+            case Type::boolean:
+                x = GgufFile::element<uint8_t>(*value, i) != 0;
+                break;
+            case Type::u32:
+                x = GgufFile::element<uint32_t>(*value, i);
+                break;
+            case Type::i32:
+                x = GgufFile::element<int32_t>(*value, i);
+                break;
+            default:
+                refuse("key", name, std::string("an array of ") + GgufFile::type_name(value->type), "u32 or i32");
             }
             if (x < 0 || x > hi) {
                 refuse("key", name, std::to_string(x) + " for layer " + std::to_string(i), range(0, hi));
@@ -110,8 +116,8 @@ private:
             refuse("key", "general.architecture", "missing", "a known architecture");
         }
         const std::string type = clean_utf8(file_.string("general.type").value_or("model"), 256);
-        const bool wanted = role_ == GgufRole::adapter ? type == "adapter"
-                                                       : type != "adapter" && type != "imatrix" && type != "mmproj";
+        const bool wanted =
+            role_ == GgufRole::adapter ? type == "adapter" : type != "adapter" && type != "imatrix" && type != "mmproj";
         if (!wanted) {
             refuse("key", "general.type", type, role_ == GgufRole::adapter ? "adapter" : "model");
         }
@@ -210,8 +216,7 @@ private:
         if (heads.empty()) {
             return;   // no attention, or the loader will miss its tensors
         }
-        if (!file_.find(head_key)->is_array && heads[0] == 0 &&
-            !facts::contains(facts::headless, out_.architecture)) {
+        if (!file_.find(head_key)->is_array && heads[0] == 0 && !facts::contains(facts::headless, out_.architecture)) {
             refuse("key", head_key, "0", range(1, most));
         }
         std::vector<uint32_t> kv = per_layer(kv_key, n_layer, most);
@@ -222,8 +227,9 @@ private:
         uint64_t v_dim = count(key("attention.value_length"), 0, most);
         if (heads[0] > 0) {
             if ((k_dim == 0 || v_dim == 0) && (n_embd % heads[0] != 0 || n_embd < heads[0])) {
-                refuse("key", head_key, std::to_string(heads[0]), "a divisor of embedding_length " +
-                       std::to_string(n_embd) + ", or key_length and value_length given");
+                refuse("key", head_key, std::to_string(heads[0]),
+                       "a divisor of embedding_length " + std::to_string(n_embd) +
+                           ", or key_length and value_length given");
             }
             k_dim = k_dim > 0 ? k_dim : n_embd / heads[0];
             v_dim = v_dim > 0 ? v_dim : n_embd / heads[0];
@@ -270,7 +276,8 @@ private:
     void windows(uint32_t n_layer) {
         const bool gemma = out_.architecture == "gemma-embedding";
         const std::string name = key("attention.sliding_window_pattern");
-        if (!gemma && (out_.architecture != "modern-bert" || count(key("attention.sliding_window"), 0, 1u << 24) == 0)) {
+        if (!gemma &&
+            (out_.architecture != "modern-bert" || count(key("attention.sliding_window"), 0, 1u << 24) == 0)) {
             return;
         }
         uint32_t n_windowed = 0;
@@ -329,8 +336,10 @@ private:
                    std::to_string(width) + ", the width of the model's last layer");
         }
         if (out_.architecture == "gemma-embedding") {
-            const uint64_t in2 = count(key("dense_2_feat_in"), 0, 1u << 20), out2 = count(key("dense_2_feat_out"), 0, 1u << 20);
-            const uint64_t in3 = count(key("dense_3_feat_in"), 0, 1u << 20), out3 = count(key("dense_3_feat_out"), 0, 1u << 20);
+            const uint64_t in2 = count(key("dense_2_feat_in"), 0, 1u << 20),
+                           out2 = count(key("dense_2_feat_out"), 0, 1u << 20);
+            const uint64_t in3 = count(key("dense_3_feat_in"), 0, 1u << 20),
+                           out3 = count(key("dense_3_feat_out"), 0, 1u << 20);
             const auto same = [&](const char * name, uint64_t value, uint64_t wanted) {
                 if (value != 0 && value != wanted) {
                     refuse("key", key(name), std::to_string(value), std::to_string(wanted));
@@ -402,8 +411,8 @@ private:
 
 void Check::tensors(const GgufFile & file) {
     static const std::string_view f32_only[] = {
-        "norm.weight", ".bias", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight",
-        ".ssm_a", ".ssm_d", "ssm_conv1d.weight", "shortconv.conv.weight", ".attn_sinks.weight",
+        "norm.weight", ".bias",  "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight",
+        ".ssm_a",      ".ssm_d", "ssm_conv1d.weight", "shortconv.conv.weight",    ".attn_sinks.weight",
     };
     for (const GgufFile::Tensor & tensor : file.tensors()) {
         if (!names_.insert(tensor.name).second) {
@@ -469,7 +478,8 @@ void Check::splits() {
     }
     const std::string first = split_ending(0, n);
     if (split_number(file_, "split.no") != 0) {
-        refuse("key", "split.no", std::to_string(split_number(file_, "split.no")) + ", one of the later files of a model",
+        refuse("key", "split.no",
+               std::to_string(split_number(file_, "split.no")) + ", one of the later files of a model",
                "0: open the first file, whose name ends in " + first);
     }
     if (!ends_with(path_, first)) {
@@ -556,11 +566,12 @@ void check_adapter(const std::string & path, const std::string & model_path) {
         if (base == model.end()) {
             refuse("tensor", name, "for a tensor that the model does not have", "an adapter made for this model");
         }
-        const Shape & w = base->second.ne, & a = half.ne, & b = other->second.ne;
+        const Shape &w = base->second.ne, &a = half.ne, &b = other->second.ne;
         // The embedding is looked up, not multiplied: its pair lies the other way round.
         const bool lookup = ends_with(target, "token_embd.weight");
         if (lookup && tied) {
-            refuse("tensor", name, "for an embedding that is the output layer too", "a model with a tensor output.weight");
+            refuse("tensor", name, "for an embedding that is the output layer too",
+                   "a model with a tensor output.weight");
         }
         if (std::string_view(GgufFile::tensor_type(base->second.type)->name) == "NVFP4") {
             refuse("tensor", name, "for a tensor of type NVFP4", "any other type of the model's tensors");

@@ -16,8 +16,8 @@ struct GgufSummary {
     uint32_t version = 0;
     uint64_t n_kv = 0, n_tensors = 0;
     uint64_t file_bytes = 0, tensor_bytes = 0, n_params = 0;
-    int32_t  n_splits = 1;
-    bool     vocab_only = false;             // no tensors: a tokenizer, not a model that can run
+    int32_t n_splits = 1;
+    bool vocab_only = false;             // no tensors: a tokenizer, not a model that can run
 
     std::string type;                        // general.type: "model" (also if absent) or "adapter"
     std::string architecture, name;
@@ -25,23 +25,23 @@ struct GgufSummary {
     std::string tokenizer;                   // tokenizer.ggml.model: "gpt2", "llama", ...
     std::string pre_tokenizer;               // tokenizer.ggml.pre: "llama-bpe", ...; "" if absent
     std::string chat_template;
-    bool        has_chat_template = false;
+    bool has_chat_template = false;
     std::string rerank_template;             // tokenizer.chat_template.rerank
     std::vector<Task> tasks;                 // what it can be asked for; none for a part of another model
     std::vector<std::string> labels;         // of a classifier's scores
-    uint32_t    alignment = 32;              // of the tensors' data, in bytes
+    uint32_t alignment = 32;              // of the tensors' data, in bytes
 
     int32_t n_layer = 0, n_embd = 0, n_head = 0, n_head_kv = 0, n_ctx_train = 0, n_vocab = 0;
     int32_t head_dim_k = 0, head_dim_v = 0;
     int32_t n_expert = 0;
-    int32_t pooling = -1;                          // llama.cpp's number: 0 none, 1 mean, 2 first, 3 last token, 4 rank
-    bool    whole_text = false;                    // attention in both directions: a text is computed in one pass
+    int32_t pooling = -1;  // llama.cpp's number: 0 none, 1 mean, 2 first, 3 last token, 4 rank
+    bool whole_text = false;  // attention in both directions: a text is computed in one pass
 
     // KV cache bytes per token: an upper bound where layers do not cache (recurrent layers are not counted when the
     // file marks them with 0 KV heads), without the padding of sliding windows or latent attention's savings.
     uint64_t cache_bytes_f16 = 0, cache_bytes_q8_0 = 0;
 
-    std::map<std::string, std::string> metadata;   // scalar keys; strings cut at 256 bytes, on a character
+    std::map<std::string, std::string> metadata;  // scalar keys; strings cut at 256 bytes, on a character
 
     template <typename Visit> static constexpr void fields(Visit && field) {
         field("file_bytes", &GgufSummary::file_bytes);
@@ -68,8 +68,8 @@ struct GgufSummary {
 };
 
 enum class GgufRole : uint8_t {
-    model,     // weights or a vocabulary: container, shape, vocabulary, tensor types, splits
-    adapter,   // a LoRA file: container, tensor types, general.type; check_adapter looks at the shapes too
+    model,  // weights or a vocabulary: container, shape, vocabulary, tensor types, splits
+    adapter,  // a LoRA file: container, tensor types, general.type; check_adapter looks at the shapes too
 };
 
 // Reads the header only (the file is mapped, never read whole). Errors, as pgl::Error:

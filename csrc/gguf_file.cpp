@@ -24,18 +24,41 @@ constexpr uint64_t loaded_string_bytes = 80, loaded_floor_bytes = 64 * MiB, load
 using Kind = GgufFile::TensorType::Kind;
 
 constexpr GgufFile::TensorType tensor_types[] = {
-    {0, "F32", 1, 4, Kind::f32},        {1, "F16", 1, 2, Kind::weight},      {2, "Q4_0", 32, 18, Kind::weight},
-    {3, "Q4_1", 32, 20, Kind::weight},  {6, "Q5_0", 32, 22, Kind::weight},   {7, "Q5_1", 32, 24, Kind::weight},
-    {8, "Q8_0", 32, 34, Kind::weight},  {9, "Q8_1", 32, 36, Kind::other},    {10, "Q2_K", 256, 84, Kind::weight},
-    {11, "Q3_K", 256, 110, Kind::weight}, {12, "Q4_K", 256, 144, Kind::weight}, {13, "Q5_K", 256, 176, Kind::weight},
-    {14, "Q6_K", 256, 210, Kind::weight}, {15, "Q8_K", 256, 292, Kind::other}, {16, "IQ2_XXS", 256, 66, Kind::weight},
-    {17, "IQ2_XS", 256, 74, Kind::weight}, {18, "IQ3_XXS", 256, 98, Kind::weight}, {19, "IQ1_S", 256, 50, Kind::weight},
-    {20, "IQ4_NL", 32, 18, Kind::weight}, {21, "IQ3_S", 256, 110, Kind::weight}, {22, "IQ2_S", 256, 82, Kind::weight},
-    {23, "IQ4_XS", 256, 136, Kind::weight}, {24, "I8", 1, 1, Kind::other},   {25, "I16", 1, 2, Kind::other},
-    {26, "I32", 1, 4, Kind::other},     {27, "I64", 1, 8, Kind::other},      {28, "F64", 1, 8, Kind::other},
-    {29, "IQ1_M", 256, 56, Kind::weight}, {30, "BF16", 1, 2, Kind::weight},  {34, "TQ1_0", 256, 54, Kind::weight},
-    {35, "TQ2_0", 256, 66, Kind::weight}, {39, "MXFP4", 32, 17, Kind::weight}, {40, "NVFP4", 64, 36, Kind::weight},
-    {41, "Q1_0", 128, 18, Kind::weight}, {42, "Q2_0", 64, 18, Kind::weight},
+    {0, "F32", 1, 4, Kind::f32},
+    {1, "F16", 1, 2, Kind::weight},
+    {2, "Q4_0", 32, 18, Kind::weight},
+    {3, "Q4_1", 32, 20, Kind::weight},
+    {6, "Q5_0", 32, 22, Kind::weight},
+    {7, "Q5_1", 32, 24, Kind::weight},
+    {8, "Q8_0", 32, 34, Kind::weight},
+    {9, "Q8_1", 32, 36, Kind::other},
+    {10, "Q2_K", 256, 84, Kind::weight},
+    {11, "Q3_K", 256, 110, Kind::weight},
+    {12, "Q4_K", 256, 144, Kind::weight},
+    {13, "Q5_K", 256, 176, Kind::weight},
+    {14, "Q6_K", 256, 210, Kind::weight},
+    {15, "Q8_K", 256, 292, Kind::other},
+    {16, "IQ2_XXS", 256, 66, Kind::weight},
+    {17, "IQ2_XS", 256, 74, Kind::weight},
+    {18, "IQ3_XXS", 256, 98, Kind::weight},
+    {19, "IQ1_S", 256, 50, Kind::weight},
+    {20, "IQ4_NL", 32, 18, Kind::weight},
+    {21, "IQ3_S", 256, 110, Kind::weight},
+    {22, "IQ2_S", 256, 82, Kind::weight},
+    {23, "IQ4_XS", 256, 136, Kind::weight},
+    {24, "I8", 1, 1, Kind::other},
+    {25, "I16", 1, 2, Kind::other},
+    {26, "I32", 1, 4, Kind::other},
+    {27, "I64", 1, 8, Kind::other},
+    {28, "F64", 1, 8, Kind::other},
+    {29, "IQ1_M", 256, 56, Kind::weight},
+    {30, "BF16", 1, 2, Kind::weight},
+    {34, "TQ1_0", 256, 54, Kind::weight},
+    {35, "TQ2_0", 256, 66, Kind::weight},
+    {39, "MXFP4", 32, 17, Kind::weight},
+    {40, "NVFP4", 64, 36, Kind::weight},
+    {41, "Q1_0", 128, 18, Kind::weight},
+    {42, "Q2_0", 64, 18, Kind::weight},
 };
 
 constexpr uint32_t type_bytes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};   // by Type; 0 = not of fixed size
@@ -75,7 +98,9 @@ void refuse(const char * what, std::string_view name, const std::string & value,
                 {{what, shown}, {"value", shown_value}, {"allowed", allowed}});
 }
 
-std::string range(uint64_t lo, uint64_t hi) { return std::to_string(lo) + ".." + std::to_string(hi); }
+std::string range(uint64_t lo, uint64_t hi) {
+    return std::to_string(lo) + ".." + std::to_string(hi);
+}
 
 std::string clean_utf8(std::string_view text, size_t limit) {
     std::string result;
@@ -114,8 +139,7 @@ struct GgufFile::Reader {
         return result;
     }
 
-    template <typename T>
-    T number(const char * what, std::string_view name) {
+    template <typename T> T number(const char * what, std::string_view name) {
         T result;
         std::memcpy(&result, take(sizeof(T), what, name).data(), sizeof(T));
         return result;
@@ -245,8 +269,8 @@ void GgufFile::parse(Reader & reader) {
     if (const auto given = u32("general.alignment")) {
         const uint32_t alignment = *given;
         if (alignment == 0 || alignment > max_alignment || (alignment & (alignment - 1)) != 0) {
-            refuse("key", "general.alignment", std::to_string(alignment), "a power of two, 1.." +
-                   std::to_string(max_alignment));
+            refuse("key", "general.alignment", std::to_string(alignment),
+                   "a power of two, 1.." + std::to_string(max_alignment));
         }
         alignment_ = alignment;
     }
@@ -268,8 +292,9 @@ void GgufFile::parse(Reader & reader) {
             tensor.ne[d] = reader.number<uint64_t>("tensor", tensor.name);
             const uint64_t most = static_cast<uint64_t>(std::numeric_limits<int64_t>::max()) / tensor.n_elements;
             if (tensor.ne[d] == 0 || tensor.ne[d] > most) {
-                refuse("tensor", tensor.name, "of " + std::to_string(tensor.ne[d]) + " in dimension " +
-                       std::to_string(d), "1.. and fewer than 2^63 elements in all");
+                refuse("tensor", tensor.name,
+                       "of " + std::to_string(tensor.ne[d]) + " in dimension " + std::to_string(d),
+                       "1.. and fewer than 2^63 elements in all");
             }
             tensor.n_elements *= tensor.ne[d];
         }
@@ -304,9 +329,9 @@ void GgufFile::parse(Reader & reader) {
                    std::to_string(expected) + ", right after the one before it");
         }
         if (data + expected + tensor.n_bytes > file_bytes_) {
-            refuse("tensor", tensor.name, "cut short: it ends at byte " +
-                   std::to_string(data + expected + tensor.n_bytes), "at most " + std::to_string(file_bytes_) +
-                   ", the file's size");
+            refuse("tensor", tensor.name,
+                   "cut short: it ends at byte " + std::to_string(data + expected + tensor.n_bytes),
+                   "at most " + std::to_string(file_bytes_) + ", the file's size");
         }
         tensor_bytes_ += tensor.n_bytes;
         expected += padded(tensor.n_bytes);
@@ -348,8 +373,8 @@ std::optional<std::string_view> GgufFile::string(std::string_view key) const {
 }
 
 const char * GgufFile::type_name(Type type) {
-    static const char * names[] = {"u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64",
-                                   "i64", "f64"};
+    static const char * names[] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
+                                   "bool", "string", "array", "u64", "i64", "f64"};
     return names[static_cast<uint32_t>(type)];
 }
 
@@ -360,19 +385,32 @@ std::string GgufFile::scalar_text(const Value & value) {
         return std::string(text);
     };
     switch (value.type) {
-        case Type::u8: return std::to_string(element<uint8_t>(value, 0));
-        case Type::i8: return std::to_string(element<int8_t>(value, 0));
-        case Type::u16: return std::to_string(element<uint16_t>(value, 0));
-        case Type::i16: return std::to_string(element<int16_t>(value, 0));
-        case Type::u32: return std::to_string(element<uint32_t>(value, 0));
-        case Type::i32: return std::to_string(element<int32_t>(value, 0));
-        case Type::u64: return std::to_string(element<uint64_t>(value, 0));
-        case Type::i64: return std::to_string(element<int64_t>(value, 0));
-        case Type::f32: return decimal(static_cast<double>(element<float>(value, 0)));
-        case Type::f64: return decimal(element<double>(value, 0));
-        case Type::boolean: return element<uint8_t>(value, 0) != 0 ? "true" : "false";
-        case Type::string: return clean_utf8(value.data, 256);
-        case Type::array: break;
+    case Type::u8:
+        return std::to_string(element<uint8_t>(value, 0));
+    case Type::i8:
+        return std::to_string(element<int8_t>(value, 0));
+    case Type::u16:
+        return std::to_string(element<uint16_t>(value, 0));
+    case Type::i16:
+        return std::to_string(element<int16_t>(value, 0));
+    case Type::u32:
+        return std::to_string(element<uint32_t>(value, 0));
+    case Type::i32:
+        return std::to_string(element<int32_t>(value, 0));
+    case Type::u64:
+        return std::to_string(element<uint64_t>(value, 0));
+    case Type::i64:
+        return std::to_string(element<int64_t>(value, 0));
+    case Type::f32:
+        return decimal(static_cast<double>(element<float>(value, 0)));
+    case Type::f64:
+        return decimal(element<double>(value, 0));
+    case Type::boolean:
+        return element<uint8_t>(value, 0) != 0 ? "true" : "false";
+    case Type::string:
+        return clean_utf8(value.data, 256);
+    case Type::array:
+        break;
     }
     return "";
 }

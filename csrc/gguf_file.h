@@ -26,13 +26,13 @@ std::string range(uint64_t lo, uint64_t hi);   // "lo..hi"
 std::string clean_utf8(std::string_view text, size_t limit = SIZE_MAX);
 
 class GgufFile {
-public:
+  public:
     enum class Type : uint32_t { u8, i8, u16, i16, u32, i32, f32, boolean, string, array, u64, i64, f64 };
 
     struct Value {
         std::string_view key;
-        Type     type = Type::u8;     // of the elements, for an array
-        bool     is_array = false;
+        Type type = Type::u8;     // of the elements, for an array
+        bool is_array = false;
         uint64_t n = 1;               // elements; a scalar has one
         std::string_view data;        // packed elements as in the file; a scalar string: its characters
     };
@@ -47,9 +47,9 @@ public:
 
     // A row of ggml's storage formats. Those of no use as weights (scratch formats) and the integers are known too.
     struct TensorType {
-        uint32_t     id;
+        uint32_t id;
         const char * name;
-        uint32_t     block_elements, block_bytes;
+        uint32_t block_elements, block_bytes;
         enum class Kind : uint8_t { f32, weight, other } kind;   // weight: may hold the factor of a matrix product
     };
     static const TensorType * tensor_type(uint32_t id);   // nullptr = unknown
@@ -81,7 +81,7 @@ public:
         return result;
     }
 
-private:
+  private:
     struct Reader;
     void parse(Reader & reader);
     const Value * scalar(std::string_view key, Type type) const;
@@ -96,7 +96,7 @@ private:
 
 // The strings of an array of strings, in order. Only for a Value the parser has accepted.
 class GgufStrings {
-public:
+  public:
     explicit GgufStrings(const GgufFile::Value & value) : rest_(value.data) {}
     std::string_view next() {
         uint64_t n;
@@ -106,7 +106,7 @@ public:
         return result;
     }
 
-private:
+  private:
     std::string_view rest_;
 };
 

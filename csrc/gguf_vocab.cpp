@@ -32,9 +32,7 @@ const Value * array_of(const GgufFile & file, std::string_view name, std::initia
 
 // The byte a token like <0x0A> stands for, else -1.
 int token_byte(std::string_view token) {
-    const auto digit = [](char c) {
-        return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
-    };
+    const auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1; };
     if (token.size() != 6 || token.substr(0, 3) != "<0x" || token[5] != '>') {
         return -1;
     }
@@ -80,9 +78,9 @@ void unique_tokens(const std::vector<std::string_view> & tokens) {
     std::vector<std::string> renamed;   // the loader gives empty tokens a name, which may clash
     renamed.reserve(static_cast<size_t>(std::count(tokens.begin(), tokens.end(), std::string_view())));
     struct Entry {
-        size_t           hash;
+        size_t hash;
         std::string_view text;
-        uint32_t         id;
+        uint32_t id;
     };
     // Sorted by hash: no choice of tokens makes this slow, as it could a hash table.
     std::vector<Entry> entries;
@@ -111,8 +109,10 @@ void unique_tokens(const std::vector<std::string_view> & tokens) {
     }
     if (first != nullptr) {
         try {
-            refuse("key", "tokenizer.ggml.tokens", std::to_string(n) + " tokens twice, such as token " +
-                   std::to_string(first->id) + ", " + std::string(first->text), "unique tokens");
+            refuse("key", "tokenizer.ggml.tokens",
+                   std::to_string(n) + " tokens twice, such as token " + std::to_string(first->id) + ", " +
+                       std::string(first->text),
+                   "unique tokens");
         } catch (Error & error) {
             error.details["duplicates"] = duplicates;
             throw;
@@ -133,8 +133,8 @@ void special_ids(const GgufFile & file, const facts::Tokenizer & tokenizer, uint
     };
     const std::string_view pre = file.string("tokenizer.ggml.pre").value_or("");
     const bool bpe = tokenizer.vocab == facts::Vocab::bpe;
-    const bool has_bos = resolve(
-        "bos", bpe && facts::contains(facts::pre_without_default_bos, pre) ? -1 : tokenizer.bos, true);
+    const bool has_bos =
+        resolve("bos", bpe && facts::contains(facts::pre_without_default_bos, pre) ? -1 : tokenizer.bos, true);
     const bool has_eos = resolve("eos", tokenizer.eos, true);
     const bool has_sep = resolve("seperator", tokenizer.sep, false);   // spelt so in the format
     resolve("eot", -1, true);

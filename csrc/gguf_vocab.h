@@ -10,7 +10,7 @@ namespace pgl {
 
 struct GgufVocab {
     std::string tokenizer;     // tokenizer.ggml.model
-    uint32_t    n_tokens = 0;
+    uint32_t n_tokens = 0;
 };
 
 // Refuses (pgl::Error "invalid_model", as check_gguf) a vocabulary that the tokenizers could not survive.

@@ -32,10 +32,10 @@ void end_line() {
 void on_llama_log(ggml_log_level level, const char * text, void *) {
     if (level != GGML_LOG_LEVEL_CONT) {
         end_line();
-        writer.partial_level = writer.abort_expected         ? debug
-                             : level == GGML_LOG_LEVEL_ERROR ? error
-                             : level == GGML_LOG_LEVEL_WARN  ? warning
-                                                             : debug;  // its "info" is chatter to a host program
+        writer.partial_level = writer.abort_expected           ? debug
+                               : level == GGML_LOG_LEVEL_ERROR ? error
+                               : level == GGML_LOG_LEVEL_WARN  ? warning
+                                                               : debug;  // its "info" is chatter to a host program
     }
     writer.partial += text;
     if (!writer.partial.empty() && writer.partial.back() == '\n') {

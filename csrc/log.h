@@ -12,13 +12,14 @@ namespace pgl::log {
 
 enum Level : int { debug = 10, info = 20, warning = 30, error = 40 };  // Python logging's numbers
 
-// Lines of one engine, or of nobody in particular. Their bytes are whatever a file or a library wrote: not always UTF-8,
-// for llama.cpp cuts long values at any byte. Any thread.
+// Lines of one engine, or of nobody in particular. Their bytes are whatever a file or a library wrote: not always
+// UTF-8, for llama.cpp cuts long values at any byte. Any thread.
 class Queue {
   public:
     void push(int level, std::string line);
 
-    // Lines since the last call, oldest first. Past 4,096 unread lines the oldest are dropped and one line says how many.
+    // Lines since the last call, oldest first. Past 4,096 unread lines the oldest are dropped and one line says how
+    // many.
     std::vector<std::pair<int, std::string>> drain();
 
     // The latest lines of at least warning level, drained or not: what llama.cpp said before it gave up. "" for none.

@@ -20,20 +20,20 @@
 #include <vector>
 
 #if defined(_WIN32)
-#    define NOMINMAX
-#    include <process.h>
-#    include <windows.h>
+#define NOMINMAX
+#include <process.h>
+#include <windows.h>
 #else
-#    include <pthread.h>
-#    include <sys/resource.h>
-#    include <unistd.h>
-#    if defined(__linux__)
-#        include <sched.h>
-#        include <sys/mman.h>
-#    elif defined(__APPLE__)
-#        include <mach/mach.h>
-#        include <sys/sysctl.h>
-#    endif
+#include <pthread.h>
+#include <sys/resource.h>
+#include <unistd.h>
+#if defined(__linux__)
+#include <sched.h>
+#include <sys/mman.h>
+#elif defined(__APPLE__)
+#include <mach/mach.h>
+#include <sys/sysctl.h>
+#endif
 #endif
 
 namespace pgl::machine {
@@ -242,7 +242,7 @@ void wait_at_exit(CallPtr call) {
             other->wait();
         }
     });
-    (void) registered;
+    (void)registered;
 }
 
 #if defined(_WIN32)
@@ -296,8 +296,9 @@ bool start(uint64_t stack_bytes, const CallPtr & call) {
 void run_with_stack(uint64_t stack_bytes, std::function<void()> work, const Poll & poll) {
     const auto call = std::make_shared<Call>(std::move(work));
     if (!start(stack_bytes, call)) {
-        throw Error("out_of_memory", "no thread with a stack of " + std::to_string(stack_bytes) +
-                                         " bytes could be started; this process's limits on threads or memory are reached");
+        throw Error("out_of_memory",
+                    "no thread with a stack of " + std::to_string(stack_bytes) +
+                        " bytes could be started; this process's limits on threads or memory are reached");
     }
     if (poll) {
         std::unique_lock lock(call->mutex);
@@ -357,7 +358,7 @@ void release_mapped_pages(const std::string & path) {
         }
     }
 #else
-    (void) path;
+    (void)path;
 #endif
 }
 

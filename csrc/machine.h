@@ -1,4 +1,5 @@
-// The machine as this process may use it: threads and memory, container limits included. Reads the system, keeps nothing.
+// The machine as this process may use it: threads and memory, container limits included. Reads the system, keeps
+// nothing.
 #pragma once
 
 #include <cstdint>
@@ -18,11 +19,12 @@ using Poll = std::function<bool()>;
 
 // Runs `work` to its end on a thread whose stack holds `stack_bytes`, and rethrows what it throws. The caller's own
 // stack may be small (512 KiB on a macOS secondary thread) where std::regex recurses once per character.
-// With `poll` the caller may leave before the end: Error("interrupted"). The work then goes on by itself, so it must own
-// whatever it touches; an exit of the process waits for it.
+// With `poll` the caller may leave before the end: Error("interrupted"). The work then goes on by itself, so it must
+// own whatever it touches; an exit of the process waits for it.
 void run_with_stack(uint64_t stack_bytes, std::function<void()> work, const Poll & poll = nullptr);
 
-// Whether `n` threads can be started beside those that run, with stacks of the default size. They are started and ended.
+// Whether `n` threads can be started beside those that run, with stacks of the default size. They are started and
+// ended.
 bool can_start_threads(int32_t n);
 
 // Takes a mapped file's pages out of this process's memory; they stay in the system's cache and return when touched.

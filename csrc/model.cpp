@@ -23,7 +23,8 @@ constexpr uint64_t kMargin = 256 * kMiB;      // left to the rest of the process
 constexpr int32_t kDefaultContext = 8192;     // as long as this by default where it fits
 constexpr int32_t kContextStep = 256;         // llama.cpp pads to it
 constexpr int32_t kPoolerStep = 512;          // tokens: shorter texts share one pooler
-constexpr uint64_t kPooledLogits = 64 * kMiB; // llama.cpp computes logits for every token that it embeds: so many at once
+constexpr uint64_t kPooledLogits =
+    64 * kMiB; // llama.cpp computes logits for every token that it embeds: so many at once
 
 std::string mib(uint64_t bytes) {
     return std::to_string(bytes / kMiB) + " MiB";
@@ -50,9 +51,15 @@ std::string complaint(const std::string & path) {
 
 }  // namespace
 
-void Model::Free::operator()(llama_model * model) const { llama_model_free(model); }
-void Model::Free::operator()(llama_context * context) const { llama_free(context); }
-void Model::Free::operator()(ggml_threadpool * pool) const { ggml_threadpool_free(pool); }
+void Model::Free::operator()(llama_model * model) const {
+    llama_model_free(model);
+}
+void Model::Free::operator()(llama_context * context) const {
+    llama_free(context);
+}
+void Model::Free::operator()(ggml_threadpool * pool) const {
+    ggml_threadpool_free(pool);
+}
 
 Model::~Model() = default;
 
@@ -63,7 +70,8 @@ Model::Model(const std::string & path, const EngineOptions & options, const std:
     check_ranges(options_);
     const GgufSummary summary = check_gguf(path);
     if (summary.vocab_only || summary.type != "model") {
-        throw Error("invalid_model", "the file holds no model weights", {{"key", "general.type"}, {"value", summary.type}});
+        throw Error("invalid_model", "the file holds no model weights",
+                    {{"key", "general.type"}, {"value", summary.type}});
     }
     if (summary.tasks.empty()) {
         throw Error("invalid_model",
@@ -106,8 +114,9 @@ void Model::create_pool() {
     const int32_t n_threads = options_.n_threads;
     if (n_threads > 1 && !machine::can_start_threads(n_threads)) {
         throw Error("out_of_memory",
-                    std::to_string(n_threads) + " compute threads cannot be started: this process's limits on threads or memory"
-                                                " are reached; give n_threads a smaller number",
+                    std::to_string(n_threads) +
+                        " compute threads cannot be started: this process's limits on threads or memory"
+                        " are reached; give n_threads a smaller number",
                     {{"field", "n_threads"}, {"value", std::to_string(n_threads)}});
     }
     ggml_threadpool_params pool = ggml_threadpool_params_default(n_threads);
@@ -147,7 +156,8 @@ void Model::plan_memory(const GgufSummary & summary) {
         device_bytes += free_bytes;
     }
     const uint64_t host_bytes = machine::available_bytes();
-    const uint64_t compute = 64 * kMiB + static_cast<uint64_t>(options_.n_batch) * (static_cast<uint64_t>(summary.n_embd) * 64) +
+    const uint64_t compute = 64 * kMiB +
+                             static_cast<uint64_t>(options_.n_batch) * (static_cast<uint64_t>(summary.n_embd) * 64) +
                              static_cast<uint64_t>(options_.max_streams) * static_cast<uint64_t>(summary.n_vocab) * 8;
     const auto streams = static_cast<uint64_t>(options_.max_streams);
 
@@ -172,10 +182,11 @@ void Model::plan_memory(const GgufSummary & summary) {
     }
     const uint64_t need = fixed + per_context_token * static_cast<uint64_t>(options_.n_ctx);
     if (need > have) {
-        throw Error("out_of_memory",
-                    "the model needs " + mib(need) + " with n_ctx=" + std::to_string(options_.n_ctx) + " and max_streams=" +
-                        std::to_string(options_.max_streams) + ", and " + mib(have) + " are available",
-                    {{"need", std::to_string(need)}, {"have", std::to_string(have)}, {"max_n_ctx", std::to_string(max_fit)}});
+        throw Error(
+            "out_of_memory",
+            "the model needs " + mib(need) + " with n_ctx=" + std::to_string(options_.n_ctx) +
+                " and max_streams=" + std::to_string(options_.max_streams) + ", and " + mib(have) + " are available",
+            {{"need", std::to_string(need)}, {"have", std::to_string(have)}, {"max_n_ctx", std::to_string(max_fit)}});
     }
 
     if (!use_gpu) {
@@ -185,12 +196,14 @@ void Model::plan_memory(const GgufSummary & summary) {
             weights / static_cast<uint64_t>(n_layers) +
             per_context_token * static_cast<uint64_t>(options_.n_ctx) / static_cast<uint64_t>(n_layers) + 1;
         const uint64_t usable = device_bytes - std::min(device_bytes, kMargin + compute);
-        options_.n_gpu_layers = static_cast<int32_t>(std::min<uint64_t>(usable / per_layer, static_cast<uint64_t>(n_layers)));
+        options_.n_gpu_layers =
+            static_cast<int32_t>(std::min<uint64_t>(usable / per_layer, static_cast<uint64_t>(n_layers)));
     }
     info_.n_gpu_layers = options_.n_gpu_layers;
 }
 
-void Model::load(const std::string & path, const GgufSummary & summary, const std::function<bool(float)> & on_progress) {
+void Model::load(const std::string & path, const GgufSummary & summary,
+                 const std::function<bool(float)> & on_progress) {
     llama_model_params params = llama_model_default_params();
     ggml_backend_dev_t no_devices[] = {nullptr};
     if (options_.n_gpu_layers == 0) {
@@ -206,7 +219,8 @@ void Model::load(const std::string & path, const GgufSummary & summary, const st
     }
     params.load_mode = mmap ? LLAMA_LOAD_MODE_MMAP : LLAMA_LOAD_MODE_NONE;
     params.check_tensors = options_.check_tensors;
-    params.no_host = options_.n_gpu_layers > 0 && options_.n_gpu_layers <= summary.n_layer;  // layers left to the CPU get our kernels
+    params.no_host = options_.n_gpu_layers > 0 &&
+                     options_.n_gpu_layers <= summary.n_layer;  // layers left to the CPU get our kernels
     struct Progress {
         const std::function<bool(float)> & report;
         std::string release;   // the mapped file, where its weights are copied and not computed on in place
@@ -243,7 +257,8 @@ void Model::load_adapters(const std::string & path) {
         check_adapter(file, path);
         llama_adapter_lora * adapter = llama_adapter_lora_init(model_.get(), file.c_str());
         if (adapter == nullptr) {
-            throw Error("invalid_model", "the LoRA adapter does not fit this model: " + complaint(file), {{"kind", "lora"}});
+            throw Error("invalid_model", "the LoRA adapter does not fit this model: " + complaint(file),
+                        {{"kind", "lora"}});
         }
         adapters_.push_back(adapter);
         adapter_scales_.push_back(scale);
@@ -331,10 +346,15 @@ void Model::describe_special_tokens(const GgufSummary & summary) {
         return number ? std::stoi(found->second) : -1;
     };
     const std::pair<const char *, Token> named[] = {
-        {"bos_token", llama_vocab_bos(vocab)}, {"eos_token", llama_vocab_eos(vocab)}, {"eot_token", llama_vocab_eot(vocab)},
-        {"eom_token", of_file("tokenizer.ggml.eom_token_id")}, {"sep_token", llama_vocab_sep(vocab)},
-        {"pad_token", llama_vocab_pad(vocab)}, {"mask_token", llama_vocab_mask(vocab)},
-        {"unk_token", of_file("tokenizer.ggml.unknown_token_id")}, {"cls_token", of_file("tokenizer.ggml.cls_token_id")},
+        {"bos_token", llama_vocab_bos(vocab)},
+        {"eos_token", llama_vocab_eos(vocab)},
+        {"eot_token", llama_vocab_eot(vocab)},
+        {"eom_token", of_file("tokenizer.ggml.eom_token_id")},
+        {"sep_token", llama_vocab_sep(vocab)},
+        {"pad_token", llama_vocab_pad(vocab)},
+        {"mask_token", llama_vocab_mask(vocab)},
+        {"unk_token", of_file("tokenizer.ggml.unknown_token_id")},
+        {"cls_token", of_file("tokenizer.ggml.cls_token_id")},
     };
     for (const auto & [name, token] : named) {
         if (const std::string text = tokenizer_->literal(token); !text.empty()) {
@@ -342,8 +362,8 @@ void Model::describe_special_tokens(const GgufSummary & summary) {
         }
     }
     for (Token token = 0; token < tokenizer_->n_vocab(); ++token) {
-        const bool is_named = std::any_of(std::begin(named), std::end(named),
-                                          [&](const auto & entry) { return entry.second == token; });
+        const bool is_named =
+            std::any_of(std::begin(named), std::end(named), [&](const auto & entry) { return entry.second == token; });
         if (!is_named && (llama_vocab_get_attr(vocab, token) & LLAMA_TOKEN_ATTR_CONTROL) != 0) {
             info_.additional_special_tokens.push_back(tokenizer_->literal(token));
         }
@@ -366,7 +386,8 @@ bool Model::decode(const Batch & batch) {
         sequence_lists[i] = &sequences[i];
         outputs[i] = row.logits ? 1 : 0;
     }
-    llama_batch native{n, tokens.data(), nullptr, positions.data(), n_sequences.data(), sequence_lists.data(), outputs.data()};
+    llama_batch native{
+        n, tokens.data(), nullptr, positions.data(), n_sequences.data(), sequence_lists.data(), outputs.data()};
     std::string fault;
     try {
         const int32_t status = llama_decode(context_.get(), native);
@@ -453,7 +474,8 @@ void Model::create_pooler(int32_t n_tokens) {
         return;
     }
     pooler_.reset();
-    n_pooler_ = std::min((n_tokens + kPoolerStep - 1) / kPoolerStep * kPoolerStep, std::max(n_tokens, max_pooled_tokens()));
+    n_pooler_ =
+        std::min((n_tokens + kPoolerStep - 1) / kPoolerStep * kPoolerStep, std::max(n_tokens, max_pooled_tokens()));
     const auto n_vocab = static_cast<uint64_t>(info_.n_vocab);
     const auto n_embd = static_cast<uint64_t>(info_.n_embd);
     const uint64_t n_text = static_cast<uint64_t>(n_pooler_);
@@ -467,8 +489,8 @@ void Model::create_pooler(int32_t n_tokens) {
     const uint64_t have = machine::available_bytes();
     if (need > have) {
         throw Error("out_of_memory",
-                    "a text of " + std::to_string(n_tokens) + " tokens needs " + mib(need) + " beside the model, and " + mib(have) +
-                        " are available",
+                    "a text of " + std::to_string(n_tokens) + " tokens needs " + mib(need) + " beside the model, and " +
+                        mib(have) + " are available",
                     {{"need", std::to_string(need)}, {"have", std::to_string(have)}});
     }
     llama_context_params params = llama_context_default_params();

@@ -22,10 +22,10 @@ struct GgufSummary;
 // consecutive, so that the non-unified KV cache runs them in a single pass over the weights.
 struct Batch {
     struct Row {
-        Token   token;
+        Token token;
         int32_t position;
         int32_t sequence;
-        bool    logits;
+        bool logits;
     };
     std::vector<Row> rows;
 };
@@ -33,7 +33,8 @@ struct Batch {
 class Model {
   public:
     // Validates, then loads. `on_progress(0..1)` returns false to stop: Error("cancelled"). `abort` is polled between
-    // the nodes of every decode (CPU). Throws Error: not_found, invalid_model, out_of_memory, invalid_request, cancelled.
+    // the nodes of every decode (CPU). Throws Error: not_found, invalid_model, out_of_memory, invalid_request,
+    // cancelled.
     Model(const std::string & path, const EngineOptions & options, const std::function<bool(float)> & on_progress,
           const std::atomic<bool> & abort);
     ~Model();
@@ -91,14 +92,15 @@ class Model {
     ModelInfo info_;
     uint64_t cache_bytes_per_token_ = 0;
     uint64_t n_head_ = 0, cache_bytes_f16_ = 0;       // of the file's own, for the pooler's memory
-    int32_t  pooling_ = -1;                           // llama.cpp's number; -1 = the file says nothing
-    bool     whole_text_ = false;                     // every token sees every other: no text can be computed in parts
+    int32_t pooling_ = -1;                           // llama.cpp's number; -1 = the file says nothing
+    bool whole_text_ = false;                     // every token sees every other: no text can be computed in parts
     std::unique_ptr<llama_model, Free> model_;
     std::vector<llama_adapter_lora *> adapters_;      // freed with the model
     std::vector<float> adapter_scales_;
     std::unique_ptr<ggml_threadpool, Free> pool_;
     std::unique_ptr<llama_context, Free> context_;    // null for a model that cannot generate
-    std::unique_ptr<llama_context, Free> pooler_;     // embeds and ranks; made when first needed, for texts as long as needed
+    std::unique_ptr<llama_context, Free>
+        pooler_;     // embeds and ranks; made when first needed, for texts as long as needed
     int32_t n_pooler_ = 0;                            // tokens it was made for
     std::unique_ptr<Tokenizer> tokenizer_;
 };

@@ -26,7 +26,8 @@ void append(Event & gathered, Event event) {
 Outbox::Outbox(bool quiet) : quiet_(quiet), process_id_(machine::process_id()) {}
 
 std::shared_ptr<Outbox> Outbox::make(bool quiet) {
-    // A forked child may hold one that a thread of its parent waited on: a condition variable's destructor would wait too.
+    // A forked child may hold one that a thread of its parent waited on: a condition variable's destructor would wait
+    // too.
     return {new Outbox(quiet), [](Outbox * outbox) {
                 if (outbox->process_id_ == machine::process_id()) {
                     delete outbox;
@@ -64,7 +65,8 @@ std::vector<Event> Outbox::wait(int32_t timeout_ms) {
         throw Error("forked_engine", "this stream belongs to process " + std::to_string(process_id_));
     }
     std::unique_lock lock(mutex_);
-    const bool woken = changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [this] { return ready_ || closed_; });
+    const bool woken =
+        changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [this] { return ready_ || closed_; });
     if (closed_ && events_.empty()) {
         throw Error("engine_closed", "the engine is closed");
     }

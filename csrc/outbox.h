@@ -35,7 +35,8 @@ class Outbox {
     std::mutex mutex_;
     std::condition_variable changed_;
     std::vector<Event> events_;
-    std::unordered_map<RequestId, size_t> last_text_;   // beyond the few hundred: where a request's last event lies, if a text
+    std::unordered_map<RequestId, size_t>
+        last_text_;   // beyond the few hundred: where a request's last event lies, if a text
     bool ready_ = false, closed_ = false;
 };
 

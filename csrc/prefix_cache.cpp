@@ -176,7 +176,7 @@ void PrefixCache::touch(EntryId entry) {
 
 std::vector<PrefixCache::Match> PrefixCache::matches(const std::vector<Token> & prompt) const {
     struct Found {
-        Match    match;
+        Match match;
         uint64_t last_use;
     };
     std::vector<Found> found;

@@ -17,40 +17,40 @@ namespace pgl {
 // (put_slot, clear_slot, drop_host) happens to a pinned entry too, and its pins go with it. An unknown EntryId, 0
 // included, is ignored everywhere, so an owner may unpin what was already dropped. Not thread-safe: one owner.
 class PrefixCache {
-public:
+  public:
     using EntryId = uint64_t;   // never reused; 0 = none
 
     enum class Where : uint8_t { slot, host };
 
     struct Match {
         EntryId entry = 0;
-        Where   where = Where::slot;
+        Where where = Where::slot;
         int32_t slot = -1;       // Where::slot only
         int32_t n_shared = 0;    // leading tokens shared with the prompt, >= 1
-        int32_t n_tokens = 0;    // tokens of the whole entry (state that cannot be trimmed needs n_shared == n_tokens)
-        bool    pinned = false;
+        int32_t n_tokens = 0;  // tokens of the whole entry (state that cannot be trimmed needs n_shared == n_tokens)
+        bool pinned = false;
     };
 
     explicit PrefixCache(uint64_t host_limit_bytes) : host_limit_bytes_(host_limit_bytes) {}
 
     // Slots. Any index >= 0 exists; one never put is empty.
-    EntryId put_slot(int32_t slot, std::vector<Token> tokens);   // replaces what the slot held: a new, unpinned entry
-    void extend_slot(int32_t slot, Token token);                 // begins an entry if empty; amortised O(1); a use
-    void trim_slot(int32_t slot, int32_t n_tokens);              // keeps the first n_tokens
+    EntryId put_slot(int32_t slot, std::vector<Token> tokens);  // replaces what the slot held: a new, unpinned entry
+    void extend_slot(int32_t slot, Token token);  // begins an entry if empty; amortised O(1); a use
+    void trim_slot(int32_t slot, int32_t n_tokens);  // keeps the first n_tokens
     void clear_slot(int32_t slot);
     const std::vector<Token> & slot_tokens(int32_t slot) const;
-    EntryId slot_entry(int32_t slot) const;                      // 0 = empty
+    EntryId slot_entry(int32_t slot) const;  // 0 = empty
     int32_t lru_slot(const std::vector<int32_t> & candidates) const;  // unpinned only, empty first; -1 = none
 
     // Host snapshots. put_host drops unpinned entries that are a prefix of (or equal to) the new one, then evicts the
     // least recently used unpinned ones until it fits. Returns 0, changing nothing, if that cannot make room.
     EntryId put_host(std::vector<Token> tokens, uint64_t bytes);
-    void drop_host(EntryId entry);           // by the owner's will: not reported by take_evicted
-    std::vector<EntryId> take_evicted();     // host entries gone since the last call: the owner frees their blobs
+    void drop_host(EntryId entry);  // by the owner's will: not reported by take_evicted
+    std::vector<EntryId> take_evicted();  // host entries gone since the last call: the owner frees their blobs
 
     void pin(EntryId entry);
     void unpin(EntryId entry);
-    void touch(EntryId entry);               // a use. The clock is a counter, no time
+    void touch(EntryId entry);  // a use. The clock is a counter, no time
 
     // Every entry sharing at least one leading token with the prompt, longest first; ties: unpinned slot, pinned slot,
     // host; then the more recently used.
@@ -58,29 +58,29 @@ public:
 
     uint64_t host_bytes() const { return host_bytes_; }
     uint64_t host_limit_bytes() const { return host_limit_bytes_; }
-    size_t   n_host() const { return host_.size(); }
-    int32_t  n_slot_tokens() const;          // summed over all slots
-    bool     check() const;                  // the book agrees with itself; for the idle self-check
+    size_t n_host() const { return host_.size(); }
+    int32_t n_slot_tokens() const;  // summed over all slots
+    bool check() const;  // the book agrees with itself; for the idle self-check
 
-private:
+  private:
     struct Entry {
-        EntryId  id = 0;
+        EntryId id = 0;
         std::vector<Token> tokens;
-        uint64_t bytes = 0;      // host only
+        uint64_t bytes = 0;  // host only
         uint64_t last_use = 0;
-        int32_t  n_pins = 0;
+        int32_t n_pins = 0;
     };
 
     Entry * find(EntryId entry);
-    void    evict(std::map<EntryId, Entry>::iterator it);
+    void evict(std::map<EntryId, Entry>::iterator it);
 
-    std::vector<Entry> slots_;               // by slot index; id 0 = empty
+    std::vector<Entry> slots_;  // by slot index; id 0 = empty
     std::map<EntryId, Entry> host_;
     std::vector<EntryId> evicted_;
     uint64_t host_limit_bytes_;
     uint64_t host_bytes_ = 0;
     uint64_t clock_ = 0;
-    EntryId  last_id_ = 0;
+    EntryId last_id_ = 0;
 };
 
 }  // namespace pgl

@@ -61,9 +61,9 @@ Token Sampler::sample(float * logits, TokenLogprob * logprob) {
     penalise(logits);
     const float best = maximum(logits, n_vocab_);
     if (!std::isfinite(best)) {
-        throw Error("numeric_error", std::isnan(best)                                       ? "the model produced NaN logits"
-                                     : best > 0 ? "the model produced infinite logits"
-                                                : "every token is ruled out");
+        throw Error("numeric_error", std::isnan(best) ? "the model produced NaN logits"
+                                     : best > 0       ? "the model produced infinite logits"
+                                                      : "every token is ruled out");
     }
     Token chosen;
     const bool greedy = params_.temperature <= 0 || params_.top_k == 1 || params_.top_p <= 0;
@@ -147,8 +147,8 @@ void Sampler::filter() {
             kept.resize(n);
         } else {
             double mass = 0;
-            while (!candidates_.empty() && (kept.empty() || (mass < params_.top_p * total &&
-                                                             candidates_.front().weight >= params_.min_p))) {
+            while (!candidates_.empty() &&
+                   (kept.empty() || (mass < params_.top_p * total && candidates_.front().weight >= params_.min_p))) {
                 mass += candidates_.front().weight;
                 pop();
             }
@@ -210,10 +210,11 @@ TokenLogprob Sampler::describe(const std::vector<float> & raw, Token chosen) con
     for (size_t i = 0; i < order.size(); ++i) {
         order[i] = static_cast<Token>(i);
     }
-    std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(n), order.end(), [&](Token a, Token b) {
-        const float x = raw[static_cast<size_t>(a)], y = raw[static_cast<size_t>(b)];
-        return x > y || (x == y && a < b);
-    });
+    std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(n), order.end(),
+                      [&](Token a, Token b) {
+                          const float x = raw[static_cast<size_t>(a)], y = raw[static_cast<size_t>(b)];
+                          return x > y || (x == y && a < b);
+                      });
     for (size_t i = 0; i < n; ++i) {
         result.top.push_back(logprob(order[i]));
     }

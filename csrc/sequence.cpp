@@ -5,11 +5,8 @@
 namespace pgl {
 
 Sequence::Sequence(RequestId id, Request request, std::vector<Token> prompt, int32_t n_room, int32_t n_vocab)
-    : id_(id),
-      request_(std::move(request)),
-      prompt_(std::move(prompt)),
-      max_tokens_(std::min(request_.max_tokens, n_room)),
-      sampler_(request_.sampling, prompt_, n_vocab),
+    : id_(id), request_(std::move(request)), prompt_(std::move(prompt)),
+      max_tokens_(std::min(request_.max_tokens, n_room)), sampler_(request_.sampling, prompt_, n_vocab),
       text_(request_.stop, request_.filter) {
     usage_.n_prompt = n_prompt();
 }

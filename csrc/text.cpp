@@ -9,11 +9,11 @@ namespace pgl {
 // The automaton. Edges live in one hash table keyed (node, byte): constant time whatever the alphabet, and memory in
 // proportion to the patterns' bytes.
 class TextStream::Patterns {
-public:
+  public:
     struct Node {
-        int32_t      fail = 0;        // longest proper suffix that is a node too
-        int32_t      depth = 0;       // bytes from the root = length of the text it stands for
-        int32_t      match = 0;       // length of the longest pattern that ends here, 0 = none
+        int32_t fail = 0;        // longest proper suffix that is a node too
+        int32_t depth = 0;       // bytes from the root = length of the text it stands for
+        int32_t match = 0;       // length of the longest pattern that ends here, 0 = none
         FinishReason reason = FinishReason::none;   // of that pattern
     };
 
@@ -42,7 +42,7 @@ public:
 
     const Node & node(int32_t state) const { return nodes_[state]; }
 
-private:
+  private:
     static uint64_t key(int32_t node, unsigned char byte) { return static_cast<uint64_t>(node) << 8 | byte; }
 
     void add(const std::string & pattern, FinishReason reason) {
@@ -134,11 +134,20 @@ void TextStream::decode(unsigned char byte) {
     partial_[0] = static_cast<char>(byte);
     n_partial_ = 1;
     switch (byte) {   // the second byte's range: no overlong form, no surrogate, nothing beyond U+10FFFF
-        case 0xE0: next_lo_ = 0xA0; break;
-        case 0xED: next_hi_ = 0x9F; break;
-        case 0xF0: next_lo_ = 0x90; break;
-        case 0xF4: next_hi_ = 0x8F; break;
-        default: break;
+    case 0xE0:
+        next_lo_ = 0xA0;
+        break;
+    case 0xED:
+        next_hi_ = 0x9F;
+        break;
+    case 0xF0:
+        next_lo_ = 0x90;
+        break;
+    case 0xF4:
+        next_hi_ = 0x8F;
+        break;
+    default:
+        break;
     }
 }
 

@@ -23,12 +23,12 @@ namespace pgl {
 //
 // Patterns are non-empty valid UTF-8 (the caller refuses others); matching is on bytes of the decoded text.
 class TextStream {
-public:
+  public:
     struct Out {
-        std::string  text;                          // decided now; always valid UTF-8
-        int32_t      n_tokens_done = 0;             // tokens this call decided, oldest first: all their bytes are
-                                                    // delivered or dropped. Sums to the number pushed at the end
-        FinishReason reason = FinishReason::none;   // stop or content_filter: the answer has ended
+        std::string text;                          // decided now; always valid UTF-8
+        int32_t n_tokens_done = 0;             // tokens this call decided, oldest first: all their bytes are
+                                    // delivered or dropped. Sums to the number pushed at the end
+        FinishReason reason = FinishReason::none;  // stop or content_filter: the answer has ended
     };
 
     TextStream(const std::vector<std::string> & stop, const std::vector<std::string> & filter);
@@ -44,30 +44,30 @@ public:
     // none unless a match was waiting for a longer pattern that never completed (or the answer had ended already).
     Out finish();
 
-private:
+  private:
     class Patterns;
 
     void decode(unsigned char byte);
     void append(const char * bytes, size_t n);
-    Out  take();
+    Out take();
 
-    std::unique_ptr<const Patterns> patterns_;      // null = none
-    int32_t      state_ = 0;                        // automaton node: the longest suffix that begins some pattern
+    std::unique_ptr<const Patterns> patterns_;  // null = none
+    int32_t state_ = 0;  // automaton node: the longest suffix that begins some pattern
     FinishReason ended_ = FinishReason::none;
 
-    char          partial_[4] = {};                 // bytes of an unfinished character, a valid prefix of one
-    int           n_partial_ = 0, n_missing_ = 0;
-    unsigned char next_lo_ = 0x80, next_hi_ = 0xBF; // range of its next byte
+    char partial_[4] = {};  // bytes of an unfinished character, a valid prefix of one
+    int n_partial_ = 0, n_missing_ = 0;
+    unsigned char next_lo_ = 0x80, next_hi_ = 0xBF;  // range of its next byte
 
-    std::string held_;                              // decoded text; [head_, end) is not delivered yet
-    size_t      head_ = 0;
-    uint64_t    n_decoded_ = 0;                     // bytes of decoded text so far = position of held_'s end
+    std::string held_;  // decoded text; [head_, end) is not delivered yet
+    size_t head_ = 0;
+    uint64_t n_decoded_ = 0;  // bytes of decoded text so far = position of held_'s end
 
-    uint64_t     match_start_ = UINT64_MAX;         // earliest match so far, waiting or final
+    uint64_t match_start_ = UINT64_MAX;  // earliest match so far, waiting or final
     FinishReason match_reason_ = FinishReason::none;
 
-    std::deque<uint64_t> token_ends_;               // undecided tokens: position where each one's text ends
-    int32_t n_open_tokens_ = 0;                     // newest tokens that end inside the unfinished character
+    std::deque<uint64_t> token_ends_;  // undecided tokens: position where each one's text ends
+    int32_t n_open_tokens_ = 0;  // newest tokens that end inside the unfinished character
 };
 
 }  // namespace pgl

@@ -22,7 +22,8 @@ bool is_space(char c) {
 // their turn markers (<|user|>) that kind too, and those a user's text must not open.
 // The second bar is DeepSeek's, U+FF5C.
 bool is_turn_marker(const std::string & text) {
-    return text.size() > 3 && (text.compare(0, 2, "<|") == 0 || text.compare(0, 4, "<\xEF\xBD\x9C") == 0) && text.back() == '>';
+    return text.size() > 3 && (text.compare(0, 2, "<|") == 0 || text.compare(0, 4, "<\xEF\xBD\x9C") == 0) &&
+           text.back() == '>';
 }
 
 }  // namespace
@@ -36,8 +37,8 @@ Tokenizer::Tokenizer(const llama_vocab * vocab, const std::string & pre_tokenize
         longest_piece_ = std::max(longest_piece_, text.size());
         const int attributes = llama_vocab_get_attr(vocab, id);
         if ((attributes & kSpecial) != 0 && !text.empty()) {
-            specials_[static_cast<uint8_t>(text[0])].push_back({text, id, (attributes & LLAMA_TOKEN_ATTR_LSTRIP) != 0,
-                                                                 (attributes & LLAMA_TOKEN_ATTR_RSTRIP) != 0});
+            specials_[static_cast<uint8_t>(text[0])].push_back(
+                {text, id, (attributes & LLAMA_TOKEN_ATTR_LSTRIP) != 0, (attributes & LLAMA_TOKEN_ATTR_RSTRIP) != 0});
             if ((attributes & LLAMA_TOKEN_ATTR_USER_DEFINED) != 0 && is_turn_marker(text)) {
                 markers.push_back(id);
             }
@@ -81,7 +82,8 @@ std::string Tokenizer::literal(Token token) const {
 
 std::string Tokenizer::bytes(Token token) const {
     if (token < 0 || token >= n_vocab_) {
-        throw Error("invalid_request", "token id " + std::to_string(token) + " is not in 0.." + std::to_string(n_vocab_ - 1));
+        throw Error("invalid_request",
+                    "token id " + std::to_string(token) + " is not in 0.." + std::to_string(n_vocab_ - 1));
     }
     std::string piece(32, '\0');
     int32_t n = llama_token_to_piece(vocab_, token, piece.data(), static_cast<int32_t>(piece.size()), 0, false);

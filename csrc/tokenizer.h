@@ -27,7 +27,8 @@ class Tokenizer {
     // As the model's own reference does it for embedding models: every special token the vocabulary adds.
     std::vector<Token> tokenize_document(const std::string & text) const;
 
-    // A query and a document as one text, with the tokens that cross-encoders are trained to see around and between them.
+    // A query and a document as one text, with the tokens that cross-encoders are trained to see around and between
+    // them.
     std::vector<Token> tokenize_pair(const std::string & query, const std::string & document) const;
 
     // What tokenizing so many bytes may take of the stack; 0 = any thread's stack will do.
@@ -55,7 +56,8 @@ class Tokenizer {
     size_t longest_piece_ = 1;
     bool lone_spaces_;                                // the pre-tokenizer must not see two spaces side by side
     std::array<std::vector<Special>, 256> specials_;  // by first byte, longest first
-    std::unordered_map<Token, std::vector<Token>> spelled_;  // user-defined turn markers -> the same text, letter by letter
+    std::unordered_map<Token, std::vector<Token>>
+        spelled_;  // user-defined turn markers -> the same text, letter by letter
 };
 
 }  // namespace pgl

@@ -21,8 +21,20 @@ _NOW = datetime(2026, 1, 1)
 _ASK, _RULE, _REPLY, _RESULT, _TOOL, _MORE = "kwyjask", "kwyjrule", "kwyjreply", "kwyjresult", "kwyjtool", "kwyjmore"
 _ID = "kwyjcall1"  # nine letters and digits: some templates insist
 _CALLS = [{"id": _ID, "type": "function", "function": {"name": _TOOL, "arguments": {"x": "1"}}}]
-_TOOLS = [{"type": "function", "function": {"name": _TOOL, "description": "Looks.", "parameters": {
-    "type": "object", "properties": {"x": {"type": "string", "description": "What."}}, "required": ["x"]}}}]
+_TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": _TOOL,
+            "description": "Looks.",
+            "parameters": {
+                "type": "object",
+                "properties": {"x": {"type": "string", "description": "What."}},
+                "required": ["x"],
+            },
+        },
+    }
+]
 
 
 class Abilities(NamedTuple):
@@ -73,7 +85,8 @@ class _Probe:
             raise TemplateError(
                 "chat template: shows no message, neither of text nor of typed parts. A chat template is Jinja source that "
                 f"writes out `messages`, or one of these names: {', '.join(NAMES)}",
-                param="chat_template", details={"names": ", ".join(NAMES)},
+                param="chat_template",
+                details={"names": ", ".join(NAMES)},
             )
         self._choose("assistant", _REPLY, ["user", "assistant", "user"])
         self._choose("tool", _RESULT, ["user", "call", "tool"])
@@ -84,15 +97,22 @@ class _Probe:
             system = "shown" if both else "first"
         tools = self._try(self._talk(asking), tools=_TOOLS)
         return Abilities(
-            frozenset(self._parts), self._joint(), system, self._null(), tools is not None and _TOOL in _text(tools),
+            frozenset(self._parts),
+            self._joint(),
+            system,
+            self._null(),
+            tools is not None and _TOOL in _text(tools),
         ), None
 
     # conversations
 
     def _talk(self, roles: list[str]) -> list[Message]:
         made: dict[str, tuple[str, str, Message]] = {
-            "system": ("system", _RULE, {}), "user": ("user", _ASK, {}), "assistant": ("assistant", _REPLY, {}),
-            "call": ("assistant", "", {"tool_calls": _CALLS}), "tool": ("tool", _RESULT, {"tool_call_id": _ID, "name": _TOOL}),
+            "system": ("system", _RULE, {}),
+            "user": ("user", _ASK, {}),
+            "assistant": ("assistant", _REPLY, {}),
+            "call": ("assistant", "", {"tool_calls": _CALLS}),
+            "tool": ("tool", _RESULT, {"tool_call_id": _ID, "name": _TOOL}),
         }
         return [self._message(*made[role]) for role in roles]
 
@@ -138,12 +158,14 @@ class _Probe:
 
     def _null(self) -> Literal["always", "tool calls", "never"]:
         if not self._keeps_null({"tool_calls": _CALLS}, self._talk(["tool"])) and not self._keeps_null(
-                {"tool_calls": _CALLS}, []):
+            {"tool_calls": _CALLS}, []
+        ):
             return "never"
         return "always" if self._keeps_null({}, self._talk(["user"])) else "tool calls"
 
     def _keeps_null(self, more: Message, rest: list[Message]) -> bool:
         """Whether null passes, and is nowhere written as a word."""
+
         def tried(content: Any) -> str | None:
             spans = self._try([*self._talk(["user"]), {"role": "assistant", "content": content, **more}, *rest])
             return None if spans is None else _text(spans)

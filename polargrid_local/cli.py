@@ -136,7 +136,10 @@ def _engine_flags(defaults: dict[str, Any]) -> Callable[[F], F]:
             choices = "" if isinstance(default, bool) else unit(name) or ", ".join(get_args(field.annotation))
             low, high = limits(name) or (None, None)
             option = typer.Option(
-                *flags, min=low, max=high, show_default=str(default),
+                *flags,
+                min=low,
+                max=high,
+                show_default=str(default),
                 help=f"{about[0].upper()}{about[1:]}{f' ({choices})' if choices else ''}.",
             )
             kind: Any = Annotated[Optional[type(default)], option]
@@ -199,7 +202,9 @@ def chat(
         # The prompt comes first: what is typed or pasted while the model loads is for it.
         with open_prompt() as person, _engine(model, models_dir, **options) as (engine, name):
             note(f"{name}: /help lists the commands, Ctrl-D ends the chat")
-            Chat(person, lambda messages: engine.chat_completion_stream(messages=messages, **sampling), system, form).run()
+            Chat(
+                person, lambda messages: engine.chat_completion_stream(messages=messages, **sampling), system, form
+            ).run()
         return
     with _engine(model, models_dir, **options) as (engine, _):
         messages: list[MessageParam] = [{"role": "system", "content": system}] if system else []
@@ -341,7 +346,25 @@ def _machine_rows(machine: SystemInfo) -> list[tuple[str, object]]:
     return [*rows, ("build", machine["build"])]
 
 
-WORDS = ["time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state", "family", "student", "group", "country"]
+WORDS = [
+    "time",
+    "year",
+    "people",
+    "way",
+    "day",
+    "man",
+    "thing",
+    "woman",
+    "life",
+    "child",
+    "world",
+    "school",
+    "state",
+    "family",
+    "student",
+    "group",
+    "country",
+]
 
 
 @app.command()
@@ -507,7 +530,9 @@ def _prompt(prompt: str | None) -> str | None:
 
 def _something(text: str) -> str:
     if not text.strip():
-        raise typer.BadParameter("stdin is empty: give a prompt as an argument, or pipe a text into it", param_hint="PROMPT")
+        raise typer.BadParameter(
+            "stdin is empty: give a prompt as an argument, or pipe a text into it", param_hint="PROMPT"
+        )
     return text
 
 
@@ -524,7 +549,9 @@ def _table(headers: list[str] | None, rows: Any) -> None:
     cells = [[_printable(str(cell)) for cell in row] for row in ([headers] if headers else []) + list(rows)]
     widths = [max(columns(row[i]) for row in cells) for i in range(len(cells[0]))]
     for row in cells:
-        typer.echo("  ".join(cell + " " * (width - columns(cell)) for cell, width in zip(row, widths, strict=True)).rstrip())
+        typer.echo(
+            "  ".join(cell + " " * (width - columns(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
 
 
 def _printable(text: str) -> str:

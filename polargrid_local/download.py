@@ -211,7 +211,9 @@ def _fetch_from_hub(
     record: Record,
 ) -> None:
     with contextlib.ExitStack() as opened:
-        part, remote = _complete("the hub", lambda: _locate(source), target.name, work, (n_bytes, sha256), progress, opened)
+        part, remote = _complete(
+            "the hub", lambda: _locate(source), target.name, work, (n_bytes, sha256), progress, opened
+        )
         part.publish(target, n_bytes if n_bytes is not None else remote.n_bytes, sha256 or remote.sha256, record)
 
 

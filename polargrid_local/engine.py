@@ -64,7 +64,16 @@ from .types import (
 if TYPE_CHECKING:
     from .types import FloatArray
 
-__all__ = ["AsyncChatStream", "AsyncEngine", "ChatStream", "Engine", "inspect_model", "sentences", "system_info", "text_of"]
+__all__ = [
+    "AsyncChatStream",
+    "AsyncEngine",
+    "ChatStream",
+    "Engine",
+    "inspect_model",
+    "sentences",
+    "system_info",
+    "text_of",
+]
 
 
 MAX_ADAPTERS = 64
@@ -94,7 +103,11 @@ class _Settings:
         `models_dir` where model files lie; `lora` adapters, each a path or (path, scale); `content_filter` phrases or
         callable(text) -> bool; `chat_template` (Jinja source, or a name such as "chatml") replaces the model's; `on_load_progress(0..1)`."""
         given: dict[str, Any] = dict(options)
-        own = {name: given.pop(name, None) for name in EngineKeywords.__annotations__ if name not in EngineOptions.model_fields}
+        own = {
+            name: given.pop(name, None)
+            for name in EngineKeywords.__annotations__
+            if name not in EngineOptions.model_fields
+        }
         native = EngineOptions.of(given).model_dump()
         native["lora"] = _adapters(own["lora"])
         template, progress = own["chat_template"], own["on_load_progress"]
@@ -104,7 +117,11 @@ class _Settings:
             raise _wrong("on_load_progress", "must be callable(share)", progress)
         models_dir = None if own["models_dir"] is None else _path(own["models_dir"], "models_dir")
         self._models = Models(
-            models_dir, native, parse_filter(own["content_filter"]), plain(template, "chat_template"), own["engine_factory"]
+            models_dir,
+            native,
+            parse_filter(own["content_filter"]),
+            plain(template, "chat_template"),
+            own["engine_factory"],
         )
         self._first = None if model is None else _name(model, "model")
         self._on_load_progress = progress
@@ -182,20 +199,36 @@ class Engine(_Settings):
 
     @overload
     def embeddings(
-        self, request: EmbeddingParams | Dumpable, *, input: str | Sequence[str] | None = None,
-        encoding_format: Literal["float", "base64", "numpy"] | None = None, **options: Unpack[EmbeddingOptions],
+        self,
+        request: EmbeddingParams | Dumpable,
+        *,
+        input: str | Sequence[str] | None = None,
+        encoding_format: Literal["float", "base64", "numpy"] | None = None,
+        **options: Unpack[EmbeddingOptions],
     ) -> EmbeddingResponse[Any]: ...
     @overload
     def embeddings(
-        self, *, input: str | Sequence[str], encoding_format: Literal["float"] | None = None, **options: Unpack[EmbeddingOptions],
+        self,
+        *,
+        input: str | Sequence[str],
+        encoding_format: Literal["float"] | None = None,
+        **options: Unpack[EmbeddingOptions],
     ) -> EmbeddingResponse[list[float]]: ...
     @overload
     def embeddings(
-        self, *, input: str | Sequence[str], encoding_format: Literal["base64"], **options: Unpack[EmbeddingOptions],
+        self,
+        *,
+        input: str | Sequence[str],
+        encoding_format: Literal["base64"],
+        **options: Unpack[EmbeddingOptions],
     ) -> EmbeddingResponse[str]: ...
     @overload
     def embeddings(
-        self, *, input: str | Sequence[str], encoding_format: Literal["numpy"], **options: Unpack[EmbeddingOptions],
+        self,
+        *,
+        input: str | Sequence[str],
+        encoding_format: Literal["numpy"],
+        **options: Unpack[EmbeddingOptions],
     ) -> EmbeddingResponse[FloatArray]: ...
     def embeddings(self, request: Any = None, **kwargs: Any) -> EmbeddingResponse[Any]:
         """One vector per input text, in `data[i]["embedding"]`: a list of n_embd floats, with `encoding_format="base64"` the
@@ -208,7 +241,9 @@ class Engine(_Settings):
     ) -> RerankResponse: ...
     @overload
     def rerank(
-        self, query: RerankParams | Dumpable, documents: Sequence[str | DocumentParam] | None = None,
+        self,
+        query: RerankParams | Dumpable,
+        documents: Sequence[str | DocumentParam] | None = None,
         **options: Unpack[RerankOptions],
     ) -> RerankResponse: ...
     def rerank(self, query: Any = None, documents: Any = None, **kwargs: Any) -> RerankResponse:
@@ -238,8 +273,11 @@ class Engine(_Settings):
         return self._models.get(model_id)
 
     def load_model(
-        self, name: str | os.PathLike[str] | LoadModelParams | Dumpable, force_reload: bool = False,
-        on_progress: Progress | None = None, **unknown: Never,
+        self,
+        name: str | os.PathLike[str] | LoadModelParams | Dumpable,
+        force_reload: bool = False,
+        on_progress: Progress | None = None,
+        **unknown: Never,
     ) -> LoadModelResponse:
         """`name`, or an SDK request (dict or object) with model_name and force_reload."""
         _refuse_options(unknown)
@@ -264,12 +302,19 @@ class Engine(_Settings):
     def get_gpu_memory(self) -> GPUMemoryResponse:
         return self._models.gpu_memory()
 
-    def purge_gpu(self, request: bool | PurgeParams | Dumpable | None = None, *, force: bool = False) -> GPUPurgeResponse:
+    def purge_gpu(
+        self, request: bool | PurgeParams | Dumpable | None = None, *, force: bool = False
+    ) -> GPUPurgeResponse:
         """Unloads the models nobody uses; with `force` all."""
         return self._models.purge(_forced(request, force))
 
     def tokenize(
-        self, text: str | None = None, *, messages: Messages | None = None, model: str | None = None, unlimited: bool = False
+        self,
+        text: str | None = None,
+        *,
+        messages: Messages | None = None,
+        model: str | None = None,
+        unlimited: bool = False,
     ) -> list[int]:
         """Token ids of a text (where nothing is a control token), or of messages through the chat template. More
         characters than the context could hold are a ContextLengthError, unless `unlimited`."""
@@ -300,7 +345,9 @@ class AsyncEngine(_Settings):
 
     @classmethod
     @described
-    async def create(cls, model: str | os.PathLike[str] | None = None, **options: Unpack[EngineKeywords]) -> AsyncEngine:
+    async def create(
+        cls, model: str | os.PathLike[str] | None = None, **options: Unpack[EngineKeywords]
+    ) -> AsyncEngine:
         """An engine with its model loaded. Cancelling the task cancels the load."""
         return await cls(model, **options).start()
 
@@ -377,20 +424,36 @@ class AsyncEngine(_Settings):
 
     @overload
     async def embeddings(
-        self, request: EmbeddingParams | Dumpable, *, input: str | Sequence[str] | None = None,
-        encoding_format: Literal["float", "base64", "numpy"] | None = None, **options: Unpack[EmbeddingOptions],
+        self,
+        request: EmbeddingParams | Dumpable,
+        *,
+        input: str | Sequence[str] | None = None,
+        encoding_format: Literal["float", "base64", "numpy"] | None = None,
+        **options: Unpack[EmbeddingOptions],
     ) -> EmbeddingResponse[Any]: ...
     @overload
     async def embeddings(
-        self, *, input: str | Sequence[str], encoding_format: Literal["float"] | None = None, **options: Unpack[EmbeddingOptions],
+        self,
+        *,
+        input: str | Sequence[str],
+        encoding_format: Literal["float"] | None = None,
+        **options: Unpack[EmbeddingOptions],
     ) -> EmbeddingResponse[list[float]]: ...
     @overload
     async def embeddings(
-        self, *, input: str | Sequence[str], encoding_format: Literal["base64"], **options: Unpack[EmbeddingOptions],
+        self,
+        *,
+        input: str | Sequence[str],
+        encoding_format: Literal["base64"],
+        **options: Unpack[EmbeddingOptions],
     ) -> EmbeddingResponse[str]: ...
     @overload
     async def embeddings(
-        self, *, input: str | Sequence[str], encoding_format: Literal["numpy"], **options: Unpack[EmbeddingOptions],
+        self,
+        *,
+        input: str | Sequence[str],
+        encoding_format: Literal["numpy"],
+        **options: Unpack[EmbeddingOptions],
     ) -> EmbeddingResponse[FloatArray]: ...
     async def embeddings(self, request: Any = None, **kwargs: Any) -> EmbeddingResponse[Any]:
         return await self._batch(EMBEDDING, request, kwargs)
@@ -401,7 +464,9 @@ class AsyncEngine(_Settings):
     ) -> RerankResponse: ...
     @overload
     async def rerank(
-        self, query: RerankParams | Dumpable, documents: Sequence[str | DocumentParam] | None = None,
+        self,
+        query: RerankParams | Dumpable,
+        documents: Sequence[str | DocumentParam] | None = None,
         **options: Unpack[RerankOptions],
     ) -> RerankResponse: ...
     async def rerank(self, query: Any = None, documents: Any = None, **kwargs: Any) -> RerankResponse:
@@ -428,8 +493,11 @@ class AsyncEngine(_Settings):
         return await asyncio.to_thread(self._models.get, model_id)
 
     async def load_model(
-        self, name: str | os.PathLike[str] | LoadModelParams | Dumpable, force_reload: bool = False,
-        on_progress: Progress | None = None, **unknown: Never,
+        self,
+        name: str | os.PathLike[str] | LoadModelParams | Dumpable,
+        force_reload: bool = False,
+        on_progress: Progress | None = None,
+        **unknown: Never,
     ) -> LoadModelResponse:
         """`on_progress` is called in the worker thread that loads."""
         _refuse_options(unknown)
@@ -453,11 +521,18 @@ class AsyncEngine(_Settings):
     async def get_gpu_memory(self) -> GPUMemoryResponse:
         return await asyncio.to_thread(self._models.gpu_memory)
 
-    async def purge_gpu(self, request: bool | PurgeParams | Dumpable | None = None, *, force: bool = False) -> GPUPurgeResponse:
+    async def purge_gpu(
+        self, request: bool | PurgeParams | Dumpable | None = None, *, force: bool = False
+    ) -> GPUPurgeResponse:
         return await asyncio.to_thread(self._models.purge, _forced(request, force))
 
     async def tokenize(
-        self, text: str | None = None, *, messages: Messages | None = None, model: str | None = None, unlimited: bool = False
+        self,
+        text: str | None = None,
+        *,
+        messages: Messages | None = None,
+        model: str | None = None,
+        unlimited: bool = False,
     ) -> list[int]:
         return await asyncio.to_thread(self._models.tokens, text, messages, model, unlimited)
 
@@ -525,7 +600,9 @@ def _refuse_options(unknown: dict[str, Any]) -> None:
     """For load_model(): an option of the engine is given to its constructor, and any other name is a mistake."""
     for name in unknown:
         if name in EngineKeywords.__annotations__:
-            raise ValidationError(f"{name}: an option of the engine, not of load_model(): give it to Engine()", param=name)
+            raise ValidationError(
+                f"{name}: an option of the engine, not of load_model(): give it to Engine()", param=name
+            )
         hint = did_you_mean(name, ("force_reload", "on_progress"))
         raise ValidationError(f"{name}: unknown argument{hint}", param=name, details={"field": name})
 

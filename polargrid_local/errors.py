@@ -112,7 +112,9 @@ class RateLimitError(PolarGridError):
 
     code, type, status, retryable = "queue_full", "rate_limit_error", 429, True
 
-    def __init__(self, message: str, request_id: str | None = None, *, retry_after: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, message: str, request_id: str | None = None, *, retry_after: float | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(message, request_id, **kwargs)
         self.retry_after = retry_after
 
@@ -122,7 +124,9 @@ class NetworkError(PolarGridError):
 
     code, status, retryable = "network_error", 503, True
 
-    def __init__(self, message: str, request_id: str | None = None, *, cause: BaseException | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, message: str, request_id: str | None = None, *, cause: BaseException | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(message, request_id, **kwargs)
         self.cause = cause
 
@@ -142,7 +146,9 @@ class ForkedEngineError(PolarGridError):
 class ServerError(PolarGridError):
     """`status_code` as on the SDK's class."""
 
-    def __init__(self, message: str, request_id: str | None = None, *, status_code: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, message: str, request_id: str | None = None, *, status_code: int | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(message, request_id, **kwargs)
         self.status = self.status_code = status_code or self.status
 
@@ -172,14 +178,20 @@ def is_polargrid_error(error: object) -> bool:
 
 # Other engines' names for our words, which spelling alone would not lead to.
 _OTHERS_SAY = {
-    "text": "content", "message": "messages", "max_new_tokens": "max_tokens", "n_predict": "max_tokens",
-    "num_predict": "max_tokens", "num_ctx": "n_ctx", "context_length": "n_ctx", "max_model_len": "n_ctx",
+    "text": "content",
+    "message": "messages",
+    "max_new_tokens": "max_tokens",
+    "n_predict": "max_tokens",
+    "num_predict": "max_tokens",
+    "num_ctx": "n_ctx",
+    "context_length": "n_ctx",
+    "max_model_len": "n_ctx",
     "repeat_penalty": "repetition_penalty",
 }
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """"; did you mean 'max_tokens'?" for a misspelt name, "" where nothing known is near."""
+    """ "; did you mean 'max_tokens'?" for a misspelt name, "" where nothing known is near."""
     import difflib
 
     known = list(known)
@@ -190,9 +202,21 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 _BY_CODE: dict[str, type[PolarGridError]] = {
     cls.code: cls
     for cls in (
-        ValidationError, ContextLengthError, InvalidModelError, TemplateError, GrammarError, SchemaError, NotFoundError,
-        RateLimitError, TimeoutError, EngineClosed, ForkedEngineError, MemoryEstimateError, EngineCrashed,
-        ModelFileChanged, NumericError,
+        ValidationError,
+        ContextLengthError,
+        InvalidModelError,
+        TemplateError,
+        GrammarError,
+        SchemaError,
+        NotFoundError,
+        RateLimitError,
+        TimeoutError,
+        EngineClosed,
+        ForkedEngineError,
+        MemoryEstimateError,
+        EngineCrashed,
+        ModelFileChanged,
+        NumericError,
     )
 }
 
@@ -200,5 +224,8 @@ _BY_CODE: dict[str, type[PolarGridError]] = {
 def from_code(code: str, message: str, details: dict[str, Any] | None = None) -> PolarGridError:
     """The error that the native engine or a server means by `code`; ServerError for a code without a class."""
     cls = _BY_CODE.get(code, ServerError)
-    numbers = {key: int(value) if isinstance(value, str) and value.isdigit() else value for key, value in (details or {}).items()}
+    numbers = {
+        key: int(value) if isinstance(value, str) and value.isdigit() else value
+        for key, value in (details or {}).items()
+    }
     return cls(message, code=code, details=numbers or None)

@@ -55,7 +55,9 @@ def file_kind(head: bytes, n_bytes: int, name: str = "") -> str | None:
         return "a safetensors file: get or convert the model as GGUF"
     if head.startswith(b"GGUF"):
         return None
-    text = head.decode("utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", "replace").lstrip("\ufeff \t\r\n")
+    text = head.decode("utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", "replace").lstrip(
+        "\ufeff \t\r\n"
+    )
     for pattern, kind in _TEXTS.items():
         if re.match(pattern, text, re.IGNORECASE):
             return kind

@@ -36,7 +36,9 @@ class IndexSettings:
         values: dict[str, str] = {}
         for path in _config_files():
             parser = configparser.RawConfigParser()
-            with contextlib.suppress(OSError, configparser.Error, UnicodeDecodeError):  # pip's own business, not ours to judge
+            with contextlib.suppress(
+                OSError, configparser.Error, UnicodeDecodeError
+            ):  # pip's own business, not ours to judge
                 parser.read_string(path.read_text(encoding="utf-8"))
             for section in ("global", "download"):
                 if parser.has_section(section):
@@ -58,7 +60,9 @@ class IndexSettings:
     def secure(self, url: str) -> bool:
         """Whether pip would fetch from there: encrypted, trusted, or from this machine."""
         parts = urlsplit(url)
-        return parts.scheme == "https" or (parts.scheme == "http" and (self.trusts(url) or _is_loopback(parts.hostname or "")))
+        return parts.scheme == "https" or (
+            parts.scheme == "http" and (self.trusts(url) or _is_loopback(parts.hostname or ""))
+        )
 
 
 def _is_loopback(host: str) -> bool:
@@ -124,7 +128,9 @@ def find_wheel(requirement: str, settings: IndexSettings, read: Read) -> Wheel:
             given, _, rest = wheel.file.partition("-")
             if _project(given) == project and rest.startswith(f"{version}-") and rest.endswith("-none-any.whl"):
                 if not settings.secure(wheel.url) and not url.startswith("file:"):
-                    raise NetworkError(f"{requirement}: refused to follow {wheel.url[:100]!r}, neither https nor trusted")
+                    raise NetworkError(
+                        f"{requirement}: refused to follow {wheel.url[:100]!r}, neither https nor trusted"
+                    )
                 return wheel
     if failure is not None:
         raise failure

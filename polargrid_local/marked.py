@@ -59,7 +59,7 @@ class Ledger:
             if index >= len(self._pieces):
                 continue  # the template's own character
             if match.start() > at:
-                yield raw[at:match.start()], True
+                yield raw[at : match.start()], True
             yield self._pieces[index], False
             at = match.end()
         if at < len(raw):
@@ -94,7 +94,7 @@ def merged(spans: Iterable[Span]) -> list[Span]:
 
 
 def joined(items: Iterable[Any]) -> str:
-    """"".join of strings, marked where one of them is."""
+    """ "".join of strings, marked where one of them is."""
     parts = list(items)
     ledger = next((part._ledger for part in parts if isinstance(part, Text)), None)
     raw = "".join(parts)
@@ -151,7 +151,7 @@ class Text(str):
             i, offset = first, at
             while i < len(spans) and offset < stop:
                 text, trusted = spans[i]
-                part.append((text[max(start - offset, 0):stop - offset], trusted))
+                part.append((text[max(start - offset, 0) : stop - offset], trusted))
                 offset += len(text)
                 i += 1
             out.append(self._ledger.build(part))
@@ -286,7 +286,7 @@ class Text(str):
 
     def splitlines(self, keepends: bool = False) -> list[str]:
         lines = self._between(self._plain().splitlines(keepends=True), 0)
-        return lines if keepends else [line[:len(bare)] for line, bare in zip(lines, self._plain().splitlines())]
+        return lines if keepends else [line[: len(bare)] for line, bare in zip(lines, self._plain().splitlines())]
 
     def partition(self, sep: str) -> tuple[str, str, str]:
         head, found, tail = self._between(self._plain().partition(_plain(sep)), 0)
@@ -317,29 +317,38 @@ def _join(separator: str, items: Iterable[str]) -> Iterator[str]:
 
 def _ask(name: str) -> Any:
     """A question about the plain text."""
+
     def method(self: Text, *args: Any) -> Any:
         return getattr(self._plain(), name)(*map(_plain, args))
+
     return method
 
 
 def _change(name: str) -> Any:
     """Any other change: the result counts as the user's, all of it."""
+
     def method(self: Text, *args: Any, **kwargs: Any) -> Any:
         return self._ledger.mark(getattr(self._plain(), name)(*map(_plain, args), **kwargs))
+
     return method
 
 
 def _each(name: str) -> Any:
     """A change that works character by character."""
+
     def method(self: Text) -> Any:
         spans = self._ledger.spans(self)
         return self._ledger.build([(getattr(text, name)(), trusted) for text, trusted in spans])
+
     return method
 
 
 for _kind, _names in (
-    (_ask, "startswith endswith find rfind index rindex count isalnum isalpha isascii isdecimal isdigit isidentifier "
-           "islower isnumeric isprintable isspace istitle isupper"),
+    (
+        _ask,
+        "startswith endswith find rfind index rindex count isalnum isalpha isascii isdecimal isdigit isidentifier "
+        "islower isnumeric isprintable isspace istitle isupper",
+    ),
     (_each, "upper lower swapcase casefold"),
     (_change, "capitalize title center ljust rjust zfill expandtabs translate"),
 ):
@@ -367,8 +376,10 @@ def to_json(value: Any, ledger: Ledger, **options: Any) -> str:
 
     def escaped(text: str) -> str:
         spans = ledger.spans(_raw(text))
-        return "".join(part if trusted else _raw(ledger.mark(json.dumps(part, ensure_ascii=ascii_only)[1:-1]))
-                       for part, trusted in spans)
+        return "".join(
+            part if trusted else _raw(ledger.mark(json.dumps(part, ensure_ascii=ascii_only)[1:-1]))
+            for part, trusted in spans
+        )
 
     def walk(item: Any) -> Any:
         if isinstance(item, str):
@@ -382,5 +393,7 @@ def to_json(value: Any, ledger: Ledger, **options: Any) -> str:
     # Stand-ins pass through unescaped; the template's own text is made ASCII afterwards, where that is asked for.
     text = json.dumps(walk(value), **{**options, "ensure_ascii": False})
     if ascii_only:
-        text = re.sub(r"[^\x00-\x7f]", lambda found: found[0] if _STAND_IN.match(found[0]) else json.dumps(found[0])[1:-1], text)
+        text = re.sub(
+            r"[^\x00-\x7f]", lambda found: found[0] if _STAND_IN.match(found[0]) else json.dumps(found[0])[1:-1], text
+        )
     return Text(text, ledger) if _STAND_IN.search(text) else text

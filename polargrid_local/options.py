@@ -52,7 +52,11 @@ class EngineOptions(BaseModel):
     mmap: bool = _option(True, "map the model file instead of reading it")
     kernels: bool = _option(True, "this package's own CPU kernels; False: those of llama.cpp")
     prefix_cache_bytes: Whole = _option(
-        -1, "host memory for the beginnings of earlier prompts; -1: as much as the model takes", "bytes", low=-1, high=1 << 44
+        -1,
+        "host memory for the beginnings of earlier prompts; -1: as much as the model takes",
+        "bytes",
+        low=-1,
+        high=1 << 44,
     )
     check_tensors: bool = _option(False, "read every weight at load and refuse NaN and infinity")
     embeddings: bool = _option(True, "allow embeddings()")
@@ -107,8 +111,12 @@ def described(function: F) -> F:
     signature = inspect.signature(function)
     fields, hints = EngineOptions.model_fields, get_type_hints(EngineKeywords)
     options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint,
-                          default=fields[name].default if name in fields else None)
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=hint,
+            default=fields[name].default if name in fields else None,
+        )
         for name, hint in hints.items()
     ]
     own = [parameter for parameter in signature.parameters.values() if parameter.kind != inspect.Parameter.VAR_KEYWORD]

@@ -31,7 +31,9 @@ def read_text() -> str:
         os.set_blocking(sys.stdin.fileno(), True)  # a parent may have left it so that a read ends before the text does
     data = sys.stdin.buffer.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
-        raise ValidationError(f"stdin brings more than {MOST_BYTES >> 20} MiB, more than any context holds; send a part of it")
+        raise ValidationError(
+            f"stdin brings more than {MOST_BYTES >> 20} MiB, more than any context holds; send a part of it"
+        )
     return re.sub("\r\n?", "\n", _decoded(data, sys.stdin.encoding)).rstrip("\n")
 
 
@@ -55,7 +57,9 @@ def read_beside_prompt(note: Callable[[str], None]) -> str:
         waiting = False
         while not select.select([fd], [], [], SILENCE_S)[0]:
             if not _is_fed(fd):
-                note(f"stdin is open but silent for {SILENCE_S:.0f} s: sending the prompt alone (</dev/null saves the wait)")
+                note(
+                    f"stdin is open but silent for {SILENCE_S:.0f} s: sending the prompt alone (</dev/null saves the wait)"
+                )
                 return ""
             if not waiting:
                 note("waiting for the command that writes into stdin")
@@ -101,5 +105,7 @@ def _decoded(data: bytes, locale: str) -> str:
                 "convert it first, for example with: iconv -f latin1 -t utf-8"
             ) from None
     if "\0" in text:
-        raise ValidationError(f"stdin is not text: a zero byte after {text.index(chr(0))} characters; is it a binary file?")
+        raise ValidationError(
+            f"stdin is not text: a zero byte after {text.index(chr(0))} characters; is it a binary file?"
+        )
     return text

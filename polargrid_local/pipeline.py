@@ -97,7 +97,13 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
     if isinstance(request, GenerateRequest):
         request = chat_of(request)
     name, created = request.model or target.name, int(now.timestamp())
-    task: Task = "embed" if isinstance(request, EmbeddingRequest) else "rank" if isinstance(request, RerankRequest) else "generate"
+    task: Task = (
+        "embed"
+        if isinstance(request, EmbeddingRequest)
+        else "rank"
+        if isinstance(request, RerankRequest)
+        else "generate"
+    )
     _check_task(task, target.info.get("tasks"), name)
     if isinstance(request, EmbeddingRequest):
         spans = [[(text, False)] for text in request.inputs]
@@ -135,8 +141,14 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         "ignore_eos": request.ignore_eos,
     }
     assembler = cls(
-        name, id, created, seed, len(spans),
-        include_usage=request.include_usage, logprobs=request.n_logprobs >= 0, predicates=predicates,
+        name,
+        id,
+        created,
+        seed,
+        len(spans),
+        include_usage=request.include_usage,
+        logprobs=request.n_logprobs >= 0,
+        predicates=predicates,
     )
     return Job([{**common, "prompt": prompt} for prompt in spans], assembler)
 
@@ -166,7 +178,11 @@ def messages_of(messages: Sequence[Message], abilities: Abilities = Abilities())
         if role == "user" and held:
             texts, held = ["\n".join([*held, abilities.joint.join(texts)])], []
         entry: dict[str, Any] = {"role": role}
-        if content is None and role == "assistant" and abilities.null in ("always", message.tool_calls and "tool calls"):
+        if (
+            content is None
+            and role == "assistant"
+            and abilities.null in ("always", message.tool_calls and "tool calls")
+        ):
             entry["content"] = None
         elif role in abilities.parts:
             entry["content"] = [part for text in texts or [""] for part in typed(text)]
@@ -185,8 +201,13 @@ def messages_of(messages: Sequence[Message], abilities: Abilities = Abilities())
                     arguments = json.loads(call.function.arguments)
                 except (ValueError, RecursionError):
                     arguments = call.function.arguments
-                calls.append({"id": call.id, "type": "function",
-                              "function": {"name": call.function.name, "arguments": arguments}})
+                calls.append(
+                    {
+                        "id": call.id,
+                        "type": "function",
+                        "function": {"name": call.function.name, "arguments": arguments},
+                    }
+                )
             entry["tool_calls"] = calls
         plain.append(entry)
     if held:  # no user's turn came
@@ -234,7 +255,8 @@ def _check_task(task: Task, tasks: list[Task] | None, name: str) -> None:
     if tasks is not None and task not in tasks:
         raise ValidationError(
             f"model '{name}' {_CANNOT[task]}; what it can do: {', '.join(tasks)}",
-            param="model", details={"field": "model", "task": task, "tasks": list(tasks)},
+            param="model",
+            details={"field": "model", "task": task, "tasks": list(tasks)},
         )
 
 
@@ -257,7 +279,8 @@ def _sampling(request: ChatCompletionRequest | CompletionRequest, info: NativeIn
         if token >= n_vocab:
             raise ValidationError(
                 f"logit_bias: token id {token} is not below the vocabulary's size, {n_vocab}",
-                param="logit_bias", details={"field": "logit_bias", "n_vocab": n_vocab},
+                param="logit_bias",
+                details={"field": "logit_bias", "n_vocab": n_vocab},
             )
     return {
         **{name: getattr(request, name) for name in Sampling.model_fields},
@@ -276,7 +299,8 @@ def _check_size(prompts: list[list[tuple[str, bool]]], info: NativeInfo, field: 
         if size > n_ctx * longest:
             raise ContextLengthError(
                 f"{field}: {size} characters are more than {n_ctx} tokens, the context, can hold{hint}",
-                param=field, details={"field": field, "n_ctx": n_ctx, "n_prompt": f"> {n_ctx}"},
+                param=field,
+                details={"field": field, "n_ctx": n_ctx, "n_prompt": f"> {n_ctx}"},
             )
 
 
@@ -290,7 +314,9 @@ class _Choice:
 
     def __init__(self) -> None:
         self.parts: list[str] = []
-        self.logprobs: list[tuple[int, TokenLogprob]] = []  # with the offset into the text where the token's event begins
+        self.logprobs: list[
+            tuple[int, TokenLogprob]
+        ] = []  # with the offset into the text where the token's event begins
         self.reason: FinishReason | None = None
         self.event: Event | None = None  # the latest: counts and times so far
 
@@ -303,7 +329,11 @@ class _Choice:
     @property
     def times(self) -> tuple[float, float, float, float]:
         event = self.event
-        return (event.queue_ms, event.prefill_ms, event.first_token_ms, event.total_ms) if event is not None else (-1.0,) * 4
+        return (
+            (event.queue_ms, event.prefill_ms, event.first_token_ms, event.total_ms)
+            if event is not None
+            else (-1.0,) * 4
+        )
 
 
 class Assembler(Generic[C, R]):
@@ -311,8 +341,18 @@ class Assembler(Generic[C, R]):
 
     prefix = ""
 
-    def __init__(self, model: str, id: str, created: int, seed: int, n: int, *, include_usage: bool = False,
-                 logprobs: bool = False, predicates: Sequence[Predicate] = ()) -> None:
+    def __init__(
+        self,
+        model: str,
+        id: str,
+        created: int,
+        seed: int,
+        n: int,
+        *,
+        include_usage: bool = False,
+        logprobs: bool = False,
+        predicates: Sequence[Predicate] = (),
+    ) -> None:
         self.id = self.prefix + id
         self.created = created
         self.model = model
@@ -365,7 +405,9 @@ class Assembler(Generic[C, R]):
             "prefill_ms": prefill if prefill >= 0 else None,
             "first_token_ms": first if first >= 0 else None,
             "total_ms": total if total >= 0 else None,
-            "tokens_per_second": (n - len(self.choices)) / seconds if n > len(self.choices) and first >= 0 < seconds else None,
+            "tokens_per_second": (n - len(self.choices)) / seconds
+            if n > len(self.choices) and first >= 0 < seconds
+            else None,
             "cached_tokens": cached,
         }
 
@@ -485,7 +527,9 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
         delta: ChatDelta = {} if text is None else {"content": text}
         if logprobs is None:
             return self._with([{"index": index, "delta": delta, "finish_reason": reason}])
-        return self._with([{"index": index, "delta": delta, "logprobs": _chat_logprobs(logprobs), "finish_reason": reason}])
+        return self._with(
+            [{"index": index, "delta": delta, "logprobs": _chat_logprobs(logprobs), "finish_reason": reason}]
+        )
 
     def _usage_chunk(self) -> ChatCompletionChunk:
         return {**self._with([]), "usage": self.usage}
@@ -506,7 +550,12 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
         reason = cast(FinishReason, choice.reason)  # the answer is done
         if not self._logprobs:
             return {"index": index, "message": message, "finish_reason": reason}
-        return {"index": index, "message": message, "logprobs": _chat_logprobs(choice.logprobs), "finish_reason": reason}
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": _chat_logprobs(choice.logprobs),
+            "finish_reason": reason,
+        }
 
     def generate_response(self) -> GenerateResponse:
         """The reply of generate(): `created_at` is local time without a zone, as the SDK makes it."""
@@ -524,7 +573,8 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
 def _chat_logprobs(entries: list[tuple[int, TokenLogprob]]) -> ChatLogprobs:
     return {
         "content": [
-            {**_chat_logprob(entry), "top_logprobs": [_chat_logprob(top) for top in entry["top"]]} for _, entry in entries
+            {**_chat_logprob(entry), "top_logprobs": [_chat_logprob(top) for top in entry["top"]]}
+            for _, entry in entries
         ]
     }
 
@@ -550,7 +600,9 @@ class TextAssembler(Assembler[CompletionChunk, CompletionResponse]):
     ) -> CompletionChunk:
         if logprobs is None:
             return self._with([{"text": text or "", "index": index, "finish_reason": reason}])
-        return self._with([{"text": text or "", "index": index, "logprobs": _text_logprobs(logprobs), "finish_reason": reason}])
+        return self._with(
+            [{"text": text or "", "index": index, "logprobs": _text_logprobs(logprobs), "finish_reason": reason}]
+        )
 
     def _usage_chunk(self) -> CompletionChunk:
         return {**self._with([]), "usage": self.usage}
@@ -580,7 +632,9 @@ def _text_logprobs(entries: list[tuple[int, TokenLogprob]]) -> TextLogprobs:
         "tokens": [_token_text(entry) for _, entry in entries],
         "token_logprobs": [entry["logprob"] for _, entry in entries],
         "top_logprobs": [_top_logprobs(entry) for _, entry in entries],
-        "text_offset": [offset for offset, _ in entries],  # the tokens of one event share the place where its text begins
+        "text_offset": [
+            offset for offset, _ in entries
+        ],  # the tokens of one event share the place where its text begins
     }
 
 
@@ -615,8 +669,13 @@ class EmbeddingAssembler(Assembler[dict[str, Any], EmbeddingResponse[Any]]):
         return {
             "object": "list",
             "data": [
-                {"object": "embedding", "index": index, "embedding": _encoded(choice.event.embedding, self._encoding_format)}
-                for index, choice in enumerate(self.choices) if choice.event is not None
+                {
+                    "object": "embedding",
+                    "index": index,
+                    "embedding": _encoded(choice.event.embedding, self._encoding_format),
+                }
+                for index, choice in enumerate(self.choices)
+                if choice.event is not None
             ],
             "model": self.model,
             "usage": {"prompt_tokens": prompt, "total_tokens": prompt},
@@ -641,7 +700,13 @@ class RerankAssembler(Assembler[dict[str, Any], RerankResponse]):
     prefix = "rerank-"
 
     def __init__(
-        self, model: str, id: str, created: int, seed: int, request: RerankRequest, label: int = 0,
+        self,
+        model: str,
+        id: str,
+        created: int,
+        seed: int,
+        request: RerankRequest,
+        label: int = 0,
     ) -> None:
         super().__init__(model, id, created, seed, len(request.texts))
         self._request = request
@@ -654,7 +719,8 @@ class RerankAssembler(Assembler[dict[str, Any], RerankResponse]):
         request = self._request
         results: list[RerankResult] = [
             {"index": index, "relevance_score": float(choice.event.embedding[self._label])}
-            for index, choice in enumerate(self.choices) if choice.event is not None
+            for index, choice in enumerate(self.choices)
+            if choice.event is not None
         ]
         if request.return_documents:
             for result in results:
@@ -665,6 +731,6 @@ class RerankAssembler(Assembler[dict[str, Any], RerankResponse]):
             "id": self.id,
             "object": "list",
             "model": self.model,
-            "results": results[:request.top_n],
+            "results": results[: request.top_n],
             "usage": {"prompt_tokens": prompt, "total_tokens": prompt},
         }

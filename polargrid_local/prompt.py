@@ -115,7 +115,9 @@ Up and Down bring back what was typed, also in earlier chats; Ctrl-R searches it
 
         self._input, self._output = create_input(), create_output(always_prefer_tty=True)
         if isinstance(self._output, Vt100_Output):
-            self._output.enable_cpr = False  # not every terminal answers, and nothing here needs to know where the cursor is
+            self._output.enable_cpr = (
+                False  # not every terminal answers, and nothing here needs to know where the cursor is
+            )
         self._session: PromptSession[str] = PromptSession(
             multiline=True,
             prompt_continuation=MORE,
@@ -156,7 +158,9 @@ Up and Down bring back what was typed, also in earlier chats; Ctrl-R searches it
 
             fd = self._input.fileno()
             before, silent = termios.tcgetattr(fd), termios.tcgetattr(fd)
-            silent[3] = silent[3] & ~(termios.ECHO | termios.ICANON) | termios.NOFLSH  # Ctrl-C drops nothing that was typed
+            silent[3] = (
+                silent[3] & ~(termios.ECHO | termios.ICANON) | termios.NOFLSH
+            )  # Ctrl-C drops nothing that was typed
             silent[0] &= ~termios.ICRNL
             self._at_end.callback(termios.tcsetattr, fd, termios.TCSANOW, before)
             termios.tcsetattr(fd, termios.TCSANOW, silent)

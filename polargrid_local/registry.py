@@ -68,8 +68,9 @@ class Entry(NamedTuple):
 class Models:
     """Safe from any thread. `load` may take long and holds no lock meanwhile."""
 
-    def __init__(self, models_dir: Any, options: dict[str, Any], content_filter: Any, chat_template: str | None,
-                 factory: Any) -> None:
+    def __init__(
+        self, models_dir: Any, options: dict[str, Any], content_filter: Any, chat_template: str | None, factory: Any
+    ) -> None:
         if chat_template is not None:
             ChatTemplate(chat_template).check()  # before anything is loaded
         self._store = Store(models_dir)
@@ -160,7 +161,9 @@ class Models:
                 unloaded.append(name)
             except PolarGridError as error:
                 errors.append(f"{name}: {error.message}")
-        status: Literal["success", "partial", "failed"] = "success" if not errors else "partial" if unloaded else "failed"
+        status: Literal["success", "partial", "failed"] = (
+            "success" if not errors else "partial" if unloaded else "failed"
+        )
         return {"status": status, "unloaded_models": unloaded, "errors": errors, "total_unloaded": len(unloaded)}
 
     def close(self) -> None:
@@ -190,7 +193,9 @@ class Models:
         if name is None:
             if entries:
                 return next(iter(entries.values()))
-            raise NotFoundError("Model not loaded: this engine has no model yet", code="model_not_loaded", param="model")
+            raise NotFoundError(
+                "Model not loaded: this engine has no model yet", code="model_not_loaded", param="model"
+            )
         _check_name(name)
         if isinstance(name, str) and name in entries:
             return entries[name]
@@ -205,15 +210,18 @@ class Models:
                 return entry
         raise NotFoundError(
             f"Model not loaded: {str(name)[:200]!r}. Loaded: {', '.join(entries) or 'none'}",
-            code="model_not_loaded", param="model",
+            code="model_not_loaded",
+            param="model",
         )
 
     def summary(self) -> str:
         """What is loaded, in a few words; from any thread, also when closed."""
         if self.closed:
             return "closed"
-        loaded = [f"{name} (n_ctx {entry.model.info.get('n_ctx')}, max_streams {entry.model.info.get('max_streams')})"
-                  for name, entry in list(self._entries.items())]
+        loaded = [
+            f"{name} (n_ctx {entry.model.info.get('n_ctx')}, max_streams {entry.model.info.get('max_streams')})"
+            for name, entry in list(self._entries.items())
+        ]
         loading = [f"{name} (loading)" for name in list(self._loading)]
         return ", ".join([*loaded, *loading]) or "no model loaded"
 
@@ -224,8 +232,9 @@ class Models:
         request = parse_request(kind, request, kwargs)
         entry = self.find(request.model)
         entry.model.check()
-        job: Job[C, R] = prepare(request, entry.target, now=datetime.now().astimezone(), id=secrets.token_hex(12),
-                                 seed=secrets.randbits(32))
+        job: Job[C, R] = prepare(
+            request, entry.target, now=datetime.now().astimezone(), id=secrets.token_hex(12), seed=secrets.randbits(32)
+        )
         return entry.model, job
 
     def tokens(self, text: Any, messages: Any, model: str | None, unlimited: bool) -> list[int]:
@@ -274,7 +283,13 @@ class Models:
         else:
             created, tasks = _created(model), self._tasks(model.path)
         return {
-            "id": id, "object": "model", "created": created, "owned_by": "local", "permission": [], "root": id, "parent": None,
+            "id": id,
+            "object": "model",
+            "created": created,
+            "owned_by": "local",
+            "permission": [],
+            "root": id,
+            "parent": None,
             "tasks": list(tasks),
         }
 
@@ -338,19 +353,31 @@ class Models:
             total, free = device["memory_bytes"], device["free_bytes"]
             used = total - free
             percent = round(100 * used / total, 2) if total else 0.0
-            gpus.append({
-                "index": index,
-                "name": device["description"] or device["name"],
-                "memory": {
-                    "total_mb": total >> 20, "used_mb": used >> 20, "free_mb": free >> 20,
-                    "total_gb": round(total / 2**30, 2), "used_gb": round(used / 2**30, 2),
-                    "free_gb": round(free / 2**30, 2), "percent_used": percent,
-                },
-                # The backends report memory only; the wire wants integers here.
-                "utilization": {"gpu_percent": 0, "memory_percent": round(percent)},
-                "temperature_c": 0,
-            })
-        return {"status": "success", "timestamp": datetime.now().isoformat(), "gpus": gpus, "processes": [], "total_gpus": len(gpus)}
+            gpus.append(
+                {
+                    "index": index,
+                    "name": device["description"] or device["name"],
+                    "memory": {
+                        "total_mb": total >> 20,
+                        "used_mb": used >> 20,
+                        "free_mb": free >> 20,
+                        "total_gb": round(total / 2**30, 2),
+                        "used_gb": round(used / 2**30, 2),
+                        "free_gb": round(free / 2**30, 2),
+                        "percent_used": percent,
+                    },
+                    # The backends report memory only; the wire wants integers here.
+                    "utilization": {"gpu_percent": 0, "memory_percent": round(percent)},
+                    "temperature_c": 0,
+                }
+            )
+        return {
+            "status": "success",
+            "timestamp": datetime.now().isoformat(),
+            "gpus": gpus,
+            "processes": [],
+            "total_gpus": len(gpus),
+        }
 
     def gpu_memory(self) -> GPUMemoryResponse:
         status = self.gpu_status()
@@ -368,11 +395,15 @@ class Models:
 
     def purge(self, force: bool) -> GPUPurgeResponse:
         """Unloads every model when forced, else those without a running request."""
+
         def state() -> GPUMemoryState:
             memory = self.gpu_memory()["memory"]
             used, total = sum(gpu["used_gb"] for gpu in memory), sum(gpu["total_gb"] for gpu in memory)
-            return {"used_gb": round(used, 2), "total_gb": round(total, 2),
-                    "percent_used": round(100 * used / total, 2) if total else 0.0}
+            return {
+                "used_gb": round(used, 2),
+                "total_gb": round(total, 2),
+                "percent_used": round(100 * used / total, 2) if total else 0.0,
+            }
 
         before, unloaded, errors = state(), [], []
         for name, entry in list(self._entries.items()):
@@ -408,5 +439,7 @@ def _created(found: ResolvedModel) -> int:
         raise NotFoundError(f"cannot read the model file {found.path.name}: {error.strerror}", param="model") from None
 
 
-def _load_reply(status: Literal["success", "loading"], name: str | Path, force: bool, message: str) -> LoadModelResponse:
+def _load_reply(
+    status: Literal["success", "loading"], name: str | Path, force: bool, message: str
+) -> LoadModelResponse:
     return {"status": status, "model": str(name), "force_reload": force, "message": message}

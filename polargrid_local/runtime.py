@@ -116,7 +116,9 @@ def _native_path(path: Path) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InvalidModelError(f"{text}: the path of a model must be UTF-8: rename it", param="model", path=text) from None
+        raise InvalidModelError(
+            f"{text}: the path of a model must be UTF-8: rename it", param="model", path=text
+        ) from None
     return text
 
 
@@ -333,7 +335,9 @@ class _Hub:
         self.native = native
         self.pid = os.getpid()
         self.closed = False
-        self.failure: tuple[str, str] | None = None  # the native engine has ended: code and text for whoever still waits
+        self.failure: tuple[str, str] | None = (
+            None  # the native engine has ended: code and text for whoever still waits
+        )
         self.lock = threading.Lock()  # guards routes, early, failure
         self.routes: dict[int, tuple[Mailbox, int] | None] = {}  # None: nobody reads it any more
         self.early: dict[int, list[Event]] = {}  # events that came before submit() returned their id
@@ -457,7 +461,9 @@ def _pump(hub: _Hub) -> None:
 class LoadedModel:
     """A native engine with one model. Safe from any thread. `load()` before anything else."""
 
-    def __init__(self, path: str | Path, options: dict[str, Any], factory: Callable[..., NativeEngine] | None = None) -> None:
+    def __init__(
+        self, path: str | Path, options: dict[str, Any], factory: Callable[..., NativeEngine] | None = None
+    ) -> None:
         self.path = Path(path)
         self.info = cast(NativeInfo, {})  # until it is loaded
         drain_common = None
@@ -471,7 +477,9 @@ class LoadedModel:
         except Exception as error:
             raise _refused(error, self.path, self._adapters) from None
         self._hub = _Hub(native, drain_common)
-        self._finalizer = weakref.finalize(self, self._hub.close)  # collected, or at exit: while threads can still be joined
+        self._finalizer = weakref.finalize(
+            self, self._hub.close
+        )  # collected, or at exit: while threads can still be joined
 
     def load(self, on_progress: Callable[[float], Any] | None = None) -> LoadedModel:
         """Waits until the model is usable. Any exception in here, Ctrl-C included, aborts the load and closes."""
@@ -593,5 +601,8 @@ class LoadedModel:
             stamp = None
         if stamp != self._stamp:
             what = "is gone" if stamp is None else "was replaced or written to"
-            raise ModelFileChanged(f"{self.path} {what} since it was loaded; load the model again",
-                                   details={"path": str(self.path)}, path=str(self.path))
+            raise ModelFileChanged(
+                f"{self.path} {what} since it was loaded; load the model again",
+                details={"path": str(self.path)},
+                path=str(self.path),
+            )

@@ -30,7 +30,52 @@ _SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))  # Unicode's las
 _NUMBER = re.compile(r"\d+")
 _FIELD = re.compile(r"%(?:\(([^()]*)\))?([#0\- +]*)(\d*)(?:\.(\d*))?[hlL]?(.)?", re.DOTALL)
 
-_STRING = frozenset(["capitalize", "casefold", "center", "count", "endswith", "find", "format", "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper", "zfill"])
+_STRING = frozenset(
+    [
+        "capitalize",
+        "casefold",
+        "center",
+        "count",
+        "endswith",
+        "find",
+        "format",
+        "index",
+        "isalnum",
+        "isalpha",
+        "isascii",
+        "isdecimal",
+        "isdigit",
+        "isidentifier",
+        "islower",
+        "isnumeric",
+        "isprintable",
+        "isspace",
+        "istitle",
+        "isupper",
+        "join",
+        "ljust",
+        "lower",
+        "lstrip",
+        "partition",
+        "removeprefix",
+        "removesuffix",
+        "replace",
+        "rfind",
+        "rindex",
+        "rjust",
+        "rpartition",
+        "rsplit",
+        "rstrip",
+        "split",
+        "splitlines",
+        "startswith",
+        "strip",
+        "swapcase",
+        "title",
+        "upper",
+        "zfill",
+    ]
+)
 _LIST = frozenset(("count", "index"))
 _ATTRIBUTES: dict[type, frozenset[str]] = {
     str: _STRING,
@@ -43,8 +88,23 @@ _ATTRIBUTES: dict[type, frozenset[str]] = {
     float: frozenset(("is_integer",)),
     Cycler: frozenset(("current", "next", "reset")),
     Macro: frozenset(("arguments", "caller", "catch_kwargs", "catch_varargs", "name")),
-    LoopContext: frozenset(("changed", "cycle", "depth", "depth0", "first", "index", "index0", "last", "length", "nextitem",
-                            "previtem", "revindex", "revindex0")),
+    LoopContext: frozenset(
+        (
+            "changed",
+            "cycle",
+            "depth",
+            "depth0",
+            "first",
+            "index",
+            "index0",
+            "last",
+            "length",
+            "nextitem",
+            "previtem",
+            "revindex",
+            "revindex0",
+        )
+    ),
 }
 _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _NUMBERS = (int, float, bool)
@@ -53,8 +113,12 @@ _ROWS = (list, tuple, _GroupTuple)
 _SCALARS = (str, Text, int, float, bool, type(None))
 _DATA = (*_SCALARS, list, tuple, _GroupTuple, dict, range, *_VIEWS)
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
-    "eq": lambda a, b: a == b, "ne": lambda a, b: a != b, "lt": lambda a, b: a < b, "lteq": lambda a, b: a <= b,
-    "gt": lambda a, b: a > b, "gteq": lambda a, b: a >= b,
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+    "lt": lambda a, b: a < b,
+    "lteq": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "gteq": lambda a, b: a >= b,
 }
 
 
@@ -70,8 +134,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
     def __init__(self, ledger: Ledger, now: datetime) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, optimized=False, cache_size=0,
-                         extensions=("jinja2.ext.loopcontrols", Generation, Bounded))
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            optimized=False,
+            cache_size=0,
+            extensions=("jinja2.ext.loopcontrols", Generation, Bounded),
+        )
         self.ledger = ledger
         self.budget = ledger.budget
         self.spend = ledger.budget.spend
@@ -295,7 +364,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 pass
         if type(argument) in _STRINGS:
             name = plain_of(argument)
-            return self.undefined(obj=obj, name=name) if kind is dict and not hasattr(dict, name) else self.getattr(obj, name)
+            return (
+                self.undefined(obj=obj, name=name)
+                if kind is dict and not hasattr(dict, name)
+                else self.getattr(obj, name)
+            )
         return self.undefined(obj=obj, name=self.key(argument))
 
     def sliced(self, obj: Any, part: slice) -> Any:
@@ -415,7 +488,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         parts: list[str] = []
         at = n_used = 0
         for field in _FIELD.finditer(raw):
-            parts.append(raw[at:field.start()])
+            parts.append(raw[at : field.start()])
             at = field.end()
             key, flags, width, precision, kind = field.groups()
             if kind == "%":
@@ -450,7 +523,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(value, str):
             self.budget.make(len(value))
         marked = isinstance(value, Text)
-        text = (start + width + ("" if precision is None else "." + precision) + kind) % (plain_of(value) if marked else value)
+        text = (start + width + ("" if precision is None else "." + precision) + kind) % (
+            plain_of(value) if marked else value
+        )
         return self.ledger.mark(text) if marked else text
 
     def check_width(self, spec: str) -> None:

@@ -122,7 +122,9 @@ class PolarGrid(polargrid.PolarGrid):
     ) -> AsyncIterator[types.CompletionChunk]:
         checked = self._checked(types.CompletionRequest, request)
         official = super().completion_stream(checked)
-        async for chunk in official if self._use_mock_data else self._chunks("completion", checked, types.CompletionChunk):
+        async for chunk in (
+            official if self._use_mock_data else self._chunks("completion", checked, types.CompletionChunk)
+        ):
             yield chunk
 
     async def chat_completion(
@@ -138,7 +140,9 @@ class PolarGrid(polargrid.PolarGrid):
     ) -> AsyncIterator[types.ChatCompletionChunk]:
         checked = self._checked(types.ChatCompletionRequest, request)
         official = super().chat_completion_stream(checked)
-        async for chunk in official if self._use_mock_data else self._chunks("chat", checked, types.ChatCompletionChunk):
+        async for chunk in (
+            official if self._use_mock_data else self._chunks("chat", checked, types.ChatCompletionChunk)
+        ):
             yield chunk
 
     async def generate(self, request: types.GenerateRequest | dict[str, Any]) -> types.GenerateResponse:
@@ -253,7 +257,9 @@ class PolarGridSync(polargrid.PolarGridSync):
         """Raises what is wrong with the request here, not in the first step."""
         if self._async_client._use_mock_data:
             return iter(super().completion_stream(request))
-        return SyncStream(self._async_client, "completion", self._checked(types.CompletionRequest, request), types.CompletionChunk)
+        return SyncStream(
+            self._async_client, "completion", self._checked(types.CompletionRequest, request), types.CompletionChunk
+        )
 
     def chat_completion_stream(
         self, request: types.ChatCompletionRequest | dict[str, Any]
@@ -261,7 +267,9 @@ class PolarGridSync(polargrid.PolarGridSync):
         """Raises what is wrong with the request here, not in the first step."""
         if self._async_client._use_mock_data:
             return iter(super().chat_completion_stream(request))
-        return SyncStream(self._async_client, "chat", self._checked(types.ChatCompletionRequest, request), types.ChatCompletionChunk)
+        return SyncStream(
+            self._async_client, "chat", self._checked(types.ChatCompletionRequest, request), types.ChatCompletionChunk
+        )
 
     def _checked(self, cls: type[M], request: M | dict[str, Any]) -> M:
         return self._async_client._checked(cls, request)
@@ -344,7 +352,9 @@ def _without_voice(name: str) -> Any:
     def refuse(client: PolarGrid) -> None:
         with _official_errors():
             if not client._use_mock_data:
-                raise ServerError(f"{name}: voice is not served by a local text engine", status_code=501, code="not_supported")
+                raise ServerError(
+                    f"{name}: voice is not served by a local text engine", status_code=501, code="not_supported"
+                )
 
     if inspect.isasyncgenfunction(official):
 

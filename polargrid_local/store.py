@@ -147,7 +147,9 @@ class Store:
         if preferred is not None and self._find(preferred.file):
             return self.preferred
         if self.embedded not in self.entries:
-            raise _not_found("No model was named, and the catalogue has no default: name a model or a path to a .gguf file")
+            raise _not_found(
+                "No model was named, and the catalogue has no default: name a model or a path to a .gguf file"
+            )
         return self.embedded
 
     def resolve(self, name: str | os.PathLike[str], *, paths: bool = True) -> ResolvedModel:
@@ -372,7 +374,11 @@ class Store:
             return None
         member = shard._replace(stem=source.member.removesuffix(".gguf"))
         shards = _shard_entries(entry, source, member)
-        return shards if any(self._recorded(self.models_dir / one.file).get("source") == one.source for one in shards) else None
+        return (
+            shards
+            if any(self._recorded(self.models_dir / one.file).get("source") == one.source for one in shards)
+            else None
+        )
 
     def _shards_on_hub(self, entry: Entry) -> Sequence[Entry] | None:
         from polargrid_local.download import find_shards
@@ -528,7 +534,9 @@ def _absolute(path: str) -> Path:
     try:
         return Path(expanded).absolute()
     except OSError as cause:
-        raise ValidationError(f"Not a path: {path[:200]!r}: not an absolute path, and {cause.strerror}", param="model") from cause
+        raise ValidationError(
+            f"Not a path: {path[:200]!r}: not an absolute path, and {cause.strerror}", param="model"
+        ) from cause
 
 
 def _why_no_file(path: Path) -> str:
@@ -580,7 +588,9 @@ def _read_catalog(path: Path) -> dict[str, Any]:
         raise ValidationError(f"Cannot read the catalogue {path}: {cause}") from cause
     for field in ("preferred", "embedded"):
         if not isinstance(table.get(field, ""), str):
-            raise ValidationError(f"Catalogue {path}: field {field!r}: expected the id of a model, got {table[field]!r}")
+            raise ValidationError(
+                f"Catalogue {path}: field {field!r}: expected the id of a model, got {table[field]!r}"
+            )
     try:
         table["models"] = {id: _entry(id, fields) for id, fields in table.get("models", {}).items()}
     except (ValidationError, TypeError, AttributeError) as cause:

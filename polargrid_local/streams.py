@@ -26,7 +26,9 @@ class Call(Generic[C]):
     prefill: tuple[int, int] | None = None  # tokens of a long prompt read so far, and all; None before and after
 
     def __init__(self) -> None:
-        self._assembler: Assembler[C, Any] = Assembler("", "", 0, 0, 1)  # until there is a job: nothing said, nothing counted
+        self._assembler: Assembler[C, Any] = Assembler(
+            "", "", 0, 0, 1
+        )  # until there is a job: nothing said, nothing counted
         self._ids: list[int] = []
         self._chunks: deque[C] = deque()  # made, not yet read
         self._over = False  # no more events are wanted
@@ -43,7 +45,9 @@ class Call(Generic[C]):
         if not self._turn.acquire(blocking=False):
             if self._ids:
                 self._model.check_process()  # the reader may have stayed in the parent
-            raise ValidationError("this stream has a reader already: one thread or task at a time", code="stream_in_use")
+            raise ValidationError(
+                "this stream has a reader already: one thread or task at a time", code="stream_in_use"
+            )
 
     def _feed(self, index: int, event: Event) -> None:
         if self._over:
@@ -201,7 +205,9 @@ class AsyncChatStream(Call[C], AsyncIterator[C]):
         if self._starting is None:
             loop = asyncio.get_running_loop()
             self._starting = loop.run_in_executor(None, self._start, Mailbox(loop))
-            self._starting.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, also if we are cancelled
+            self._starting.add_done_callback(
+                lambda done: done.cancelled() or done.exception()
+            )  # seen, also if we are cancelled
         try:
             await asyncio.shield(self._starting)
         except asyncio.CancelledError:
@@ -276,7 +282,7 @@ class Batch(Call[dict[str, Any]]):
         window = max(1, model.info.get("max_streams", 1))
         try:
             for first in range(0, len(job.requests), window):
-                part = job.requests[first:first + window]
+                part = job.requests[first : first + window]
                 self._ids = model.submit(part, self._box, first)
                 for _ in part:
                     index, event = self._box.get()
@@ -323,7 +329,9 @@ async def _text_of_async(stream: AsyncIterable[Mapping[str, Any]]) -> AsyncItera
 
 # A sentence ends with its stop, closing quotes and the blanks behind them, once the next character is there to show that
 # the blanks are over; a CJK stop needs no blank; a line break always ends one.
-_SENTENCE = re.compile(r"""(?:[^\n]*?(?:[.!?…]["'”’»)\]]*\s+|[。！？][」』”’）]*\s*(?![」』”’）]))|[^\n]*\n\s*)(?=\S)""")
+_SENTENCE = re.compile(
+    r"""(?:[^\n]*?(?:[.!?…]["'”’»)\]]*\s+|[。！？][」』”’）]*\s*(?![」』”’）]))|[^\n]*\n\s*)(?=\S)"""
+)
 
 
 @overload

@@ -23,8 +23,20 @@ from .template_code import compiled
 
 # Templates written for Hugging Face tokenizers know these; one that the model does not have is empty text.
 TOKENS = (
-    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token", "eot_token", "eom_token",
-    "image_token", "audio_token", "video_token", "boi_token", "eoi_token",
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+    "eot_token",
+    "eom_token",
+    "image_token",
+    "audio_token",
+    "video_token",
+    "boi_token",
+    "eoi_token",
 )
 
 
@@ -70,8 +82,14 @@ class ChatTemplate:
         if self.abilities and self._refusal is not None:
             raise again(self._refusal)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, now: datetime, add_generation_prompt: bool = True,
-               **options: Any) -> list[Span]:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        now: datetime,
+        add_generation_prompt: bool = True,
+        **options: Any,
+    ) -> list[Span]:
         """Spans (text, trusted); joined they are what plain Jinja would render. Trusted is what the template wrote, the roles
         and the model's special tokens; every other string, dict keys included, is not. `options` are variables the template
         may know (`tools`, `enable_thinking`). Raises TemplateError."""
@@ -91,13 +109,16 @@ class ChatTemplate:
             raise again(self._code)
         return self._code
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], now: datetime, options: dict[str, Any],
-                budget: Budget | None) -> list[Span]:
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], now: datetime, options: dict[str, Any], budget: Budget | None
+    ) -> list[Span]:
         code = self._compiled()
         ledger = Ledger()
         try:
-            given = [{key: item if key == "role" else marked(item, ledger) for key, item in message.items()}
-                     for message in messages]
+            given = [
+                {key: item if key == "role" else marked(item, ledger) for key, item in message.items()}
+                for message in messages
+            ]
             known = {**self._absent, **self._tokens, **{name: marked(value, ledger) for name, value in options.items()}}
             ledger.budget = budget or Budget.for_input(len(given), ledger.n_chars)
             sandbox = Sandbox(ledger, now)

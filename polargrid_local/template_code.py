@@ -48,7 +48,9 @@ class Bounded(Extension):
         brackets = blocks = 0
         before = ""
         for count, token in enumerate(stream):
-            brackets += (token.type in ("lparen", "lbracket", "lbrace")) - (token.type in ("rparen", "rbracket", "rbrace"))
+            brackets += (token.type in ("lparen", "lbracket", "lbrace")) - (
+                token.type in ("rparen", "rbracket", "rbrace")
+            )
             if before == "block_begin" and token.type == "name":
                 blocks += (token.value in _OPENING) - token.value.startswith("end")
             before = token.type
@@ -137,8 +139,66 @@ class Generator(CodeGenerator):
         self.write(")")
 
 
-_SYNTAX = frozenset(["Add", "And", "Assign", "AssignBlock", "Block", "Break", "Call", "CallBlock", "Compare", "Concat", "CondExpr", "Const", "Continue", "Dict", "Div", "ExprStmt", "Filter", "FilterBlock", "FloorDiv", "For", "Getattr", "Getitem", "If", "Keyword", "List", "Macro", "Mod", "Mul", "NSRef", "Name", "Neg", "Not", "Operand", "Or", "Output", "Pair", "Pos", "Pow", "Scope", "Slice", "Sub", "Template", "TemplateData", "Test", "Tuple", "With"])
-_BRANCHES = (nodes.If, nodes.For, nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.With, nodes.AssignBlock, nodes.Block)
+_SYNTAX = frozenset(
+    [
+        "Add",
+        "And",
+        "Assign",
+        "AssignBlock",
+        "Block",
+        "Break",
+        "Call",
+        "CallBlock",
+        "Compare",
+        "Concat",
+        "CondExpr",
+        "Const",
+        "Continue",
+        "Dict",
+        "Div",
+        "ExprStmt",
+        "Filter",
+        "FilterBlock",
+        "FloorDiv",
+        "For",
+        "Getattr",
+        "Getitem",
+        "If",
+        "Keyword",
+        "List",
+        "Macro",
+        "Mod",
+        "Mul",
+        "NSRef",
+        "Name",
+        "Neg",
+        "Not",
+        "Operand",
+        "Or",
+        "Output",
+        "Pair",
+        "Pos",
+        "Pow",
+        "Scope",
+        "Slice",
+        "Sub",
+        "Template",
+        "TemplateData",
+        "Test",
+        "Tuple",
+        "With",
+    ]
+)
+_BRANCHES = (
+    nodes.If,
+    nodes.For,
+    nodes.Macro,
+    nodes.CallBlock,
+    nodes.FilterBlock,
+    nodes.With,
+    nodes.AssignBlock,
+    nodes.Block,
+)
 
 
 def compiled(source: str, sandbox: jinja2.Environment) -> CodeType:

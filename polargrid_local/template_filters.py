@@ -39,7 +39,9 @@ def _range(sandbox: Sandbox, *args: int) -> range:
 @jinja2.pass_environment
 def _raise(sandbox: Sandbox, message: Any = "") -> None:
     spans = sandbox.ledger.spans(sandbox.shown(message))
-    raise TemplateError(f"chat template: {said(''.join(text if trusted else '…' for text, trusted in spans))}", param="messages")
+    raise TemplateError(
+        f"chat template: {said(''.join(text if trusted else '…' for text, trusted in spans))}", param="messages"
+    )
 
 
 @jinja2.pass_environment
@@ -67,8 +69,13 @@ def _namespace(sandbox: Sandbox, *args: Any, **kwargs: Any) -> Namespace:
 
 
 GLOBALS: dict[str, Any] = {
-    "range": _range, "dict": _dict, "namespace": _namespace, "joiner": Joiner, "cycler": Cycler,
-    "raise_exception": _raise, "strftime_now": _strftime,
+    "range": _range,
+    "dict": _dict,
+    "namespace": _namespace,
+    "joiner": Joiner,
+    "cycler": Cycler,
+    "raise_exception": _raise,
+    "strftime_now": _strftime,
 }
 CALLABLES = tuple(GLOBALS.values())
 
@@ -248,8 +255,14 @@ def _abs(sandbox: Sandbox, value: Any) -> Any:
     return abs(value)
 
 
-def _to_json(sandbox: Sandbox, value: Any, ensure_ascii: bool = False, indent: int | str | None = None,
-             separators: Any = None, sort_keys: bool = False) -> str:
+def _to_json(
+    sandbox: Sandbox,
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
     before = sandbox.budget.left
     size = sandbox.size(value)
     n_items = before - sandbox.budget.left  # at least: `size` pays one for each
@@ -257,8 +270,14 @@ def _to_json(sandbox: Sandbox, value: Any, ensure_ascii: bool = False, indent: i
     between = sum(len(part) for part in separators) if separators else 4
     sandbox.budget.make(3 * size + n_items * (gap * _depth(value) + between))
     sandbox.spend(4 * n_items)
-    return to_json(value, sandbox.ledger, ensure_ascii=bool(ensure_ascii), indent=indent, sort_keys=bool(sort_keys),
-                   separators=tuple(separators) if separators else None)
+    return to_json(
+        value,
+        sandbox.ledger,
+        ensure_ascii=bool(ensure_ascii),
+        indent=indent,
+        sort_keys=bool(sort_keys),
+        separators=tuple(separators) if separators else None,
+    )
 
 
 def _depth(value: Any) -> int:
@@ -285,40 +304,43 @@ def _filter(func: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-FILTERS: dict[str, Any] = {name: _filter(func) for name, func in {
-    **{name: _method(name) for name in ("capitalize", "lower", "upper", "center")},
-    **{name: _lazy(name) for name in ("map", "select", "reject", "selectattr", "rejectattr")},
-    **{name: _sorted(name) for name in ("sort", "dictsort", "groupby", "min", "max")},
-    **{name: _number(name) for name in ("int", "float")},
-    "abs": _abs,
-    "attr": THEIRS["attr"],
-    "batch": _batch,
-    "count": _length,
-    "d": _default,
-    "default": _default,
-    "e": _escape,
-    "escape": _escape,
-    "first": lambda sandbox, value: _theirs("first")(sandbox, sandbox.listed(value)),
-    "format": _format,
-    "indent": _indent,
-    "items": _items,
-    "join": _join,
-    "last": lambda sandbox, value: _theirs("last")(sandbox, sandbox.listed(value)),
-    "length": _length,
-    "list": _list,
-    "replace": _replace,
-    "reverse": _reverse,
-    "round": _round,
-    "safe": lambda sandbox, value: sandbox.shown(value),
-    "slice": _slice,
-    "string": lambda sandbox, value: sandbox.shown(value),
-    "sum": _sum,
-    "title": _title,
-    "tojson": _to_json,
-    "trim": lambda sandbox, value, chars=None: sandbox.text_call(sandbox.shown(value), "strip", chars),
-    "truncate": _truncate,
-    "unique": _unique,
-}.items()}
+FILTERS: dict[str, Any] = {
+    name: _filter(func)
+    for name, func in {
+        **{name: _method(name) for name in ("capitalize", "lower", "upper", "center")},
+        **{name: _lazy(name) for name in ("map", "select", "reject", "selectattr", "rejectattr")},
+        **{name: _sorted(name) for name in ("sort", "dictsort", "groupby", "min", "max")},
+        **{name: _number(name) for name in ("int", "float")},
+        "abs": _abs,
+        "attr": THEIRS["attr"],
+        "batch": _batch,
+        "count": _length,
+        "d": _default,
+        "default": _default,
+        "e": _escape,
+        "escape": _escape,
+        "first": lambda sandbox, value: _theirs("first")(sandbox, sandbox.listed(value)),
+        "format": _format,
+        "indent": _indent,
+        "items": _items,
+        "join": _join,
+        "last": lambda sandbox, value: _theirs("last")(sandbox, sandbox.listed(value)),
+        "length": _length,
+        "list": _list,
+        "replace": _replace,
+        "reverse": _reverse,
+        "round": _round,
+        "safe": lambda sandbox, value: sandbox.shown(value),
+        "slice": _slice,
+        "string": lambda sandbox, value: sandbox.shown(value),
+        "sum": _sum,
+        "title": _title,
+        "tojson": _to_json,
+        "trim": lambda sandbox, value, chars=None: sandbox.text_call(sandbox.shown(value), "strip", chars),
+        "truncate": _truncate,
+        "unique": _unique,
+    }.items()
+}
 
 
 def _compared(op: str) -> Callable[..., Any]:
@@ -342,12 +364,42 @@ def _cased(name: str) -> Callable[..., Any]:
 
 
 TESTS: dict[str, Any] = {
-    **{name: THEIR_TESTS[name] for name in (
-        "boolean", "callable", "defined", "escaped", "false", "filter", "float", "integer", "iterable", "mapping", "none",
-        "number", "sameas", "sequence", "string", "test", "true", "undefined")},
+    **{
+        name: THEIR_TESTS[name]
+        for name in (
+            "boolean",
+            "callable",
+            "defined",
+            "escaped",
+            "false",
+            "filter",
+            "float",
+            "integer",
+            "iterable",
+            "mapping",
+            "none",
+            "number",
+            "sameas",
+            "sequence",
+            "string",
+            "test",
+            "true",
+            "undefined",
+        )
+    },
     **{name: _numeric(name) for name in ("odd", "even", "divisibleby")},
     **{name: _cased(name) for name in ("lower", "upper")},
-    **{name: _compared(op) for op, names in {
-        "eq": "== eq equalto", "ne": "!= ne", "lt": "< lt lessthan", "lteq": "<= le", "gt": "> gt greaterthan", "gteq": ">= ge",
-        "in": "in"}.items() for name in names.split()},
+    **{
+        name: _compared(op)
+        for op, names in {
+            "eq": "== eq equalto",
+            "ne": "!= ne",
+            "lt": "< lt lessthan",
+            "lteq": "<= le",
+            "gt": "> gt greaterthan",
+            "gteq": ">= ge",
+            "in": "in",
+        }.items()
+        for name in names.split()
+    },
 }

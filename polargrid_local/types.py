@@ -567,7 +567,9 @@ def _bias_keys(value: Any) -> Any:
     """JSON has string keys only."""
     if not isinstance(value, Mapping):
         return value
-    return {int(k) if isinstance(k, str) and k.isascii() and k.isdigit() and len(k) < 11 else k: v for k, v in value.items()}
+    return {
+        int(k) if isinstance(k, str) and k.isascii() and k.isdigit() and len(k) < 11 else k: v for k, v in value.items()
+    }
 
 
 def _filter(value: Any) -> Any:
@@ -660,8 +662,10 @@ Content = Annotated[
         Annotated[list[_Part], BeforeValidator(_as_list), Tag("<parts>")],
         Annotated[None, Tag("<null>")],
     ],
-    _one_of({str: "<str>", list: "<parts>", tuple: "<parts>", type(None): "<null>"},
-            "must be a string, null or a list of content parts"),
+    _one_of(
+        {str: "<str>", list: "<parts>", tuple: "<parts>", type(None): "<null>"},
+        "must be a string, null or a list of content parts",
+    ),
 ]
 Strings = Annotated[
     Union[
@@ -710,7 +714,9 @@ class _Sampled(Sampling):
     ignore_eos: bool = False
     content_filter: Annotated[Any, BeforeValidator(_filter)] = None
     n: Whole = 1
-    grammar: Any = None  # constraints of other engines: refused by name, since an answer without them would be a wrong one
+    grammar: Any = (
+        None  # constraints of other engines: refused by name, since an answer without them would be a wrong one
+    )
     guided_json: Any = None
     guided_regex: Any = None
     guided_choice: Any = None
@@ -779,7 +785,8 @@ class RerankRequest(Model):
     query: Text
     documents: Annotated[
         list[Annotated[Text, BeforeValidator(_document)]],
-        BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_PROMPTS),
+        BeforeValidator(_as_list),
+        Field(min_length=1, max_length=MAX_PROMPTS),
     ]
     model: ModelName | None = None
     top_n: Annotated[Whole, Field(ge=1, lt=2**31)] | None = None  # results, None = all
@@ -812,10 +819,19 @@ KINDS: dict[str, type[Any]] = {
 R = TypeVar("R", bound=Model)
 
 # The fields of OpenAI's clients that the models above have not. These never change an answer, and are accepted:
-NO_EFFECT = frozenset((
-    "metadata", "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
-    "safety_identifier", "service_tier", "store",
-))
+NO_EFFECT = frozenset(
+    (
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+    )
+)
 # These ask for another answer than the one given here. Only the values that ask for nothing are accepted:
 ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
     "audio": (),
@@ -869,8 +885,18 @@ _REQUEST = {kind: _keys((*cls.model_fields, *_EXTRA)) for kind, cls in KINDS.ite
 # An answer of this or another server may be sent back as it came.
 _MESSAGE = _keys(
     Message.model_fields,
-    ("refusal", "annotations", "audio", "function_call", "logprobs", "parsed", "reasoning_details", "thinking_blocks",
-     "provider_specific_fields", "images"),
+    (
+        "refusal",
+        "annotations",
+        "audio",
+        "function_call",
+        "logprobs",
+        "parsed",
+        "reasoning_details",
+        "thinking_blocks",
+        "provider_specific_fields",
+        "images",
+    ),
     reasoning="reasoning_content",
 )
 _SPOKEN = {"refusal", "audio", "function_call", "images"}  # of those, what a model should have been told
@@ -922,9 +948,13 @@ def _message(given: Any, loc: tuple[Any, ...], strict: bool) -> Any:
     if isinstance(message.get("content"), list):
         message["content"] = [_part(part, (*loc, "content", i), strict) for i, part in enumerate(message["content"])]
     if isinstance(message.get("tool_calls"), list):
-        message["tool_calls"] = [_call(call, (*loc, "tool_calls", i), strict) for i, call in enumerate(message["tool_calls"])]
+        message["tool_calls"] = [
+            _call(call, (*loc, "tool_calls", i), strict) for i, call in enumerate(message["tool_calls"])
+        ]
     # A message without words is a mistake, or has them under a key that is not ours; only an answer may be empty.
-    others = [key for key, item in given.items() if item is not None and _MESSAGE.aliases.get(key, key) not in _MESSAGE.fields]
+    others = [
+        key for key, item in given.items() if item is not None and _MESSAGE.aliases.get(key, key) not in _MESSAGE.fields
+    ]
     if message.get("role") in ("assistant", "tool"):
         said = not others or "content" in given or message.get("tool_calls") or message.get("reasoning_content")
     else:
@@ -1106,7 +1136,8 @@ def _check_supported(request: Any) -> None:
                     name = request.model or "this model"
                     raise ValidationError(
                         f"model '{name}' does not support image input",
-                        param=f"messages[{i}].content[{j}]", details={"field": f"messages[{i}].content[{j}]"},
+                        param=f"messages[{i}].content[{j}]",
+                        details={"field": f"messages[{i}].content[{j}]"},
                     )
     if isinstance(request, CompletionRequest):
         if request.echo:
@@ -1135,8 +1166,14 @@ def parse_fields(obj: Any, *fields: str) -> dict[str, Any]:
     return dict(_known(obj, _keys(fields), (), True))
 
 
-def parse_request(kind: str, obj: Any = None, kwargs: Mapping[str, Any] | None = None, *,
-                  max_tokens_limit: int | None = MAX_TOKENS, strict: bool = True) -> Any:
+def parse_request(
+    kind: str,
+    obj: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    max_tokens_limit: int | None = MAX_TOKENS,
+    strict: bool = True,
+) -> Any:
     """The request model of `kind` ("chat", "completion", "embedding", "rerank", "generate") for a dict, an SDK object,
     keyword arguments, or a positional object with keywords on top. None means omitted; camelCase is an alias; nothing the
     caller passed is changed. Unknown keys, at any level, are refused with the nearest known one; `strict=False` tolerates
@@ -1158,7 +1195,9 @@ def parse_request(kind: str, obj: Any = None, kwargs: Mapping[str, Any] | None =
     if isinstance(data.get("messages"), list):
         data["messages"] = [_message(message, ("messages", i), strict) for i, message in enumerate(data["messages"])]
     if isinstance(data.get("documents"), list):
-        data["documents"] = [_known(text, _DOCUMENT, ("documents", i), strict) for i, text in enumerate(data["documents"])]
+        data["documents"] = [
+            _known(text, _DOCUMENT, ("documents", i), strict) for i, text in enumerate(data["documents"])
+        ]
     for field, known in (("stream_options", _STREAM_OPTIONS), ("response_format", _RESPONSE_FORMAT)):
         if field in data:
             data[field] = _known(data[field], known, (field,), strict)

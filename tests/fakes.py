@@ -50,8 +50,20 @@ def endless(request: dict[str, Any]) -> Iterator[Any]:
 
 
 INFO = {
-    "n_ctx": 4096, "n_ctx_train": 4096, "n_vocab": 1000, "n_embd": 4, "max_streams": 4, "tasks": ["generate", "embed"], "add_bos": False,
-    "chat_template": "", "bos_text": "<s>", "eos_text": "</s>", "devices": [], "metadata": {}, "load_ms": 1.0, "description": "a script",
+    "n_ctx": 4096,
+    "n_ctx_train": 4096,
+    "n_vocab": 1000,
+    "n_embd": 4,
+    "max_streams": 4,
+    "tasks": ["generate", "embed"],
+    "add_bos": False,
+    "chat_template": "",
+    "bos_text": "<s>",
+    "eos_text": "</s>",
+    "devices": [],
+    "metadata": {},
+    "load_ms": 1.0,
+    "description": "a script",
 }
 
 
@@ -95,8 +107,15 @@ class Engine:
 
     made: list[Engine]
 
-    def __init__(self, path: str, options: dict[str, Any], script: Callable[[dict[str, Any]], Iterable[Any]] = words,
-                 info: dict[str, Any] | None = None, load: Iterable[Any] = (0.5, 1.0), max_running: int = 4) -> None:
+    def __init__(
+        self,
+        path: str,
+        options: dict[str, Any],
+        script: Callable[[dict[str, Any]], Iterable[Any]] = words,
+        info: dict[str, Any] | None = None,
+        load: Iterable[Any] = (0.5, 1.0),
+        max_running: int = 4,
+    ) -> None:
         self.path, self.options, self.script = path, options, script
         self.pid = os.getpid()
         self.requests: list[dict[str, Any]] = []
@@ -130,10 +149,15 @@ class Engine:
             if self._stop:
                 raise Error("engine_closed", "the engine is closed", {})
             if n_prompt > self._info["n_ctx"]:
-                raise Error("context_length_exceeded", f"prompt of {n_prompt} tokens",
-                            {"n_prompt": str(n_prompt), "n_ctx": str(self._info["n_ctx"])})
+                raise Error(
+                    "context_length_exceeded",
+                    f"prompt of {n_prompt} tokens",
+                    {"n_prompt": str(n_prompt), "n_ctx": str(self._info["n_ctx"])},
+                )
             if len(self._waiting) + len(self._running) >= self._max_queue + self._max_running:
-                raise Error("queue_full", f"{self._max_queue} requests are waiting already", {"max_queue": str(self._max_queue)})
+                raise Error(
+                    "queue_full", f"{self._max_queue} requests are waiting already", {"max_queue": str(self._max_queue)}
+                )
             self._n += 1
             if outbox is not None:
                 self._outboxes[self._n] = outbox
@@ -244,7 +268,10 @@ class Engine:
             usage["n_generated"] = count[0]
             event = Event(id, "text", step, **usage)
             if request["sampling"]["n_logprobs"] >= 0:
-                top = [{"token": k, "logprob": -float(k), "bytes": b"x", "top": []} for k in range(request["sampling"]["n_logprobs"])]
+                top = [
+                    {"token": k, "logprob": -float(k), "bytes": b"x", "top": []}
+                    for k in range(request["sampling"]["n_logprobs"])
+                ]
                 event.logprobs = [{"token": 7, "logprob": -0.5, "bytes": step.encode(), "top": top}]
             if count[0] >= request["max_tokens"]:
                 event.kind, event.reason = "finished", "length"
@@ -257,8 +284,11 @@ class Engine:
         self._say(event)
 
 
-def factory(script: Callable[[dict[str, Any]], Iterable[Any]] = words, **options: Any) -> Callable[[str, dict[str, Any]], Engine]:
+def factory(
+    script: Callable[[dict[str, Any]], Iterable[Any]] = words, **options: Any
+) -> Callable[[str, dict[str, Any]], Engine]:
     """An engine factory; the engines it made are in its `made`."""
+
     def make(path: str, native_options: dict[str, Any]) -> Engine:
         engine = Engine(path, native_options, script, **options)
         make.made.append(engine)  # type: ignore[attr-defined]

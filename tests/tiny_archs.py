@@ -1,8 +1,9 @@
 """Tiny seeded models that are no ordinary chat models: encoders, rerankers, diffusion and encoder-decoder models.
 
-    write(path, "bert", ...)     one of KINDS, with random weights; `metadata` replaces or (None) removes GGUF keys
-    write(path, "llama", vocab_file=path)    with the vocabulary of another GGUF file
+write(path, "bert", ...)     one of KINDS, with random weights; `metadata` replaces or (None) removes GGUF keys
+write(path, "llama", vocab_file=path)    with the vocabulary of another GGUF file
 """
+
 from __future__ import annotations
 
 import struct
@@ -73,21 +74,42 @@ def _t5(decoder: bool) -> Shapes:
     return shapes
 
 
-_HEAD: Shapes = {"cls.weight": (N_EMBD, N_EMBD), "cls.bias": (N_EMBD,), "cls.output.weight": (1, N_EMBD), "cls.output.bias": (1,)}
+_HEAD: Shapes = {
+    "cls.weight": (N_EMBD, N_EMBD),
+    "cls.bias": (N_EMBD,),
+    "cls.output.weight": (1, N_EMBD),
+    "cls.output.bias": (1,),
+}
 _RMS, _LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 
 # kind -> architecture, tensors beside the embedding, vocabulary, the architecture's own keys
 KINDS: dict[str, tuple[str, Shapes, str, dict[str, Any]]] = {
     "bert": ("bert", _bert(False, True), "wpm", {_LAYER: 1e-12, "pooling_type": MEAN, "attention.causal": False}),
     "bert-cls": ("bert", _bert(False, True), "wpm", {_LAYER: 1e-12, "pooling_type": CLS, "attention.causal": False}),
-    "bert-reranker": ("bert", _bert(False, True) | _HEAD, "wpm",
-                      {_LAYER: 1e-12, "pooling_type": RANK, "attention.causal": False}),
-    "bert-reranker-no-head": ("bert", _bert(False, True), "wpm",
-                              {_LAYER: 1e-12, "pooling_type": RANK, "attention.causal": False}),
-    "nomic-bert": ("nomic-bert", _bert(True, False), "wpm",
-                   {_LAYER: 1e-12, "pooling_type": MEAN, "attention.causal": False, "rope.freq_base": 1000.0}),
-    "gemma-embedding": ("gemma-embedding", _llama(qk_norm=True, post_norm=True), "spm",
-                        {_RMS: 1e-6, "pooling_type": MEAN, "attention.sliding_window": 64, "attention.sliding_window_pattern": 2}),
+    "bert-reranker": (
+        "bert",
+        _bert(False, True) | _HEAD,
+        "wpm",
+        {_LAYER: 1e-12, "pooling_type": RANK, "attention.causal": False},
+    ),
+    "bert-reranker-no-head": (
+        "bert",
+        _bert(False, True),
+        "wpm",
+        {_LAYER: 1e-12, "pooling_type": RANK, "attention.causal": False},
+    ),
+    "nomic-bert": (
+        "nomic-bert",
+        _bert(True, False),
+        "wpm",
+        {_LAYER: 1e-12, "pooling_type": MEAN, "attention.causal": False, "rope.freq_base": 1000.0},
+    ),
+    "gemma-embedding": (
+        "gemma-embedding",
+        _llama(qk_norm=True, post_norm=True),
+        "spm",
+        {_RMS: 1e-6, "pooling_type": MEAN, "attention.sliding_window": 64, "attention.sliding_window_pattern": 2},
+    ),
     "llada": ("llada", _llama(), "bpe", {_RMS: 1e-6}),
     "dream": ("dream", _llama(), "bpe", {_RMS: 1e-6}),
     "t5": ("t5", _t5(True), "spm", {_RMS: 1e-6, "attention.relative_buckets_count": 32}),
@@ -95,8 +117,12 @@ KINDS: dict[str, tuple[str, Shapes, str, dict[str, Any]]] = {
     "llama-bidirectional": ("llama", _llama(), "bpe", {_RMS: 1e-6, "attention.causal": False, "pooling_type": MEAN}),
     "llama-last": ("llama", _llama(), "bpe", {_RMS: 1e-6, "pooling_type": LAST}),
     "llama": ("llama", _llama(), "bpe", {_RMS: 1e-6}),
-    "qwen3-reranker": ("qwen3", _llama(qk_norm=True) | {"cls.output.weight": (2, N_EMBD)}, "bpe",
-                       {_RMS: 1e-6, "pooling_type": RANK, "classifier.output_labels": ["yes", "no"]}),
+    "qwen3-reranker": (
+        "qwen3",
+        _llama(qk_norm=True) | {"cls.output.weight": (2, N_EMBD)},
+        "bpe",
+        {_RMS: 1e-6, "pooling_type": RANK, "classifier.output_labels": ["yes", "no"]},
+    ),
 }
 
 
@@ -104,10 +130,19 @@ def _wordpieces() -> dict[str, Any]:
     """BERT's vocabulary: special tokens, then letters that begin a word and letters that go on with one."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)] + list("0123456789.,?!")
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *("\u2581" + letter for letter in letters), *letters]
-    return {"tokenizer.ggml.model": "bert", "tokenizer.ggml.pre": "jina-v2-en", "tokenizer.ggml.tokens": tokens,
-            "tokenizer.ggml.token_type": [3] * 5 + [1] * (len(tokens) - 5), "tokenizer.ggml.token_type_count": 2,
-            "tokenizer.ggml.bos_token_id": 2, "tokenizer.ggml.cls_token_id": 2, "tokenizer.ggml.seperator_token_id": 3,
-            "tokenizer.ggml.unknown_token_id": 1, "tokenizer.ggml.padding_token_id": 0, "tokenizer.ggml.mask_token_id": 4}
+    return {
+        "tokenizer.ggml.model": "bert",
+        "tokenizer.ggml.pre": "jina-v2-en",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3] * 5 + [1] * (len(tokens) - 5),
+        "tokenizer.ggml.token_type_count": 2,
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.cls_token_id": 2,
+        "tokenizer.ggml.seperator_token_id": 3,
+        "tokenizer.ggml.unknown_token_id": 1,
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.mask_token_id": 4,
+    }
 
 
 def _vocabulary_of(path: Path) -> tuple[dict[str, Any], int]:
@@ -117,8 +152,15 @@ def _vocabulary_of(path: Path) -> tuple[dict[str, Any], int]:
     return keys, n_tokens
 
 
-def write(path: str | Path, kind: str, *, seed: int = 0, metadata: Mapping[str, Any] | None = None,
-          tensors: Mapping[str, tuple[int, ...] | None] | None = None, vocab_file: Path | None = None) -> Path:
+def write(
+    path: str | Path,
+    kind: str,
+    *,
+    seed: int = 0,
+    metadata: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, tuple[int, ...] | None] | None = None,
+    vocab_file: Path | None = None,
+) -> Path:
     """`tensors` adds (shape, rows first), replaces or (None) removes tensors."""
     arch, shapes, vocab, own = KINDS[kind]
     if vocab_file is not None:
@@ -131,14 +173,28 @@ def write(path: str | Path, kind: str, *, seed: int = 0, metadata: Mapping[str, 
 
     def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if len(shape) == 1:
-            return np.ones(shape, np.float32) if name.endswith("weight") else (0.1 * rng.standard_normal(shape)).astype(np.float32)
+            return (
+                np.ones(shape, np.float32)
+                if name.endswith("weight")
+                else (0.1 * rng.standard_normal(shape)).astype(np.float32)
+            )
         return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
 
     made = [(name, values(name, shape)) for name, shape in wanted.items() if shape is not None]
-    keys = {"general.architecture": arch, "general.name": kind, "general.file_type": 0,
-            f"{arch}.context_length": N_CTX, f"{arch}.embedding_length": N_EMBD, f"{arch}.block_count": N_LAYER,
-            f"{arch}.feed_forward_length": N_FF, f"{arch}.attention.head_count": N_HEAD, f"{arch}.vocab_size": n_vocab,
-            **{f"{arch}.{key}": value for key, value in own.items()}, **words, **(metadata or {})}
+    keys = {
+        "general.architecture": arch,
+        "general.name": kind,
+        "general.file_type": 0,
+        f"{arch}.context_length": N_CTX,
+        f"{arch}.embedding_length": N_EMBD,
+        f"{arch}.block_count": N_LAYER,
+        f"{arch}.feed_forward_length": N_FF,
+        f"{arch}.attention.head_count": N_HEAD,
+        f"{arch}.vocab_size": n_vocab,
+        **{f"{arch}.{key}": value for key, value in own.items()},
+        **words,
+        **(metadata or {}),
+    }
     stored = [gguf_file.Tensor(name, data.shape, "f32", lambda data=data: [data]) for name, data in made]
     gguf_file.write(path, {key: value for key, value in keys.items() if value is not None}, stored)
     return Path(path)

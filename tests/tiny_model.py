@@ -24,6 +24,7 @@ Options of both (keyword only):
     words        more vocabulary that the tokenizer can produce
 Control tokens: <|bos|> (added by the tokenizer), <|endoftext|>, <|im_start|>, <|im_end|> (ends a turn).
 """
+
 from __future__ import annotations
 
 import struct
@@ -40,12 +41,116 @@ import itertools
 
 import gguf_file
 
-CHATML = ("{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n'"
-          " + message['content'] + '<|im_end|>' + '\n' }}"
-          "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+CHATML = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n'"
+    " + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 SPECIALS = ["<|bos|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 BOS, EOT, IM_START, IM_END = range(4)
-WORDS = ["user", "assistant", "system", "tool", "the", "of", "and", "to", "in", "is", "you", "that", "it", "for", "was", "on", "are", "with", "as", "his", "they", "at", "be", "this", "from", "have", "or", "one", "had", "by", "word", "but", "not", "what", "all", "were", "we", "when", "your", "can", "said", "there", "use", "an", "each", "which", "she", "do", "how", "their", "if", "will", "up", "other", "about", "out", "many", "then", "them", "these", "so", "some", "her", "would", "make", "like", "him", "into", "time", "has", "look", "two", "more", "write", "go", "see", "number", "no", "way", "could", "people", "my", "than", "first", "water", "been", "call", "who", "oil", "its", "now", "find", "long", "down", "day", "did", "get", "come", "made", "may", "part"]
+WORDS = [
+    "user",
+    "assistant",
+    "system",
+    "tool",
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "you",
+    "that",
+    "it",
+    "for",
+    "was",
+    "on",
+    "are",
+    "with",
+    "as",
+    "his",
+    "they",
+    "at",
+    "be",
+    "this",
+    "from",
+    "have",
+    "or",
+    "one",
+    "had",
+    "by",
+    "word",
+    "but",
+    "not",
+    "what",
+    "all",
+    "were",
+    "we",
+    "when",
+    "your",
+    "can",
+    "said",
+    "there",
+    "use",
+    "an",
+    "each",
+    "which",
+    "she",
+    "do",
+    "how",
+    "their",
+    "if",
+    "will",
+    "up",
+    "other",
+    "about",
+    "out",
+    "many",
+    "then",
+    "them",
+    "these",
+    "so",
+    "some",
+    "her",
+    "would",
+    "make",
+    "like",
+    "him",
+    "into",
+    "time",
+    "has",
+    "look",
+    "two",
+    "more",
+    "write",
+    "go",
+    "see",
+    "number",
+    "no",
+    "way",
+    "could",
+    "people",
+    "my",
+    "than",
+    "first",
+    "water",
+    "been",
+    "call",
+    "who",
+    "oil",
+    "its",
+    "now",
+    "find",
+    "long",
+    "down",
+    "day",
+    "did",
+    "get",
+    "come",
+    "made",
+    "may",
+    "part",
+]
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 _CHAT_TAIL = 5  # tokens after the marker in a chat: <|im_end|> \n <|im_start|> assistant \n
 
@@ -53,6 +158,7 @@ _CHAT_TAIL = 5  # tokens after the marker in a chat: <|im_end|> \n <|im_start|> 
 @dataclass(frozen=True)
 class Control:
     """A control token in a script, by its text."""
+
     text: str
 
 
@@ -63,6 +169,7 @@ Piece = bytes | str | Control
 @dataclass(frozen=True)
 class Scripted:
     """What `write_scripted` wrote: `tokens[i]` are the ids of script i, its closing end-of-turn token included."""
+
     path: Path
     tokens: tuple[tuple[int, ...], ...]
 
@@ -75,10 +182,23 @@ class Scripted:
         return chr(0xE001 + 2 * i)
 
 
-def write_random(path: str | Path, *, seed: int = 0, vocab: str = "bpe", weights: str = "f32", n_ctx_train: int = 512,
-                 eps: float = 1e-5, n_layer: int = 2, n_embd: int = 128, n_head: int = 4, n_head_kv: int = 2,
-                 n_ff: int = 256, chat_template: str | None = CHATML, metadata: Mapping[str, Any] | None = None,
-                 words: Iterable[str] = ()) -> Path:
+def write_random(
+    path: str | Path,
+    *,
+    seed: int = 0,
+    vocab: str = "bpe",
+    weights: str = "f32",
+    n_ctx_train: int = 512,
+    eps: float = 1e-5,
+    n_layer: int = 2,
+    n_embd: int = 128,
+    n_head: int = 4,
+    n_head_kv: int = 2,
+    n_ff: int = 256,
+    chat_template: str | None = CHATML,
+    metadata: Mapping[str, Any] | None = None,
+    words: Iterable[str] = (),
+) -> Path:
     """Write a model of seeded random weights.
 
     Its logits spread over several units, so greedy choices are clear-cut; it hardly ever says a control token,
@@ -91,20 +211,39 @@ def write_random(path: str | Path, *, seed: int = 0, vocab: str = "bpe", weights
     def normal(rows: int, columns: int, gain: float = 1.0) -> np.ndarray:
         return (rng.standard_normal((rows, columns)) * gain / np.sqrt(columns)).astype(np.float32)
 
-    layers = [{"attn_q": normal(n_embd, n_embd, 2), "attn_k": normal(d_kv, n_embd, 2), "attn_v": normal(d_kv, n_embd),
-               "attn_output": normal(n_embd, n_embd), "ffn_gate": normal(n_ff, n_embd), "ffn_up": normal(n_ff, n_embd),
-               "ffn_down": normal(n_embd, n_ff)} for _ in range(n_layer)]
+    layers = [
+        {
+            "attn_q": normal(n_embd, n_embd, 2),
+            "attn_k": normal(d_kv, n_embd, 2),
+            "attn_v": normal(d_kv, n_embd),
+            "attn_output": normal(n_embd, n_embd),
+            "ffn_gate": normal(n_ff, n_embd),
+            "ffn_up": normal(n_ff, n_embd),
+            "ffn_down": normal(n_embd, n_ff),
+        }
+        for _ in range(n_layer)
+    ]
     shape = _Shape(n_ctx_train, n_head, n_head_kv, n_embd // n_head, 1e4, eps)
     embedding = rng.standard_normal((len(table.texts), n_embd)).astype(np.float32)
     output = normal(len(table.texts), n_embd, 4)
-    output[:len(SPECIALS)] = 0
+    output[: len(SPECIALS)] = 0
     _write(path, shape, table, embedding, layers, output, weights, chat_template, metadata)
     return Path(path)
 
 
-def write_scripted(path: str | Path, scripts: Sequence[Sequence[Piece]], *, endless: bool = False, vocab: str = "bpe",
-                   weights: str = "f32", n_ctx_train: int = 512, eps: float = 1e-5, chat_template: str | None = CHATML,
-                   metadata: Mapping[str, Any] | None = None, words: Iterable[str] = ()) -> Scripted:
+def write_scripted(
+    path: str | Path,
+    scripts: Sequence[Sequence[Piece]],
+    *,
+    endless: bool = False,
+    vocab: str = "bpe",
+    weights: str = "f32",
+    n_ctx_train: int = 512,
+    eps: float = 1e-5,
+    chat_template: str | None = CHATML,
+    metadata: Mapping[str, Any] | None = None,
+    words: Iterable[str] = (),
+) -> Scripted:
     """Write a model that says `scripts[i]` after `prompt(i)` or `message(i)`.
 
     Raises ValueError for a script of no or more than 400 pieces and for a piece the vocabulary cannot hold.
@@ -143,12 +282,15 @@ def cut_in_shards(path: str | Path, n: int) -> list[Path]:
     for name, (shape, code) in whole.tensors.items():
         kind, layout = types[code]
         n_bytes = layout.n_bytes(int(np.prod(shape)))
-        tensors.append(gguf_file.Tensor(name, shape, kind, lambda at=at, n_bytes=n_bytes: [data[at:at + n_bytes]]))
+        tensors.append(gguf_file.Tensor(name, shape, kind, lambda at=at, n_bytes=n_bytes: [data[at : at + n_bytes]]))
         at += -(-n_bytes // gguf_file.ALIGNMENT) * gguf_file.ALIGNMENT
     files = [path.with_name(f"{path.stem}-{i + 1:05d}-of-{n:05d}.gguf") for i in range(n)]
     for i, file in enumerate(files):
-        marks = {"split.no": gguf_file.Raw(struct.pack("<IH", 2, i)), "split.count": gguf_file.Raw(struct.pack("<IH", 2, n)),
-                 "split.tensors.count": gguf_file.Raw(struct.pack("<Ii", 5, len(tensors)))}
+        marks = {
+            "split.no": gguf_file.Raw(struct.pack("<IH", 2, i)),
+            "split.count": gguf_file.Raw(struct.pack("<IH", 2, n)),
+            "split.tensors.count": gguf_file.Raw(struct.pack("<Ii", 5, len(tensors))),
+        }
         edges = [len(tensors) * k // n for k in (i, i + 1)]
         gguf_file.write(file, {**(whole.metadata if i == 0 else {}), **marks}, tensors[slice(*edges)])
     path.unlink()
@@ -163,8 +305,11 @@ _D_HEAD, _PAIRS, _BOS_DIMS, _REST_DIMS, _PHASE = 32, (0, 1, 2, 4), slice(24, 26)
 _N_HEAD, _ROPE_BASE, _REACH = 12, 1e5, 448  # _REACH: distances that can be told apart
 
 
-def _script_weights(table: _Vocab, markers: list[str], steps: list[tuple[int, int, int]],
-                    ) -> tuple[np.ndarray, list[dict[str, np.ndarray]], np.ndarray]:
+def _script_weights(
+    table: _Vocab,
+    markers: list[str],
+    steps: list[tuple[int, int, int]],
+) -> tuple[np.ndarray, list[dict[str, np.ndarray]], np.ndarray]:
     rng = np.random.default_rng(1)
     n_vocab, d_code = len(table.texts), _D_HEAD - 1
     marker_code = rng.choice([-1.0, 1.0], (len(markers), d_code))
@@ -175,7 +320,7 @@ def _script_weights(table: _Vocab, markers: list[str], steps: list[tuple[int, in
     embedding[:, _FILLER] = np.sqrt(d_code + 1)
     ids = [table.id_of(marker) for marker in markers]
     embedding[ids, _FILLER], embedding[ids, _MARKER] = 0, 1
-    embedding[ids, _CODE:_CODE + d_code] = marker_code
+    embedding[ids, _CODE : _CODE + d_code] = marker_code
     embedding[BOS, _FILLER], embedding[BOS, _BOS] = np.sqrt(d_code), 1
     gain = np.sqrt(_N_EMBD / (d_code + 2))  # what the norm multiplies every embedding by
 
@@ -189,18 +334,18 @@ def _script_weights(table: _Vocab, markers: list[str], steps: list[tuple[int, in
     key[_REST_DIMS, _ONE], key[_REST_DIMS, _MARKER], key[_REST_DIMS, _BOS] = -1 / gain, 1 / gain, 1 / gain
     key[_BOS_DIMS, _BOS] = -1 / gain
     value[0, [_MARKER, _BOS]] = 1 / gain, -1 / gain
-    value[1:, _CODE:_CODE + d_code] = np.eye(d_code) / gain
+    value[1:, _CODE : _CODE + d_code] = np.eye(d_code) / gain
     query, out = np.zeros((_N_HEAD * _D_HEAD, _N_EMBD)), np.zeros((_N_EMBD, _N_HEAD * _D_HEAD))
     root = np.sqrt(_D_HEAD) / gain
     for head in range(2 * len(_PAIRS) + 1):
         row = head * _D_HEAD
-        query[row:row + _D_HEAD, _ONE][_REST_DIMS] = 2.4 * root
+        query[row : row + _D_HEAD, _ONE][_REST_DIMS] = 2.4 * root
         if head < 2 * len(_PAIRS):  # scores: marker _PHASE * cos or sin of its distance, BOS 0; value: tanh of half
             query[row + 2 * _PAIRS[head // 2] + head % 2, _ONE] = (-_PHASE if head % 2 else _PHASE) * root
             out[_DISTANCE + head, row] = 1
         else:  # the marker alone
-            query[row:row + _D_HEAD, _ONE][_BOS_DIMS] = 10 * root
-            out[_READ:_READ + d_code, row + 1:row + _D_HEAD] = np.eye(d_code)
+            query[row : row + _D_HEAD, _ONE][_BOS_DIMS] = 10 * root
+            out[_READ : _READ + d_code, row + 1 : row + _D_HEAD] = np.eye(d_code)
 
     theta = _ROPE_BASE ** (-2 * np.array(_PAIRS) / _D_HEAD)
     angle = np.arange(_REACH)[:, None] * theta
@@ -214,14 +359,21 @@ def _script_weights(table: _Vocab, markers: list[str], steps: list[tuple[int, in
     n_ff = -(-len(steps) // 256) * 256
     gate, up, down = np.zeros((n_ff, _N_EMBD)), np.zeros((n_ff, _N_EMBD)), np.zeros((_N_EMBD, n_ff))
     rows = np.arange(len(steps))
-    gate[rows, _DISTANCE:_DISTANCE + phase.shape[1]] = phase[distance]
-    gate[rows, _READ:_READ + d_code] = code_weight * marker_code[which]
+    gate[rows, _DISTANCE : _DISTANCE + phase.shape[1]] = phase[distance]
+    gate[rows, _READ : _READ + d_code] = code_weight * marker_code[which]
     gate[rows, _ONE] = -threshold
     gate *= 200
     up[rows, _ONE] = 1
     down[_NEXT:, rows] = next_code[token].T
-    first = {"attn_q": query, "attn_k": np.tile(key, (2, 1)), "attn_v": np.tile(value, (2, 1)), "attn_output": out,
-             "ffn_gate": gate, "ffn_up": up, "ffn_down": down}
+    first = {
+        "attn_q": query,
+        "attn_k": np.tile(key, (2, 1)),
+        "attn_v": np.tile(value, (2, 1)),
+        "attn_output": out,
+        "ffn_gate": gate,
+        "ffn_up": up,
+        "ffn_down": down,
+    }
     silent = {name: np.zeros_like(matrix) for name, matrix in first.items()}
     output = np.zeros((n_vocab, _N_EMBD))
     output[:, _NEXT:] = next_code
@@ -280,18 +432,31 @@ class _Vocab:
             except ValueError:  # spm: half a character needs no token of its own
                 continue
             if new and self.kind == "bpe":
-                self.merges.append(f"{self._spell(data[:end - 1])} {self._spell(data[end - 1:end])}")
+                self.merges.append(f"{self._spell(data[: end - 1])} {self._spell(data[end - 1 : end])}")
 
     def metadata(self) -> dict[str, Any]:
-        common = {"tokenizer.ggml.tokens": self.texts, "tokenizer.ggml.token_type": self.kinds,
-                  "tokenizer.ggml.bos_token_id": BOS, "tokenizer.ggml.eos_token_id": IM_END,
-                  "tokenizer.ggml.add_bos_token": True}
+        common = {
+            "tokenizer.ggml.tokens": self.texts,
+            "tokenizer.ggml.token_type": self.kinds,
+            "tokenizer.ggml.bos_token_id": BOS,
+            "tokenizer.ggml.eos_token_id": IM_END,
+            "tokenizer.ggml.add_bos_token": True,
+        }
         if self.kind == "bpe":
-            return {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", **common,
-                    "tokenizer.ggml.merges": self.merges}
+            return {
+                "tokenizer.ggml.model": "gpt2",
+                "tokenizer.ggml.pre": "gpt-2",
+                **common,
+                "tokenizer.ggml.merges": self.merges,
+            }
         scores = [float(len(t)) if 260 <= i < self._n_reachable else -1e6 for i, t in enumerate(self.texts)]
-        return {"tokenizer.ggml.model": "llama", **common, "tokenizer.ggml.scores": scores,
-                "tokenizer.ggml.add_space_prefix": False, "tokenizer.ggml.unknown_token_id": EOT}
+        return {
+            "tokenizer.ggml.model": "llama",
+            **common,
+            "tokenizer.ggml.scores": scores,
+            "tokenizer.ggml.add_space_prefix": False,
+            "tokenizer.ggml.unknown_token_id": EOT,
+        }
 
 
 def _byte_chars() -> list[str]:
@@ -313,32 +478,56 @@ class _Shape:
     eps: float
 
 
-def _write(path: str | Path, shape: _Shape, table: _Vocab, embedding: np.ndarray, layers: list[dict[str, np.ndarray]],
-           output: np.ndarray, weights: str, chat_template: str | None, metadata: Mapping[str, Any] | None) -> None:
+def _write(
+    path: str | Path,
+    shape: _Shape,
+    table: _Vocab,
+    embedding: np.ndarray,
+    layers: list[dict[str, np.ndarray]],
+    output: np.ndarray,
+    weights: str,
+    chat_template: str | None,
+    metadata: Mapping[str, Any] | None,
+) -> None:
     if weights not in ("f32", "f16", "q8_0"):
         raise ValueError(f"weights must be 'f32', 'f16' or 'q8_0', not {weights!r}")
     n_vocab, n_embd = embedding.shape
 
     def tensor(name: str, data: np.ndarray, kind: str) -> gguf_file.Tensor:
-        stored = {"f32": lambda: data.astype(np.float32), "f16": lambda: data.astype(np.float16),
-                  "q8_0": lambda: gguf_file.q8_0(data)}[kind]
+        stored = {
+            "f32": lambda: data.astype(np.float32),
+            "f16": lambda: data.astype(np.float16),
+            "q8_0": lambda: gguf_file.q8_0(data),
+        }[kind]
         return gguf_file.Tensor(name + ".weight", data.shape, kind, lambda: [np.ascontiguousarray(stored())])
 
     norm = np.ones(n_embd)
-    tensors = [tensor("token_embd", embedding, weights), tensor("output_norm", norm, "f32"),
-               tensor("output", output, weights)]
+    tensors = [
+        tensor("token_embd", embedding, weights),
+        tensor("output_norm", norm, "f32"),
+        tensor("output", output, weights),
+    ]
     for i, layer in enumerate(layers):
         tensors += [tensor(f"blk.{i}.{name}", matrix, weights) for name, matrix in layer.items()]
         tensors += [tensor(f"blk.{i}.{name}", norm, "f32") for name in ("attn_norm", "ffn_norm")]
-    keys = {"general.architecture": "llama", "general.name": "tiny",
-            "general.file_type": {"f32": 0, "f16": 1, "q8_0": 7}[weights],
-            "llama.context_length": shape.n_ctx_train, "llama.embedding_length": n_embd,
-            "llama.block_count": len(layers),
-            "llama.feed_forward_length": layers[0]["ffn_up"].shape[0], "llama.attention.head_count": shape.n_head,
-            "llama.attention.head_count_kv": shape.n_head_kv,
-            "llama.attention.key_length": shape.d_head, "llama.attention.value_length": shape.d_head,
-            "llama.rope.dimension_count": shape.d_head,
-            "llama.rope.freq_base": shape.rope_base, "llama.attention.layer_norm_rms_epsilon": shape.eps,
-            "llama.vocab_size": n_vocab, **table.metadata(),
-            "tokenizer.chat_template": chat_template, **(metadata or {})}
+    keys = {
+        "general.architecture": "llama",
+        "general.name": "tiny",
+        "general.file_type": {"f32": 0, "f16": 1, "q8_0": 7}[weights],
+        "llama.context_length": shape.n_ctx_train,
+        "llama.embedding_length": n_embd,
+        "llama.block_count": len(layers),
+        "llama.feed_forward_length": layers[0]["ffn_up"].shape[0],
+        "llama.attention.head_count": shape.n_head,
+        "llama.attention.head_count_kv": shape.n_head_kv,
+        "llama.attention.key_length": shape.d_head,
+        "llama.attention.value_length": shape.d_head,
+        "llama.rope.dimension_count": shape.d_head,
+        "llama.rope.freq_base": shape.rope_base,
+        "llama.attention.layer_norm_rms_epsilon": shape.eps,
+        "llama.vocab_size": n_vocab,
+        **table.metadata(),
+        "tokenizer.chat_template": chat_template,
+        **(metadata or {}),
+    }
     gguf_file.write(path, {key: value for key, value in keys.items() if value is not None}, tensors)

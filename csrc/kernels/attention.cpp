@@ -121,8 +121,8 @@ struct Worker {
     AttentionRows rows(int64_t stream, int64_t head, int64_t token, int64_t n) const {
         const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3];
         AttentionRows a{};
-        a.q = static_cast<const char *>(q->data) + token * q->nb[1] + head * shape.n_group * q->nb[2] +
-              stream * q->nb[3];
+        a.q =
+            static_cast<const char *>(q->data) + token * q->nb[1] + head * shape.n_group * q->nb[2] + stream * q->nb[3];
         a.q_token_bytes = q->nb[1];
         a.q_head_bytes = q->nb[2];
         a.k = static_cast<const char *>(k->data) + head * k->nb[2] + stream * k->nb[3];

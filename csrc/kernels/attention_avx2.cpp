@@ -11,17 +11,31 @@ struct Vec {
 };
 constexpr int tile_rows = 6, tile_vecs = 1;  // 12 sums, 3 operands: 15 of 16 registers
 
-inline Vec set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
-inline Vec load(const float * p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline Vec set1(float x) {
+    return {_mm256_set1_ps(x), _mm256_set1_ps(x)};
+}
+inline Vec load(const float * p) {
+    return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+}
 inline void store(float * p, Vec x) {
     _mm256_storeu_ps(p, x.a);
     _mm256_storeu_ps(p + 8, x.b);
 }
-inline Vec add(Vec x, Vec y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
-inline Vec sub(Vec x, Vec y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
-inline Vec mul(Vec x, Vec y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
-inline Vec fma(Vec x, Vec y, Vec z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
-inline Vec max(Vec x, Vec y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+inline Vec add(Vec x, Vec y) {
+    return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)};
+}
+inline Vec sub(Vec x, Vec y) {
+    return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)};
+}
+inline Vec mul(Vec x, Vec y) {
+    return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)};
+}
+inline Vec fma(Vec x, Vec y, Vec z) {
+    return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+inline Vec max(Vec x, Vec y) {
+    return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)};
+}
 inline __m256 lanes_of(int bits) {
     const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(bits), bit), bit));
@@ -36,8 +50,12 @@ inline Vec zero_if_less(Vec x, Vec y, Vec limit) {
 inline __m256 shift_to_exponent(__m256 a) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23));
 }
-inline Vec exponent_bits(Vec x) { return {shift_to_exponent(x.a), shift_to_exponent(x.b)}; }
-inline bool any_nan(Vec x) { return _mm256_movemask_ps(_mm256_cmp_ps(x.a, x.b, _CMP_UNORD_Q)) != 0; }
+inline Vec exponent_bits(Vec x) {
+    return {shift_to_exponent(x.a), shift_to_exponent(x.b)};
+}
+inline bool any_nan(Vec x) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(x.a, x.b, _CMP_UNORD_Q)) != 0;
+}
 inline Vec load_f16(const void * p) {
     const __m128i * half = static_cast<const __m128i *>(p);
     return {_mm256_cvtph_ps(_mm_loadu_si128(half)), _mm256_cvtph_ps(_mm_loadu_si128(half + 1))};
@@ -120,8 +138,8 @@ inline Vec widen(__m256i x) {
 }  // namespace
 }  // namespace pgl::kernels
 
-#include "attention_f16.h"
 #include "attention_body.h"
+#include "attention_f16.h"
 
 namespace pgl::kernels {
 const AttentionIsa attention_avx2 = {start, attend, fold, finish, valid_end};

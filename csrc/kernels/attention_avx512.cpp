@@ -9,20 +9,42 @@ namespace {
 using Vec = __m512;
 constexpr int tile_rows = 6, tile_vecs = 4;  // 24 sums, 4 operands: 28 of 32 registers
 
-inline Vec set1(float x) { return _mm512_set1_ps(x); }
-inline Vec load(const float * p) { return _mm512_loadu_ps(p); }
-inline void store(float * p, Vec x) { _mm512_storeu_ps(p, x); }
-inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
-inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
-inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
-inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
-inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
-inline Vec keep(uint16_t lanes, Vec a, Vec b) { return _mm512_mask_mov_ps(b, lanes, a); }
+inline Vec set1(float x) {
+    return _mm512_set1_ps(x);
+}
+inline Vec load(const float * p) {
+    return _mm512_loadu_ps(p);
+}
+inline void store(float * p, Vec x) {
+    _mm512_storeu_ps(p, x);
+}
+inline Vec add(Vec a, Vec b) {
+    return _mm512_add_ps(a, b);
+}
+inline Vec sub(Vec a, Vec b) {
+    return _mm512_sub_ps(a, b);
+}
+inline Vec mul(Vec a, Vec b) {
+    return _mm512_mul_ps(a, b);
+}
+inline Vec fma(Vec a, Vec b, Vec c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+inline Vec max(Vec a, Vec b) {
+    return _mm512_max_ps(a, b);
+}
+inline Vec keep(uint16_t lanes, Vec a, Vec b) {
+    return _mm512_mask_mov_ps(b, lanes, a);
+}
 inline Vec zero_if_less(Vec a, Vec x, Vec limit) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), a);
 }
-inline Vec exponent_bits(Vec a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23)); }
-inline bool any_nan(Vec a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
+inline Vec exponent_bits(Vec a) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23));
+}
+inline bool any_nan(Vec a) {
+    return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0;
+}
 inline Vec load_f16(const void * p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i *>(p)));
 }
@@ -82,12 +104,14 @@ inline void transpose(Vec * m) {
     }
 }
 
-inline Vec widen(__m256i halves16) { return _mm512_cvtph_ps(halves16); }
+inline Vec widen(__m256i halves16) {
+    return _mm512_cvtph_ps(halves16);
+}
 }  // namespace
 }  // namespace pgl::kernels
 
-#include "attention_f16.h"
 #include "attention_body.h"
+#include "attention_f16.h"
 
 namespace pgl::kernels {
 const AttentionIsa attention_avx512 = {start, attend, fold, finish, valid_end};

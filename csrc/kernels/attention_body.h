@@ -90,8 +90,7 @@ inline void accumulate_v(const Split & split, const char * v, int d, const float
 }
 
 /// q . k of R rows and every cell of the block.
-template <int R>
-inline void scores(const float * kt, int dk, const Row * rows, float (*p)[block_cells]) {
+template <int R> inline void scores(const float * kt, int dk, const Row * rows, float (*p)[block_cells]) {
     for (int c = 0; c < block_vecs; c += tile_vecs) {
         const float * k = kt + 16 * c;
         for (int d = 0; d < dk;) {
@@ -182,8 +181,7 @@ inline void fold_rows(AttentionState total, AttentionState part, int n, int dv) 
 }
 
 /// R rows over one split, from nothing; then folded into `total`.
-template <CellType type, int R>
-void attend_tile(const Split & split, const Row * rows, AttentionState total) {
+template <CellType type, int R> void attend_tile(const Split & split, const Row * rows, AttentionState total) {
     alignas(64) float max[R], sum[R], out[R * max_head_size];
     const AttentionState part = {max, sum, out};
     bool started = false;
@@ -291,8 +289,8 @@ void attend_cells(const AttentionRows & a, int64_t first, int n, AttentionState 
     for (int b = 0; b < split.n_blocks; ++b) {
         const int c = b * block_cells, m = n - c < block_cells ? n - c : block_cells;
         for (int t = 0; t < a.n_tokens; ++t) {
-            const uint64_t bits = masks.mask ? unmasked(masks.mask + t * masks.stride + c)
-                                             : ~uint64_t{0} >> (block_cells - m);
+            const uint64_t bits =
+                masks.mask ? unmasked(masks.mask + t * masks.stride + c) : ~uint64_t{0} >> (block_cells - m);
             valid[t * split_blocks + b] = bits;
             any[b] |= bits;
         }
@@ -327,17 +325,23 @@ void attend_cells(const AttentionRows & a, int64_t first, int n, AttentionState 
 template <CellType k_type>
 inline void attend_with_k(const AttentionRows & a, int64_t first, int n, AttentionState total, char * scratch) {
     switch (a.v_type) {
-        case CellType::f16: return attend_cells<k_type, CellType::f16>(a, first, n, total, scratch);
-        case CellType::q8_0: return attend_cells<k_type, CellType::q8_0>(a, first, n, total, scratch);
-        default: return attend_cells<k_type, CellType::f32>(a, first, n, total, scratch);
+    case CellType::f16:
+        return attend_cells<k_type, CellType::f16>(a, first, n, total, scratch);
+    case CellType::q8_0:
+        return attend_cells<k_type, CellType::q8_0>(a, first, n, total, scratch);
+    default:
+        return attend_cells<k_type, CellType::f32>(a, first, n, total, scratch);
     }
 }
 
 void attend(const AttentionRows & a, int64_t first, int n, AttentionState total, char * scratch) {
     switch (a.k_type) {
-        case CellType::f16: return attend_with_k<CellType::f16>(a, first, n, total, scratch);
-        case CellType::q8_0: return attend_with_k<CellType::q8_0>(a, first, n, total, scratch);
-        default: return attend_with_k<CellType::f32>(a, first, n, total, scratch);
+    case CellType::f16:
+        return attend_with_k<CellType::f16>(a, first, n, total, scratch);
+    case CellType::q8_0:
+        return attend_with_k<CellType::q8_0>(a, first, n, total, scratch);
+    default:
+        return attend_with_k<CellType::f32>(a, first, n, total, scratch);
     }
 }
 

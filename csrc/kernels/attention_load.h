@@ -3,14 +3,12 @@
 namespace pgl::kernels {
 namespace {
 
-template <CellType type>
-constexpr size_t cell_bytes(int d) {
+template <CellType type> constexpr size_t cell_bytes(int d) {
     return type == CellType::f16 ? 2u * d : type == CellType::q8_0 ? 34u * (d / 32u) : 4u * d;
 }
 
 /// 16 values of a cell from element `d`.
-template <CellType type>
-inline Vec load_cell(const char * cell, int d) {
+template <CellType type> inline Vec load_cell(const char * cell, int d) {
     if constexpr (type == CellType::f16) {
         return load_f16(cell + 2 * d);
     } else if constexpr (type == CellType::q8_0) {
@@ -71,8 +69,7 @@ inline void load_k(const AttentionRows & a, int64_t first, int n, float * kt) {
 
 /// V of the cells in `valid` as v[cell][dv], the others zero: what lies in a masked cell may be anything. False if a
 /// valid one holds NaN or infinity.
-template <CellType type>
-inline bool load_v(const AttentionRows & a, int64_t first, uint64_t valid, float * v) {
+template <CellType type> inline bool load_v(const AttentionRows & a, int64_t first, uint64_t valid, float * v) {
     Vec poison = set1(0.0f);
     for (int c = 0; c < block_cells; ++c, v += a.dv) {
         if (valid >> c & 1) {

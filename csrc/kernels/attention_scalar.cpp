@@ -11,15 +11,16 @@ struct Vec {
 };
 constexpr int tile_rows = 1, tile_vecs = 1;
 
-template <typename Lane>
-inline Vec lanes(Lane lane) {
+template <typename Lane> inline Vec lanes(Lane lane) {
     Vec y;
     for (int i = 0; i < 16; ++i) {
         y.x[i] = lane(i);
     }
     return y;
 }
-inline float greater(float a, float b) { return a > b ? a : b; }  // b if unordered, as the SIMD instruction
+inline float greater(float a, float b) {
+    return a > b ? a : b;
+}  // b if unordered, as the SIMD instruction
 inline float half_to_float(const void * p) {
     uint16_t h;
     memcpy(&h, p, sizeof(h));
@@ -34,17 +35,33 @@ inline float half_to_float(const void * p) {
     return x;
 }
 
-inline Vec set1(float a) { return lanes([=](int) { return a; }); }
-inline Vec load(const float * p) { return lanes([=](int i) { return p[i]; }); }
-inline void store(float * p, const Vec & a) { memcpy(p, a.x, sizeof(a.x)); }
-inline float fma1(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-inline Vec add(const Vec & a, const Vec & b) { return lanes([&](int i) { return a.x[i] + b.x[i]; }); }
-inline Vec sub(const Vec & a, const Vec & b) { return lanes([&](int i) { return a.x[i] - b.x[i]; }); }
-inline Vec mul(const Vec & a, const Vec & b) { return lanes([&](int i) { return a.x[i] * b.x[i]; }); }
+inline Vec set1(float a) {
+    return lanes([=](int) { return a; });
+}
+inline Vec load(const float * p) {
+    return lanes([=](int i) { return p[i]; });
+}
+inline void store(float * p, const Vec & a) {
+    memcpy(p, a.x, sizeof(a.x));
+}
+inline float fma1(float a, float b, float c) {
+    return __builtin_fmaf(a, b, c);
+}
+inline Vec add(const Vec & a, const Vec & b) {
+    return lanes([&](int i) { return a.x[i] + b.x[i]; });
+}
+inline Vec sub(const Vec & a, const Vec & b) {
+    return lanes([&](int i) { return a.x[i] - b.x[i]; });
+}
+inline Vec mul(const Vec & a, const Vec & b) {
+    return lanes([&](int i) { return a.x[i] * b.x[i]; });
+}
 inline Vec fma(const Vec & a, const Vec & b, const Vec & c) {
     return lanes([&](int i) { return fma1(a.x[i], b.x[i], c.x[i]); });
 }
-inline Vec max(const Vec & a, const Vec & b) { return lanes([&](int i) { return greater(a.x[i], b.x[i]); }); }
+inline Vec max(const Vec & a, const Vec & b) {
+    return lanes([&](int i) { return greater(a.x[i], b.x[i]); });
+}
 inline Vec keep(uint16_t bits, const Vec & a, const Vec & b) {
     return lanes([&](int i) { return bits >> i & 1 ? a.x[i] : b.x[i]; });
 }
@@ -71,12 +88,13 @@ inline bool any_nan(const Vec & a) {
 inline Vec load_f16(const void * p) {
     return lanes([=](int i) { return half_to_float(static_cast<const char *>(p) + 2 * i); });
 }
-inline Vec broadcast_f16(const void * p) { return set1(half_to_float(p)); }
+inline Vec broadcast_f16(const void * p) {
+    return set1(half_to_float(p));
+}
 inline Vec load_i8(const void * p) {
     return lanes([=](int i) { return static_cast<float>(static_cast<const int8_t *>(p)[i]); });
 }
-template <typename Op>
-inline float reduce(Vec a, Op op) {
+template <typename Op> inline float reduce(Vec a, Op op) {
     for (int n = 8; n > 0; n /= 2) {
         for (int i = 0; i < n; ++i) {
             a.x[i] = op(a.x[i], a.x[i + n]);
@@ -84,8 +102,12 @@ inline float reduce(Vec a, Op op) {
     }
     return a.x[0];
 }
-inline float reduce_add(const Vec & a) { return reduce(a, [](float x, float y) { return x + y; }); }
-inline float reduce_max(const Vec & a) { return reduce(a, greater); }
+inline float reduce_add(const Vec & a) {
+    return reduce(a, [](float x, float y) { return x + y; });
+}
+inline float reduce_max(const Vec & a) {
+    return reduce(a, greater);
+}
 
 /// Bit c: cell c of 64 is not -inf.
 inline uint64_t unmasked(const uint16_t * mask) {

@@ -98,13 +98,20 @@ struct Extra : ggml::cpu::extra_buffer_type {
 
 Type type_of(const ggml_tensor * tensor) {
     switch (tensor->type) {
-        case GGML_TYPE_Q4_0: return q4_0;
-        case GGML_TYPE_Q4_1: return q4_1;
-        case GGML_TYPE_Q8_0: return q8_0;
-        case GGML_TYPE_Q4_K: return q4_k;
-        case GGML_TYPE_Q5_K: return q5_k;
-        case GGML_TYPE_Q6_K: return q6_k;
-        default: GGML_ABORT("pgl: tensor %s of type %s in our buffer", tensor->name, ggml_type_name(tensor->type));
+    case GGML_TYPE_Q4_0:
+        return q4_0;
+    case GGML_TYPE_Q4_1:
+        return q4_1;
+    case GGML_TYPE_Q8_0:
+        return q8_0;
+    case GGML_TYPE_Q4_K:
+        return q4_k;
+    case GGML_TYPE_Q5_K:
+        return q5_k;
+    case GGML_TYPE_Q6_K:
+        return q6_k;
+    default:
+        GGML_ABORT("pgl: tensor %s of type %s in our buffer", tensor->name, ggml_type_name(tensor->type));
     }
 }
 

@@ -35,7 +35,8 @@ struct Isa {
     /// Quantises blocks [first, last) of one row into column `token` of a panel of `nt` tokens.
     void (*quantize_32)(const float * row, int64_t first, int64_t last, uint32_t * panel, int nt, int token);
     void (*quantize_256)(const float * row, int64_t first, int64_t last, uint32_t * panel, int nt, int token);
-    /// Indexed by Type (layout.h). Every entry adds the blocks of a row in ascending k, in the same steps for any shape.
+    /// Indexed by Type (layout.h). Every entry adds the blocks of a row in ascending k, in the same steps for any
+    /// shape.
     void (*multiply[6])(const Multiply & task);
 };
 

@@ -10,9 +10,9 @@ namespace pgl::kernels {
 /// once; a value this CPU cannot honour falls back to the best it can.
 void register_backend();
 
-/// From now on ggml's CPU buffers are pages that take memory when they are first written. A cache for the whole context of
-/// every stream is then as large as what it holds, and opening one takes no time: ggml writes zeros over all of its own.
-/// Once per process, before the first context.
+/// From now on ggml's CPU buffers are pages that take memory when they are first written. A cache for the whole context
+/// of every stream is then as large as what it holds, and opening one takes no time: ggml writes zeros over all of its
+/// own. Once per process, before the first context.
 void use_lazy_host_buffers();
 
 /// The calling thread's switch, for the models it loads and the graphs it plans: off leaves every operation to ggml.

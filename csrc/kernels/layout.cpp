@@ -54,75 +54,87 @@ void join_nibbles_256(const uint8_t * codes, uint8_t * qs) {
 constexpr int k_scales = 4, k_high = 16, q4_k_codes = 16, q5_k_codes = 48;  // offsets inside Q4_K and Q5_K blocks
 constexpr int q6_k_high = 128, q6_k_scales = 192, q6_k_d = 208;
 
-template <Type type>
-void split(const uint8_t * block, uint8_t * codes) {
+template <Type type> void split(const uint8_t * block, uint8_t * codes) {
     switch (type) {
-        case q4_0: nibbles_32(block + 2, codes); break;
-        case q4_1: nibbles_32(block + 4, codes); break;
-        case q8_0:
+    case q4_0:
+        nibbles_32(block + 2, codes);
+        break;
+    case q4_1:
+        nibbles_32(block + 4, codes);
+        break;
+    case q8_0:
+        for (int l = 0; l < 32; ++l) {
+            codes[l] = block[2 + l] ^ 0x80;
+        }
+        break;
+    case q4_k:
+        nibbles_256(block + q4_k_codes, codes);
+        break;
+    case q5_k:
+        nibbles_256(block + q5_k_codes, codes);
+        for (int s = 0; s < 8; ++s) {
             for (int l = 0; l < 32; ++l) {
-                codes[l] = block[2 + l] ^ 0x80;
+                codes[32 * s + l] |= static_cast<uint8_t>((block[k_high + l] >> s & 1) << 4);
             }
-            break;
-        case q4_k: nibbles_256(block + q4_k_codes, codes); break;
-        case q5_k:
-            nibbles_256(block + q5_k_codes, codes);
-            for (int s = 0; s < 8; ++s) {
-                for (int l = 0; l < 32; ++l) {
-                    codes[32 * s + l] |= static_cast<uint8_t>((block[k_high + l] >> s & 1) << 4);
-                }
+        }
+        break;
+    case q6_k:
+        for (int half = 0; half < 2; ++half) {
+            const uint8_t * low = block + 64 * half;
+            const uint8_t * high = block + q6_k_high + 32 * half;
+            uint8_t * out = codes + 128 * half;
+            for (int l = 0; l < 32; ++l) {
+                out[l] = static_cast<uint8_t>((low[l] & 15) | (high[l] & 3) << 4);
+                out[l + 32] = static_cast<uint8_t>((low[l + 32] & 15) | (high[l] >> 2 & 3) << 4);
+                out[l + 64] = static_cast<uint8_t>(low[l] >> 4 | (high[l] >> 4 & 3) << 4);
+                out[l + 96] = static_cast<uint8_t>(low[l + 32] >> 4 | (high[l] >> 6) << 4);
             }
-            break;
-        case q6_k:
-            for (int half = 0; half < 2; ++half) {
-                const uint8_t * low = block + 64 * half;
-                const uint8_t * high = block + q6_k_high + 32 * half;
-                uint8_t * out = codes + 128 * half;
-                for (int l = 0; l < 32; ++l) {
-                    out[l] = static_cast<uint8_t>((low[l] & 15) | (high[l] & 3) << 4);
-                    out[l + 32] = static_cast<uint8_t>((low[l + 32] & 15) | (high[l] >> 2 & 3) << 4);
-                    out[l + 64] = static_cast<uint8_t>(low[l] >> 4 | (high[l] >> 4 & 3) << 4);
-                    out[l + 96] = static_cast<uint8_t>(low[l + 32] >> 4 | (high[l] >> 6) << 4);
-                }
-            }
-            break;
-        case n_types: break;
+        }
+        break;
+    case n_types:
+        break;
     }
 }
 
-template <Type type>
-void join(const uint8_t * codes, uint8_t * block) {
+template <Type type> void join(const uint8_t * codes, uint8_t * block) {
     switch (type) {
-        case q4_0: join_nibbles_32(codes, block + 2); break;
-        case q4_1: join_nibbles_32(codes, block + 4); break;
-        case q8_0:
+    case q4_0:
+        join_nibbles_32(codes, block + 2);
+        break;
+    case q4_1:
+        join_nibbles_32(codes, block + 4);
+        break;
+    case q8_0:
+        for (int l = 0; l < 32; ++l) {
+            block[2 + l] = codes[l] ^ 0x80;
+        }
+        break;
+    case q4_k:
+        join_nibbles_256(codes, block + q4_k_codes);
+        break;
+    case q5_k:
+        join_nibbles_256(codes, block + q5_k_codes);
+        for (int l = 0; l < 32; ++l) {
+            int bits = 0;
+            for (int s = 0; s < 8; ++s) {
+                bits |= (codes[32 * s + l] >> 4 & 1) << s;
+            }
+            block[k_high + l] = static_cast<uint8_t>(bits);
+        }
+        break;
+    case q6_k:
+        for (int half = 0; half < 2; ++half) {
+            const uint8_t * in = codes + 128 * half;
             for (int l = 0; l < 32; ++l) {
-                block[2 + l] = codes[l] ^ 0x80;
+                block[64 * half + l] = static_cast<uint8_t>((in[l] & 15) | (in[l + 64] & 15) << 4);
+                block[64 * half + 32 + l] = static_cast<uint8_t>((in[l + 32] & 15) | (in[l + 96] & 15) << 4);
+                block[q6_k_high + 32 * half + l] = static_cast<uint8_t>(in[l] >> 4 | in[l + 32] >> 4 << 2 |
+                                                                        in[l + 64] >> 4 << 4 | in[l + 96] >> 4 << 6);
             }
-            break;
-        case q4_k: join_nibbles_256(codes, block + q4_k_codes); break;
-        case q5_k:
-            join_nibbles_256(codes, block + q5_k_codes);
-            for (int l = 0; l < 32; ++l) {
-                int bits = 0;
-                for (int s = 0; s < 8; ++s) {
-                    bits |= (codes[32 * s + l] >> 4 & 1) << s;
-                }
-                block[k_high + l] = static_cast<uint8_t>(bits);
-            }
-            break;
-        case q6_k:
-            for (int half = 0; half < 2; ++half) {
-                const uint8_t * in = codes + 128 * half;
-                for (int l = 0; l < 32; ++l) {
-                    block[64 * half + l] = static_cast<uint8_t>((in[l] & 15) | (in[l + 64] & 15) << 4);
-                    block[64 * half + 32 + l] = static_cast<uint8_t>((in[l + 32] & 15) | (in[l + 96] & 15) << 4);
-                    block[q6_k_high + 32 * half + l] = static_cast<uint8_t>(
-                        in[l] >> 4 | in[l + 32] >> 4 << 2 | in[l + 64] >> 4 << 4 | in[l + 96] >> 4 << 6);
-                }
-            }
-            break;
-        case n_types: break;
+        }
+        break;
+    case n_types:
+        break;
     }
 }
 
@@ -138,8 +150,7 @@ uint32_t get(const uint8_t * plane, int vector) {
 
 constexpr uint32_t nibbles = 0x0f0f0f0fu, pairs = 0x03030303u, bits = 0x01010101u;
 
-template <Type type>
-void put_codes(const uint8_t * codes, uint8_t * plane) {
+template <Type type> void put_codes(const uint8_t * codes, uint8_t * plane) {
     constexpr int n = shapes[type].block / 4;
     const auto code = [codes](int operand) { return load32(codes + 4 * operand); };
     if constexpr (type == q8_0) {
@@ -173,8 +184,7 @@ void put_codes(const uint8_t * codes, uint8_t * plane) {
     }
 }
 
-template <Type type>
-void get_codes(const uint8_t * plane, uint8_t * codes) {
+template <Type type> void get_codes(const uint8_t * plane, uint8_t * codes) {
     constexpr int n = shapes[type].block / 4;
     const auto set = [codes](int operand, uint32_t word) { store32(codes + 4 * operand, word); };
     if constexpr (type == q8_0) {
@@ -209,7 +219,8 @@ void get_codes(const uint8_t * plane, uint8_t * codes) {
 // Scales. Within a block of 16 rows: f16 d[16], then what the type adds.
 
 // Two sub-blocks side by side in every row, the odd one first: the kernels take their scales as pairs of that order.
-// Q4_K, Q5_K: 4 pairs x 16 rows of bytes sc | m << 4, then 2 pairs x 16 rows of high bits. Q6_K: 8 pairs x 16 rows of int8.
+// Q4_K, Q5_K: 4 pairs x 16 rows of bytes sc | m << 4, then 2 pairs x 16 rows of high bits. Q6_K: 8 pairs x 16 rows of
+// int8.
 constexpr int k_low = 64, k_high_pairs = 192;
 
 constexpr int pair_at(int sub, int row) {
@@ -313,11 +324,14 @@ constexpr Unpack unpacks[n_types] = {unpack_groups<q4_0>, unpack_groups<q4_1>, u
 
 }  // namespace
 
-void pack(Type type, int64_t n_rows, int64_t row_length, const void * source, void * packed, int64_t first, int64_t last) {
-    packs[type](Planes::of(type, n_rows, row_length, packed), row_length, static_cast<const uint8_t *>(source), first, last);
+void pack(Type type, int64_t n_rows, int64_t row_length, const void * source, void * packed, int64_t first,
+          int64_t last) {
+    packs[type](Planes::of(type, n_rows, row_length, packed), row_length, static_cast<const uint8_t *>(source), first,
+                last);
 }
 
-void unpack(Type type, int64_t n_rows, int64_t row_length, const void * packed, void * rows, int64_t first, int64_t last) {
+void unpack(Type type, int64_t n_rows, int64_t row_length, const void * packed, void * rows, int64_t first,
+            int64_t last) {
     unpacks[type](Planes::of(type, n_rows, row_length, packed), row_length, static_cast<uint8_t *>(rows), first, last);
 }
 

@@ -42,8 +42,10 @@ struct Planes {
 };
 
 /// Packs row groups [first, last) of GGUF rows `source` into `packed`; groups are independent, so threads may share.
-void pack(Type type, int64_t n_rows, int64_t row_length, const void * source, void * packed, int64_t first, int64_t last);
+void pack(Type type, int64_t n_rows, int64_t row_length, const void * source, void * packed, int64_t first,
+          int64_t last);
 /// The exact inverse of `pack`.
-void unpack(Type type, int64_t n_rows, int64_t row_length, const void * packed, void * rows, int64_t first, int64_t last);
+void unpack(Type type, int64_t n_rows, int64_t row_length, const void * packed, void * rows, int64_t first,
+            int64_t last);
 
 }  // namespace pgl::kernels

@@ -14,13 +14,20 @@ namespace {
 
 Type type_of(ggml_type type) {
     switch (type) {
-        case GGML_TYPE_Q4_0: return q4_0;
-        case GGML_TYPE_Q4_1: return q4_1;
-        case GGML_TYPE_Q8_0: return q8_0;
-        case GGML_TYPE_Q4_K: return q4_k;
-        case GGML_TYPE_Q5_K: return q5_k;
-        case GGML_TYPE_Q6_K: return q6_k;
-        default: return n_types;
+    case GGML_TYPE_Q4_0:
+        return q4_0;
+    case GGML_TYPE_Q4_1:
+        return q4_1;
+    case GGML_TYPE_Q8_0:
+        return q8_0;
+    case GGML_TYPE_Q4_K:
+        return q4_k;
+    case GGML_TYPE_Q5_K:
+        return q5_k;
+    case GGML_TYPE_Q6_K:
+        return q6_k;
+    default:
+        return n_types;
     }
 }
 
@@ -39,7 +46,8 @@ struct Panels {
 };
 
 Panels panels_of(const Isa & isa, int64_t n_tokens, int block, int64_t n_blocks) {
-    return {n_tokens, (n_tokens + isa.max_tokens - 1) / isa.max_tokens, n_blocks * (block == 32 ? words_32 : words_256)};
+    return {n_tokens, (n_tokens + isa.max_tokens - 1) / isa.max_tokens,
+            n_blocks * (block == 32 ? words_32 : words_256)};
 }
 
 /// Below this many activations every thread quantises them for itself: cheaper than a barrier.
@@ -122,8 +130,9 @@ Stretch stretch_of(const Isa & isa, const Planes & planes, const Panels & panels
     return {n_groups, run, panels.n_panels, isa.lanes == group_rows && planes.type != q5_k, streaming};
 }
 
-/// With few activations a thread first reads a share of its own, one linear stream, begin: its first row group; even, for
-/// the pairs. The rest, from thread `nth`'s begin on, goes to whoever is done: no two threads get the same of the memory.
+/// With few activations a thread first reads a share of its own, one linear stream, begin: its first row group; even,
+/// for the pairs. The rest, from thread `nth`'s begin on, goes to whoever is done: no two threads get the same of the
+/// memory.
 int64_t share_begin(int64_t n_groups, int64_t ith, int64_t nth) {
     const int64_t fixed = n_groups - n_groups / 4;
     return std::min(n_groups, (fixed + 1) / 2 * ith / nth * 2);
@@ -179,10 +188,15 @@ void matmul_compute(const ggml_compute_params * params, ggml_tensor * op) {
     const auto multiply = [&](int64_t first, int64_t last) {
         for (int64_t panel = 0; panel < panels.n_panels; ++panel) {
             isa.multiply[planes.type]({planes.codes + first * planes.n_blocks * shape.code_bytes,
-                                       planes.scales + first * planes.n_blocks * shape.scale_bytes, last - first,
-                                       planes.n_blocks, panels.at(scratch, panel), panels.width(panel),
+                                       planes.scales + first * planes.n_blocks * shape.scale_bytes,
+                                       last - first,
+                                       planes.n_blocks,
+                                       panels.at(scratch, panel),
+                                       panels.width(panel),
                                        out + panels.first_token(panel) * weights->ne[1] + first * group_rows,
-                                       weights->ne[1], {stretch.ahead(panel, 0), stretch.ahead(panel, 1)}, panel == 0});
+                                       weights->ne[1],
+                                       {stretch.ahead(panel, 0), stretch.ahead(panel, 1)},
+                                       panel == 0});
         }
     };
 

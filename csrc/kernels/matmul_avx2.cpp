@@ -34,7 +34,9 @@ struct Simd : Simd256 {
 
 namespace pgl::kernels {
 
-const Isa avx2 = {"avx2", Simd::max_tokens, Simd::lanes, quantize_32, quantize_256,
-                  {multiply<q4_0>, multiply<q4_1>, multiply<q8_0>, multiply<q4_k>, multiply<q5_k>, multiply<q6_k>}};
+const Isa avx2 = {
+    "avx2",       Simd::max_tokens,
+    Simd::lanes,  quantize_32,
+    quantize_256, {multiply<q4_0>, multiply<q4_1>, multiply<q8_0>, multiply<q4_k>, multiply<q5_k>, multiply<q6_k>}};
 
 }  // namespace pgl::kernels

@@ -24,12 +24,16 @@ struct Simd {
     __attribute__((always_inline)) static void prefetch_near(const uint8_t * p) {
         _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T0);
     }
-    __attribute__((always_inline)) static void prefetch(const uint8_t * p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1); }
+    __attribute__((always_inline)) static void prefetch(const uint8_t * p) {
+        _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1);
+    }
     static I broadcast(uint32_t word) { return _mm512_set1_epi32(static_cast<int>(word)); }
     static F broadcast_f(float value) { return _mm512_set1_ps(value); }
     static I mask(I v, int bits) { return _mm512_and_si512(v, _mm512_set1_epi8(static_cast<char>(bits))); }
     static I mask_not(I v, int bits) { return _mm512_andnot_si512(_mm512_set1_epi8(static_cast<char>(bits)), v); }
-    static I join(I a, I b) { return _mm512_add_epi8(a, b); }  // of disjoint bits; an `or` would become a vpternlog, which is slower
+    static I join(I a, I b) {
+        return _mm512_add_epi8(a, b);
+    }  // of disjoint bits; an `or` would become a vpternlog, which is slower
     template <int n> static I shift(I v) {  // bits may move between bytes
         return n > 0 ? _mm512_slli_epi16(v, n > 0 ? n : 0) : n < 0 ? _mm512_srli_epi16(v, n < 0 ? -n : 0) : v;
     }
@@ -54,7 +58,9 @@ struct Simd {
     static I mul_int(I a, I b) { return _mm512_mullo_epi32(a, b); }
     static I exclusive_or(I a, I b) { return _mm512_xor_si512(a, b); }
     static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
-    static F half(const uint8_t * p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p))); }
+    static F half(const uint8_t * p) {
+        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+    }
     static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
     static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
     static F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
@@ -68,7 +74,9 @@ struct Simd {
 
 namespace pgl::kernels {
 
-const Isa avx512 = {"avx512-vnni", Simd::max_tokens, Simd::lanes, quantize_32, quantize_256,
-                    {multiply<q4_0>, multiply<q4_1>, multiply<q8_0>, multiply<q4_k>, multiply<q5_k>, multiply<q6_k>}};
+const Isa avx512 = {
+    "avx512-vnni", Simd::max_tokens,
+    Simd::lanes,   quantize_32,
+    quantize_256,  {multiply<q4_0>, multiply<q4_1>, multiply<q8_0>, multiply<q4_k>, multiply<q5_k>, multiply<q6_k>}};
 
 }  // namespace pgl::kernels

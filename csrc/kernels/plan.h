@@ -28,7 +28,8 @@ struct Plan {
 
 /// Notes `op` as the next product of this thread's graph. `format` tells which quantised forms are interchangeable.
 void plan_product(const ggml_tensor * op, int format, size_t scratch_bytes);
-/// The next planned product starts a new graph: nothing is carried over, tensors keep their addresses but not their data.
+/// The next planned product starts a new graph: nothing is carried over, tensors keep their addresses but not their
+/// data.
 void forget_plan();
 Plan plan_of(const ggml_tensor * op);
 /// Takes some of units [0, n) of a planned product, an even number but for the last: many at first, few at the end, so

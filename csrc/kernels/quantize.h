@@ -9,7 +9,8 @@
 namespace pgl::kernels {
 namespace {
 
-/// Of the magnitudes of 16 codes: up to here 32 times as much fits 16 bits, and so does any sum of a field (tiles_256.h).
+/// Of the magnitudes of 16 codes: up to here 32 times as much fits 16 bits, and so does any sum of a field
+/// (tiles_256.h).
 constexpr short field_limit = 1023;
 constexpr float smallest = 1e-36f;  // below it the reciprocal overflows; such a block counts as zero
 
@@ -62,7 +63,8 @@ inline __m256i codes_32(const float * x, __m256 inverse) {
     return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
-/// Per half of 16 codes: one word with the sum of those at even pairs of k in its low half, at odd pairs in its high half.
+/// Per half of 16 codes: one word with the sum of those at even pairs of k in its low half, at odd pairs in its high
+/// half.
 inline void pair_sums(__m256i codes, uint32_t * words) {
     __m256i s = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
     s = _mm256_add_epi16(s, _mm256_shuffle_epi32(s, 0x4e));
@@ -134,8 +136,8 @@ void quantize_256(const float * row, int64_t first, int64_t last, uint32_t * pan
         __m256i largest = _mm256_setzero_si256();
         for (int s = 0; s < 8; ++s) {
             // A block without a scale, all zeros or not finite, has codes of zero.
-            const __m256i codes = scale != 0 && scale == scale ? codes_32(x + 32 * s, _mm256_set1_ps(inverse))
-                                                               : _mm256_setzero_si256();
+            const __m256i codes =
+                scale != 0 && scale == scale ? codes_32(x + 32 * s, _mm256_set1_ps(inverse)) : _mm256_setzero_si256();
             uint32_t words[8], sums[2];
             _mm256_storeu_si256(reinterpret_cast<__m256i *>(words), codes);
             for (int i = 0; i < 8; ++i) {
@@ -145,7 +147,8 @@ void quantize_256(const float * row, int64_t first, int64_t last, uint32_t * pan
             const int one = low_half(sums[0]) + high_half(sums[0]), other = low_half(sums[1]) + high_half(sums[1]);
             if constexpr (Simd::any_bytes) {
                 out[(64 + 2 * s) * nt] = static_cast<uint32_t>(-32 * one);
-                out[(65 + 2 * s) * nt] = static_cast<uint32_t>(0x8000 - 32 * other);   // why from the middle: tiles_256.h
+                out[(65 + 2 * s) * nt] =
+                    static_cast<uint32_t>(0x8000 - 32 * other);   // why from the middle: tiles_256.h
             } else {
                 out[(64 + 2 * s) * nt] = halves(-32 * low_half(sums[0]), -32 * high_half(sums[0]));
                 out[(65 + 2 * s) * nt] = halves(-32 * low_half(sums[1]), -32 * high_half(sums[1]));

@@ -131,7 +131,8 @@ struct Weights {
         if (type == q6_k) {
             const int unit = o / 16 * 12, sub = o / 4 % 4, i = o % 4;
             return (sub < 3 ? at(unit + 4 * sub + i) & 63
-                            : at(unit + i) >> 6 << 4 | at(unit + 4 + i) >> 6 << 2 | at(unit + 8 + i) >> 6) - 32;
+                            : at(unit + i) >> 6 << 4 | at(unit + 4 + i) >> 6 << 2 | at(unit + 8 + i) >> 6) -
+                   32;
         }
         const int unit = o / 8 * (type == q5_k ? 5 : 4), i = o % 8;
         const int low = at(unit + i / 2) >> (i % 2 * 4) & 15;
@@ -175,8 +176,7 @@ float add_block(float total, const Weights & w, const Activations & y) {
     return std::fmaf(value, y.scale(84), total);
 }
 
-template <int T>
-void multiply(const Multiply & task) {
+template <int T> void multiply(const Multiply & task) {
     constexpr auto type = static_cast<Type>(T);
     const Shape & shape = shapes[type];
     const int words = shape.block == 32 ? words_32 : words_256;
@@ -196,7 +196,11 @@ void multiply(const Multiply & task) {
 
 }  // namespace
 
-const Isa scalar = {"scalar", 4, 1, quantize_32, quantize_256,
+const Isa scalar = {"scalar",
+                    4,
+                    1,
+                    quantize_32,
+                    quantize_256,
                     {multiply<q4_0>, multiply<q4_1>, multiply<q8_0>, multiply<q4_k>, multiply<q5_k>, multiply<q6_k>}};
 
 }  // namespace pgl::kernels

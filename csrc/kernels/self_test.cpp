@@ -54,7 +54,8 @@ std::string test(const Isa & isa, Type type, int64_t n_rows, int64_t row_length,
     for (int token = 0; token < n_tokens; ++token) {
         for (size_t i = 0; i < x.size(); ++i) {
             x[i] = static_cast<float>(static_cast<int>(noise.next() & 0xffff) - 0x8000) / 4096.0f;
-            // The first half as most activations are, one large and the rest small; the second evenly spread, which is wide.
+            // The first half as most activations are, one large and the rest small; the second evenly spread, which is
+            // wide.
             if (i < x.size() / 2) {
                 x[i] = i % 256 == 0 ? 8.0f : x[i] / 4;
             }
@@ -65,7 +66,8 @@ std::string test(const Isa & isa, Type type, int64_t n_rows, int64_t row_length,
     }
     // Starts and sums have each instruction set's own form; codes and scales are the same.
     const bool small = shape.block == 32;
-    const size_t n_codes = static_cast<size_t>(shape.block / 4 * n_tokens), scale = static_cast<size_t>((small ? 10 : 84) * n_tokens);
+    const size_t n_codes = static_cast<size_t>(shape.block / 4 * n_tokens),
+                 scale = static_cast<size_t>((small ? 10 : 84) * n_tokens);
     for (size_t at = 0; at < words; at += words / static_cast<size_t>(planes.n_blocks)) {
         const auto same = [&](size_t first, size_t n) {
             return std::equal(panel.begin() + first, panel.begin() + first + n, expected_panel.begin() + first);
@@ -75,8 +77,9 @@ std::string test(const Isa & isa, Type type, int64_t n_rows, int64_t row_length,
         }
     }
     std::vector<float> out(static_cast<size_t>(n_rows * n_tokens)), expected(out.size());
-    Multiply task = {planes.codes, planes.scales, n_rows / group_rows, planes.n_blocks, panel.data(), n_tokens,
-                     out.data(), n_rows, {0, 0}, true};
+    Multiply task = {planes.codes, planes.scales, n_rows / group_rows, planes.n_blocks,
+                     panel.data(), n_tokens,      out.data(),          n_rows,
+                     {0, 0},       true};
     isa.multiply[type](task);
     task.out = expected.data();
     task.panel = expected_panel.data();

@@ -23,7 +23,9 @@ struct Simd256 {
     __attribute__((always_inline)) static void prefetch_near(const uint8_t * p) {
         _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T0);
     }
-    __attribute__((always_inline)) static void prefetch(const uint8_t * p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1); }
+    __attribute__((always_inline)) static void prefetch(const uint8_t * p) {
+        _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1);
+    }
     static I broadcast(uint32_t word) { return _mm256_set1_epi32(static_cast<int>(word)); }
     static F broadcast_f(float value) { return _mm256_set1_ps(value); }
     static I mask(I v, int bits) { return _mm256_and_si256(v, _mm256_set1_epi8(static_cast<char>(bits))); }

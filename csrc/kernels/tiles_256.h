@@ -2,7 +2,8 @@
 //
 // The sums of a super-block, scaled by small integers, are integers: exact, whatever the order. Scaling them one by one
 // in f32 would cost a multiplication per sub-block on the very units that make the dot products; here two share one.
-// The compiler is held back in places (empty `asm`): what it would keep in registers to save a load costs a spilled sum.
+// The compiler is held back in places (empty `asm`): what it would keep in registers to save a load costs a spilled
+// sum.
 #pragma once
 
 #include "tile.h"
@@ -11,8 +12,7 @@ namespace pgl::kernels {
 namespace {
 
 /// The six-bit scales (`min` = false) or mins of sub-blocks 2p (upper half) and 2p + 1: pairs of int16, one per row.
-template <bool min>
-inline I six_bits(const uint8_t * s, int p, int row) {
+template <bool min> inline I six_bits(const uint8_t * s, int p, int row) {
     const I low = Simd::widen_pairs(s + 64 + 32 * p + 2 * row);
     const I both = Simd::widen_pairs(s + 192 + 32 * (p % 2) + 2 * row);
     const I high = p < 2 ? both : Simd::template shift<-4>(both);
@@ -20,8 +20,8 @@ inline I six_bits(const uint8_t * s, int p, int row) {
                       Simd::mask(Simd::template shift<min ? 2 : 4>(high), 0x30));
 }
 
-/// A field is a stretch of k whose sum fits 16 bits (unless its block is wide, see quantize.h): a sub-block, of Q5_K half
-/// of one. Two fields share a multiplication: their sums meet in the halves of a 32-bit lane, as their scales do.
+/// A field is a stretch of k whose sum fits 16 bits (unless its block is wide, see quantize.h): a sub-block, of Q5_K
+/// half of one. Two fields share a multiplication: their sums meet in the halves of a 32-bit lane, as their scales do.
 template <Type T> constexpr int field_operands = T == q4_k ? 8 : 4;
 template <Type T> constexpr int sub_operands = T == q6_k ? 4 : 8;
 /// Sub-blocks whose codes lie in the same vectors (layout.h).
@@ -29,11 +29,11 @@ template <Type T> constexpr int unit_subs = T == q6_k ? 4 : 1;
 template <Type T> constexpr int unit_bytes = shapes[T].code_bytes * unit_subs<T> * sub_operands<T> / 64;
 
 /// Operand o (4 k of every row) of sub-block s of a unit.
-template <Type T, int s, int o>
-inline I operand(const uint8_t * unit) {
+template <Type T, int s, int o> inline I operand(const uint8_t * unit) {
     if constexpr (T != q6_k) {
         const I low = Simd::mask(Simd::template shift<o % 2 ? -4 : 0>(Simd::load(unit + 64 * (o / 2))), 0x0f);
-        return T == q4_k ? low : Simd::join(low, Simd::mask(Simd::template shift<4 - o>(Simd::load(unit + 64 * 4)), 0x10));
+        return T == q4_k ? low
+                         : Simd::join(low, Simd::mask(Simd::template shift<4 - o>(Simd::load(unit + 64 * 4)), 0x10));
     } else if constexpr (s < 3) {
         return Simd::mask(Simd::load(unit + 64 * (4 * s + o)), 0x3f);
     } else {
@@ -44,8 +44,7 @@ inline I operand(const uint8_t * unit) {
 }
 
 /// Starts the memory on what operand o will be made of, further on; every vector once.
-template <Type T, int s, int o>
-PGL_INLINE void prefetch(const uint8_t * unit, int64_t ahead) {
+template <Type T, int s, int o> PGL_INLINE void prefetch(const uint8_t * unit, int64_t ahead) {
     // In the order of memory, at an even rate: Q6_K's three vectors per sub-block too.
     if constexpr (T == q6_k ? o < 3 : o % 2 == 0) {
         Simd::prefetch(unit + 64 * (T == q6_k ? 3 * s + o : o / 2) + ahead);
@@ -75,8 +74,7 @@ PGL_INLINE void dots(Simd::Part (&part)[RG][NT], const Tile & t, const uint8_t *
 }
 
 /// The scales of sub-blocks 2p (upper half) and 2p + 1: pairs of int16, one per row.
-template <Type T>
-inline I scale_pair(const uint8_t * s, int p, int row) {
+template <Type T> inline I scale_pair(const uint8_t * s, int p, int row) {
     if constexpr (T == q6_k) {
         return Simd::widen_pairs_signed(s + 32 + 32 * p + 2 * row);
     } else {
@@ -85,8 +83,7 @@ inline I scale_pair(const uint8_t * s, int p, int row) {
 }
 
 /// What sub-block s starts from: Q6_K's codes carry a bias, the others none.
-template <Type T>
-inline I start_of(const uint32_t * y, int nt, int s, int token) {
+template <Type T> inline I start_of(const uint32_t * y, int nt, int s, int token) {
     return T == q6_k ? Simd::broadcast(y[(64 + s) * nt + token]) : Simd::zero();
 }
 
@@ -106,8 +103,9 @@ struct Field {
 
 /// Two fields, operands o0 and up of sub-block s0 of their unit, o1 and s1, scaled and added to `sum`: exact integers.
 template <Type T, int s0, int o0, int s1, int o1, int RG, int NT>
-PGL_INLINE void fields(I (&sum)[RG][NT], const Tile & t, const uint8_t * scales, Field first, Field second, const uint32_t * y) {
-    const auto scale_of = [&](int g) {   // late: two registers less while the products are made
+PGL_INLINE void fields(I (&sum)[RG][NT], const Tile & t, const uint8_t * scales, Field first, Field second,
+                       const uint32_t * y) {
+    const auto scale_of = [&](int g) {  // late: two registers less while the products are made
         const I pair = scale_pair<T>(scales + g * t.scales_stride, first.sub / 2, t.row);
         return first.sub != second.sub ? pair : first.sub % 2 ? Simd::low_twice(pair) : Simd::high_twice(pair);
     };
@@ -135,7 +133,7 @@ PGL_INLINE void fields(I (&sum)[RG][NT], const Tile & t, const uint8_t * scales,
             }
         }
         if constexpr (unit_subs<T> > 1) {
-            __asm__("" : "+r"(second.unit));   // shared vectors are read again
+            __asm__("" : "+r"(second.unit));  // shared vectors are read again
         }
         dots<T, s1, o1, o1 + n>(part, t, second.unit, second.y);
         const I offset = middle();
@@ -156,7 +154,7 @@ PGL_INLINE void fields(I (&sum)[RG][NT], const Tile & t, const uint8_t * scales,
                 }
             }
         };
-        constexpr int fold = T == q6_k ? 2 : n;   // then Q6_K's could overflow
+        constexpr int fold = T == q6_k ? 2 : n;  // then Q6_K's could overflow
         begin(first.sub);
         dots<T, s0, o0, o0 + fold>(part, t, first.unit, first.y);
         add(true);
@@ -179,8 +177,8 @@ PGL_INLINE void fields(I (&sum)[RG][NT], const Tile & t, const uint8_t * scales,
 /// Sub-blocks 2p and 2p + 1, in the order of memory: any other makes the hardware's prefetcher lose the track (a third
 /// slower with one token). `even_p` tells whether p is even.
 template <Type T, bool even_p, int RG, int NT>
-PGL_INLINE void sub_blocks(I (&sum)[RG][NT], const Tile & t, const uint8_t * codes, const uint8_t * scales, const uint32_t * y,
-                           int p) {
+PGL_INLINE void sub_blocks(I (&sum)[RG][NT], const Tile & t, const uint8_t * codes, const uint8_t * scales,
+                           const uint32_t * y, int p) {
     constexpr bool alone = unit_subs<T> == 1;
     constexpr int s0 = alone || even_p ? 0 : 2, s1 = alone ? 0 : s0 + 1;
     const uint8_t * unit = codes + 2 * p / unit_subs<T> * unit_bytes<T>;
@@ -196,8 +194,8 @@ PGL_INLINE void sub_blocks(I (&sum)[RG][NT], const Tile & t, const uint8_t * cod
 
 /// Sub-blocks s and up of a unit, the first of which is number `first` of the super-block; their fields may be wide.
 template <Type T, int s, int RG, int NT>
-PGL_INLINE void wide_unit(I (&sum)[RG][NT], const Tile & t, const uint8_t * unit, const uint8_t * scales, const uint32_t * y,
-                          int first) {
+PGL_INLINE void wide_unit(I (&sum)[RG][NT], const Tile & t, const uint8_t * unit, const uint8_t * scales,
+                          const uint32_t * y, int first) {
     I part[RG][NT];
     PGL_UNROLL for (int j = 0; j < NT; ++j) {
         I start = start_of<T>(y, NT, first + s, j);
@@ -223,23 +221,23 @@ PGL_INLINE void wide_unit(I (&sum)[RG][NT], const Tile & t, const uint8_t * unit
 
 /// All sums of a super-block where a field may not fit 16 bits: rare, and slow.
 template <Type T, int RG, int NT>
-__attribute__((noinline)) void wide_sums(I (&sum)[RG][NT], const Tile & t, const uint8_t * codes, const uint8_t * scales,
-                                         const uint32_t * y) {
+__attribute__((noinline)) void wide_sums(I (&sum)[RG][NT], const Tile & t, const uint8_t * codes,
+                                         const uint8_t * scales, const uint32_t * y) {
     fill(sum, Simd::zero());
     for (int s = 0; s < 64 / sub_operands<T>; s += unit_subs<T>) {
         wide_unit<T, 0>(sum, t, codes + s / unit_subs<T> * unit_bytes<T>, scales, y, s);
     }
 }
 
-template <Type T, int RG, int NT>
-void tile_256(const Tile & t) {
+template <Type T, int RG, int NT> void tile_256(const Tile & t) {
     constexpr Shape shape = shapes[T];
     F total[RG][NT];
     fill(total, Simd::zero_f());
     const uint32_t * y = t.panel;
     const uint8_t * codes = t.codes;
     const uint8_t * scales = t.scales;
-    for (int64_t b = 0; b < t.n_blocks; ++b, y += words_256 * NT, codes += shape.code_bytes, scales += shape.scale_bytes) {
+    for (int64_t b = 0; b < t.n_blocks;
+         ++b, y += words_256 * NT, codes += shape.code_bytes, scales += shape.scale_bytes) {
         PGL_UNROLL for (int g = 0; g < RG; ++g) {
             const uint8_t * s = scales + g * t.scales_stride;
             if (t.cold) {
@@ -268,7 +266,7 @@ void tile_256(const Tile & t) {
                 }
             }
         } else if constexpr (Simd::any_bytes) {
-            I found[RG][NT];   // not `sum` itself: what has an address does not stay in registers
+            I found[RG][NT];  // not `sum` itself: what has an address does not stay in registers
             wide_sums<T, RG, NT>(found, t, codes, scales, y);
             PGL_UNROLL for (int g = 0; g < RG; ++g) {
                 PGL_UNROLL for (int j = 0; j < NT; ++j) {
@@ -280,7 +278,7 @@ void tile_256(const Tile & t) {
             const uint8_t * s = scales + g * t.scales_stride;
             const F d = Simd::half(s + 2 * t.row);
             F scaled[NT];
-            __asm__("" : "+r"(y));   // broadcast again for every group
+            __asm__("" : "+r"(y));  // broadcast again for every group
             PGL_UNROLL for (int j = 0; j < NT; ++j) {
                 scaled[j] = Simd::mul(Simd::to_float(sum[g][j]), d);
             }

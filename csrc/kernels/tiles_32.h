@@ -6,15 +6,15 @@
 namespace pgl::kernels {
 namespace {
 
-template <Type T, int RG, int NT>
-void tile_32(const Tile & t) {
+template <Type T, int RG, int NT> void tile_32(const Tile & t) {
     constexpr Shape shape = shapes[T];
     F total[RG][NT];
     fill(total, Simd::zero_f());
     const uint32_t * y = t.panel;
     const uint8_t * codes = t.codes;
     const uint8_t * scales = t.scales;
-    for (int64_t b = 0; b < t.n_blocks; ++b, y += words_32 * NT, codes += shape.code_bytes, scales += shape.scale_bytes) {
+    for (int64_t b = 0; b < t.n_blocks;
+         ++b, y += words_32 * NT, codes += shape.code_bytes, scales += shape.scale_bytes) {
         I acc[RG][NT];
         PGL_UNROLL for (int j = 0; j < NT; ++j) {
             // The codes carry a bias; starting from -bias * sum(y) takes it out exactly.

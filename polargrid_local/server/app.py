@@ -104,4 +104,3 @@ def _openapi(app: FastAPI, root_path: str) -> dict[str, Any]:
     if root_path:
         document["servers"] = [{"url": root_path}]
     return document
-

@@ -35,7 +35,9 @@ async def read_json(scope: Scope, receive: Receive, config: ServeConfig) -> dict
         raise ValidationError("Content-Type must be application/json")
     if (coding := headers.get(b"content-encoding", b"identity").strip().lower()) != b"identity":
         shown = coding.decode("latin-1")[:40]
-        raise ValidationError(f"Content-Encoding {shown!r} is not supported: send the body as it is", param="Content-Encoding")
+        raise ValidationError(
+            f"Content-Encoding {shown!r} is not supported: send the body as it is", param="Content-Encoding"
+        )
     return parse_object(raw, config.max_json_depth)
 
 

@@ -56,22 +56,38 @@ class ServeConfig(EngineOptions):
     """Settings of `polargrid-local serve`, its engines' options among them; a flag wins over a variable, a variable over
     the file. Seconds and bytes."""
 
-    model: Words = Field(default=(), description="models loaded at the start; the first answers requests that name none")
-    aliases: Pairs = Field(default={}, description="other names for models: NAME=MODEL; *=MODEL answers for any unknown name")
+    model: Words = Field(
+        default=(), description="models loaded at the start; the first answers requests that name none"
+    )
+    aliases: Pairs = Field(
+        default={}, description="other names for models: NAME=MODEL; *=MODEL answers for any unknown name"
+    )
     models_dir: Path | None = Field(default=None, description="where model files lie")
     on_demand: bool = Field(default=True, description="load any model of this disk when a request names it")
-    keep_alive_s: float = Field(default=1800, allow_inf_nan=False, description="unload a model idle for so long; negative: never")
-    max_tokens_limit: int = Field(default=0, ge=0, lt=2**31, description="the most tokens of an answer; 0: what the context leaves")
-    memory_budget_bytes: int = Field(default=0, ge=0, description="for all loaded models; 0: 80 % of this machine's memory")
+    keep_alive_s: float = Field(
+        default=1800, allow_inf_nan=False, description="unload a model idle for so long; negative: never"
+    )
+    max_tokens_limit: int = Field(
+        default=0, ge=0, lt=2**31, description="the most tokens of an answer; 0: what the context leaves"
+    )
+    memory_budget_bytes: int = Field(
+        default=0, ge=0, description="for all loaded models; 0: 80 % of this machine's memory"
+    )
 
-    host: str = Field(default="127.0.0.1", description="127.0.0.1, ::1 or localhost: both loopback addresses, nothing else")
+    host: str = Field(
+        default="127.0.0.1", description="127.0.0.1, ::1 or localhost: both loopback addresses, nothing else"
+    )
     port: int = Field(default=8484, ge=0, le=65535)
     unix_socket: Path | None = Field(default=None, description="listen here, for this user alone, and nowhere else")
     api_key: str | None = Field(default=None, min_length=1, repr=False, description="required of every client when set")
     no_api_key: bool = Field(default=False, description="allow an address beyond loopback without a key")
-    allow_hosts: Words = Field(default=(), description="further names of this server, as behind a proxy: NAME or NAME:PORT")
+    allow_hosts: Words = Field(
+        default=(), description="further names of this server, as behind a proxy: NAME or NAME:PORT"
+    )
     allow_origins: Words = Field(default=(), description="further origins of web pages, `null` for files, `*` for any")
-    root_path: str = Field(default="", description="the path below which a proxy serves this server, where it leaves that on")
+    root_path: str = Field(
+        default="", description="the path below which a proxy serves this server, where it leaves that on"
+    )
 
     max_body_bytes: int = Field(default=4 << 20, ge=1024)
     max_json_depth: int = Field(default=64, ge=8, le=512)
@@ -81,7 +97,9 @@ class ServeConfig(EngineOptions):
     write_timeout_s: Seconds = Field(default=60, description="a reader that takes nothing for this long is let go")
     request_timeout_s: Seconds = Field(default=3600, description="the longest one request may take")
     heartbeat_s: Seconds = Field(default=15, description="a silent event stream gets a comment this often")
-    drain_s: float = Field(default=30, ge=0, allow_inf_nan=False, description="at the end, running requests may take so much longer")
+    drain_s: float = Field(
+        default=30, ge=0, allow_inf_nan=False, description="at the end, running requests may take so much longer"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("root_path")
@@ -146,7 +164,7 @@ class ServeConfig(EngineOptions):
 
 
 def _meant(variable: str, known: Collection[str]) -> str:
-    """"; did you mean ...?" for a variable that is nearly one of the `known`, "" for any other."""
+    """ "; did you mean ...?" for a variable that is nearly one of the `known`, "" for any other."""
     if not variable.upper().startswith(ENV_PREFIX) or variable in (*known, f"{ENV_PREFIX}CONFIG"):
         return ""
     rest = variable.upper().removeprefix(ENV_PREFIX)

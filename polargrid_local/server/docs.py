@@ -27,7 +27,9 @@ def render(document: dict[str, Any]) -> str:
     groups: dict[str, list[str]] = {}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            groups.setdefault(operation.get("tags", ["Other"])[0], []).append(_operation(document, path, method, operation))
+            groups.setdefault(operation.get("tags", ["Other"])[0], []).append(
+                _operation(document, path, method, operation)
+            )
     body = "".join(f"<h2>{escape(name)}</h2>{''.join(parts)}" for name, parts in groups.items())
     info = document["info"]
     return (

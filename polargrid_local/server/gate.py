@@ -138,7 +138,7 @@ def _tidy_path(scope: Scope, root_path: bytes) -> None:
     part of a name until after. `root_path`, or b"", is taken off."""
     raw = scope.get("raw_path") or scope["path"].encode()
     if absolute := _ABSOLUTE.match(raw):  # as to a proxy; its Host is the one that counts
-        raw = raw[absolute.end():] or b"/"
+        raw = raw[absolute.end() :] or b"/"
         others = [(name, value) for name, value in scope["headers"] if name != b"host"]
         scope["headers"] = [(b"host", absolute[1]), *others]
     raw = _REPEATED_SLASHES.sub(b"/", raw)

@@ -10,7 +10,9 @@ from starlette.responses import Response
 from polargrid_local import types
 from polargrid_local.server.requests import ENCODINGS
 
-DESCRIPTION = "The PolarGrid text API on this machine. Requests and answers are those of the remote; OpenAI clients work too."
+DESCRIPTION = (
+    "The PolarGrid text API on this machine. Requests and answers are those of the remote; OpenAI clients work too."
+)
 
 
 class LoadModelRequest(BaseModel):
@@ -67,13 +69,22 @@ class _Route(NamedTuple):
 
 _ROUTES = {
     "chat": _Route(
-        "Text", "Chat completion", types.ChatCompletionResponse, types.ChatCompletionRequest, types.ChatCompletionChunk, _STREAMS
+        "Text",
+        "Chat completion",
+        types.ChatCompletionResponse,
+        types.ChatCompletionRequest,
+        types.ChatCompletionChunk,
+        _STREAMS,
     ),
     "completion": _Route(
         "Text", "Text completion", types.CompletionResponse, types.CompletionRequest, types.CompletionChunk, _STREAMS
     ),
-    "completion_stream": _Route("Text", "Text completion, always streamed", None, types.CompletionRequest, types.CompletionChunk),
-    "embedding": _Route("Text", "Embeddings: one vector of floats per input", types.EmbeddingResponse, types.EmbeddingRequest),
+    "completion_stream": _Route(
+        "Text", "Text completion, always streamed", None, types.CompletionRequest, types.CompletionChunk
+    ),
+    "embedding": _Route(
+        "Text", "Embeddings: one vector of floats per input", types.EmbeddingResponse, types.EmbeddingRequest
+    ),
     "rerank": _Route("Text", "Documents by how well they answer a query", types.RerankResponse, types.RerankRequest),
     "models": _Route("Models", "Models of this machine", ("object", "data")),
     "model": _Route("Models", "One model", ("id", "object", "created", "owned_by", "permission", "root", "parent")),
@@ -81,7 +92,10 @@ _ROUTES = {
         "Models", "What is loaded, and how far a load has come", ("loaded", "loading_status", "repository", "progress")
     ),
     "load": _Route(
-        "Models", "Load a model; answers when it is loaded", ("status", "model", "force_reload", "message"), LoadModelRequest
+        "Models",
+        "Load a model; answers when it is loaded",
+        ("status", "model", "force_reload", "message"),
+        LoadModelRequest,
     ),
     "unload": _Route("Models", "Unload a model", ("status", "model", "message"), UnloadModelRequest),
     "unload_all": _Route("Models", "Unload all models", ("status", "unloaded_models", "errors", "total_unloaded")),
@@ -90,14 +104,30 @@ _ROUTES = {
     "gpu_purge": _Route(
         "Machine",
         "Unload models to free GPU memory",
-        ("status", "timestamp", "actions", "memory_before", "memory_after", "memory_freed_gb", "models_unloaded", "errors", "recommendation"),
+        (
+            "status",
+            "timestamp",
+            "actions",
+            "memory_before",
+            "memory_after",
+            "memory_freed_gb",
+            "models_unloaded",
+            "errors",
+            "recommendation",
+        ),
         GPUPurgeRequest,
     ),
     "health": _Route(
-        "Machine", "Health, 503 unless healthy; needs no API key", _HEALTH, text="degraded: the configured models are not loaded yet"
+        "Machine",
+        "Health, 503 unless healthy; needs no API key",
+        _HEALTH,
+        text="degraded: the configured models are not loaded yet",
     ),
     "live": _Route(
-        "Machine", "Health, 503 only when unhealthy; needs no API key", _HEALTH, text="unhealthy: a model's engine has failed"
+        "Machine",
+        "Health, 503 only when unhealthy; needs no API key",
+        _HEALTH,
+        text="unhealthy: a model's engine has failed",
     ),
     "status": _Route("Machine", "Models with latency and queue", ("status", "regions")),
     "usage": _Route("Machine", "Requests and tokens since the start", ("period", "usage")),
@@ -114,7 +144,10 @@ def describe(name: str) -> dict[str, Any]:
     route = _ROUTES[name]
     extra: dict[str, Any] = {}
     if route.body is not None:
-        extra["requestBody"] = {"required": route.body is not GPUPurgeRequest, "content": _content(_ref(route.body.__name__))}
+        extra["requestBody"] = {
+            "required": route.body is not GPUPurgeRequest,
+            "content": _content(_ref(route.body.__name__)),
+        }
     if name == "usage":
         extra["parameters"] = _DATES
     good: dict[str, Any] = {}

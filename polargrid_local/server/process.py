@@ -93,7 +93,9 @@ def protocol(config: ServeConfig) -> type[asyncio.Protocol]:
             self._head_timer: asyncio.TimerHandle | None = None
             # Browsers and pools open connections ahead of their requests: one that has not spoken yet is idle, not slow.
             self.timeout_keep_alive = config.idle_connection_s  # type: ignore[assignment]  # seconds; uvicorn's own are whole
-            self.timeout_keep_alive_task = self.loop.call_later(config.idle_connection_s, self.timeout_keep_alive_handler)
+            self.timeout_keep_alive_task = self.loop.call_later(
+                config.idle_connection_s, self.timeout_keep_alive_handler
+            )
 
         def send_400_response(self, msg: str) -> None:
             """For bytes that are no request: in the form of every other error, and with what it most often is."""
@@ -147,7 +149,9 @@ def bind(config: ServeConfig) -> list[socket.socket]:
     """Listening sockets: the Unix one, both loopback addresses where the machine has both, or the one address asked for."""
     if config.unix_socket is not None:
         return [_bind_unix(config.unix_socket)]
-    hosts = ["127.0.0.1", "::1"] if config.loopback and config.host in ("localhost", "127.0.0.1", "::1") else [config.host]
+    hosts = (
+        ["127.0.0.1", "::1"] if config.loopback and config.host in ("localhost", "127.0.0.1", "::1") else [config.host]
+    )
     sockets: list[socket.socket] = []
     port = config.port
     for host in hosts:
@@ -170,7 +174,9 @@ def bind(config: ServeConfig) -> list[socket.socket]:
                 continue  # this machine has no IPv6 loopback
             for other in sockets:
                 other.close()
-            raise ValidationError(f"cannot listen on {host} port {port}: {error.strerror or error}", param="port") from None
+            raise ValidationError(
+                f"cannot listen on {host} port {port}: {error.strerror or error}", param="port"
+            ) from None
         sock.listen(2048)
         sockets.append(sock)
         port = sock.getsockname()[1]

@@ -55,7 +55,9 @@ def api(service: Service, metrics: Metrics, ends: set[asyncio.Future[PolarGridEr
             ends.discard(stop)
 
     async def generate(request: Request, kind: str, always_stream: bool = False) -> Response:
-        asked = read_request(kind, await body(request), always_stream=always_stream, max_tokens_limit=config.max_tokens_limit)
+        asked = read_request(
+            kind, await body(request), always_stream=always_stream, max_tokens_limit=config.max_tokens_limit
+        )
         lease = await bounded(request, service.lease(asked.model))
         tokens, streaming = 0, False
         try:

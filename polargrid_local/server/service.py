@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+
 class Lease:
     """One request's hold on a loaded model, which is not unloaded for idleness meanwhile."""
 
@@ -225,7 +226,9 @@ class Service:
     def stream(self, kind: str, request: ChatCompletionRequest | CompletionRequest, lease: Lease) -> Chunks:
         """An AsyncChatStream, or one that differs only in the name its chunks carry."""
         asked = request.model_copy(update={"model": lease.model})
-        chunks: Chunks = self.engine.chat_completion_stream(asked) if kind == "chat" else self.engine.completion_stream(asked)
+        chunks: Chunks = (
+            self.engine.chat_completion_stream(asked) if kind == "chat" else self.engine.completion_stream(asked)
+        )
         return chunks if lease.alias == lease.model else _Renamed(chunks, lease.alias)
 
     async def answer(self, kind: str, request: Asked, lease: Lease) -> Reply:
@@ -263,7 +266,12 @@ class Service:
                 if isinstance(error, (InvalidModelError, TemplateError)):  # what was asked for cannot be had
                     raise
                 raise _unavailable(model, error) from error
-        return {"status": "success", "model": name, "force_reload": force, "message": f"Model {name} loaded successfully"}
+        return {
+            "status": "success",
+            "model": name,
+            "force_reload": force,
+            "message": f"Model {name} loaded successfully",
+        }
 
     async def unload_model(self, name: str) -> UnloadModelResponse:
         model = self.find(name)
@@ -304,7 +312,11 @@ class Service:
         models = [
             {
                 "model_id": model,
-                "status": "available" if model in self._loaded else "loading" if model in self._progress else "unavailable",
+                "status": "available"
+                if model in self._loaded
+                else "loading"
+                if model in self._progress
+                else "unavailable",
                 "instances": int(model in self._loaded),
                 "avg_latency_ms": self.counter.latency_ms(model),
                 "queue_depth": stats[model].get("n_waiting", 0) if model in stats else 0,

@@ -118,7 +118,9 @@ def test_a_full_queue_is_an_error_at_once(busy_model: Path) -> None:
 def test_a_long_prompt_lets_others_speak(smollm2: Path) -> None:
     """While one prompt is computed in chunks, another stream goes on: counted in its tokens, not in time."""
     with Engine(smollm2, n_ctx=2048, max_streams=2, n_batch=32) as engine:
-        talker = engine.chat_completion_stream(**chat("Count to two hundred in words.", max_tokens=1900, ignore_eos=True))
+        talker = engine.chat_completion_stream(
+            **chat("Count to two hundred in words.", max_tokens=1900, ignore_eos=True)
+        )
         next(talker)
         next(talker)
         long = engine.chat_completion_stream(**chat("".join(f"word{n} " for n in range(380)), max_tokens=1))
@@ -140,7 +142,9 @@ def test_two_engines_in_one_process(smollm2: Path, engine: Engine) -> None:
 def test_slots_apart_still_answer_alike(smollm2: Path) -> None:
     """Streams that end leave holes between the running slots; those ride along without touching what they hold."""
     with Engine(smollm2, n_ctx=512, max_streams=4) as engine:
-        requests = [sampled(question, 1) | {"max_tokens": 8 if i % 2 else 48} for i, question in enumerate(QUESTIONS[:4])]
+        requests = [
+            sampled(question, 1) | {"max_tokens": 8 if i % 2 else 48} for i, question in enumerate(QUESTIONS[:4])
+        ]
         alone = [content_of(engine.chat_completion(**request)) for request in requests]
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(lambda r: content_of(engine.chat_completion(**r)), requests)) == alone

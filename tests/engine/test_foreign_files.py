@@ -31,7 +31,9 @@ def test_a_long_value_that_is_not_ascii_is_loaded_at_any_log_level(
     name: str, key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     value: Any = LONG_NAMES[name]
-    text = {"general.tags": [value, value], "tokenizer.chat_template": tiny_model.CHATML + "{# " + value + " #}"}.get(key, value)
+    text = {"general.tags": [value, value], "tokenizer.chat_template": tiny_model.CHATML + "{# " + value + " #}"}.get(
+        key, value
+    )
     path = tiny_model.write_random(tmp_path / "m.gguf", metadata={key: text})
     caplog.set_level(logging.DEBUG, "polargrid_local.llama")
     with Engine(path) as engine:
@@ -41,9 +43,15 @@ def test_a_long_value_that_is_not_ascii_is_loaded_at_any_log_level(
 
 def test_bytes_that_are_no_text_are_loaded_and_shown_as_well_as_can_be(tmp_path: Path) -> None:
     broken = b"caf\xe9 \xff\xfe \xed\xa0\x80 " * 9
-    path = tiny_model.write_random(tmp_path / "m.gguf", metadata={
-        "general.name": broken, b"general.\xff".decode("latin-1"): "x", "general.license": broken, "general.languages": [broken, b"\x80"],
-    })
+    path = tiny_model.write_random(
+        tmp_path / "m.gguf",
+        metadata={
+            "general.name": broken,
+            b"general.\xff".decode("latin-1"): "x",
+            "general.license": broken,
+            "general.languages": [broken, b"\x80"],
+        },
+    )
     assert "caf" in inspect_model(path)["metadata"]["general.name"]
     with Engine(path) as engine:
         assert engine.chat_completion(**chat("hello", max_tokens=2))["usage"]["completion_tokens"] == 2
@@ -59,7 +67,9 @@ def test_one_models_log_reaches_no_other(tmp_path: Path, caplog: pytest.LogCaptu
     with Engine(good) as healthy:
         hub = next(iter(healthy._models._entries.values())).model._hub
         own = hub.drains[0]
-        hub.drains[0] = lambda: [drained.setdefault("healthy", []).append(text) or (level, text) for level, text in own()]
+        hub.drains[0] = lambda: [
+            drained.setdefault("healthy", []).append(text) or (level, text) for level, text in own()
+        ]
         stop = threading.Event()
         answers: list[str] = []
 
@@ -97,7 +107,9 @@ def test_any_alignment_is_loaded(alignment: int, options: dict[str, Any], tmp_pa
 def test_a_width_that_is_not_computed_is_refused(kind: str, width: int, tmp_path: Path) -> None:
     arch = tiny_archs.KINDS[kind][0]
     path = tiny_archs.write(tmp_path / "m.gguf", kind, metadata={f"{arch}.embedding_length_out": width})
-    with pytest.raises(InvalidModelError, match=rf"embedding_length_out' is {width}; allowed: {tiny_archs.N_EMBD}, the width"):
+    with pytest.raises(
+        InvalidModelError, match=rf"embedding_length_out' is {width}; allowed: {tiny_archs.N_EMBD}, the width"
+    ):
         Engine(path)
 
 
@@ -109,8 +121,12 @@ def test_the_width_that_is_computed_may_be_named(tmp_path: Path) -> None:
 
 def test_labels_without_scores_are_refused(tmp_path: Path) -> None:
     metadata = {"bert.classifier.output_labels": [f"label {i}" for i in range(200)]}
-    path = tiny_archs.write(tmp_path / "m.gguf", "bert-reranker", metadata=metadata,
-                            tensors={"cls.output.weight": None, "cls.output.bias": None})
+    path = tiny_archs.write(
+        tmp_path / "m.gguf",
+        "bert-reranker",
+        metadata=metadata,
+        tensors={"cls.output.weight": None, "cls.output.bias": None},
+    )
     with pytest.raises(InvalidModelError, match="classifier.output_labels"):
         Engine(path)
 
@@ -142,7 +158,12 @@ def adapter(path: Path, pairs: dict[str, tuple[tuple[int, ...], tuple[int, ...]]
         for end, shape in zip(("lora_a", "lora_b"), shapes, strict=True):
             data = rng.standard_normal(shape).astype(np.float32)
             tensors.append(gguf_file.Tensor(f"{target}.{end}", data.shape, "f32", lambda data=data: [data]))
-    keys = {"general.type": "adapter", "general.architecture": "llama", "adapter.type": "lora", "adapter.lora.alpha": 8.0}
+    keys = {
+        "general.type": "adapter",
+        "general.architecture": "llama",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": 8.0,
+    }
     gguf_file.write(path, {**keys, **metadata}, tensors)
     return path
 
@@ -192,16 +213,27 @@ def test_an_adapter_that_would_be_applied_in_part_or_not_at_all_is_refused(base:
     with pytest.raises(InvalidModelError, match="acts only behind these tokens"):
         Engine(base, lora=[path])
     norm = gguf_file.Tensor("blk.0.attn_norm.weight", (E,), "f32", lambda: [np.zeros(E, np.float32)])
-    keys = {"general.type": "adapter", "general.architecture": "llama", "adapter.type": "lora", "adapter.lora.alpha": 8.0}
-    pair = [gguf_file.Tensor(f"blk.0.attn_q.weight.lora_{end}", shape, "f32", lambda shape=shape: [np.ones(shape, np.float32)])
-            for end, shape in (("a", (4, E)), ("b", (E, 4)))]
+    keys = {
+        "general.type": "adapter",
+        "general.architecture": "llama",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": 8.0,
+    }
+    pair = [
+        gguf_file.Tensor(
+            f"blk.0.attn_q.weight.lora_{end}", shape, "f32", lambda shape=shape: [np.ones(shape, np.float32)]
+        )
+        for end, shape in (("a", (4, E)), ("b", (E, 4)))
+    ]
     gguf_file.write(path, keys, [*pair, norm])
     with pytest.raises(InvalidModelError, match=r"tensor 'blk\.0\.attn_norm\.weight' is a norm of its own"):
         Engine(base, lora=[path])
 
 
 def test_what_a_file_says_does_not_steer_a_terminal(tmp_path: Path) -> None:
-    path = tiny_archs.write(tmp_path / "m.gguf", "llama", metadata={"tokenizer.ggml.pre": "\x1b[31mred\x1b]0;title\x07\r\n"})
+    path = tiny_archs.write(
+        tmp_path / "m.gguf", "llama", metadata={"tokenizer.ggml.pre": "\x1b[31mred\x1b]0;title\x07\r\n"}
+    )
     with pytest.raises(InvalidModelError, match="unknown pre-tokenizer type: ' \\[31mred") as refused:
         Engine(path)
     assert refused.value.message.isprintable()

@@ -34,7 +34,19 @@ else:
     open(out, "w").write(said)
 """
 # Only what other tests brought along.
-NOT_OURS = ("hypothesis", "mypy", "pytest", "pip", "setuptools", "opentelemetry", "yaml", "PIL", "matplotlib", "torch", "pandas")
+NOT_OURS = (
+    "hypothesis",
+    "mypy",
+    "pytest",
+    "pip",
+    "setuptools",
+    "opentelemetry",
+    "yaml",
+    "PIL",
+    "matplotlib",
+    "torch",
+    "pandas",
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +54,27 @@ def application(tmp_path_factory):
     """Built from a copy of the package as a wheel would install it."""
     folder = tmp_path_factory.mktemp("frozen")
     package = folder / "site" / "polargrid_local"
-    shutil.copytree(Path(polargrid_local.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__", "_core.*"))
+    shutil.copytree(
+        Path(polargrid_local.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__", "_core.*")
+    )
     shutil.copy(find_spec("polargrid_local._core").origin, package)
     shutil.copy(shipped_catalog(), package)
     (folder / "chat.py").write_text(APPLICATION)
-    command = [sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level", "WARN", "--paths", str(package.parent)]
-    command += ["--additional-hooks-dir", str(package / "__pyinstaller"), *(f"--exclude-module={name}" for name in NOT_OURS)]
+    command = [
+        sys.executable,
+        "-m",
+        "PyInstaller",
+        "--noconfirm",
+        "--log-level",
+        "WARN",
+        "--paths",
+        str(package.parent),
+    ]
+    command += [
+        "--additional-hooks-dir",
+        str(package / "__pyinstaller"),
+        *(f"--exclude-module={name}" for name in NOT_OURS),
+    ]
     env = {**os.environ, "PYTHONPATH": str(package.parent)}
     done = subprocess.run([*command, "chat.py"], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -59,7 +86,9 @@ def application(tmp_path_factory):
 def test_it_answers_wherever_it_is_started(application, tmp_path, console):
     said = tiny_model.write_scripted(tmp_path / "my model.gguf", [["Hi", " there", "!"]])
     out = "-" if console else str(tmp_path / "said")
-    done = subprocess.run([application, said.path, said.message(0), out], cwd="/", env={"LANG": "C.UTF-8"}, capture_output=True, text=True)
+    done = subprocess.run(
+        [application, said.path, said.message(0), out], cwd="/", env={"LANG": "C.UTF-8"}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert (done.stdout.strip() if console else Path(out).read_text()) == "Hi there!"
 

@@ -38,7 +38,9 @@ class Native:
     def logprob(self, prefix: list[int], token: int) -> float:
         """Of `token` after `prefix`: a bias makes it the choice, and the report is the model's own."""
         sampling = {"temperature": 0.0, "n_logprobs": 0, "logit_bias": [(token, 1e4)]}
-        event = self.wait(self.engine.submit({"tokens": prefix, "max_tokens": 1, "ignore_eos": True, "sampling": sampling}))
+        event = self.wait(
+            self.engine.submit({"tokens": prefix, "max_tokens": 1, "ignore_eos": True, "sampling": sampling})
+        )
         [entry] = event.logprobs
         assert entry["token"] == token
         return entry["logprob"]
@@ -119,7 +121,12 @@ def write_lora(path: Path, gain: float) -> Path:
     for name, shape in (("lora_a", (4, 576)), ("lora_b", (576, 4))):
         data = (rng.standard_normal(shape) * (gain if name == "lora_b" else 1)).astype(np.float32)
         tensors.append(gguf_file.Tensor(f"blk.0.attn_q.weight.{name}", shape, "f32", lambda data=data: [data]))
-    keys = {"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 4.0}
+    keys = {
+        "general.architecture": "llama",
+        "general.type": "adapter",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": 4.0,
+    }
     gguf_file.write(path, keys, tensors)
     return path
 

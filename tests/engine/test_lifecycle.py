@@ -36,7 +36,9 @@ from polargrid_local.types import ChatCompletionChunk, FileSummary, LoadedModelI
 
 def run(program: str, *args: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     code = textwrap.dedent(program)
-    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=timeout, check=False
+    )
 
 
 def test_progress_rises_to_one(smollm2: Path) -> None:
@@ -47,7 +49,11 @@ def test_progress_rises_to_one(smollm2: Path) -> None:
 
 
 def test_a_model_is_described_as_declared(engine: Engine, smollm2: Path) -> None:
-    for kind, value in ((LoadedModelInfo, engine.info()), (FileSummary, inspect_model(smollm2)), (ModelStats, stats_of(engine))):
+    for kind, value in (
+        (LoadedModelInfo, engine.info()),
+        (FileSummary, inspect_model(smollm2)),
+        (ModelStats, stats_of(engine)),
+    ):
         assert TypeAdapter(kind).validate_python(value, strict=True) == value  # every key is declared, and has its type
     messages = [{"role": "user", "content": "Hi"}]
     with engine.chat_completion_stream(messages=messages, max_tokens=3, logprobs=True, top_logprobs=2) as stream:
@@ -88,13 +94,16 @@ def test_leaving_the_interpreter_with_a_live_engine(smollm2: Path, live: str) ->
                 threading.Thread(target=call, daemon=True).start()
         print("out")
         """,
-        str(smollm2), live,
+        str(smollm2),
+        live,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "out\n", "")
 
 
 def test_nothing_is_written_to_the_hosts_output(smollm2: Path, caplog: pytest.LogCaptureFixture) -> None:
-    done = run("import sys; from polargrid_local import Engine\nwith Engine(sys.argv[1], n_ctx=256) as e: pass", str(smollm2))
+    done = run(
+        "import sys; from polargrid_local import Engine\nwith Engine(sys.argv[1], n_ctx=256) as e: pass", str(smollm2)
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     with caplog.at_level(logging.DEBUG, logger="polargrid_local.llama"):
         Engine(smollm2, n_ctx=256).close()
@@ -153,7 +162,9 @@ async def test_task_cancel_and_timeout_free_the_sequence(smollm2: Path) -> None:
         begun = asyncio.Event()
 
         async def read() -> None:
-            async for _ in engine.chat_completion_stream(**chat("Tell me a long story.", max_tokens=900, ignore_eos=True)):
+            async for _ in engine.chat_completion_stream(
+                **chat("Tell me a long story.", max_tokens=900, ignore_eos=True)
+            ):
                 begun.set()
 
         task = asyncio.create_task(read())
@@ -268,7 +279,9 @@ def test_what_cannot_fit_is_refused_before_allocation(smollm2: Path) -> None:
     assert 0 < int(refusal.value.details["max_n_ctx"]) < 1 << 24
 
 
-@pytest.mark.parametrize(("option", "value"), [("n_batch", 1), ("max_streams", 0), ("n_threads", 1000), ("device", "tpu"), ("n_ctx", -1)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("n_batch", 1), ("max_streams", 0), ("n_threads", 1000), ("device", "tpu"), ("n_ctx", -1)]
+)
 def test_bad_options_are_named(smollm2: Path, option: str, value: Any) -> None:
     with pytest.raises(ValidationError, match=option):
         Engine(smollm2, **{option: value})

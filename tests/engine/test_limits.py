@@ -40,7 +40,8 @@ def run(body: str, path: Path) -> str:
 
 def test_threads_that_cannot_be_had_are_an_error(tmp_path: Path) -> None:
     path = tiny_model.write_random(tmp_path / "m.gguf")
-    said = run("""
+    said = run(
+        """
         leave(900 * MiB)   # some hundred stacks of 8 MiB
         try:
             Engine(path, n_ctx=256, max_streams=1, n_threads=500)
@@ -49,13 +50,16 @@ def test_threads_that_cannot_be_had_are_an_error(tmp_path: Path) -> None:
             print(error)
         with Engine(path, n_ctx=256, max_streams=1, n_threads=2) as engine:
             print(engine.completion(prompt="the", max_tokens=3)["usage"]["completion_tokens"])
-    """, path)
+    """,
+        path,
+    )
     assert "500 compute threads cannot be started" in said and said.endswith("3")
 
 
 def test_no_thread_at_all_is_an_error(tmp_path: Path) -> None:
     path = tiny_model.write_random(tmp_path / "m.gguf")
-    said = run("""
+    said = run(
+        """
         import polargrid_local.runtime
         polargrid_local.runtime.core()
         leave(4 * MiB)   # less than any thread's stack
@@ -65,14 +69,17 @@ def test_no_thread_at_all_is_an_error(tmp_path: Path) -> None:
             print(type(error).__name__)
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         Engine(path, n_ctx=256, max_streams=1).close()
-    """, path)
+    """,
+        path,
+    )
     assert said == "MemoryEstimateError"
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert", "t5encoder"])
 def test_an_embedding_that_does_not_fit_is_an_error(kind: str, tmp_path: Path) -> None:
     path = tiny_archs.write(tmp_path / "m.gguf", kind)
-    said = run("""
+    said = run(
+        """
         with Engine(path) as engine:
             for extra in (2, 20, 60, 100):
                 leave(extra * MiB)
@@ -83,14 +90,19 @@ def test_an_embedding_that_does_not_fit_is_an_error(kind: str, tmp_path: Path) -
                     print("refused", end=" ")
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             print(len(engine.embeddings(input="a b c")["data"][0]["embedding"]))
-    """, path)
+    """,
+        path,
+    )
     assert said == f"refused refused refused refused {tiny_archs.N_EMBD}"
 
 
-@pytest.mark.parametrize("call", ["engine.tokenize(text, unlimited=True)", "engine.completion(prompt=text, max_tokens=1)"])
+@pytest.mark.parametrize(
+    "call", ["engine.tokenize(text, unlimited=True)", "engine.completion(prompt=text, max_tokens=1)"]
+)
 def test_tokenizing_can_be_interrupted(call: str, smollm2: Path) -> None:
     """Ctrl-C is delivered while the text is still being cut; the engine goes on."""
-    said = run(f"""
+    said = run(
+        f"""
         with Engine(path, n_ctx=0 if "unlimited" in {call!r} else 65536, max_streams=1, max_queue=0) as engine:
             text = "word " * (400_000 if "unlimited" in {call!r} else 60_000)
             begun = threading.Event()
@@ -107,7 +119,9 @@ def test_tokenizing_can_be_interrupted(call: str, smollm2: Path) -> None:
             except KeyboardInterrupt:
                 print("interrupted")
             print(engine.completion(prompt="a", max_tokens=2)["usage"]["completion_tokens"])
-    """, smollm2)
+    """,
+        smollm2,
+    )
     assert said == "interrupted\n2"
 
 

@@ -26,7 +26,11 @@ def test_a_split_model_answers_as_the_whole_one(scripted, tmp_path, count):
     (tmp_path / "sub dir").mkdir()
     files = tiny_model.cut_in_shards(shutil.copy(scripted.path, tmp_path / "sub dir" / "big.gguf"), count)
     facts = inspect_model(files[0])
-    assert (facts["n_splits"], facts["n_params"], facts["tensor_bytes"]) == (count, whole["n_params"], whole["tensor_bytes"])
+    assert (facts["n_splits"], facts["n_params"], facts["tensor_bytes"]) == (
+        count,
+        whole["n_params"],
+        whole["tensor_bytes"],
+    )
     with Engine("sub dir/big", models_dir=tmp_path, n_threads=1) as engine:
         assert [row["id"] for row in engine.list_models()["data"]] == ["sub dir/big"]
         for name in (None, "sub dir/big", "sub dir/big.gguf", str(files[0])):
@@ -55,7 +59,9 @@ def test_a_chat_says_which_shard_is_missing_and_a_change_of_any_is_seen(scripted
         inspect_model(files[0])
 
 
-@pytest.mark.parametrize("name", ["my model", "x (1)", "Модель", "模型 👍🏽", "a+b%20&c#d?e", "x" * 200, "vendor/deep/m.Q4"])
+@pytest.mark.parametrize(
+    "name", ["my model", "x (1)", "Модель", "模型 👍🏽", "a+b%20&c#d?e", "x" * 200, "vendor/deep/m.Q4"]
+)
 def test_a_model_of_any_name_is_loaded_and_answers_by_it(scripted, tmp_path, name):
     path = tmp_path / f"{name}.gguf"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +107,9 @@ def test_an_adapter_that_is_none_is_the_one_that_is_called_names(scripted, tmp_p
         Engine(scripted.path, lora=[adapter], n_threads=1)
 
 
-@pytest.mark.parametrize("path", [b"/tmp/\xff.gguf", "/tmp/\udcff.gguf", "/tmp/\ud800.gguf", "/tmp/nul\0.gguf", "/tmp/" + "x" * 5000])
+@pytest.mark.parametrize(
+    "path", [b"/tmp/\xff.gguf", "/tmp/\udcff.gguf", "/tmp/\ud800.gguf", "/tmp/nul\0.gguf", "/tmp/" + "x" * 5000]
+)
 def test_impossible_paths_are_typed_errors(path):
     for refuse in (inspect_model, Engine):
         with pytest.raises((NotFoundError, ValidationError)) as caught:
@@ -113,7 +121,11 @@ def test_a_real_file_whose_name_is_not_utf8_is_a_typed_error_and_hides_no_other(
     bad = os.fsencode(tmp_path) + b"/caf\xe9.gguf"
     shutil.copy(scripted.path, os.fsdecode(bad))
     shutil.copy(scripted.path, tmp_path / "good.gguf")
-    for refuse in (inspect_model, lambda path: Engine(os.fsdecode(path)), lambda path: Engine(r"caf\xe9", models_dir=tmp_path)):
+    for refuse in (
+        inspect_model,
+        lambda path: Engine(os.fsdecode(path)),
+        lambda path: Engine(r"caf\xe9", models_dir=tmp_path),
+    ):
         with pytest.raises(ValidationError, match="UTF-8|surrogate") as caught:
             refuse(bad)
         str(caught.value).encode()

@@ -37,7 +37,9 @@ def test_greedy_answers_equal_the_peers(smollm2: Path) -> None:
             theirs = peer.create_completion(prompt, max_tokens=32, temperature=0, logprobs=3)["choices"][0]
             assert ours["text"] == theirs["text"]
             assert ours["logprobs"]["tokens"] == theirs["logprobs"]["tokens"]
-            for one, other in zip(ours["logprobs"]["token_logprobs"], theirs["logprobs"]["token_logprobs"], strict=True):
+            for one, other in zip(
+                ours["logprobs"]["token_logprobs"], theirs["logprobs"]["token_logprobs"], strict=True
+            ):
                 assert one == pytest.approx(float(other), abs=1e-3)
     peer.close()
 
@@ -52,7 +54,9 @@ def test_our_kernels_are_as_near_to_the_peer_as_it_is_to_itself(smollm2: Path) -
         return [reply["logprobs"]["top_logprobs"][0] for reply in replies]
 
     def distance(ones: list[dict[str, float]], others: list[dict[str, float]]) -> float:
-        gaps = [abs(one[t] - other[t]) for one, other in zip(ones, others, strict=True) for t in one.keys() & other.keys()]
+        gaps = [
+            abs(one[t] - other[t]) for one, other in zip(ones, others, strict=True) for t in one.keys() & other.keys()
+        ]
         assert len(gaps) > 50
         return float(sum(gaps)) / len(gaps)
 
@@ -82,7 +86,9 @@ def test_both_in_one_process(smollm2: Path, order: str) -> None:
         peer.close()
         print("both")
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program), str(smollm2)], capture_output=True, text=True, timeout=180)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(smollm2)], capture_output=True, text=True, timeout=180
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "both\n"
 

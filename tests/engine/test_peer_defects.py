@@ -117,7 +117,9 @@ def test_08_a_forked_child_is_told_at_once_and_can_open_its_own(smollm2: Any) ->
         assert engine.chat_completion(**ask)["choices"] == first
         sys.exit(os.waitstatus_to_exitcode(status))
     """
-    done = subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(program)], timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(program)], timeout=120
+    )
     assert done.returncode == 0
 
 
@@ -132,7 +134,9 @@ STOP_CASES = [
 
 
 @pytest.mark.parametrize(("text", "stop", "expected"), STOP_CASES)
-def test_09_and_10_stops_cut_once_in_both_modes_and_lose_nothing(scripted: Any, text: str, stop: list[str], expected: str) -> None:
+def test_09_and_10_stops_cut_once_in_both_modes_and_lose_nothing(
+    scripted: Any, text: str, stop: list[str], expected: str
+) -> None:
     data = text.encode()
     engine, said = scripted([[bytes([byte]) for byte in data], [data[:3], data[3:]] if len(data) > 3 else [data]])
     for script in range(2):
@@ -180,7 +184,12 @@ def test_14_an_unsupported_schema_is_refused(engine: Engine) -> None:
 
 
 def test_15_random_by_default_and_replayed_by_the_seed_in_the_result(engine: Engine) -> None:
-    request = {"messages": [{"role": "user", "content": "Invent a word."}], "max_tokens": 16, "temperature": 1.5, "top_p": 1}
+    request = {
+        "messages": [{"role": "user", "content": "Invent a word."}],
+        "max_tokens": 16,
+        "temperature": 1.5,
+        "top_p": 1,
+    }
     answers = []
     for _ in range(4):
         stream = engine.chat_completion_stream(**request)

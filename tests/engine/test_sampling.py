@@ -34,7 +34,8 @@ def test_frequencies_follow_the_models_probabilities(engine: Engine) -> None:
     request = chat("Say a letter.", max_tokens=1)
     reply = engine.chat_completion(**request, logprobs=True, top_logprobs=5)
     expected = {
-        entry["token"]: math.exp(entry["logprob"]) for entry in reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        entry["token"]: math.exp(entry["logprob"])
+        for entry in reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     }
     n = 400
     counts: dict[str, int] = {}
@@ -49,7 +50,9 @@ def test_frequencies_follow_the_models_probabilities(engine: Engine) -> None:
 
 def test_top_k_and_top_p_leave_only_the_likeliest(engine: Engine) -> None:
     request = chat("Say a colour.", max_tokens=1)
-    top = engine.chat_completion(**request, logprobs=True, top_logprobs=3)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    top = engine.chat_completion(**request, logprobs=True, top_logprobs=3)["choices"][0]["logprobs"]["content"][0][
+        "top_logprobs"
+    ]
     allowed = {entry["token"] for entry in top}
     for seed in range(40):
         drawn = engine.chat_completion(**request | {"temperature": 2.0, "top_p": 1, "top_k": 3, "seed": seed})
@@ -69,7 +72,9 @@ def test_a_bias_forces_and_forbids(engine: Engine) -> None:
     [token] = engine.tokenize(" Paris")
     forced = engine.completion(prompt="The answer is", max_tokens=3, temperature=0, logit_bias={token: 100})
     assert forced["choices"][0]["text"] == " Paris Paris Paris"
-    forbidden = engine.completion(prompt="The capital of France is", max_tokens=8, temperature=0, logit_bias={token: -100})
+    forbidden = engine.completion(
+        prompt="The capital of France is", max_tokens=8, temperature=0, logit_bias={token: -100}
+    )
     assert " Paris" not in forbidden["choices"][0]["text"]
 
 

@@ -17,7 +17,7 @@ TEXTS = [
     "family 👨‍👩‍👧‍👦 and flag 🏳️‍🌈!",
     "東京は日本の首都です。終わり",
     "Z̶̢͑a̷l̵g̶o̴ é e\u0301 ñ n\u0303",
-    "a\u2028b\u2029c\u0085d \"quotes\" \\ back",
+    'a\u2028b\u2029c\u0085d "quotes" \\ back',
     "    def f():\n\t\treturn 1\n\n\n",
     "mixed 🎉🎉 aXb ÄÖÜ ß — “dash”",
 ]

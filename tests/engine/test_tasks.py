@@ -12,9 +12,19 @@ from polargrid_local import Engine, InvalidModelError, ValidationError, inspect_
 from polargrid_local.errors import ContextLengthError
 
 TASKS = {
-    "bert": ["embed"], "bert-cls": ["embed"], "nomic-bert": ["embed"], "gemma-embedding": ["embed"], "llada": ["embed"],
-    "dream": ["embed"], "t5": ["embed"], "t5encoder": ["embed"], "llama-bidirectional": ["embed"],
-    "bert-reranker": ["rank"], "qwen3-reranker": ["rank"], "llama": ["generate", "embed"], "llama-last": ["generate", "embed"],
+    "bert": ["embed"],
+    "bert-cls": ["embed"],
+    "nomic-bert": ["embed"],
+    "gemma-embedding": ["embed"],
+    "llada": ["embed"],
+    "dream": ["embed"],
+    "t5": ["embed"],
+    "t5encoder": ["embed"],
+    "llama-bidirectional": ["embed"],
+    "bert-reranker": ["rank"],
+    "qwen3-reranker": ["rank"],
+    "llama": ["generate", "embed"],
+    "llama-last": ["generate", "embed"],
 }
 CHAT = [{"role": "user", "content": "hello"}]
 
@@ -31,10 +41,12 @@ def test_a_model_does_its_tasks_and_refuses_the_others(kind: str, tmp_path: Path
     with Engine(path) as engine:
         assert engine.info()["tasks"] == tasks
         asked = {
-            "generate": [lambda: engine.chat_completion(messages=CHAT, max_tokens=2),
-                         lambda: engine.completion(prompt="hello", max_tokens=2),
-                         lambda: engine.chat_completion_stream(messages=CHAT),
-                         lambda: engine.generate("hello", max_tokens=2)],
+            "generate": [
+                lambda: engine.chat_completion(messages=CHAT, max_tokens=2),
+                lambda: engine.completion(prompt="hello", max_tokens=2),
+                lambda: engine.chat_completion_stream(messages=CHAT),
+                lambda: engine.generate("hello", max_tokens=2),
+            ],
             "embed": [lambda: engine.embeddings(input=["hello", "world"])],
             "rank": [lambda: engine.rerank("hello", ["world", "hello"])],
         }
@@ -62,8 +74,12 @@ def test_a_part_of_a_model_is_refused_at_load(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("labels", [["yes"], None])
 def test_a_reranker_whose_every_score_would_be_one_is_refused(labels: list[str] | None, tmp_path: Path) -> None:
-    path = tiny_archs.write(tmp_path / "m.gguf", "qwen3-reranker", metadata={"qwen3.classifier.output_labels": labels},
-                            tensors={"cls.output.weight": (1, tiny_archs.N_EMBD)})
+    path = tiny_archs.write(
+        tmp_path / "m.gguf",
+        "qwen3-reranker",
+        metadata={"qwen3.classifier.output_labels": labels},
+        tensors={"cls.output.weight": (1, tiny_archs.N_EMBD)},
+    )
     with pytest.raises(InvalidModelError, match="at least 2, yes and no"):
         Engine(path)
 
@@ -71,11 +87,15 @@ def test_a_reranker_whose_every_score_would_be_one_is_refused(labels: list[str] 
 def test_the_relevance_is_that_of_yes_wherever_the_label_stands(tmp_path: Path) -> None:
     scores = []
     for labels in ["yes", "no"], ["no", "yes"]:
-        path = tiny_archs.write(tmp_path / "m.gguf", "qwen3-reranker", metadata={"qwen3.classifier.output_labels": labels})
+        path = tiny_archs.write(
+            tmp_path / "m.gguf", "qwen3-reranker", metadata={"qwen3.classifier.output_labels": labels}
+        )
         with Engine(path) as engine:
             results = engine.rerank("the", ["a dog", "it is"])["results"]
         scores.append({result["index"]: result["relevance_score"] for result in results})
-    assert all(np.isclose(scores[0][i] + scores[1][i], 1, atol=1e-5) for i in range(2))  # the same rows, named the other way
+    assert all(
+        np.isclose(scores[0][i] + scores[1][i], 1, atol=1e-5) for i in range(2)
+    )  # the same rows, named the other way
 
 
 def test_documents_are_ranked_by_the_models_scores(tmp_path: Path) -> None:
@@ -94,8 +114,15 @@ def test_documents_are_ranked_by_the_models_scores(tmp_path: Path) -> None:
         best = engine.rerank(query="what is it", documents=documents, top_n=2, return_documents=True)["results"]
         assert [r["index"] for r in best] == [r["index"] for r in reply["results"]][:2]
         assert all(r["document"] == {"text": documents[r["index"]]} for r in best)
-        assert engine.rerank({"query": "what is it", "documents": [{"text": d} for d in documents]})["results"] == reply["results"]
-        for wrong in ({"query": "", "documents": ["x"]}, {"query": "x", "documents": []}, {"query": "x", "documents": ["x"], "top_n": 0}):
+        assert (
+            engine.rerank({"query": "what is it", "documents": [{"text": d} for d in documents]})["results"]
+            == reply["results"]
+        )
+        for wrong in (
+            {"query": "", "documents": ["x"]},
+            {"query": "x", "documents": []},
+            {"query": "x", "documents": ["x"], "top_n": 0},
+        ):
             with pytest.raises(ValidationError):
                 engine.rerank(wrong)
         with pytest.raises(ContextLengthError):
@@ -106,11 +133,15 @@ def test_documents_are_ranked_by_the_models_scores(tmp_path: Path) -> None:
 
 def test_a_reranking_template_is_filled_in_as_it_stands(tmp_path: Path) -> None:
     template = "<|im_start|>{query} and {document}<|im_end|>"
-    path = tiny_archs.write(tmp_path / "m.gguf", "qwen3-reranker", metadata={"tokenizer.chat_template.rerank": template})
+    path = tiny_archs.write(
+        tmp_path / "m.gguf", "qwen3-reranker", metadata={"tokenizer.chat_template.rerank": template}
+    )
     with Engine(path) as engine:
         assert engine.info()["labels"] == ["yes", "no"]
         used = engine.rerank("the", ["<|im_end|>{query}"])["usage"]["prompt_tokens"]
-        pieces = len(engine.tokenize("the and <|im_end|>{query}")) - 1  # as text: neither a token nor a place; BOS not counted
+        pieces = (
+            len(engine.tokenize("the and <|im_end|>{query}")) - 1
+        )  # as text: neither a token nor a place; BOS not counted
         assert used == pieces + 2
 
 
@@ -132,10 +163,17 @@ def test_a_text_in_chunks_is_pooled_over_all_its_tokens(smollm2: Path) -> None:
     """llama-cpp-python pools a text in a single pass."""
     llama_cpp = pytest.importorskip("llama_cpp")
     text = "".join(f"Sentence {i} of this text is about the number {i * i}. " for i in range(80))
-    peer = llama_cpp.Llama(str(smollm2), embedding=True, n_ctx=2048, n_batch=2048, n_ubatch=2048, verbose=False,
-                           pooling_type=llama_cpp.LLAMA_POOLING_TYPE_MEAN)
+    peer = llama_cpp.Llama(
+        str(smollm2),
+        embedding=True,
+        n_ctx=2048,
+        n_batch=2048,
+        n_ubatch=2048,
+        verbose=False,
+        pooling_type=llama_cpp.LLAMA_POOLING_TYPE_MEAN,
+    )
     theirs = np.array(peer.create_embedding(text)["data"][0]["embedding"])
     peer.close()
     with Engine(smollm2) as engine:
-        ours, half = vector(engine, text), vector(engine, text[:len(text) // 2])
+        ours, half = vector(engine, text), vector(engine, text[: len(text) // 2])
     assert ours @ theirs / np.linalg.norm(theirs) > 0.9995 > half @ theirs / np.linalg.norm(theirs)

@@ -17,7 +17,16 @@ from polargrid_local import Engine, ValidationError
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import synthetic
 
-LITERALS = ["<|eot_id|>", "<|start_header_id|>", "<|begin_of_text|>", "<|python_tag|>", "<|im_start|>", "<|im_end|>", "<s>", "[INST]"]
+LITERALS = [
+    "<|eot_id|>",
+    "<|start_header_id|>",
+    "<|begin_of_text|>",
+    "<|python_tag|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<s>",
+    "[INST]",
+]
 
 
 @pytest.fixture(scope="session")
@@ -53,8 +62,22 @@ def test_llama_bpe_reference_vectors(llama31: Engine, llama_tree: Path) -> None:
     assert compared >= 40
 
 
-VOCABULARIES = ("bert-bge", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4", "gpt-2", "llama-spm", "mpt",
-                "phi-3", "qwen2", "qwen35", "refact", "starcoder")
+VOCABULARIES = (
+    "bert-bge",
+    "command-r",
+    "deepseek-coder",
+    "deepseek-llm",
+    "falcon",
+    "gemma-4",
+    "gpt-2",
+    "llama-spm",
+    "mpt",
+    "phi-3",
+    "qwen2",
+    "qwen35",
+    "refact",
+    "starcoder",
+)
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)
@@ -75,7 +98,9 @@ def test_reference_vectors_of_other_vocabularies(name: str, llama_tree: Path, tm
 def test_llama31_chat_ids(llama31: Engine) -> None:
     """The layout Meta documents: header, blank line, text, end of turn; text ids are the vocabulary's own."""
     bos, start, end, eot = 128000, 128006, 128007, 128009
-    ids = llama31.tokenize(messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello world"}])
+    ids = llama31.tokenize(
+        messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello world"}]
+    )
     plain = lambda text: llama31.tokenize(text)[1:]  # noqa: E731
     assert ids[0] == bos
     assert ids.count(bos) == 1
@@ -93,6 +118,7 @@ def test_llama31_chat_ids(llama31: Engine) -> None:
 @pytest.mark.peer
 def test_llama31_chat_ids_equal_the_reference_tokenization(llama31: Engine, llama_tree: Path) -> None:
     import jinja2
+
     llama_cpp = pytest.importorskip("llama_cpp")
     reference = llama_cpp.Llama(str(llama_tree / "models/ggml-vocab-llama-bpe.gguf"), vocab_only=True, verbose=False)
     text = (llama_tree / "models/templates/meta-llama-Llama-3.1-8B-Instruct.jinja").read_text()
@@ -100,15 +126,20 @@ def test_llama31_chat_ids_equal_the_reference_tokenization(llama31: Engine, llam
     environment.globals["strftime_now"] = lambda form: __import__("datetime").datetime.now().strftime(form)
     for content in ("Hello world", "a\n\nb  c", "日本 🎉", "def f():\n\treturn 1", "x" * 300):
         messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": content}]
-        rendered = environment.from_string(text).render(messages=messages, add_generation_prompt=True, bos_token="<|begin_of_text|>")
+        rendered = environment.from_string(text).render(
+            messages=messages, add_generation_prompt=True, bos_token="<|begin_of_text|>"
+        )
         expected = reference.tokenize(rendered.encode(), add_bos=False, special=True)
         assert llama31.tokenize(messages=messages) == expected
 
 
 @pytest.mark.parametrize("literal", LITERALS)
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
-def test_no_literal_in_a_message_becomes_a_control_token(llama31: Engine, engine: Engine, literal: str, role: str) -> None:
+def test_no_literal_in_a_message_becomes_a_control_token(
+    llama31: Engine, engine: Engine, literal: str, role: str
+) -> None:
     for model in (llama31, engine):
+
         def controls(content: str) -> list[int]:
             messages = [{"role": "user", "content": "x"}, {"role": role, "content": content}]
             ids = model.tokenize(messages=messages)
@@ -165,7 +196,9 @@ def test_a_lone_surrogate_is_refused(engine: Engine) -> None:
 
 def test_a_prompt_written_by_hand_equals_the_chat(engine: Engine) -> None:
     chat = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a colour."}]}
-    prompt = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nName a colour.<|im_end|>\n<|im_start|>assistant\n"
+    prompt = (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nName a colour.<|im_end|>\n<|im_start|>assistant\n"
+    )
     greedy = {"temperature": 0, "max_tokens": 12}
     expected = engine.chat_completion(**chat, **greedy)
     written = engine.completion(prompt=prompt, **greedy)
@@ -186,8 +219,12 @@ def test_a_prompt_that_brings_its_own_bos_gets_no_second(llama31: Engine) -> Non
 
 
 def test_a_fill_in_the_middle_prompt_keeps_its_tokens(llama_tree: Path, tmp_path: Path) -> None:
-    path = tiny_archs.write(tmp_path / "m.gguf", "llama", vocab_file=llama_tree / "models/ggml-vocab-starcoder.gguf",
-                            metadata={"llama.vocab_size": None})
+    path = tiny_archs.write(
+        tmp_path / "m.gguf",
+        "llama",
+        vocab_file=llama_tree / "models/ggml-vocab-starcoder.gguf",
+        metadata={"llama.vocab_size": None},
+    )
     with Engine(path, n_ctx=256, max_streams=1) as model:
         prompt = "<fim_prefix>a<fim_suffix>b<fim_middle>"
         assert model.completion(prompt=prompt, max_tokens=1)["usage"]["prompt_tokens"] == 5
@@ -212,9 +249,14 @@ def test_user_defined_tokens_in_a_users_text(prefix: bool, tmp_path: Path) -> No
         "tokenizer.ggml.add_space_prefix": prefix,
     }
     bold, end_bold, think, user, cross, deepseek = range(first, first + len(own))
-    path = tiny_archs.write(tmp_path / "m.gguf", "gemma-embedding", metadata={**metadata, "gemma-embedding.vocab_size": first + len(own)},
-                            tensors={"token_embd.weight": (first + len(own), tiny_archs.N_EMBD)})
+    path = tiny_archs.write(
+        tmp_path / "m.gguf",
+        "gemma-embedding",
+        metadata={**metadata, "gemma-embedding.vocab_size": first + len(own)},
+        tensors={"token_embd.weight": (first + len(own), tiny_archs.N_EMBD)},
+    )
     with Engine(path) as model:
+
         def of(text: str) -> list[int]:
             return [token for token in model.tokenize(text)[1:] if token >= first]
 

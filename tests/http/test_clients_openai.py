@@ -32,7 +32,11 @@ def test_chat(client: openai.OpenAI) -> None:
 
 def test_chat_stream_with_usage(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
-        model="scripted", messages=SAY, stream=True, stream_options={"include_usage": True}, max_completion_tokens=50  # type: ignore[arg-type]
+        model="scripted",
+        messages=SAY,
+        stream=True,
+        stream_options={"include_usage": True},
+        max_completion_tokens=50,  # type: ignore[arg-type]
     )
     chunks = list(stream)
     assert [c.choices[0].delta.content for c in chunks if c.choices][1:-1] == SAID
@@ -61,7 +65,9 @@ def test_logprobs(client: openai.OpenAI) -> None:
 def test_completions(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="scripted", prompt=["\ue000", "a\ue000"])
     assert [choice.text for choice in answer.choices] == ["".join(SAID)] * 2
-    pieces = [chunk.choices[0].text for chunk in client.completions.create(model="scripted", prompt="\ue000", stream=True)]
+    pieces = [
+        chunk.choices[0].text for chunk in client.completions.create(model="scripted", prompt="\ue000", stream=True)
+    ]
     assert pieces == [*SAID, ""]
 
 
@@ -71,14 +77,18 @@ def test_embeddings(client: openai.OpenAI) -> None:
     assert len(one) == 576
     assert one == pytest.approx(again, abs=1e-4)
     assert one != pytest.approx(two, abs=1e-2)
-    plain = client.embeddings.create(model=SMOLLM2, input=["one", "two", "one"], encoding_format="float")  # left out, it is base64
+    plain = client.embeddings.create(
+        model=SMOLLM2, input=["one", "two", "one"], encoding_format="float"
+    )  # left out, it is base64
     assert [row.embedding for row in plain.data] == [pytest.approx(row.embedding, abs=1e-6) for row in answer.data]
 
 
 def test_langchain_embeddings(server: ServerProcess) -> None:
     from langchain_openai import OpenAIEmbeddings
 
-    model = OpenAIEmbeddings(base_url=f"{server.url}/v1", api_key="any", model=SMOLLM2, check_embedding_ctx_length=False, max_retries=0)  # type: ignore[arg-type]
+    model = OpenAIEmbeddings(
+        base_url=f"{server.url}/v1", api_key="any", model=SMOLLM2, check_embedding_ctx_length=False, max_retries=0
+    )  # type: ignore[arg-type]
     one, two = model.embed_documents(["one", "two"])
     assert len(one) == len(two) == 576
     assert model.embed_query("one") == pytest.approx(one, abs=1e-4)
@@ -113,7 +123,11 @@ def test_models(client: openai.OpenAI) -> None:
 def test_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="nope", messages=SAY)  # type: ignore[arg-type]
-    assert (missing.value.code, missing.value.param, missing.value.type) == ("model_not_loaded", "model", "not_found_error")
+    assert (missing.value.code, missing.value.param, missing.value.type) == (
+        "model_not_loaded",
+        "model",
+        "not_found_error",
+    )
     assert missing.value.message.startswith("Error code: 404")
     assert missing.value.request_id
     with pytest.raises(openai.BadRequestError) as bad:
@@ -132,7 +146,10 @@ def test_errors(client: openai.OpenAI) -> None:
 
 def test_a_wrong_key(start: Callable[..., ServerProcess]) -> None:
     server = start(api_key="right").wait_ready()
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong") as client, pytest.raises(openai.AuthenticationError):
+    with (
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong") as client,
+        pytest.raises(openai.AuthenticationError),
+    ):
         client.models.list()
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="right") as client:
         assert client.models.list().data
@@ -141,7 +158,11 @@ def test_a_wrong_key(start: Callable[..., ServerProcess]) -> None:
 async def test_async_client_and_early_end(server: ServerProcess) -> None:
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="any") as client:
         stream = await client.chat.completions.create(
-            model="random", messages=SAY, stream=True, max_tokens=2000, extra_body={"ignore_eos": True}  # type: ignore[arg-type]
+            model="random",
+            messages=SAY,
+            stream=True,
+            max_tokens=2000,
+            extra_body={"ignore_eos": True},  # type: ignore[arg-type]
         )
         async for chunk in stream:
             if chunk.choices[0].delta.content:
@@ -156,7 +177,11 @@ async def test_langchain(server: ServerProcess) -> None:
 
     async with httpx.AsyncClient() as http_async_client:
         model = ChatOpenAI(
-            base_url=f"{server.url}/v1", api_key="any", model="scripted", max_retries=0, http_async_client=http_async_client  # type: ignore[arg-type]
+            base_url=f"{server.url}/v1",
+            api_key="any",
+            model="scripted",
+            max_retries=0,
+            http_async_client=http_async_client,  # type: ignore[arg-type]
         )
         messages = [SystemMessage("Be brief"), HumanMessage("\ue001")]
         answer = model.invoke(messages)

@@ -115,9 +115,13 @@ async def test_purge(start: Callable[..., ServerProcess]) -> None:
 def test_sync(sync: polargrid.PolarGridSync) -> None:
     answer = sync.chat_completion({"model": "scripted", "messages": [{"role": "user", "content": "\ue001"}]})
     assert answer.choices[0].message.content == "".join(SAID)
-    chunks = list(sync.chat_completion_stream({"model": "scripted", "messages": [{"role": "user", "content": "\ue001"}]}))
+    chunks = list(
+        sync.chat_completion_stream({"model": "scripted", "messages": [{"role": "user", "content": "\ue001"}]})
+    )
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "".join(SAID)
-    assert "".join(c.choices[0].text for c in sync.completion_stream({"model": "scripted", "prompt": "\ue000"})) == "".join(SAID)
+    assert "".join(
+        c.choices[0].text for c in sync.completion_stream({"model": "scripted", "prompt": "\ue000"})
+    ) == "".join(SAID)
     assert sync.completion({"model": "scripted", "prompt": "\ue000"}).choices[0].text == "".join(SAID)
     assert sync.generate({"model": "scripted", "prompt": "\ue001"}).content == "".join(SAID)
     assert sync.health().status == "healthy"
@@ -173,7 +177,9 @@ async def test_a_failure_in_the_middle_is_an_error(start: Callable[..., ServerPr
     client = polargrid.PolarGrid(api_key="k", base_url=server.url)
     seen = 0
     with pytest.raises(polargrid.NetworkError):
-        async for chunk in client.chat_completion_stream({"model": "random", "messages": list(MESSAGES), "max_tokens": 4000}):
+        async for chunk in client.chat_completion_stream(
+            {"model": "random", "messages": list(MESSAGES), "max_tokens": 4000}
+        ):
             seen += bool(chunk.choices[0].delta.content)
             if seen == 3:
                 await client.unload_model({"model_name": "random"})

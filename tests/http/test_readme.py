@@ -33,7 +33,9 @@ def test_there_are_snippets() -> None:
 def test_a_snippet_runs(number: int, folder: Path, server: ServerProcess, tmp_path: Path) -> None:
     code = SNIPPETS[number].replace("http://127.0.0.1:8484", server.url)
     # Where the remote API is: its client would ask the network for the nearest place.
-    code = code.replace('PolarGrid.create(api_key="pg_..."', f'PolarGrid.create(api_key="pg_...", base_url="{server.url}"')
+    code = code.replace(
+        'PolarGrid.create(api_key="pg_..."', f'PolarGrid.create(api_key="pg_...", base_url="{server.url}"'
+    )
     env = {key: value for key, value in os.environ.items() if not key.startswith("POLARGRID_")}
     env |= {"PYTHONPATH": str(REPOSITORY), "POLARGRID_LOCAL_MODELS": str(folder), "NO_PROXY": "*"}
     command = [sys.executable, "-W", "error", "-c", code]

@@ -85,7 +85,9 @@ def test_signatures_are_the_official_ones() -> None:
                 ], name
                 assert inspect.iscoroutinefunction(getattr(ours, name)) == inspect.iscoroutinefunction(method), name
                 assert inspect.isasyncgenfunction(getattr(ours, name)) == inspect.isasyncgenfunction(method), name
-    assert list(inspect.signature(PolarGrid.create).parameters) == list(inspect.signature(polargrid.PolarGrid.create).parameters)
+    assert list(inspect.signature(PolarGrid.create).parameters) == list(
+        inspect.signature(polargrid.PolarGrid.create).parameters
+    )
     assert set(polargrid.__all__) <= set(dir(sdk))
 
 
@@ -124,7 +126,12 @@ async def test_other_methods(client: PolarGrid) -> None:
 
 
 async def test_requests_stay_as_they_are_and_zero_is_zero(client: PolarGrid) -> None:
-    request = {"model": SMOLLM2, "messages": [{"role": "user", "content": "Name a colour"}], "temperature": 0, "max_tokens": 12}
+    request = {
+        "model": SMOLLM2,
+        "messages": [{"role": "user", "content": "Name a colour"}],
+        "temperature": 0,
+        "max_tokens": 12,
+    }
     before = copy.deepcopy(request)
     answers = {(await client.chat_completion(request)).choices[0].message.content for _ in range(3)}
     assert len(answers) == 1
@@ -144,7 +151,12 @@ async def test_errors_are_the_official_classes(client: PolarGrid) -> None:
     assert missing.value.request_id is not None
     with pytest.raises(polargrid.NotFoundError):
         await client.get_model("a/b")
-    for wrong in ({"messages": []}, {"max_tokens": 5000}, {"temperature": 3}, {"messages": [{"role": "robot", "content": "x"}]}):
+    for wrong in (
+        {"messages": []},
+        {"max_tokens": 5000},
+        {"temperature": 3},
+        {"messages": [{"role": "robot", "content": "x"}]},
+    ):
         with pytest.raises(polargrid.ValidationError):
             await client.chat_completion({"model": "scripted", "messages": SAY, **wrong})
     with pytest.raises(polargrid.ValidationError) as long:
@@ -205,7 +217,9 @@ def test_sync_streams_are_lazy_and_end_when_dropped(sync: PolarGridSync) -> None
 
 
 async def test_a_dropped_async_stream_ends(client: PolarGrid) -> None:
-    async for chunk in (stream := client.chat_completion_stream({"model": "random", "messages": SAY, "max_tokens": 4096})):
+    async for chunk in (
+        stream := client.chat_completion_stream({"model": "random", "messages": SAY, "max_tokens": 4096})
+    ):
         if chunk.choices[0].delta.content:
             break
     await stream.aclose()  # type: ignore[attr-defined]
@@ -320,7 +334,14 @@ def test_what_the_sdk_sends_is_known_to_the_engine() -> None:
         Message(role="tool", content="x", tool_call_id="1"), Message(role="assistant", content=None), *SAY,
     ]  # fmt: skip
     client = PolarGridSync()
-    every = {"temperature": 0.5, "top_p": 0.5, "top_k": 5, "frequency_penalty": 0.1, "presence_penalty": 0.1, "stop": ["x"]}
+    every = {
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "top_k": 5,
+        "frequency_penalty": 0.1,
+        "presence_penalty": 0.1,
+        "stop": ["x"],
+    }
     client.chat_completion({"model": "scripted", "messages": messages, "max_token": 5, "stream": False, **every})
     client.completion({"model": "scripted", "prompt": "x", "max_token": 5, **every})
     client.generate({"model": "scripted", "prompt": "x", "request_id": "r"})

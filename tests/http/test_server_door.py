@@ -82,7 +82,11 @@ def test_an_absolute_address_is_served_and_its_host_counts(server: ServerProcess
 )  # fmt: skip
 def test_what_is_no_request_is_told_why_in_json(server: ServerProcess, data: bytes) -> None:
     head, _, body = exchange(server.port, data).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400") and b"application/json" in head and f"content-length: {len(body)}".encode() in head
+    assert (
+        head.startswith(b"HTTP/1.1 400")
+        and b"application/json" in head
+        and f"content-length: {len(body)}".encode() in head
+    )
     error = json.loads(body)["error"]
     assert error["code"] == "invalid_http"
     assert "https" in error["message"] and "Host" in error["message"] and "percent-encoded" in error["message"]
@@ -96,7 +100,9 @@ def test_both_loopback_addresses_answer(server: ServerProcess) -> None:
 # --- Origin ---
 
 
-@pytest.mark.parametrize("origin", ["http://localhost:3000", "http://127.0.0.1:5173", "https://localhost", "http://[::1]:8080"])
+@pytest.mark.parametrize(
+    "origin", ["http://localhost:3000", "http://127.0.0.1:5173", "https://localhost", "http://[::1]:8080"]
+)
 def test_pages_on_loopback_may_call(server: ServerProcess, origin: str) -> None:
     asked = {"Origin": origin, "Access-Control-Request-Method": "POST",
              "Access-Control-Request-Headers": "authorization,content-type,x-request-id,x-stainless-os"}  # fmt: skip
@@ -112,7 +118,18 @@ def test_pages_on_loopback_may_call(server: ServerProcess, origin: str) -> None:
         assert "origin" in reply.headers["vary"].lower()
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost.evil.example", "file://", "http://127.0.0.1.nip.io", "http://[", "*"])
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://evil.example",
+        "null",
+        "http://localhost.evil.example",
+        "file://",
+        "http://127.0.0.1.nip.io",
+        "http://[",
+        "*",
+    ],
+)
 def test_foreign_pages_are_refused(server: ServerProcess, origin: str) -> None:
     for method, path in (("POST", CHAT), ("POST", "/v1/models/unload-all"), ("GET", "/v1/models"), ("OPTIONS", CHAT)):
         reply = server.request(method, path, json=BODY if method == "POST" else None,
@@ -125,7 +142,9 @@ def test_foreign_pages_are_refused(server: ServerProcess, origin: str) -> None:
 
 
 def test_key_hosts_and_origins_by_configuration(start: Callable[..., ServerProcess]) -> None:
-    server = start(api_key="pg_secret", allow_hosts="box.example", allow_origins="https://app.example,null").wait_ready()
+    server = start(
+        api_key="pg_secret", allow_hosts="box.example", allow_origins="https://app.example,null"
+    ).wait_ready()
     right = {"Authorization": "Bearer pg_secret"}
     for wrong in ({}, {"Authorization": "Bearer"}, {"Authorization": "Bearer pg_secreT"}, {"Authorization": "pg_secret"},
                   {"Authorization": "Basic pg_secret"}, {"Authorization": "Bearer pg_secret2"}):  # fmt: skip
@@ -138,7 +157,10 @@ def test_key_hosts_and_origins_by_configuration(start: Callable[..., ServerProce
     assert server.get("/v1/models", headers={**right, "Host": "box.example"}).status_code == 200
     assert server.get("/v1/models", headers={**right, "Host": "box2.example"}).status_code == 403
     for origin in ("https://app.example", "null"):
-        assert server.get("/v1/models", headers={**right, "Origin": origin}).headers["access-control-allow-origin"] == origin
+        assert (
+            server.get("/v1/models", headers={**right, "Origin": origin}).headers["access-control-allow-origin"]
+            == origin
+        )
     assert server.get("/v1/models", headers={**right, "Origin": "https://app2.example"}).status_code == 403
     preflight = {"Origin": "null", "Access-Control-Request-Method": "POST"}
     assert server.request("OPTIONS", CHAT, headers=preflight).status_code == 204  # a preflight carries no key
@@ -197,11 +219,15 @@ def test_bad_bodies(server: ServerProcess, name: str, path: str) -> None:
 
 
 def test_a_body_without_a_length_is_counted(server: ServerProcess) -> None:
-    reply = server.request("POST", CHAT, content=(b" " * 65536 for _ in range(80)), headers={"Content-Type": "application/json"})
+    reply = server.request(
+        "POST", CHAT, content=(b" " * 65536 for _ in range(80)), headers={"Content-Type": "application/json"}
+    )
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "body_too_large")
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""]
+)
 def test_only_json_is_read(server: ServerProcess, kind: str) -> None:
     reply = server.request("POST", CHAT, content=json.dumps(BODY), headers={"Content-Type": kind})
     assert (reply.status_code, reply.json()["detail"]) == (400, "Content-Type must be application/json")
@@ -212,7 +238,9 @@ def test_compressed_bodies_are_refused_by_name(server: ServerProcess, coding: st
     headers = {"Content-Type": "application/json", "Content-Encoding": coding}
     reply = server.request("POST", CHAT, content=json.dumps(BODY), headers=headers)
     assert reply.status_code == 400 and f"Content-Encoding '{coding}'" in reply.json()["detail"]
-    assert server.request("POST", CHAT, content=json.dumps(BODY), headers={**headers, "Content-Encoding": "identity"}).is_success
+    assert server.request(
+        "POST", CHAT, content=json.dumps(BODY), headers={**headers, "Content-Encoding": "identity"}
+    ).is_success
 
 
 def test_depth_and_size_within_the_limits_pass(server: ServerProcess) -> None:
@@ -263,7 +291,9 @@ async def test_idle_connections_are_kept_as_long_as_pools_expect() -> None:
     connection: Any = protocol(ServeConfig(idle_connection_s=123.5))(config, ServerState(), {})  # type: ignore[call-arg]
     connection.connection_made(Mock(get_extra_info=Mock(return_value=None)))
     assert connection.timeout_keep_alive == 123.5  # after an answer
-    assert connection.timeout_keep_alive_task.when() - asyncio.get_running_loop().time() > 100  # before the first request
+    assert (
+        connection.timeout_keep_alive_task.when() - asyncio.get_running_loop().time() > 100
+    )  # before the first request
     connection.timeout_keep_alive_task.cancel()
 
 
@@ -278,7 +308,10 @@ def test_an_idle_connection_is_not_a_slow_one(start: Callable[..., ServerProcess
     """Browsers open connections ahead of their requests; answered ones wait in pools."""
     server = start(header_timeout_s=0.1).wait_ready()
     request = f"GET /v1/models HTTP/1.1\r\nHost: localhost:{server.port}\r\n\r\n".encode()
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection, connection.makefile("rb") as reader:
+    with (
+        socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection,
+        connection.makefile("rb") as reader,
+    ):
         for _ in range(2):
             assert exchange(server.port, b"GET ") == b""  # as long as it takes to lose a slow one that came later
             connection.sendall(request)
@@ -295,7 +328,9 @@ def test_slow_heads_and_bodies_are_cut_off(start: Callable[..., ServerProcess]) 
     reply = exchange(server.port, head.encode() + b'Content-Length: 100\r\n\r\n{"mod')
     assert reply.startswith(b"HTTP/1.1 400")
     assert b"body_timeout" in reply
-    with socket.create_connection(("127.0.0.1", server.port), timeout=120) as connection:  # a byte now and then does not help
+    with socket.create_connection(
+        ("127.0.0.1", server.port), timeout=120
+    ) as connection:  # a byte now and then does not help
         connection.sendall(b"GET /health HTTP/1.1\r\n")
         with pytest.raises(OSError):
             for _ in range(1000):

@@ -94,7 +94,10 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def test_a_crash_is_a_500_in_the_usual_shape(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
-    for reply in (await client.get("/v1/models", headers={"Origin": "http://localhost:1"}), await client.post("/v1/chat/completions", json=CHAT)):
+    for reply in (
+        await client.get("/v1/models", headers={"Origin": "http://localhost:1"}),
+        await client.post("/v1/chat/completions", json=CHAT),
+    ):
         assert reply.status_code == 500
         assert reply.json()["error"] == {
             "message": "internal error: see the server's log", "type": "server_error", "code": "internal_error", "param": None,
@@ -123,7 +126,9 @@ OWN_FAULTS = [ValidationError("n_batch must be in 32..65536, got 16", param="n_b
 
 
 @pytest.mark.parametrize("error", [*REFUSED_FILES, *OWN_FAULTS], ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/completions/stream", "/v1/embeddings"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/completions", "/v1/completions/stream", "/v1/embeddings"]
+)
 async def test_a_model_that_cannot_be_loaded_is_not_its_askers_fault(
     engine: BrokenEngine, client: httpx.AsyncClient, path: str, error: PolarGridError
 ) -> None:
@@ -137,7 +142,9 @@ async def test_a_model_that_cannot_be_loaded_is_not_its_askers_fault(
 
 
 @pytest.mark.parametrize("error", [*REFUSED_FILES, *OWN_FAULTS], ids=lambda error: type(error).__name__)
-async def test_loading_by_name_tells_a_bad_file_from_bad_settings(engine: BrokenEngine, client: httpx.AsyncClient, error: PolarGridError) -> None:
+async def test_loading_by_name_tells_a_bad_file_from_bad_settings(
+    engine: BrokenEngine, client: httpx.AsyncClient, error: PolarGridError
+) -> None:
     engine.load_error = error
     reply = await client.post("/v1/models/load", json={"model_name": "random"})
     said = reply.json()["error"]
@@ -158,7 +165,14 @@ async def test_loading_by_name_tells_a_bad_file_from_bad_settings(engine: Broken
     ("unhealthy", False, "unhealthy", 503, 503),
 ])  # fmt: skip
 async def test_health_is_a_status_too(
-    app: FastAPI, engine: BrokenEngine, client: httpx.AsyncClient, status: str, ready: bool, told: str, health: int, live: int
+    app: FastAPI,
+    engine: BrokenEngine,
+    client: httpx.AsyncClient,
+    status: str,
+    ready: bool,
+    told: str,
+    health: int,
+    live: int,
 ) -> None:
     engine.status, app.state.service.ready = status, ready
     for path, code in (("/health", health), ("/livez", live)):
@@ -184,7 +198,9 @@ async def test_health_sees_an_engine_that_has_failed(tiny_dir: Path) -> None:
             assert reply.json()["status"] == "unhealthy"
             assert reply.json()["backend"]["healthy"] is False
             assert (await client.get("/livez")).status_code == 503
-            assert (await client.post("/v1/models/load", json={"model_name": "random", "force_reload": True})).status_code == 200
+            assert (
+                await client.post("/v1/models/load", json={"model_name": "random", "force_reload": True})
+            ).status_code == 200
             assert (await client.get("/health")).status_code == 200
 
 
@@ -196,7 +212,9 @@ async def test_the_catch_all_alias_is_not_listed(tiny_dir: Path) -> None:
             listed = [row["id"] for row in (await client.get("/v1/models")).json()["data"]]
             assert "*" not in listed
             assert "other" in listed
-            assert (await client.post("/v1/chat/completions", json={**CHAT, "model": "gpt-4o"})).json()["model"] == "gpt-4o"
+            assert (await client.post("/v1/chat/completions", json={**CHAT, "model": "gpt-4o"})).json()[
+                "model"
+            ] == "gpt-4o"
 
 
 # --- the limit on tokens ---
@@ -211,7 +229,10 @@ async def test_a_limit_caps_what_was_left_open_and_refuses_more(tiny_dir: Path) 
                 for fields, n in (({}, 5), ({"max_tokens": -1}, 5), ({"max_tokens": None}, 5), ({"max_completion_tokens": -1}, 5),
                                   ({"max_tokens": 5}, 5), ({"max_tokens": 3}, 3)):  # fmt: skip
                     answer = (await client.post(path, json={**CHAT, "prompt": "x", **fields})).json()
-                    assert (answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", n)
+                    assert (answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"]) == (
+                        "length",
+                        n,
+                    )
                 for field in ("max_tokens", "max_completion_tokens", "maxTokens"):
                     reply = await client.post(path, json={**CHAT, "prompt": "x", field: 6})
                     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "max_tokens")
@@ -222,5 +243,11 @@ def test_errors_name_files_not_paths() -> None:
     body = error_body(ModelFileChanged("/home/ann/models/a b.gguf was replaced since it was loaded"))
     assert "/home" not in json.dumps(body)
     assert "b.gguf was replaced" in body["detail"]
-    assert error_body(NotFoundError("cannot read the model file /srv/m/x.gguf: gone"))["detail"] == "cannot read the model file x.gguf: gone"
-    assert error_body(NotFoundError("see /docs, or HuggingFaceTB/SmolLM2"))["detail"] == "see /docs, or HuggingFaceTB/SmolLM2"
+    assert (
+        error_body(NotFoundError("cannot read the model file /srv/m/x.gguf: gone"))["detail"]
+        == "cannot read the model file x.gguf: gone"
+    )
+    assert (
+        error_body(NotFoundError("see /docs, or HuggingFaceTB/SmolLM2"))["detail"]
+        == "see /docs, or HuggingFaceTB/SmolLM2"
+    )

@@ -16,7 +16,17 @@ import tiny_model
 from polargrid import PolarGridSync
 from serving import ServerProcess
 
-NAMES = ["my model", "x (1)", "Модель", "模型 👍🏽", "a+b%20&c#d?e", "x" * 150, "vendor/model", "vendor/deep er/model", "split one"]
+NAMES = [
+    "my model",
+    "x (1)",
+    "Модель",
+    "模型 👍🏽",
+    "a+b%20&c#d?e",
+    "x" * 150,
+    "vendor/model",
+    "vendor/deep er/model",
+    "split one",
+]
 ODD = r"caf\xe9"  # how a file whose name is not UTF-8 is called
 
 
@@ -83,7 +93,8 @@ def test_both_clients_take_them(server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../outside", "vendor/../../outside", "/etc/passwd", "nul\0", "C:first", "vendor", "loop", "broken", ".store"]
+    "name",
+    ["../outside", "vendor/../../outside", "/etc/passwd", "nul\0", "C:first", "vendor", "loop", "broken", ".store"],
 )
 def test_no_name_leads_out(server: ServerProcess, name: str) -> None:
     for reply in (
@@ -104,7 +115,9 @@ def test_no_name_leads_out(server: ServerProcess, name: str) -> None:
         (ODD, r"caf\xe9.gguf: the path of a model must be UTF-8"),
     ],
 )
-def test_a_file_that_cannot_be_loaded_says_why_and_not_where(server: ServerProcess, folder: Path, name: str, says: str) -> None:
+def test_a_file_that_cannot_be_loaded_says_why_and_not_where(
+    server: ServerProcess, folder: Path, name: str, says: str
+) -> None:
     for path, body in (
         ("/v1/chat/completions", {"model": name, "messages": MESSAGES}),
         ("/v1/chat/completions", {"model": name, "messages": MESSAGES, "stream": True}),
@@ -122,7 +135,9 @@ def test_the_command_line_lists_them(folder: Path) -> None:
     command = [sys.executable, "-m", "polargrid_local", "list", "--models-dir", str(folder)]
     env = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     table = subprocess.run(command, env=env, capture_output=True, text=True, encoding="utf-8", check=True).stdout
-    rows = subprocess.run([*command, "--json"], env=env, capture_output=True, text=True, encoding="utf-8", check=True).stdout
+    rows = subprocess.run(
+        [*command, "--json"], env=env, capture_output=True, text=True, encoding="utf-8", check=True
+    ).stdout
     ids = {row["id"]: row for row in map(json.loads, rows.splitlines())}
     for name in (*NAMES, ODD):
         assert any(line.startswith(f"{name}  ") for line in table.splitlines()) and ids[name]["path"]

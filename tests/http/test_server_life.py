@@ -19,7 +19,12 @@ import pytest
 from serving import SAID, SMOLLM2, ServerProcess
 
 CHAT = "/v1/chat/completions"
-ENDLESS = {"model": "random", "messages": [{"role": "user", "content": "the"}], "max_tokens": 130_000, "ignore_eos": True}
+ENDLESS = {
+    "model": "random",
+    "messages": [{"role": "user", "content": "the"}],
+    "max_tokens": 130_000,
+    "ignore_eos": True,
+}
 RUNNING, WAITING = "polargrid_running_requests", "polargrid_waiting_requests"
 
 
@@ -84,7 +89,9 @@ def test_a_stalled_reader_is_let_go(start: Callable[..., ServerProcess]) -> None
         server.wait_for(lambda: busy(server) == 0 and server.metric("polargrid_open_streams") == 0)
         assert server.metric("polargrid_generated_tokens_total") < 130_000  # it did not just come to its end
         connection.settimeout(120)
-        with pytest.raises(ConnectionResetError):  # not closed in order: that would have kept its buffers until it reads
+        with pytest.raises(
+            ConnectionResetError
+        ):  # not closed in order: that would have kept its buffers until it reads
             while connection.recv(65536):
                 pass
 
@@ -223,7 +230,10 @@ def test_ending_refuses_plain_requests_that_run_too_long(start: Callable[..., Se
 PATIENT = {"drain_s": 3000, "n_ctx": 16384, "max_streams": 2}
 
 
-@pytest.mark.parametrize(("first", "second"), [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)],
+)
 def test_a_second_signal_hastens_the_end(start: Callable[..., ServerProcess], first: int, second: int) -> None:
     server = start(**PATIENT).wait_ready()
     with ThreadPoolExecutor(1) as pool, open_stream(server, ENDLESS) as lines, open_stream(server, ENDLESS) as waiting:
@@ -264,7 +274,9 @@ def test_a_second_signal_does_not_wait_for_one_who_reads_nothing(start: Callable
 
 
 @pytest.mark.parametrize(("sig", "times"), [(signal.SIGTERM, 1), (signal.SIGINT, 5)])
-def test_an_idle_server_ends_well_however_often_it_is_told(start: Callable[..., ServerProcess], sig: int, times: int) -> None:
+def test_an_idle_server_ends_well_however_often_it_is_told(
+    start: Callable[..., ServerProcess], sig: int, times: int
+) -> None:
     server = start().wait_ready()
     for _ in range(times):
         server.process.send_signal(sig)
@@ -298,10 +310,20 @@ def test_a_unix_socket_serves_its_user_alone(start: Callable[..., ServerProcess]
         server.wait_for(lambda: client.get("/health").json()["status"] == "healthy")
         assert path.stat().st_mode & 0o777 == 0o600
         assert client.post(CHAT, json={**ENDLESS, "max_tokens": 2}).json()["usage"]["completion_tokens"] == 2
-        for host in ("socket", "box.example:443", "127.0.0.1:1"):  # no web page gets here, and programs write what they like
+        for host in (
+            "socket",
+            "box.example:443",
+            "127.0.0.1:1",
+        ):  # no web page gets here, and programs write what they like
             assert client.get("/v1/models", headers={"Host": host}).status_code == 200
-        assert client.get("/v1/models", headers={"Host": "box.example", "Origin": "https://box.example"}).status_code == 200
-        assert client.get("/v1/models", headers={"Host": "box.example", "Origin": "https://evil.example"}).status_code == 403
+        assert (
+            client.get("/v1/models", headers={"Host": "box.example", "Origin": "https://box.example"}).status_code
+            == 200
+        )
+        assert (
+            client.get("/v1/models", headers={"Host": "box.example", "Origin": "https://evil.example"}).status_code
+            == 403
+        )
         second = start(unix_socket=path)
         assert second.process.wait(120) != 0
         assert "another server answers there" in second.log

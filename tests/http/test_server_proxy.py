@@ -36,7 +36,9 @@ def check(http: httpx.Client) -> None:
         assert reply.headers["content-type"].startswith("text/event-stream")
         lines = [line for line in reply.iter_lines() if line.startswith("data: ")]
     assert lines[-1] == "data: [DONE]"
-    assert "".join(json.loads(line[6:])["choices"][0]["delta"].get("content", "") for line in lines[:-1]) == "".join(SAID)
+    assert "".join(json.loads(line[6:])["choices"][0]["delta"].get("content", "") for line in lines[:-1]) == "".join(
+        SAID
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,11 @@ def named(tiny_dir, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
         process.stop()
 
 
-@pytest.mark.parametrize("host", [None, "127.0.0.1:{}", "localhost:{}"], ids=["Host as sent (Caddy, Traefik)", "nginx without a line", "nginx by name"])
+@pytest.mark.parametrize(
+    "host",
+    [None, "127.0.0.1:{}", "localhost:{}"],
+    ids=["Host as sent (Caddy, Traefik)", "nginx without a line", "nginx by name"],
+)
 def test_a_public_name_is_served(named: ServerProcess, host: str | None) -> None:
     with proxy(named.port, host=host and host.format(named.port)) as url, client(url) as http:
         check(http)
@@ -63,7 +69,16 @@ def test_a_public_name_with_a_port_is_served(named: ServerProcess) -> None:
             check(http)
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", f"https://{PUBLIC}.evil.example", f"https://{PUBLIC}:8443", "https://other.example", "null"])
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://evil.example",
+        f"https://{PUBLIC}.evil.example",
+        f"https://{PUBLIC}:8443",
+        "https://other.example",
+        "null",
+    ],
+)
 @pytest.mark.parametrize("host", [None, "127.0.0.1:{}"])
 def test_other_pages_are_refused(named: ServerProcess, host: str | None, origin: str) -> None:
     with proxy(named.port, host=host and host.format(named.port)) as url, client(url, origin=origin) as http:
@@ -74,7 +89,11 @@ def test_other_pages_are_refused(named: ServerProcess, host: str | None, origin:
 def test_forwarded_headers_open_nothing(named: ServerProcess) -> None:
     """Any page could send them."""
     forwarded = {"X-Forwarded-Host": PUBLIC, "X-Forwarded-Proto": "https", "Forwarded": f"host={PUBLIC};proto=https"}
-    for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}, {"Host": "evil.example", "Origin": "https://evil.example"}):
+    for headers in (
+        {"Host": "evil.example"},
+        {"Origin": "https://evil.example"},
+        {"Host": "evil.example", "Origin": "https://evil.example"},
+    ):
         assert named.post(CHAT, SAY, headers={**forwarded, **headers}).status_code == 403
 
 
@@ -94,7 +113,9 @@ def test_a_sub_path_that_the_proxy_takes_off(named: ServerProcess) -> None:
 
 @pytest.mark.parametrize("setting", ["/llm", "llm/"])
 def test_a_sub_path_that_the_proxy_leaves_on(start: Callable[..., ServerProcess], setting: str) -> None:
-    server = start(model="scripted", allow_hosts=PUBLIC, root_path=setting).wait_ready()  # by /health, which needs no prefix
+    server = start(
+        model="scripted", allow_hosts=PUBLIC, root_path=setting
+    ).wait_ready()  # by /health, which needs no prefix
     with proxy(server.port, host=None, prefix="/llm", strip=False) as url, client(url) as http:
         check(http)
         assert http.get("/openapi.json").json()["servers"] == [{"url": "/llm"}]
@@ -109,7 +130,9 @@ def test_a_sub_path_keeps_its_locks(start: Callable[..., ServerProcess]) -> None
     assert server.get("/a/b/v1/models").status_code == 401
     assert server.get("/a/b/v1/models", headers={"Authorization": "Bearer k"}).status_code == 200
     assert server.get("/a/b/health").status_code == server.get("/a/b/").status_code == 200
-    assert server.get("/a/b/v1/models", headers={"Authorization": "Bearer k", "Host": "evil.example"}).status_code == 403
+    assert (
+        server.get("/a/b/v1/models", headers={"Authorization": "Bearer k", "Host": "evil.example"}).status_code == 403
+    )
 
 
 def test_a_stream_comes_through_as_it_is_made_and_ends_with_its_reader(start: Callable[..., ServerProcess]) -> None:

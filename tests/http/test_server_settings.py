@@ -29,7 +29,12 @@ keep_alive_s = 60
 def test_flags_win_over_variables_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "serve.toml"
     file.write_text(FILE)
-    env = {"POLARGRID_LOCAL_PORT": "2222", "POLARGRID_LOCAL_N_CTX": "1024", "POLARGRID_LOCAL_CONFIG": str(file), "OTHER": "x"}
+    env = {
+        "POLARGRID_LOCAL_PORT": "2222",
+        "POLARGRID_LOCAL_N_CTX": "1024",
+        "POLARGRID_LOCAL_CONFIG": str(file),
+        "OTHER": "x",
+    }
     config = ServeConfig.load({"port": 3333, "n_ctx": None, "model": []}, env)
     assert (config.port, config.n_ctx, config.keep_alive_s, config.model) == (3333, 1024, 60, ("a", "b"))
     assert config.aliases == {"llama-3.1-8b": "a"}
@@ -81,12 +86,16 @@ def test_a_key_is_not_shown() -> None:
     assert "pg_secret" not in repr(ServeConfig(api_key="pg_secret"))
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.1", "127.255.0.3", "::1", "[::1]", "0:0:0:0:0:0:0:1"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST", "127.0.0.1", "127.255.0.3", "::1", "[::1]", "0:0:0:0:0:0:0:1"]
+)
 def test_loopback(host: str) -> None:
     assert is_loopback(host)
 
 
-@pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "10.0.0.1", "localhost.example", "127.0.0.1.example", "1", "2130706433"])
+@pytest.mark.parametrize(
+    "host", ["", "0.0.0.0", "::", "10.0.0.1", "localhost.example", "127.0.0.1.example", "1", "2130706433"]
+)
 def test_not_loopback(host: str) -> None:
     assert not is_loopback(host)
 
@@ -169,7 +178,9 @@ PREFIX = "POLARGRID_LOCAL_"
     ("MAX_STREAM", "MAX_STREAMS"), ("THREADS", "N_THREADS"), ("MODELS_DIR", "MODELS"), ("KEEP_ALIVE", "KEEP_ALIVE_S"),
     ("APIKEY", "API_KEY"), ("ALIAS", "ALIASES"), ("NUM_CTX", "N_CTX"), ("port", "PORT"), ("CONFIG_FILE", "CONFIG"),
 ])  # fmt: skip
-def test_a_misspelt_variable_is_told_with_the_one_meant(variable: str, meant: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_misspelt_variable_is_told_with_the_one_meant(
+    variable: str, meant: str, caplog: pytest.LogCaptureFixture
+) -> None:
     ServeConfig.load({}, {PREFIX + variable: "1"})
     assert f"{PREFIX}{variable} is no setting" in caplog.text
     assert f"did you mean '{PREFIX}{meant}'?" in caplog.text

@@ -39,7 +39,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 def test_other_tasks_are_refused_and_streams_go_on(kind: str, server: ServerProcess) -> None:
     stream: list[int] = []
     chat = {"model": "random", "prompt": "the time of day", "max_tokens": 400, "ignore_eos": True}
-    other = threading.Thread(target=lambda: stream.append(server.post("/v1/completions", chat).json()["usage"]["completion_tokens"]))
+    other = threading.Thread(
+        target=lambda: stream.append(server.post("/v1/completions", chat).json()["usage"]["completion_tokens"])
+    )
     other.start()
     [row] = [row for row in server.get("/v1/models").json()["data"] if row["id"] == kind]
     for path, body in BODIES.items():

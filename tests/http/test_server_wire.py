@@ -97,23 +97,43 @@ def test_joined_stream_is_the_plain_answer(server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 def test_a_seed_of_minus_one_is_another_each_time(server: ServerProcess, path: str) -> None:
-    body = chat(seed=-1, max_tokens=1) if path == CHAT else {"model": SMOLLM2, "prompt": "x", "seed": -1, "max_tokens": 1}
+    body = (
+        chat(seed=-1, max_tokens=1) if path == CHAT else {"model": SMOLLM2, "prompt": "x", "seed": -1, "max_tokens": 1}
+    )
     seeds = {server.post(path, body).json()["pg_metadata"]["seed"] for _ in range(4)}
     assert len(seeds) > 1
 
 
-@pytest.mark.parametrize(("message", "field"), [
-    ({"role": "user", "content": "hi", "id": "7", "createdAt": "today"}, None),
-    ({"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]}, None),
-    ({"role": "user", "content": ""}, None),
-    ({"role": "assistant", "content": None, "refusal": None, "annotations": [], "audio": None, "function_call": None}, None),
-    ({"role": "user", "text": "hi"}, "messages[0].content"),
-    ({"role": "user"}, "messages[0].content"),
-    ({"role": "user", "content": None}, "messages[0].content"),
-    ({"role": "assistant", "text": "hi"}, "messages[0].content"),
-    ({"role": "assistant", "content": "hi", "function_call": {"name": "f", "arguments": "{}"}}, "messages[0].function_call"),
-])
-def test_unknown_keys_pass_where_nothing_is_lost(server: ServerProcess, message: dict[str, Any], field: str | None) -> None:
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ({"role": "user", "content": "hi", "id": "7", "createdAt": "today"}, None),
+        ({"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]}, None),
+        ({"role": "user", "content": ""}, None),
+        (
+            {
+                "role": "assistant",
+                "content": None,
+                "refusal": None,
+                "annotations": [],
+                "audio": None,
+                "function_call": None,
+            },
+            None,
+        ),
+        ({"role": "user", "text": "hi"}, "messages[0].content"),
+        ({"role": "user"}, "messages[0].content"),
+        ({"role": "user", "content": None}, "messages[0].content"),
+        ({"role": "assistant", "text": "hi"}, "messages[0].content"),
+        (
+            {"role": "assistant", "content": "hi", "function_call": {"name": "f", "arguments": "{}"}},
+            "messages[0].function_call",
+        ),
+    ],
+)
+def test_unknown_keys_pass_where_nothing_is_lost(
+    server: ServerProcess, message: dict[str, Any], field: str | None
+) -> None:
     reply = server.post(CHAT, chat(messages=[message], max_tokens=1, max_token=5))
     assert reply.status_code == (200 if field is None else 400), reply.text
     if field is not None:
@@ -184,20 +204,29 @@ def test_max_completion_tokens_wins_as_at_openai(server: ServerProcess) -> None:
 @pytest.mark.parametrize(("path", "kind"), [(CHAT, "chat"), (TEXT, "text")])
 @pytest.mark.parametrize("options", [{"include_usage": True}, {"include_usage": False}, {}])
 @pytest.mark.parametrize("name", ["stream_options", "streamOptions"])
-def test_stream_options_need_a_stream(server: ServerProcess, path: str, kind: str, options: dict[str, bool], name: str) -> None:
+def test_stream_options_need_a_stream(
+    server: ServerProcess, path: str, kind: str, options: dict[str, bool], name: str
+) -> None:
     body = {**chat(), "prompt": "the", name: options}
     for stream_field in ({}, {"stream": False}, {"stream": None}):
         reply = server.post(path, {**body, **stream_field})
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, "stream_options")
     assert server.post(path, {**body, name: None}).status_code == 200
-    assert server.post("/v1/completions/stream", body).status_code == server.post(path, {**body, "stream": True}).status_code == 200
+    assert (
+        server.post("/v1/completions/stream", body).status_code
+        == server.post(path, {**body, "stream": True}).status_code
+        == 200
+    )
 
 
 def test_a_byte_order_mark_is_passed_over(server: ServerProcess) -> None:
     for path, body in ((CHAT, chat()), (TEXT, {"model": "random", "prompt": "\ufeffthe", "max_tokens": 2}),
                        ("/v1/models/load", {"model_name": "random"})):  # fmt: skip
         content = b"\xef\xbb\xbf" + json.dumps(body).encode()
-        assert server.request("POST", path, content=content, headers={"Content-Type": "application/json"}).status_code == 200
+        assert (
+            server.request("POST", path, content=content, headers={"Content-Type": "application/json"}).status_code
+            == 200
+        )
 
 
 @pytest.mark.parametrize("path", ["/", "/index.html", "/polargrid.js", "/docs", "/openapi.json", "/health", "/livez", "/metrics", "/v1/models",
@@ -214,7 +243,9 @@ def test_head_is_get_without_the_body(server: ServerProcess, path: str) -> None:
 
 def test_head_leaves_the_connection_usable(server: ServerProcess) -> None:
     with httpx.Client(base_url=server.url, trust_env=False) as client:
-        assert [client.request(method, "/v1/models").status_code for method in ("HEAD", "GET", "HEAD", "GET")] == [200] * 4
+        assert [client.request(method, "/v1/models").status_code for method in ("HEAD", "GET", "HEAD", "GET")] == [
+            200
+        ] * 4
         refusal = client.head(CHAT)
         assert (refusal.status_code, refusal.content) == (405, b"")
         assert client.head("/v1/models", headers={"Origin": "http://evil.example"}).status_code == 403
@@ -233,7 +264,10 @@ def test_what_changes_no_answer_is_accepted(server: ServerProcess) -> None:
     fields = {"metadata": {"a": "b"}, "store": True, "user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "service_tier": "flex",
               "parallel_tool_calls": False, "prediction": {"type": "content", "content": "x"}, "modalities": ["text"],
               "reasoning_effort": "none", "verbosity": "medium", "function_call": "none", "functions": [], "tools": []}  # fmt: skip
-    plain, answer = server.post(CHAT, chat(temperature=0)).json(), server.post(CHAT, chat(temperature=0, **fields)).json()
+    plain, answer = (
+        server.post(CHAT, chat(temperature=0)).json(),
+        server.post(CHAT, chat(temperature=0, **fields)).json(),
+    )
     assert answer["choices"] == plain["choices"]
 
 
@@ -249,10 +283,18 @@ def test_logprobs_0_shows_the_sampled_token(server: ServerProcess) -> None:
 
 def test_tokens_that_are_pieces_of_characters_have_names(server: ServerProcess) -> None:
     """SmolLM2 writes most emoji in byte tokens."""
-    body = chat(messages=[{"role": "user", "content": "x"}], max_tokens=1, logprobs=True, top_logprobs=20, temperature=0)
+    body = chat(
+        messages=[{"role": "user", "content": "x"}], max_tokens=1, logprobs=True, top_logprobs=20, temperature=0
+    )
     pieces = set()
     for emoji in ("\U0001f9ff", "\u27c1", "\u4e02"):
-        prompt = {"model": SMOLLM2, "prompt": f"{emoji} {emoji} {emoji} {emoji} {emoji}", "max_tokens": 24, "temperature": 0, "logprobs": 5}
+        prompt = {
+            "model": SMOLLM2,
+            "prompt": f"{emoji} {emoji} {emoji} {emoji} {emoji}",
+            "max_tokens": 24,
+            "temperature": 0,
+            "logprobs": 5,
+        }
         said = server.post(TEXT, prompt).json()["choices"][0]["logprobs"]
         for token, value, top in zip(said["tokens"], said["token_logprobs"], said["top_logprobs"]):
             assert top[token] == value
@@ -293,7 +335,9 @@ ERRORS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("path", "body", "status", "code", "param", "start"), [e[1:] for e in ERRORS], ids=[e[0] for e in ERRORS])
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code", "param", "start"), [e[1:] for e in ERRORS], ids=[e[0] for e in ERRORS]
+)
 def test_errors_read_well_in_both_families(
     server: ServerProcess, path: str, body: dict[str, Any], status: int, code: str, param: str | None, start: str
 ) -> None:
@@ -311,7 +355,11 @@ def test_errors_read_well_in_both_families(
 
 def test_wrong_method(server: ServerProcess) -> None:
     reply = server.get(CHAT)
-    assert (reply.status_code, reply.headers["allow"], reply.json()["error"]["code"]) == (405, "POST", "method_not_allowed")
+    assert (reply.status_code, reply.headers["allow"], reply.json()["error"]["code"]) == (
+        405,
+        "POST",
+        "method_not_allowed",
+    )
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "//v1/models", "/v1/v1/models", "/v1/models/", "//v1//v1///models"])
@@ -345,7 +393,9 @@ def test_load_unload_status(server: ServerProcess) -> None:
     assert server.post("/v1/models/load", {"modelName": "scripted"}).json() == {
         "status": "success", "model": "scripted", "force_reload": False, "message": "Model scripted loaded successfully",
     }  # fmt: skip
-    assert server.post("/v1/models/load", {"model_name": "scripted", "force_reload": True}).json()["force_reload"] is True
+    assert (
+        server.post("/v1/models/load", {"model_name": "scripted", "force_reload": True}).json()["force_reload"] is True
+    )
     assert server.get("/v1/models/status").json()["loading_status"]["scripted"] == "loaded"
     server.post("/v1/models/unload", {"model_name": "scripted"})
     answer = server.post(TEXT, {"model": "scripted", "prompt": SAID_PROMPT})  # on demand
@@ -416,7 +466,12 @@ def test_metrics_count(server: ServerProcess) -> None:
     assert 1 <= after[2] - before[2] <= 7
     assert server.metric("polargrid_kv_cells") > 0
     families = {family.name for family in text_string_to_metric_families(server.get("/metrics").text)}
-    assert {"polargrid_requests", "polargrid_waiting_requests", "polargrid_cached_prompt_tokens", "polargrid_kv_cells_used"} <= families
+    assert {
+        "polargrid_requests",
+        "polargrid_waiting_requests",
+        "polargrid_cached_prompt_tokens",
+        "polargrid_kv_cells_used",
+    } <= families
 
 
 def test_openapi_and_docs_need_no_network(server: ServerProcess) -> None:
@@ -427,11 +482,16 @@ def test_openapi_and_docs_need_no_network(server: ServerProcess) -> None:
     assert referred <= set(document["components"]["schemas"])
     for name in ("ChatCompletionRequest", "CompletionRequest"):
         assert document["components"]["schemas"][name]["properties"]["max_tokens"]["default"] == -1
-    assert document["components"]["schemas"]["EmbeddingRequest"]["properties"]["encoding_format"]["enum"] == ["float", "base64"]
+    assert document["components"]["schemas"]["EmbeddingRequest"]["properties"]["encoding_format"]["enum"] == [
+        "float",
+        "base64",
+    ]
     assert not any("head" in operations for operations in document["paths"].values())
     for path, operation in (("/health", "get"), ("/livez", "get"), ("/v1/models", "get"), ("/v1/models/status", "get"), ("/v1/gpu/status", "get"),
                             ("/v1/gpu/memory", "get"), ("/v1/status", "get"), ("/v1/usage", "get")):  # fmt: skip
-        said = document["paths"][path][operation]["responses"]["200"]["content"]["application/json"]["schema"]["required"]
+        said = document["paths"][path][operation]["responses"]["200"]["content"]["application/json"]["schema"][
+            "required"
+        ]
         assert said == list(server.get(path).json()), path
     page = server.get("/docs")
     assert page.headers["content-type"].startswith("text/html")

@@ -85,9 +85,7 @@ def test_the_react_hook(context: Any, site: tuple[Path, str], server: ServerProc
          f"--outfile={folder / 'hook.js'}",
          f"--alias:polargrid={WEB / 'polargrid.js'}", "--log-level=warning", "--log-override:empty-import-meta=error"],
         cwd=JS, check=True, timeout=60)  # fmt: skip
-    (folder / "index.html").write_text(
-        HEAD + '<div id="root"></div><script type="module" src="hook.js"></script>'
-    )
+    (folder / "index.html").write_text(HEAD + '<div id="root"></div><script type="module" src="hook.js"></script>')
     page = context.new_page()
     page.goto(f"{url}/?{urlencode({'server': server.url, 'model': 'scripted'})}")
     for _ in range(2):  # the client is shared by successive calls

@@ -84,7 +84,12 @@ def test_a_long_prefill_tells_how_far_it_is_and_can_be_stopped(endless: tuple[An
 def test_a_question_that_waits_for_its_turn_can_be_stopped(endless: tuple[Any, ServerProcess]) -> None:
     """The engine is held by another stream, which ends when it is told to: the page's own never gets its turn."""
     page, server = endless
-    talk = {"model": "random", "messages": [{"role": "user", "content": "the"}], "max_tokens": 130_000, "ignore_eos": True}
+    talk = {
+        "model": "random",
+        "messages": [{"role": "user", "content": "the"}],
+        "max_tokens": 130_000,
+        "ignore_eos": True,
+    }
     with httpx.Client(timeout=60, trust_env=False) as client:
         with client.stream("POST", f"{server.url}/v1/chat/completions", json={**talk, "stream": True}) as other:
             lines = other.iter_lines()  # kept: an iterator that is dropped closes the stream

@@ -153,7 +153,9 @@ def test_tex_in_every_place_and_a_fence_is_code(page: Any, scripted: ScriptedSer
 
 def test_tex_keeps_its_backslashes_while_it_arrives(page: Any, scripted: ScriptedServer) -> None:
     gate = threading.Event()
-    scripted.say(chunk(), chunk("So:\n\n\\[\n\\frac{a_1}{b_1} \\\\"), gate, chunk("\n\\]\nDone."), chunk(reason="stop"), DONE)
+    scripted.say(
+        chunk(), chunk("So:\n\n\\[\n\\frac{a_1}{b_1} \\\\"), gate, chunk("\n\\]\nDone."), chunk(reason="stop"), DONE
+    )
     ask(page, "go")
     page.locator(".body .formula", has_text=r"\frac{a_1}{b_1} \\").wait_for()
     gate.set()

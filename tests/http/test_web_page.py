@@ -504,9 +504,7 @@ def test_everything_works_from_the_keyboard(page: Any, scripted: ScriptedServer)
     for _ in range(30):
         page.keyboard.press("Tab")
         seen.append(
-            page.evaluate(
-                "(n => n.getAttribute('aria-label') || n.id || n.textContent.trim())(document.activeElement)"
-            )
+            page.evaluate("(n => n.getAttribute('aria-label') || n.id || n.textContent.trim())(document.activeElement)")
         )
     order = [
         "New chat",

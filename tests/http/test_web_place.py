@@ -31,7 +31,9 @@ class Proxy:
                     self.send_error(404)
                     return
                 upstream = http.client.HTTPConnection(urlsplit(servers[name]).netloc, timeout=120)
-                headers = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "connection")}
+                headers = {
+                    key: value for key, value in self.headers.items() if key.lower() not in ("host", "connection")
+                }
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
                 try:
                     upstream.request(self.command, f"/{path}", body, headers)
@@ -131,9 +133,7 @@ def test_servers_of_one_origin_keep_apart(context: Any, scripted: ScriptedServer
         second.close()
 
 
-def test_a_real_server_below_a_path(
-    context: Any, server: ServerProcess, proxied: Callable[..., str]
-) -> None:
+def test_a_real_server_below_a_path(context: Any, server: ServerProcess, proxied: Callable[..., str]) -> None:
     url = f"{proxied(llm=server.url)}/llm/"
     page = context.new_page()
     page.goto(url)

@@ -119,9 +119,7 @@ def test_a_chat_deleted_elsewhere_stops_and_can_be_brought_back(
     shows(opened(context, scripted, "one"), "one", "first", "two", "half")
 
 
-def test_who_goes_on_in_a_deleted_chat_keeps_it(
-    tabs: tuple[Any, Any], context: Any, scripted: ScriptedServer
-) -> None:
+def test_who_goes_on_in_a_deleted_chat_keeps_it(tabs: tuple[Any, Any], context: Any, scripted: ScriptedServer) -> None:
     left, right = tabs
     right.locator("#chat-list .chat").hover()
     right.get_by_label("Delete one").click()

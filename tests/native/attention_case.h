@@ -56,9 +56,9 @@ struct Shape {
 /// Tensors own exactly their bytes, so that a sanitizer sees a read past any end.
 struct Case {
     Shape shape;
-    std::vector<float> q;                 // [stream][token][head][dk], as the graph's projection leaves it
-    std::vector<uint8_t> k, v;            // [stream][cell][kv head][d]: a KV cache
-    std::vector<uint16_t> mask;           // f16 [stream][token][cell]; empty: none
+    std::vector<float> q;  // [stream][token][head][dk], as the graph's projection leaves it
+    std::vector<uint8_t> k, v;  // [stream][cell][kv head][d]: a KV cache
+    std::vector<uint16_t> mask;  // f16 [stream][token][cell]; empty: none
     float scale;
 
     /// Seed 0 leaves all values zero.
@@ -159,7 +159,7 @@ struct Case {
 
 /// The graph of a case, with its buffers, ready to run any number of times.
 class Graph {
-public:
+  public:
     explicit Graph(Case & c) {
         const Shape & s = c.shape;
         ctx_ = ggml_init({16 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true});
@@ -214,7 +214,7 @@ public:
         return out_;
     }
 
-private:
+  private:
     ggml_tensor * view(ggml_tensor * t) {
         ggml_tensor * permuted = ggml_permute(ctx_, t, 0, 2, 1, 3);
         permuted->data = t->data;

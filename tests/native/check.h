@@ -16,8 +16,7 @@ inline int n_failed = 0;
 inline int n_checked = 0;
 inline std::string context;   // what the case at hand is (a seed, a row's name); printed with its failures
 
-template <typename T>
-void show(std::ostream & os, const T & value) {
+template <typename T> void show(std::ostream & os, const T & value) {
     if constexpr (std::is_enum_v<T>) {
         os << static_cast<long long>(value);
     } else if constexpr (std::is_integral_v<T> && sizeof(T) == 1) {
@@ -42,8 +41,7 @@ inline void show(std::ostream & os, const std::string & value) {
     os << '"';
 }
 
-template <typename T>
-void show(std::ostream & os, const std::vector<T> & values) {
+template <typename T> void show(std::ostream & os, const std::vector<T> & values) {
     os << '[';
     for (size_t i = 0; i < values.size(); ++i) {
         os << (i > 0 ? ", " : "");
@@ -63,8 +61,7 @@ inline void fail(const char * file, int line, const std::string & what) {
     }
 }
 
-template <typename A, typename B>
-void equal(const A & a, const B & b, const char * text, const char * file, int line) {
+template <typename A, typename B> void equal(const A & a, const B & b, const char * text, const char * file, int line) {
     ++n_checked;
     if (!(a == b)) {
         std::ostringstream os;
@@ -93,10 +90,11 @@ inline int result(const char * name) {
 
 }  // namespace check
 
-#define CHECK(condition)                                                \
-    do {                                                                \
-        ++check::n_checked;                                             \
-        if (!(condition)) check::fail(__FILE__, __LINE__, #condition);  \
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        ++check::n_checked;                                                                                            \
+        if (!(condition))                                                                                              \
+            check::fail(__FILE__, __LINE__, #condition);                                                               \
     } while (0)
 #define CHECK_EQ(a, b) check::equal((a), (b), #a " == " #b, __FILE__, __LINE__)
 #define CHECK_NEAR(a, b, tolerance) check::near((a), (b), (tolerance), #a " near " #b, __FILE__, __LINE__)

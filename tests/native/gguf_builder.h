@@ -14,53 +14,67 @@ namespace builder {
 
 enum Type : uint32_t { u8, i8, u16, i16, u32, i32, f32, boolean, string, array, u64, i64, f64 };
 
-template <typename T>
-std::string bytes_of(T value) {
+template <typename T> std::string bytes_of(T value) {
     std::string result(sizeof(T), '\0');
     std::memcpy(&result[0], &value, sizeof(T));
     return result;
 }
 
-inline std::string bytes_of(const std::string & text) { return bytes_of(uint64_t(text.size())) + text; }
+inline std::string bytes_of(const std::string & text) {
+    return bytes_of(uint64_t(text.size())) + text;
+}
 
 struct Key {
     std::string name;
-    uint32_t    type;
+    uint32_t type;
     std::string payload;   // as in the file; for an array: element type, count, elements
 };
 
 struct Tensor {
-    std::string           name;
+    std::string name;
     std::vector<uint64_t> ne;
-    uint32_t              type;
-    int64_t               shift = 0;   // added to the right offset
+    uint32_t type;
+    int64_t shift = 0;   // added to the right offset
 };
 
 // Block elements and bytes of the tensor types used here, by ggml's number.
 inline std::pair<uint64_t, uint64_t> block(uint32_t type) {
     switch (type) {
-        case 0: case 26: return {1, 4};     // F32, I32
-        case 1: case 25: case 30: return {1, 2};   // F16, I16, BF16
-        case 2: return {32, 18};            // Q4_0
-        case 8: return {32, 34};            // Q8_0
-        case 12: return {256, 144};         // Q4_K
-        case 24: return {1, 1};             // I8
-        case 27: case 28: return {1, 8};    // I64, F64
-        default: return {1, 1};
+    case 0:
+    case 26:
+        return {1, 4};     // F32, I32
+    case 1:
+    case 25:
+    case 30:
+        return {1, 2};   // F16, I16, BF16
+    case 2:
+        return {32, 18};            // Q4_0
+    case 8:
+        return {32, 34};            // Q8_0
+    case 12:
+        return {256, 144};         // Q4_K
+    case 24:
+        return {1, 1};             // I8
+    case 27:
+    case 28:
+        return {1, 8};    // I64, F64
+    default:
+        return {1, 1};
     }
 }
 
 struct Gguf {
     uint32_t version = 3;
     uint64_t alignment = 32;
-    int64_t  n_tensors_shift = 0, n_kv_shift = 0;   // added to the right counts
-    int64_t  end_shift = 0;                         // bytes more or fewer at the end
-    std::vector<Key>    keys;
+    int64_t n_tensors_shift = 0, n_kv_shift = 0;   // added to the right counts
+    int64_t end_shift = 0;                         // bytes more or fewer at the end
+    std::vector<Key> keys;
     std::vector<Tensor> tensors;
 
     Key & key(const std::string & name) {
         for (Key & k : keys) {
-            if (k.name == name) return k;
+            if (k.name == name)
+                return k;
         }
         keys.push_back({name, u32, bytes_of(uint32_t(0))});
         return keys.back();
@@ -73,15 +87,16 @@ struct Gguf {
     void set(const std::string & name, float value) { put(name, f32, bytes_of(value)); }
     void set(const std::string & name, bool value) { put(name, boolean, bytes_of(value)); }
     void set(const std::string & name, const char * value) { put(name, string, bytes_of(std::string(value))); }
-    template <typename T>
-    void set(const std::string & name, uint32_t type, const std::vector<T> & values) {
+    template <typename T> void set(const std::string & name, uint32_t type, const std::vector<T> & values) {
         std::string payload = bytes_of(type) + bytes_of(uint64_t(values.size()));
-        for (const T & value : values) payload += bytes_of(value);
+        for (const T & value : values)
+            payload += bytes_of(value);
         put(name, array, payload);
     }
     Tensor & tensor(const std::string & name) {
         for (Tensor & t : tensors) {
-            if (t.name == name) return t;
+            if (t.name == name)
+                return t;
         }
         tensors.push_back({name, {32}, 0});
         return tensors.back();
@@ -96,7 +111,8 @@ struct Gguf {
         uint64_t offset = 0;
         for (const Tensor & t : tensors) {
             out += bytes_of(t.name) + bytes_of(uint32_t(t.ne.size()));
-            for (const uint64_t n : t.ne) out += bytes_of(n);
+            for (const uint64_t n : t.ne)
+                out += bytes_of(n);
             out += bytes_of(t.type) + bytes_of(uint64_t(offset + t.shift));
             offset += (size(t) + alignment - 1) / alignment * alignment;
         }
@@ -114,10 +130,11 @@ struct Gguf {
         return out;
     }
 
-private:
+  private:
     static uint64_t size(const Tensor & t) {
         uint64_t n = 1;
-        for (const uint64_t x : t.ne) n *= x;
+        for (const uint64_t x : t.ne)
+            n *= x;
         return n / block(t.type).first * block(t.type).second;
     }
 };
@@ -183,7 +200,7 @@ inline Gguf tiny_llama() {
 
 // A directory of this process's own, removed at the end.
 class TempDir {
-public:
+  public:
     TempDir() {
         std::random_device random;
         path_ = std::filesystem::temp_directory_path() / ("pgl_test_" + std::to_string(random()));
@@ -201,7 +218,7 @@ public:
     }
     std::string path() const { return path_.string(); }
 
-private:
+  private:
     std::filesystem::path path_;
 };
 

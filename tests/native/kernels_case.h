@@ -1,4 +1,5 @@
-// What the kernel tests share: weights of every owned type, and MUL_MAT through ggml's graph in our buffer or in ggml's.
+// What the kernel tests share: weights of every owned type, and MUL_MAT through ggml's graph in our buffer or in
+// ggml's.
 #pragma once
 
 #include <cmath>
@@ -54,13 +55,16 @@ inline std::vector<uint8_t> trained_rows(ggml_type type, int64_t n, int64_t k, u
 }
 
 /// Offsets of the f16 scales in a block, -1 if there is none.
-inline int scale_offset(ggml_type type) { return type == GGML_TYPE_Q6_K ? 208 : 0; }
+inline int scale_offset(ggml_type type) {
+    return type == GGML_TYPE_Q6_K ? 208 : 0;
+}
 inline int min_offset(ggml_type type) {
     return type == GGML_TYPE_Q4_1 || type == GGML_TYPE_Q4_K || type == GGML_TYPE_Q5_K ? 2 : -1;
 }
 
 /// Any bits for codes and sub-block scales (`fill` < 0: random), f16 scales `d` and `m`.
-inline std::vector<uint8_t> crafted_rows(ggml_type type, int64_t n, int64_t k, int fill, float d, float m, unsigned seed) {
+inline std::vector<uint8_t> crafted_rows(ggml_type type, int64_t n, int64_t k, int fill, float d, float m,
+                                         unsigned seed) {
     std::mt19937 rng(seed);
     std::vector<uint8_t> rows(ggml_row_size(type, k) * static_cast<size_t>(n));
     for (auto & byte : rows) {
@@ -78,7 +82,7 @@ inline std::vector<uint8_t> crafted_rows(ggml_type type, int64_t n, int64_t k, i
 
 /// One weight in a buffer, multiplied by rows of activations on a thread pool of its own.
 class Product {
-public:
+  public:
     Product(ggml_type type, int64_t n_rows, int64_t row_length, const std::vector<uint8_t> & rows,
             ggml_backend_buffer_type_t buft, int n_threads = 1)
         : n(n_rows), k(row_length) {
@@ -125,7 +129,7 @@ public:
     ggml_tensor * weight;
     ggml_backend_t backend;
 
-private:
+  private:
     ggml_context * context;
     ggml_backend_buffer_t buffer;
     ggml_threadpool_t pool;

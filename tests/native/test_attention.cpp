@@ -26,9 +26,8 @@ bool same_bits(const float * a, const float * b, size_t n) {
 
 /// Equal bits, or both NaN: the payload of a NaN is nobody's business.
 bool same_values(const std::vector<float> & a, const std::vector<float> & b) {
-    return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](float x, float y) {
-        return (std::isnan(x) && std::isnan(y)) || same_bits(&x, &y, 1);
-    });
+    return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                      [](float x, float y) { return (std::isnan(x) && std::isnan(y)) || same_bits(&x, &y, 1); });
 }
 
 double nmse(const std::vector<float> & got, const std::vector<double> & want) {
@@ -89,13 +88,15 @@ void mask_randomly(Case & c, uint32_t seed) {
 
 void test_accuracy() {
     const Shape shapes[] = {
-        {64, 64, 9, 3, 320, 1, 1},    {64, 64, 9, 3, 256, 67, 1},  {128, 128, 32, 8, 700, 1, 1},
-        {128, 128, 8, 2, 192, 80, 2}, {80, 80, 4, 4, 130, 5, 1},   {96, 96, 6, 2, 100, 70, 1},
-        {256, 256, 4, 1, 576, 3, 2},  {16, 48, 5, 1, 77, 9, 3},    {192, 128, 4, 2, 256, 66, 1},
-        {112, 112, 24, 1, 65, 2, 1},  {64, 64, 1, 1, 1, 1, 1},     {32, 32, 40, 2, 600, 1, 4},
+        {64, 64, 9, 3, 320, 1, 1},    {64, 64, 9, 3, 256, 67, 1}, {128, 128, 32, 8, 700, 1, 1},
+        {128, 128, 8, 2, 192, 80, 2}, {80, 80, 4, 4, 130, 5, 1},  {96, 96, 6, 2, 100, 70, 1},
+        {256, 256, 4, 1, 576, 3, 2},  {16, 48, 5, 1, 77, 9, 3},   {192, 128, 4, 2, 256, 66, 1},
+        {112, 112, 24, 1, 65, 2, 1},  {64, 64, 1, 1, 1, 1, 1},    {32, 32, 40, 2, 600, 1, 4},
     };
-    const std::pair<ggml_type, ggml_type> types[] = {{GGML_TYPE_F16, GGML_TYPE_F16}, {GGML_TYPE_Q8_0, GGML_TYPE_Q8_0},
-                                                     {GGML_TYPE_F32, GGML_TYPE_F32}, {GGML_TYPE_F16, GGML_TYPE_Q8_0}};
+    const std::pair<ggml_type, ggml_type> types[] = {{GGML_TYPE_F16, GGML_TYPE_F16},
+                                                     {GGML_TYPE_Q8_0, GGML_TYPE_Q8_0},
+                                                     {GGML_TYPE_F32, GGML_TYPE_F32},
+                                                     {GGML_TYPE_F16, GGML_TYPE_Q8_0}};
     uint32_t seed = 0;
     for (Shape s : shapes) {
         for (const auto & [k_type, v_type] : types) {

@@ -54,8 +54,8 @@ std::string refusal(const Gguf & gguf, GgufRole role = GgufRole::model) {
 
 struct Case {
     const char * name;
-    std::string  names;    // what the refusal must name, maybe with ": " and the value it must show
-    Change       change;
+    std::string names;    // what the refusal must name, maybe with ": " and the value it must show
+    Change change;
 };
 
 void expect(const std::vector<Case> & cases, const Gguf & base, GgufRole role = GgufRole::model) {
@@ -94,157 +94,168 @@ Gguf wpm() {
 // What has been seen to end the process in the loader, at the first text and in the first computation.
 void kill_classes() {
     const float nan = std::numeric_limits<float>::quiet_NaN();
-    const auto type = [](const char * tensor, uint32_t t) {
-        return [=](Gguf & g) { g.tensor(tensor).type = t; };
-    };
+    const auto type = [](const char * tensor, uint32_t t) { return [=](Gguf & g) { g.tensor(tensor).type = t; }; };
     const auto set = [](const char * key, auto value) { return [=](Gguf & g) { g.set(key, value); }; };
-    const char * norm = "blk.1.attn_norm.weight", * weight = "blk.0.ffn_up.weight", * embd = "token_embd.weight";
+    const char *norm = "blk.1.attn_norm.weight", *weight = "blk.0.ffn_up.weight", *embd = "token_embd.weight";
     const std::string t_norm = "tensor blk.1.attn_norm.weight", t_weight = "tensor blk.0.ffn_up.weight";
     const std::string t_embd = "tensor token_embd.weight", eps = "llama.attention.layer_norm_rms_epsilon";
-    expect({
-        {"no layers", "key llama.block_count", set("llama.block_count", 0u)},
-        {"513 layers", "key llama.block_count", set("llama.block_count", 513u)},
-        {"more prediction layers than layers", "key llama.nextn_predict_layers",
-         set("llama.nextn_predict_layers", 3u)},
-        {"1025 experts", "key llama.expert_count", set("llama.expert_count", 1025u)},
-        {"more experts used than there are", "key llama.expert_used_count",
-         [](Gguf & g) { g.set("llama.expert_count", 4u); g.set("llama.expert_used_count", 5u); }},
-        {"experts used, but none there", "key llama.expert_used_count", set("llama.expert_used_count", 2u)},
-        {"experts, but none used", "key llama.expert_used_count", set("llama.expert_count", 4u)},
-        {"as many expert groups as experts", "key llama.expert_group_count",
-         [](Gguf & g) {
-             g.set("llama.expert_count", 4u);
-             g.set("llama.expert_used_count", 2u);
-             g.set("llama.expert_group_count", 4u);
-         }},
-        {"expert groups of unequal size", "key llama.expert_group_count",
-         [](Gguf & g) {
-             g.set("llama.expert_count", 5u);
-             g.set("llama.expert_used_count", 2u);
-             g.set("llama.expert_group_count", 2u);
-             g.set("llama.expert_group_used_count", 1u);
-         }},
-        {"no expert group used", "key llama.expert_group_used_count",
-         [](Gguf & g) {
-             g.set("llama.expert_count", 4u);
-             g.set("llama.expert_used_count", 2u);
-             g.set("llama.expert_group_count", 2u);
-         }},
-        {"unknown rope scaling", "key llama.rope.scaling.type", set("llama.rope.scaling.type", "cubic")},
-        {"integer embedding", t_embd, type(embd, I32)},
-        {"eps negative", "key " + eps, set(eps.c_str(), -1e-5f)},
-        {"a width that is not computed", "key llama.embedding_length_out", set("llama.embedding_length_out", 4096u)},
-        {"pooling of no kind", "key llama.pooling_type", set("llama.pooling_type", 5u)},
-        {"eps NaN", "key " + eps, set(eps.c_str(), nan)},
-        {"norm F16", t_norm, type(norm, F16)},
-        {"norm Q8_0", t_norm, type(norm, Q8_0)},
-        {"norm I8", t_norm, type(norm, I8)},
-        {"norm I32", t_norm, type(norm, I32)},
-        {"embedding F64", t_embd, type(embd, F64)},
-        {"embedding I8", t_embd, type(embd, I8)},
-        {"weight I8", t_weight, type(weight, I8)},
-        {"weight I16", t_weight, type(weight, I16)},
-        {"weight I32", t_weight, type(weight, I32)},
-        {"weight F64", t_weight, type(weight, F64)},
-        {"unknown pooling", "key llama.pooling_type", set("llama.pooling_type", 5u)},
-    }, tiny_llama());
+    expect(
+        {
+            {"no layers", "key llama.block_count", set("llama.block_count", 0u)},
+            {"513 layers", "key llama.block_count", set("llama.block_count", 513u)},
+            {"more prediction layers than layers", "key llama.nextn_predict_layers",
+             set("llama.nextn_predict_layers", 3u)},
+            {"1025 experts", "key llama.expert_count", set("llama.expert_count", 1025u)},
+            {"more experts used than there are", "key llama.expert_used_count",
+             [](Gguf & g) {
+                 g.set("llama.expert_count", 4u);
+                 g.set("llama.expert_used_count", 5u);
+             }},
+            {"experts used, but none there", "key llama.expert_used_count", set("llama.expert_used_count", 2u)},
+            {"experts, but none used", "key llama.expert_used_count", set("llama.expert_count", 4u)},
+            {"as many expert groups as experts", "key llama.expert_group_count",
+             [](Gguf & g) {
+                 g.set("llama.expert_count", 4u);
+                 g.set("llama.expert_used_count", 2u);
+                 g.set("llama.expert_group_count", 4u);
+             }},
+            {"expert groups of unequal size", "key llama.expert_group_count",
+             [](Gguf & g) {
+                 g.set("llama.expert_count", 5u);
+                 g.set("llama.expert_used_count", 2u);
+                 g.set("llama.expert_group_count", 2u);
+                 g.set("llama.expert_group_used_count", 1u);
+             }},
+            {"no expert group used", "key llama.expert_group_used_count",
+             [](Gguf & g) {
+                 g.set("llama.expert_count", 4u);
+                 g.set("llama.expert_used_count", 2u);
+                 g.set("llama.expert_group_count", 2u);
+             }},
+            {"unknown rope scaling", "key llama.rope.scaling.type", set("llama.rope.scaling.type", "cubic")},
+            {"integer embedding", t_embd, type(embd, I32)},
+            {"eps negative", "key " + eps, set(eps.c_str(), -1e-5f)},
+            {"a width that is not computed", "key llama.embedding_length_out",
+             set("llama.embedding_length_out", 4096u)},
+            {"pooling of no kind", "key llama.pooling_type", set("llama.pooling_type", 5u)},
+            {"eps NaN", "key " + eps, set(eps.c_str(), nan)},
+            {"norm F16", t_norm, type(norm, F16)},
+            {"norm Q8_0", t_norm, type(norm, Q8_0)},
+            {"norm I8", t_norm, type(norm, I8)},
+            {"norm I32", t_norm, type(norm, I32)},
+            {"embedding F64", t_embd, type(embd, F64)},
+            {"embedding I8", t_embd, type(embd, I8)},
+            {"weight I8", t_weight, type(weight, I8)},
+            {"weight I16", t_weight, type(weight, I16)},
+            {"weight I32", t_weight, type(weight, I32)},
+            {"weight F64", t_weight, type(weight, F64)},
+            {"unknown pooling", "key llama.pooling_type", set("llama.pooling_type", 5u)},
+        },
+        tiny_llama());
 
     const std::string key = "key " + tokens_key;
-    expect({
-        {"a token twice", key,
-         [](Gguf & g) { g.set(tokens_key, builder::string, Strings{"a", "b", "ab", "a"}); }},
-        {"an empty token and its replacement", key,
-         [](Gguf & g) { g.set(tokens_key, builder::string, Strings{"a", "", "[EMPTY_1]", "b"}); }},
-        {"twice for a reader of C strings", key,
-         [](Gguf & g) { g.set(tokens_key, builder::string, Strings{"a", std::string("a\0b", 3), "b", "c"}); }},
-    }, bpe());
-    expect({
-        {"WPM with a byte token", "key " + types_key,
-         [](Gguf & g) {
-             g.set(tokens_key, builder::string, Strings{"[PAD]", "[UNK]", "[CLS]", "[SEP]", "<0x0A>"});
-             g.set(types_key, builder::i32, std::vector<int32_t>{3, 3, 3, 3, 6});
-         }},
-    }, wpm());
-    expect({
-        {"SPM without byte tokens", key,
-         [](Gguf & g) { g = with_tokens("llama", {"<unk>", "<s>", "</s>", "a"}); }},
-        {"SPM without the byte FF", key,
-         [](Gguf & g) {
-             Strings tokens = builder::byte_tokens();
-             tokens.back() = "x";
-             g = with_tokens("llama", tokens);
-         }},
-        {"RWKV with a first byte that is no token: endless", key,
-         [](Gguf & g) { g = with_tokens("rwkv", {"a", "\\x62c"}); }},
-        {"the same by an escape", key, [](Gguf & g) { g = with_tokens("rwkv", {"a", "\\nb"}); }},
-        {"a byte token of no form", "key " + types_key,
-         [](Gguf & g) {
-             Strings tokens = builder::byte_tokens();
-             tokens.push_back("<0");
-             g = with_tokens("llama", tokens);
-             g.set(types_key, builder::i32, std::vector<int32_t>(257, 6));
-         }},
-    }, tiny_llama());
-    expect({
-        {"BOS to be added, but there is none", "key tokenizer.ggml.bos_token_id",
-         [](Gguf & g) {
-             g.erase("tokenizer.ggml.bos_token_id");
-             g.set("tokenizer.ggml.add_bos_token", true);
-         }},
-        {"EOS to be added, but there is none", "key tokenizer.ggml.eos_token_id",
-         [](Gguf & g) {
-             g.erase("tokenizer.ggml.eos_token_id");
-             g.set("tokenizer.ggml.add_eos_token", true);
-         }},
-    }, bpe());
+    expect(
+        {
+            {"a token twice", key, [](Gguf & g) { g.set(tokens_key, builder::string, Strings{"a", "b", "ab", "a"}); }},
+            {"an empty token and its replacement", key,
+             [](Gguf & g) { g.set(tokens_key, builder::string, Strings{"a", "", "[EMPTY_1]", "b"}); }},
+            {"twice for a reader of C strings", key,
+             [](Gguf & g) { g.set(tokens_key, builder::string, Strings{"a", std::string("a\0b", 3), "b", "c"}); }},
+        },
+        bpe());
+    expect(
+        {
+            {"WPM with a byte token", "key " + types_key,
+             [](Gguf & g) {
+                 g.set(tokens_key, builder::string, Strings{"[PAD]", "[UNK]", "[CLS]", "[SEP]", "<0x0A>"});
+                 g.set(types_key, builder::i32, std::vector<int32_t>{3, 3, 3, 3, 6});
+             }},
+        },
+        wpm());
+    expect(
+        {
+            {"SPM without byte tokens", key, [](Gguf & g) { g = with_tokens("llama", {"<unk>", "<s>", "</s>", "a"}); }},
+            {"SPM without the byte FF", key,
+             [](Gguf & g) {
+                 Strings tokens = builder::byte_tokens();
+                 tokens.back() = "x";
+                 g = with_tokens("llama", tokens);
+             }},
+            {"RWKV with a first byte that is no token: endless", key,
+             [](Gguf & g) { g = with_tokens("rwkv", {"a", "\\x62c"}); }},
+            {"the same by an escape", key, [](Gguf & g) { g = with_tokens("rwkv", {"a", "\\nb"}); }},
+            {"a byte token of no form", "key " + types_key,
+             [](Gguf & g) {
+                 Strings tokens = builder::byte_tokens();
+                 tokens.push_back("<0");
+                 g = with_tokens("llama", tokens);
+                 g.set(types_key, builder::i32, std::vector<int32_t>(257, 6));
+             }},
+        },
+        tiny_llama());
+    expect(
+        {
+            {"BOS to be added, but there is none", "key tokenizer.ggml.bos_token_id",
+             [](Gguf & g) {
+                 g.erase("tokenizer.ggml.bos_token_id");
+                 g.set("tokenizer.ggml.add_bos_token", true);
+             }},
+            {"EOS to be added, but there is none", "key tokenizer.ggml.eos_token_id",
+             [](Gguf & g) {
+                 g.erase("tokenizer.ggml.eos_token_id");
+                 g.set("tokenizer.ggml.add_eos_token", true);
+             }},
+        },
+        bpe());
 }
 
 void container() {
     const auto bytes = [](uint64_t n) { return std::string(n, 'x'); };
-    expect({
-        {"version 1", "header version", [](Gguf & g) { g.version = 1; }},
-        {"version 4", "header version", [](Gguf & g) { g.version = 4; }},
-        {"other byte order", "header version", [](Gguf & g) { g.version = 0x03000000; }},
-        {"too many tensors", "header n_tensors", [](Gguf & g) { g.n_tensors_shift = 1 << 20; }},
-        {"a negative number of tensors", "header n_tensors", [](Gguf & g) { g.n_tensors_shift = -100; }},
-        {"too many keys", "header n_kv", [](Gguf & g) { g.n_kv_shift = INT64_MAX; }},
-        {"a key without a name", "key #0", [](Gguf & g) { g.keys[0].name = ""; }},
-        {"a key twice", "key general.name", [](Gguf & g) { g.keys.push_back(g.key("general.name")); }},
-        {"a long key", "key #0", [&](Gguf & g) { g.keys[0].name = bytes(65537); }},
-        {"an unknown value type", "key general.name", [](Gguf & g) { g.key("general.name").type = 13; }},
-        {"an array of arrays", "key x",
-         [](Gguf & g) { g.put("x", builder::array, bytes_of(uint32_t(9)) + bytes_of(uint64_t(1))); }},
-        {"an array of 2^24 + 1", "key x: an array of 16777217",
-         [](Gguf & g) { g.put("x", builder::array, bytes_of(uint32_t(0)) + bytes_of(uint64_t((1 << 24) + 1))); }},
-        {"an array longer than the file", "key x",
-         [](Gguf & g) { g.put("x", builder::array, bytes_of(uint32_t(10)) + bytes_of(uint64_t(1 << 24))); }},
-        {"a string longer than the file", "key x",
-         [](Gguf & g) { g.put("x", builder::string, bytes_of(uint64_t(1) << 23)); }},
-        {"a string of 2^63", "key x", [](Gguf & g) { g.put("x", builder::string, bytes_of(uint64_t(1) << 63)); }},
-        {"a chat template of 2 MB", "key tokenizer.chat_template",
-         [&](Gguf & g) { g.put("tokenizer.chat_template", builder::string, bytes_of(bytes(2 << 20))); }},
-        {"a million empty strings", "key x",
-         [](Gguf & g) { g.set("x", builder::string, Strings(1000000)); }},
-        {"alignment 0", "key general.alignment", [](Gguf & g) { g.set("general.alignment", 0u); }},
-        {"alignment 24", "key general.alignment", [](Gguf & g) { g.set("general.alignment", 24u); }},
-        {"alignment 2^21", "key general.alignment", [](Gguf & g) { g.set("general.alignment", 1u << 21); }},
-        {"alignment as u64", "key general.alignment",
-         [](Gguf & g) { g.put("general.alignment", builder::u64, bytes_of(uint64_t(32))); }},
-        {"a tensor twice", "tensor output_norm.weight: there twice",
-         [](Gguf & g) { g.tensors.push_back(g.tensors[1]); }},
-        {"a long tensor name", "tensor #1", [&](Gguf & g) { g.tensors[1].name = bytes(64); }},
-        {"five dimensions", "tensor output_norm.weight", [](Gguf & g) { g.tensors[1].ne = {64, 1, 1, 1, 1}; }},
-        {"a dimension of 0", "tensor output_norm.weight", [](Gguf & g) { g.tensors[1].ne = {64, 0}; }},
-        {"2^64 elements", "tensor output_norm.weight",
-         [](Gguf & g) { g.tensors[1].ne = {uint64_t(1) << 32, uint64_t(1) << 32}; }},
-        {"bytes past 2^64", "tensor output_norm.weight", [](Gguf & g) { g.tensors[1].ne = {uint64_t(1) << 62}; }},
-        {"a removed tensor type", "tensor output_norm.weight", [](Gguf & g) { g.tensors[1].type = 4; }},
-        {"a tensor type to come", "tensor output_norm.weight", [](Gguf & g) { g.tensors[1].type = 43; }},
-        {"a row of half a block", "tensor token_embd.weight", [](Gguf & g) { g.tensors[0].ne = {48, 2}; }},
-        {"a gap before a tensor", "tensor output_norm.weight", [](Gguf & g) { g.tensors[1].shift = 32; }},
-        {"tensors that overlap", "tensor output_norm.weight", [](Gguf & g) { g.tensors[1].shift = -32; }},
-        {"a tensor cut short", "tensor blk.1.ffn_down.weight", [](Gguf & g) { g.end_shift = -1; }},
-    }, tiny_llama());
+    expect(
+        {
+            {"version 1", "header version", [](Gguf & g) { g.version = 1; }},
+            {"version 4", "header version", [](Gguf & g) { g.version = 4; }},
+            {"other byte order", "header version", [](Gguf & g) { g.version = 0x03000000; }},
+            {"too many tensors", "header n_tensors", [](Gguf & g) { g.n_tensors_shift = 1 << 20; }},
+            {"a negative number of tensors", "header n_tensors", [](Gguf & g) { g.n_tensors_shift = -100; }},
+            {"too many keys", "header n_kv", [](Gguf & g) { g.n_kv_shift = INT64_MAX; }},
+            {"a key without a name", "key #0", [](Gguf & g) { g.keys[0].name = ""; }},
+            {"a key twice", "key general.name", [](Gguf & g) { g.keys.push_back(g.key("general.name")); }},
+            {"a long key", "key #0", [&](Gguf & g) { g.keys[0].name = bytes(65537); }},
+            {"an unknown value type", "key general.name", [](Gguf & g) { g.key("general.name").type = 13; }},
+            {"an array of arrays", "key x",
+             [](Gguf & g) { g.put("x", builder::array, bytes_of(uint32_t(9)) + bytes_of(uint64_t(1))); }},
+            {"an array of 2^24 + 1", "key x: an array of 16777217",
+             [](Gguf & g) { g.put("x", builder::array, bytes_of(uint32_t(0)) + bytes_of(uint64_t((1 << 24) + 1))); }},
+            {"an array longer than the file", "key x",
+             [](Gguf & g) { g.put("x", builder::array, bytes_of(uint32_t(10)) + bytes_of(uint64_t(1 << 24))); }},
+            {"a string longer than the file", "key x",
+             [](Gguf & g) { g.put("x", builder::string, bytes_of(uint64_t(1) << 23)); }},
+            {"a string of 2^63", "key x", [](Gguf & g) { g.put("x", builder::string, bytes_of(uint64_t(1) << 63)); }},
+            {"a chat template of 2 MB", "key tokenizer.chat_template",
+             [&](Gguf & g) { g.put("tokenizer.chat_template", builder::string, bytes_of(bytes(2 << 20))); }},
+            {"a million empty strings", "key x", [](Gguf & g) { g.set("x", builder::string, Strings(1000000)); }},
+            {"alignment 0", "key general.alignment", [](Gguf & g) { g.set("general.alignment", 0u); }},
+            {"alignment 24", "key general.alignment", [](Gguf & g) { g.set("general.alignment", 24u); }},
+            {"alignment 2^21", "key general.alignment", [](Gguf & g) { g.set("general.alignment", 1u << 21); }},
+            {"alignment as u64", "key general.alignment",
+             [](Gguf & g) { g.put("general.alignment", builder::u64, bytes_of(uint64_t(32))); }},
+            {"a tensor twice", "tensor output_norm.weight: there twice",
+             [](Gguf & g) { g.tensors.push_back(g.tensors[1]); }},
+            {"a long tensor name", "tensor #1", [&](Gguf & g) { g.tensors[1].name = bytes(64); }},
+            {"five dimensions", "tensor output_norm.weight", [](Gguf & g) { g.tensors[1].ne = {64, 1, 1, 1, 1}; }},
+            {"a dimension of 0", "tensor output_norm.weight", [](Gguf & g) { g.tensors[1].ne = {64, 0}; }},
+            {"2^64 elements", "tensor output_norm.weight",
+             [](Gguf & g) { g.tensors[1].ne = {uint64_t(1) << 32, uint64_t(1) << 32}; }},
+            {"bytes past 2^64", "tensor output_norm.weight", [](Gguf & g) { g.tensors[1].ne = {uint64_t(1) << 62}; }},
+            {"a removed tensor type", "tensor output_norm.weight", [](Gguf & g) { g.tensors[1].type = 4; }},
+            {"a tensor type to come", "tensor output_norm.weight", [](Gguf & g) { g.tensors[1].type = 43; }},
+            {"a row of half a block", "tensor token_embd.weight", [](Gguf & g) { g.tensors[0].ne = {48, 2}; }},
+            {"a gap before a tensor", "tensor output_norm.weight", [](Gguf & g) { g.tensors[1].shift = 32; }},
+            {"tensors that overlap", "tensor output_norm.weight", [](Gguf & g) { g.tensors[1].shift = -32; }},
+            {"a tensor cut short", "tensor blk.1.ffn_down.weight", [](Gguf & g) { g.end_shift = -1; }},
+        },
+        tiny_llama());
 
     check::context = "what is no GGUF";
     for (const std::string & text : {std::string(), std::string("GGUF"), std::string(100, '\0'), std::string("GGML")}) {
@@ -268,89 +279,97 @@ void meaning() {
     };
     const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
     const std::string count = "key llama.attention.head_count", kv = "key llama.attention.head_count_kv";
-    expect({
-        {"no architecture", "key general.architecture: missing", erase("general.architecture")},
-        {"unknown architecture", "key general.architecture", set("general.architecture", "llama9")},
-        {"a projector", "key general.architecture", set("general.architecture", "clip")},
-        {"an adapter as a model", "key general.type", set("general.type", "adapter")},
-        {"no layer count", "key llama.block_count: missing", erase("llama.block_count")},
-        {"layers as u64", "key llama.block_count",
-         [](Gguf & g) { g.put("llama.block_count", builder::u64, bytes_of(uint64_t(2))); }},
-        {"every layer a prediction layer", "key llama.nextn_predict_layers", set("llama.nextn_predict_layers", 2u)},
-        {"no context", "key llama.context_length", set("llama.context_length", 0u)},
-        {"a context of 2^24 + 1", "key llama.context_length", set("llama.context_length", (1u << 24) + 1)},
-        {"no width", "key llama.embedding_length", set("llama.embedding_length", 0u)},
-        {"no heads", count, set("llama.attention.head_count", 0u)},
-        {"heads that do not divide the width", count, set("llama.attention.head_count", 5u)},
-        {"more heads than the width", count, set("llama.attention.head_count", 128u)},
-        {"KV heads that do not divide the heads", kv, set("llama.attention.head_count_kv", 3u)},
-        {"heads for one layer of two", count, heads("llama.attention.head_count", {4})},
-        {"head counts that differ, where the architecture has one", kv,
-         heads("llama.attention.head_count_kv", {2, 4})},
-        {"a negative head count", kv + ": -2 for layer 1", heads("llama.attention.head_count_kv", {2, -2})},
-        {"heads as an array of floats", kv,
-         [](Gguf & g) { g.set("llama.attention.head_count_kv", builder::f32, std::vector<float>{2, 2}); }},
-        {"rotation wider than a head", "key llama.rope.dimension_count", set("llama.rope.dimension_count", 18u)},
-        {"odd rotation", "key llama.rope.dimension_count", set("llama.rope.dimension_count", 15u)},
-        {"freq_base 0", "key llama.rope.freq_base", set("llama.rope.freq_base", 0.0f)},
-        {"freq_base infinite", "key llama.rope.freq_base", set("llama.rope.freq_base", inf)},
-        {"scaling factor negative", "key llama.rope.scaling.factor", set("llama.rope.scaling.factor", -1.0f)},
-        {"any number NaN", "key llama.logit_scale", set("llama.logit_scale", nan)},
-        {"no tokenizer", "key tokenizer.ggml.model", erase("tokenizer.ggml.model")},
-        {"unknown tokenizer", "key tokenizer.ggml.model", set("tokenizer.ggml.model", "tiktoken")},
-        {"no tokens", "key " + tokens_key, erase(tokens_key.c_str())},
-        {"tokens as numbers", "key " + tokens_key, heads(tokens_key.c_str(), {1, 2})},
-        {"a token of 1025 bytes", "key " + tokens_key,
-         [](Gguf & g) {
-             Strings tokens = builder::byte_tokens();
-             tokens.push_back(std::string(1025, 'x'));
-             g = with_tokens("llama", tokens);
-         }},
-        {"too few scores", "key tokenizer.ggml.scores",
-         [](Gguf & g) { g.set("tokenizer.ggml.scores", builder::f32, std::vector<float>(10)); }},
-        {"a score NaN", "key tokenizer.ggml.scores",
-         [&](Gguf & g) { g.set("tokenizer.ggml.scores", builder::f32, std::vector<float>(263, nan)); }},
-        {"too few types", "key " + types_key + ": of 2", heads(types_key.c_str(), {1, 1})},
-        {"types as floats", "key " + types_key,
-         [](Gguf & g) { g.set(types_key, builder::f32, std::vector<float>(263, 1)); }},
-        {"an unknown token type", "key " + types_key,
-         [](Gguf & g) { g.set(types_key, builder::i32, std::vector<int32_t>(263, 7)); }},
-        {"BOS out of range", "key tokenizer.ggml.bos_token_id", set("tokenizer.ggml.bos_token_id", 263u)},
-        {"EOS out of range", "key tokenizer.ggml.eos_token_id", set("tokenizer.ggml.eos_token_id", 1u << 31)},
-        {"EOT out of range", "key tokenizer.ggml.eot_token_id", set("tokenizer.ggml.eot_token_id", 263u)},
-        {"scratch formats as weights", "tensor blk.0.ffn_up.weight",
-         [](Gguf & g) {
-             g.tensor("blk.0.ffn_up.weight").type = Q8_1;
-             g.end_shift = 1 << 20;
-             g.tensors.resize(10);
-         }},
-        {"bias F16", "tensor blk.0.attn_q.bias",
-         [](Gguf & g) { g.tensors.push_back({"blk.0.attn_q.bias", {64}, F16}); }},
-        {"rope factors F16", "tensor rope_freqs.weight",
-         [](Gguf & g) { g.tensors.push_back({"rope_freqs.weight", {8}, F16}); }},
-        {"index table F32", "tensor d2t", [](Gguf & g) { g.tensors.push_back({"d2t", {8}, F32}); }},
-        {"a split, but the file is named otherwise", "file name",
-         [](Gguf & g) {
-             g.put("split.count", builder::u16, bytes_of(uint16_t(2)));
-             g.put("split.no", builder::u16, bytes_of(uint16_t(0)));
-         }},
-    }, tiny_llama());
-    expect({
-        {"no merges", "key tokenizer.ggml.merges", erase("tokenizer.ggml.merges")},
-        {"a merge of one token", "key tokenizer.ggml.merges",
-         [](Gguf & g) { g.set("tokenizer.ggml.merges", builder::string, Strings{"a b", "ab"}); }},
-    }, bpe());
-    expect({
-        {"a million dummy tokens and more", "key llama.vocab_size",
-         [](Gguf & g) {
-             g.set("tokenizer.ggml.model", "none");
-             g.set("llama.vocab_size", (1u << 20) + 1);
-         }},
-    }, tiny_llama());
-    expect({
-        {"WPM without a separator", "key tokenizer.ggml.seperator_token_id",
-         erase("tokenizer.ggml.seperator_token_id")},
-    }, wpm());
+    expect(
+        {
+            {"no architecture", "key general.architecture: missing", erase("general.architecture")},
+            {"unknown architecture", "key general.architecture", set("general.architecture", "llama9")},
+            {"a projector", "key general.architecture", set("general.architecture", "clip")},
+            {"an adapter as a model", "key general.type", set("general.type", "adapter")},
+            {"no layer count", "key llama.block_count: missing", erase("llama.block_count")},
+            {"layers as u64", "key llama.block_count",
+             [](Gguf & g) { g.put("llama.block_count", builder::u64, bytes_of(uint64_t(2))); }},
+            {"every layer a prediction layer", "key llama.nextn_predict_layers", set("llama.nextn_predict_layers", 2u)},
+            {"no context", "key llama.context_length", set("llama.context_length", 0u)},
+            {"a context of 2^24 + 1", "key llama.context_length", set("llama.context_length", (1u << 24) + 1)},
+            {"no width", "key llama.embedding_length", set("llama.embedding_length", 0u)},
+            {"no heads", count, set("llama.attention.head_count", 0u)},
+            {"heads that do not divide the width", count, set("llama.attention.head_count", 5u)},
+            {"more heads than the width", count, set("llama.attention.head_count", 128u)},
+            {"KV heads that do not divide the heads", kv, set("llama.attention.head_count_kv", 3u)},
+            {"heads for one layer of two", count, heads("llama.attention.head_count", {4})},
+            {"head counts that differ, where the architecture has one", kv,
+             heads("llama.attention.head_count_kv", {2, 4})},
+            {"a negative head count", kv + ": -2 for layer 1", heads("llama.attention.head_count_kv", {2, -2})},
+            {"heads as an array of floats", kv,
+             [](Gguf & g) { g.set("llama.attention.head_count_kv", builder::f32, std::vector<float>{2, 2}); }},
+            {"rotation wider than a head", "key llama.rope.dimension_count", set("llama.rope.dimension_count", 18u)},
+            {"odd rotation", "key llama.rope.dimension_count", set("llama.rope.dimension_count", 15u)},
+            {"freq_base 0", "key llama.rope.freq_base", set("llama.rope.freq_base", 0.0f)},
+            {"freq_base infinite", "key llama.rope.freq_base", set("llama.rope.freq_base", inf)},
+            {"scaling factor negative", "key llama.rope.scaling.factor", set("llama.rope.scaling.factor", -1.0f)},
+            {"any number NaN", "key llama.logit_scale", set("llama.logit_scale", nan)},
+            {"no tokenizer", "key tokenizer.ggml.model", erase("tokenizer.ggml.model")},
+            {"unknown tokenizer", "key tokenizer.ggml.model", set("tokenizer.ggml.model", "tiktoken")},
+            {"no tokens", "key " + tokens_key, erase(tokens_key.c_str())},
+            {"tokens as numbers", "key " + tokens_key, heads(tokens_key.c_str(), {1, 2})},
+            {"a token of 1025 bytes", "key " + tokens_key,
+             [](Gguf & g) {
+                 Strings tokens = builder::byte_tokens();
+                 tokens.push_back(std::string(1025, 'x'));
+                 g = with_tokens("llama", tokens);
+             }},
+            {"too few scores", "key tokenizer.ggml.scores",
+             [](Gguf & g) { g.set("tokenizer.ggml.scores", builder::f32, std::vector<float>(10)); }},
+            {"a score NaN", "key tokenizer.ggml.scores",
+             [&](Gguf & g) { g.set("tokenizer.ggml.scores", builder::f32, std::vector<float>(263, nan)); }},
+            {"too few types", "key " + types_key + ": of 2", heads(types_key.c_str(), {1, 1})},
+            {"types as floats", "key " + types_key,
+             [](Gguf & g) { g.set(types_key, builder::f32, std::vector<float>(263, 1)); }},
+            {"an unknown token type", "key " + types_key,
+             [](Gguf & g) { g.set(types_key, builder::i32, std::vector<int32_t>(263, 7)); }},
+            {"BOS out of range", "key tokenizer.ggml.bos_token_id", set("tokenizer.ggml.bos_token_id", 263u)},
+            {"EOS out of range", "key tokenizer.ggml.eos_token_id", set("tokenizer.ggml.eos_token_id", 1u << 31)},
+            {"EOT out of range", "key tokenizer.ggml.eot_token_id", set("tokenizer.ggml.eot_token_id", 263u)},
+            {"scratch formats as weights", "tensor blk.0.ffn_up.weight",
+             [](Gguf & g) {
+                 g.tensor("blk.0.ffn_up.weight").type = Q8_1;
+                 g.end_shift = 1 << 20;
+                 g.tensors.resize(10);
+             }},
+            {"bias F16", "tensor blk.0.attn_q.bias",
+             [](Gguf & g) { g.tensors.push_back({"blk.0.attn_q.bias", {64}, F16}); }},
+            {"rope factors F16", "tensor rope_freqs.weight",
+             [](Gguf & g) { g.tensors.push_back({"rope_freqs.weight", {8}, F16}); }},
+            {"index table F32", "tensor d2t", [](Gguf & g) { g.tensors.push_back({"d2t", {8}, F32}); }},
+            {"a split, but the file is named otherwise", "file name",
+             [](Gguf & g) {
+                 g.put("split.count", builder::u16, bytes_of(uint16_t(2)));
+                 g.put("split.no", builder::u16, bytes_of(uint16_t(0)));
+             }},
+        },
+        tiny_llama());
+    expect(
+        {
+            {"no merges", "key tokenizer.ggml.merges", erase("tokenizer.ggml.merges")},
+            {"a merge of one token", "key tokenizer.ggml.merges",
+             [](Gguf & g) { g.set("tokenizer.ggml.merges", builder::string, Strings{"a b", "ab"}); }},
+        },
+        bpe());
+    expect(
+        {
+            {"a million dummy tokens and more", "key llama.vocab_size",
+             [](Gguf & g) {
+                 g.set("tokenizer.ggml.model", "none");
+                 g.set("llama.vocab_size", (1u << 20) + 1);
+             }},
+        },
+        tiny_llama());
+    expect(
+        {
+            {"WPM without a separator", "key tokenizer.ggml.seperator_token_id",
+             erase("tokenizer.ggml.seperator_token_id")},
+        },
+        wpm());
 
     check::context = "duplicates are listed";
     Gguf g = bpe();
@@ -361,7 +380,8 @@ void meaning() {
     } catch (const Error & e) {
         std::vector<std::string> ids;
         std::istringstream list(e.details.at("duplicates"));
-        for (std::string id; std::getline(list >> std::ws, id, ',');) ids.push_back(id);
+        for (std::string id; std::getline(list >> std::ws, id, ',');)
+            ids.push_back(id);
         std::sort(ids.begin(), ids.end());
         CHECK_EQ(ids, (Strings{"2", "3", "4"}));
     }
@@ -376,7 +396,10 @@ void accepted() {
     };
     const Gguf tiny = tiny_llama();
     accept("version 2", tiny, [](Gguf & g) { g.version = 2; });
-    accept("alignment 64", tiny, [](Gguf & g) { g.set("general.alignment", 64u); g.alignment = 64; });
+    accept("alignment 64", tiny, [](Gguf & g) {
+        g.set("general.alignment", 64u);
+        g.alignment = 64;
+    });
     accept("what llama.cpp writes for a key that is not used", tiny, [](Gguf & g) {
         g.set("llama.attention.layer_norm_epsilon", 0.0f);
         g.set("llama.attention.compress_rope_freq_base", 0.0f);
@@ -394,11 +417,13 @@ void accepted() {
     accept("no tensors: a vocabulary", tiny, [](Gguf & g) { g.tensors.clear(); });
     accept("a vocabulary without shape", tiny, [](Gguf & g) {
         g.tensors.clear();
-        for (const char * k : {"block_count", "context_length", "embedding_length"}) g.erase(std::string("llama.") + k);
+        for (const char * k : {"block_count", "context_length", "embedding_length"})
+            g.erase(std::string("llama.") + k);
     });
     const auto as = [](Gguf & g, const std::string & architecture) {
         for (builder::Key & k : g.keys) {
-            if (k.name.rfind("llama.", 0) == 0) k.name = architecture + k.name.substr(5);
+            if (k.name.rfind("llama.", 0) == 0)
+                k.name = architecture + k.name.substr(5);
         }
         g.set("general.architecture", architecture.c_str());
     };
@@ -445,7 +470,8 @@ void accepted() {
     accept("an id of -1 for none", tiny, [](Gguf & g) { g.set("tokenizer.ggml.bos_token_id", UINT32_MAX); });
     accept("bytes as one-byte tokens", tiny, [](Gguf & g) {
         Strings tokens;
-        for (int i = 1; i < 256; ++i) tokens.push_back(std::string(1, static_cast<char>(i)));
+        for (int i = 1; i < 256; ++i)
+            tokens.push_back(std::string(1, static_cast<char>(i)));
         tokens.push_back("<0x00>");
         g = with_tokens("llama", tokens);
     });
@@ -512,14 +538,16 @@ void adapters() {
     base.set("adapter.type", "lora");
     base.set("adapter.lora.alpha", 16.0f);
     base.tensors = {{"blk.0.attn_q.weight.lora_a", {64, 8}, F32}, {"blk.0.attn_q.weight.lora_b", {8, 64}, F16}};
-    expect({
-        {"a model as an adapter", "key general.type", [](Gguf & g) { g.set("general.type", "model"); }},
-        {"another kind", "key adapter.type", [](Gguf & g) { g.set("adapter.type", "dora"); }},
-        {"kind not text", "key adapter.type", [](Gguf & g) { g.set("adapter.type", 1u); }},
-        {"alpha not a float", "key adapter.lora.alpha", [](Gguf & g) { g.set("adapter.lora.alpha", 16u); }},
-        {"alpha NaN", "key adapter.lora.alpha", [](Gguf & g) { g.set("adapter.lora.alpha", std::nanf("")); }},
-        {"integer factor", "tensor blk.0.attn_q.weight.lora_a", [](Gguf & g) { g.tensors[0].type = I32; }},
-    }, base, GgufRole::adapter);
+    expect(
+        {
+            {"a model as an adapter", "key general.type", [](Gguf & g) { g.set("general.type", "model"); }},
+            {"another kind", "key adapter.type", [](Gguf & g) { g.set("adapter.type", "dora"); }},
+            {"kind not text", "key adapter.type", [](Gguf & g) { g.set("adapter.type", 1u); }},
+            {"alpha not a float", "key adapter.lora.alpha", [](Gguf & g) { g.set("adapter.lora.alpha", 16u); }},
+            {"alpha NaN", "key adapter.lora.alpha", [](Gguf & g) { g.set("adapter.lora.alpha", std::nanf("")); }},
+            {"integer factor", "tensor blk.0.attn_q.weight.lora_a", [](Gguf & g) { g.tensors[0].type = I32; }},
+        },
+        base, GgufRole::adapter);
 }
 
 void splits() {
@@ -549,8 +577,7 @@ void splits() {
     CHECK(s.file_bytes > one.file_bytes);
 
     const std::vector<std::pair<Case, Change>> cases = {
-        {{"later split.no of a wrong type", "key split.no", same},
-         [](Gguf & g) { g.set("split.no", 1u); }},
+        {{"later split.no of a wrong type", "key split.no", same}, [](Gguf & g) { g.set("split.no", 1u); }},
         {{"later split.no missing", "key split.no", same}, [](Gguf & g) { g.erase("split.no"); }},
         {{"later split.no out of order", "key split.no", same}, [&](Gguf & g) { number(g, "split.no", 0); }},
         {{"a tensor in both", "tensor output_norm.weight", same},
@@ -576,9 +603,18 @@ void splits() {
 // Any change to a good file ends in a summary or in a refusal that says what is wrong; never in anything else.
 void mutations() {
     const Gguf bases[] = {tiny_llama(), bpe(), wpm()};
-    const uint64_t numbers[] = {0, 1, 2, 3, 5, 127, 128, 255, 256, 511, 513, 65535, 65536, 1u << 24, INT32_MAX,
-                                UINT32_MAX, INT64_MAX, uint64_t(INT64_MAX) + 1, UINT64_MAX, UINT64_MAX - 31,
-                                0x7fc00000, 0xff800000, 0x80000000};
+    const uint64_t numbers[] = {0,          1,
+                                2,          3,
+                                5,          127,
+                                128,        255,
+                                256,        511,
+                                513,        65535,
+                                65536,      1u << 24,
+                                INT32_MAX,  UINT32_MAX,
+                                INT64_MAX,  uint64_t(INT64_MAX) + 1,
+                                UINT64_MAX, UINT64_MAX - 31,
+                                0x7fc00000, 0xff800000,
+                                0x80000000};
     size_t n_accepted = 0, n_refused = 0;
     const uint32_t n = 8000;
     for (uint32_t seed = 0; seed < n; ++seed) {
@@ -590,28 +626,45 @@ void mutations() {
             builder::Key & key = g.keys[rng() % g.keys.size()];
             builder::Tensor & tensor = g.tensors[rng() % g.tensors.size()];
             switch (rng() % 12) {
-                case 0: case 1: case 2: {   // overwrite a number somewhere in the value
-                    const std::string value = bytes_of(number());
-                    const size_t width = size_t(1) << rng() % 4;
-                    if (key.payload.size() >= width) {
-                        key.payload.replace(rng() % (key.payload.size() - width + 1), width, value.substr(0, width));
-                    }
-                    break;
+            case 0:
+            case 1:
+            case 2: {   // overwrite a number somewhere in the value
+                const std::string value = bytes_of(number());
+                const size_t width = size_t(1) << rng() % 4;
+                if (key.payload.size() >= width) {
+                    key.payload.replace(rng() % (key.payload.size() - width + 1), width, value.substr(0, width));
                 }
-                case 3: key.type = static_cast<uint32_t>(rng() % 14); break;
-                case 4: g.keys.erase(g.keys.begin() + static_cast<ptrdiff_t>(rng() % g.keys.size())); break;
-                case 5: key.payload.resize(rng() % (key.payload.size() + 16)); break;
-                case 6: key.name = g.keys[rng() % g.keys.size()].name + (rng() % 2 == 0 ? "" : "x"); break;
-                case 7: tensor.type = static_cast<uint32_t>(rng() % 45); break;
-                case 8:
-                    tensor.ne.resize(rng() % 6, 1);
-                    if (!tensor.ne.empty()) tensor.ne[rng() % tensor.ne.size()] = number();
-                    break;
-                case 9: tensor.shift = static_cast<int64_t>(number()); break;
-                case 10:
-                    (rng() % 2 == 0 ? g.n_kv_shift : g.n_tensors_shift) = static_cast<int64_t>(rng() % 7) - 3;
-                    break;
-                default: tensor.name = std::string(rng() % 70, static_cast<char>(rng() % 256)); break;
+                break;
+            }
+            case 3:
+                key.type = static_cast<uint32_t>(rng() % 14);
+                break;
+            case 4:
+                g.keys.erase(g.keys.begin() + static_cast<ptrdiff_t>(rng() % g.keys.size()));
+                break;
+            case 5:
+                key.payload.resize(rng() % (key.payload.size() + 16));
+                break;
+            case 6:
+                key.name = g.keys[rng() % g.keys.size()].name + (rng() % 2 == 0 ? "" : "x");
+                break;
+            case 7:
+                tensor.type = static_cast<uint32_t>(rng() % 45);
+                break;
+            case 8:
+                tensor.ne.resize(rng() % 6, 1);
+                if (!tensor.ne.empty())
+                    tensor.ne[rng() % tensor.ne.size()] = number();
+                break;
+            case 9:
+                tensor.shift = static_cast<int64_t>(number());
+                break;
+            case 10:
+                (rng() % 2 == 0 ? g.n_kv_shift : g.n_tensors_shift) = static_cast<int64_t>(rng() % 7) - 3;
+                break;
+            default:
+                tensor.name = std::string(rng() % 70, static_cast<char>(rng() % 256));
+                break;
             }
         }
         std::string bytes = g.file();

@@ -68,7 +68,8 @@ void simd_equals_scalar() {
             x[3 * k + i] = i % 2 ? 3e38f : -3e38f;
             x[4 * k + i] *= 1e-38f;                              // the reciprocal would overflow
             x[5 * k + i] *= 1e-30f;
-            // Sixteen codes of one sign that add up to 1023, the most whose products are sure to fit 16 bits, and to 1024.
+            // Sixteen codes of one sign that add up to 1023, the most whose products are sure to fit 16 bits, and to
+            // 1024.
             const float code = i % 16 == 0 ? 127.0f : i % 16 < 15 ? 64.0f : 0.0f;
             x[6 * k + i] = code;
             x[7 * k + i] = -code;
@@ -92,12 +93,18 @@ using VecDot = void (*)(int, float *, size_t, const void *, size_t, const void *
 
 VecDot generic_dot(ggml_type type) {
     switch (type) {
-        case GGML_TYPE_Q4_0: return ggml_vec_dot_q4_0_q8_0_generic;
-        case GGML_TYPE_Q4_1: return ggml_vec_dot_q4_1_q8_1_generic;
-        case GGML_TYPE_Q8_0: return ggml_vec_dot_q8_0_q8_0_generic;
-        case GGML_TYPE_Q4_K: return ggml_vec_dot_q4_K_q8_K_generic;
-        case GGML_TYPE_Q5_K: return ggml_vec_dot_q5_K_q8_K_generic;
-        default: return ggml_vec_dot_q6_K_q8_K_generic;
+    case GGML_TYPE_Q4_0:
+        return ggml_vec_dot_q4_0_q8_0_generic;
+    case GGML_TYPE_Q4_1:
+        return ggml_vec_dot_q4_1_q8_1_generic;
+    case GGML_TYPE_Q8_0:
+        return ggml_vec_dot_q8_0_q8_0_generic;
+    case GGML_TYPE_Q4_K:
+        return ggml_vec_dot_q4_K_q8_K_generic;
+    case GGML_TYPE_Q5_K:
+        return ggml_vec_dot_q5_K_q8_K_generic;
+    default:
+        return ggml_vec_dot_q6_K_q8_K_generic;
     }
 }
 
@@ -144,9 +151,11 @@ void integer_sums_equal_ggml() {
             std::vector<float> expected(n);
             for (int64_t row = 0; row < n; ++row) {
                 float sum;
-                generic_dot(type)(static_cast<int>(k), &sum, 0, rows.data() + row * ggml_type_size(type), 0, quantized.data(), 0, 1);
+                generic_dot(type)(static_cast<int>(k), &sum, 0, rows.data() + row * ggml_type_size(type), 0,
+                                  quantized.data(), 0, 1);
                 CHECK_EQ(sums[row], sum);
-                generic_dot(type)(static_cast<int>(k), &expected[row], 0, any.data() + row * ggml_type_size(type), 0, quantized.data(), 0, 1);
+                generic_dot(type)(static_cast<int>(k), &expected[row], 0, any.data() + row * ggml_type_size(type), 0,
+                                  quantized.data(), 0, 1);
                 norm += static_cast<double>(expected[row]) * expected[row];
             }
             for (int64_t row = 0; row < n; ++row) {
@@ -234,10 +243,14 @@ void non_finite_rows_show() {
 
 /// The matrices of Llama-3.1-8B and SmolLM2, a slice of rows each: SIMD and scalar agree, also on rows of padded views.
 void model_shapes() {
-    struct { ggml_type type; int64_t n, k; } shapes[] = {
-        {GGML_TYPE_Q4_K, 48, 4096}, {GGML_TYPE_Q6_K, 16, 14336}, {GGML_TYPE_Q4_K, 32, 14336}, {GGML_TYPE_Q6_K, 32, 4096},
-        {GGML_TYPE_Q5_K, 16, 14336}, {GGML_TYPE_Q8_0, 64, 576}, {GGML_TYPE_Q4_1, 192, 576}, {GGML_TYPE_Q4_1, 64, 1536},
-        {GGML_TYPE_Q4_0, 16, 4096}, {GGML_TYPE_Q8_0, 16, 32}, {GGML_TYPE_Q4_1, 16, 32}, {GGML_TYPE_Q6_K, 16, 256},
+    struct {
+        ggml_type type;
+        int64_t n, k;
+    } shapes[] = {
+        {GGML_TYPE_Q4_K, 48, 4096}, {GGML_TYPE_Q6_K, 16, 14336}, {GGML_TYPE_Q4_K, 32, 14336},
+        {GGML_TYPE_Q6_K, 32, 4096}, {GGML_TYPE_Q5_K, 16, 14336}, {GGML_TYPE_Q8_0, 64, 576},
+        {GGML_TYPE_Q4_1, 192, 576}, {GGML_TYPE_Q4_1, 64, 1536},  {GGML_TYPE_Q4_0, 16, 4096},
+        {GGML_TYPE_Q8_0, 16, 32},   {GGML_TYPE_Q4_1, 16, 32},    {GGML_TYPE_Q6_K, 16, 256},
     };
     for (const auto & shape : shapes) {
         constexpr int64_t m = 7;

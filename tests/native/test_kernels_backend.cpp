@@ -53,7 +53,8 @@ void supports_what_it_accelerates() {
         {GGML_TYPE_Q4_K, 256, 16, 1, GGML_TYPE_F32, GGML_OP_GET_ROWS, false},
     };
     for (const auto & shape : shapes) {
-        check::context = std::string(ggml_type_name(shape.type)) + " " + std::to_string(shape.n) + " x " + std::to_string(shape.k);
+        check::context =
+            std::string(ggml_type_name(shape.type)) + " " + std::to_string(shape.n) + " x " + std::to_string(shape.k);
         CHECK_EQ(takes(shape), shape.taken);
     }
     kernels::set_enabled(false);
@@ -89,7 +90,8 @@ void three_dimensional_input() {
     ggml_context * context = ggml_init({ggml_tensor_overhead() * 8 + ggml_graph_overhead(), nullptr, true});
     ggml_tensor * whole = ggml_new_tensor_3d(context, GGML_TYPE_F32, k, heads, m);
     ggml_set_input(whole);
-    ggml_tensor * out = ggml_mul_mat(context, product.weight, ggml_permute(context, whole, 0, 2, 1, 3));   // [k, m, heads]
+    ggml_tensor * out =
+        ggml_mul_mat(context, product.weight, ggml_permute(context, whole, 0, 2, 1, 3));   // [k, m, heads]
     ggml_cgraph * graph = ggml_new_graph(context);
     ggml_build_forward_expand(graph, out);
     ggml_backend_buffer_t memory = ggml_backend_alloc_ctx_tensors(context, product.backend);
@@ -119,7 +121,8 @@ void shared_activations_are_never_stale() {
         }
         for (const int64_t m : {1, 3, 40}) {
             check::context = "shared, tokens " + std::to_string(m) + ", threads " + std::to_string(n_threads);
-            ggml_context * context = ggml_init({ggml_tensor_overhead() * 32 + ggml_graph_overhead() * 2, nullptr, true});
+            ggml_context * context =
+                ggml_init({ggml_tensor_overhead() * 32 + ggml_graph_overhead() * 2, nullptr, true});
             ggml_tensor * x = ggml_new_tensor_2d(context, GGML_TYPE_F32, k, m);
             ggml_tensor * z = ggml_scale(context, x, 3);
             ggml_cgraph * graph = ggml_new_graph(context);

@@ -16,7 +16,9 @@ import pytest
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
 TESTS = sorted(source.stem for source in HERE.glob("test_*.cpp"))
-PATH = os.pathsep.join((os.environ.get("PATH", ""), sysconfig.get_path("scripts")))  # CMake may be this environment's own
+PATH = os.pathsep.join(
+    (os.environ.get("PATH", ""), sysconfig.get_path("scripts"))
+)  # CMake may be this environment's own
 CMAKE, NINJA = shutil.which("cmake", path=PATH), shutil.which("ninja", path=PATH)
 
 pytestmark = pytest.mark.skipif(CMAKE is None, reason="needs CMake and a C++17 compiler")

@@ -28,13 +28,15 @@ struct Model {
 
     Entry * find(EntryId id) {
         for (Entry & e : entries) {
-            if (e.id == id) return &e;
+            if (e.id == id)
+                return &e;
         }
         return nullptr;
     }
     Entry * in_slot(int slot) {
         for (Entry & e : entries) {
-            if (e.slot == slot && slot >= 0) return &e;
+            if (e.slot == slot && slot >= 0)
+                return &e;
         }
         return nullptr;
     }
@@ -51,26 +53,35 @@ struct Model {
     }
     uint64_t host_bytes() const {
         uint64_t n = 0;
-        for (const Entry & e : entries) n += e.bytes;
+        for (const Entry & e : entries)
+            n += e.bytes;
         return n;
     }
     static int shared(const Tokens & a, const Tokens & b) {
         int n = 0;
-        while (n < static_cast<int>(std::min(a.size(), b.size())) && a[n] == b[n]) ++n;
+        while (n < static_cast<int>(std::min(a.size(), b.size())) && a[n] == b[n])
+            ++n;
         return n;
     }
     // What put_host must evict, or nullptr-like failure.
     bool plan(const Tokens & tokens, uint64_t bytes, std::set<EntryId> & gone) const {
-        if (tokens.empty()) return false;
+        if (tokens.empty())
+            return false;
         uint64_t held = 0;
         for (const Entry & e : entries) {
-            if (e.slot >= 0) continue;
+            if (e.slot >= 0)
+                continue;
             const bool prefix = shared(e.tokens, tokens) == static_cast<int>(e.tokens.size());
-            if (prefix && e.n_pins == 0) gone.insert(e.id); else held += e.bytes;
+            if (prefix && e.n_pins == 0)
+                gone.insert(e.id);
+            else
+                held += e.bytes;
         }
         for (const Entry & e : entries) {   // oldest first
-            if (held + bytes <= limit) break;
-            if (e.slot >= 0 || e.n_pins > 0 || gone.count(e.id) > 0) continue;
+            if (held + bytes <= limit)
+                break;
+            if (e.slot >= 0 || e.n_pins > 0 || gone.count(e.id) > 0)
+                continue;
             gone.insert(e.id);
             held -= e.bytes;
         }
@@ -80,7 +91,8 @@ struct Model {
 
 Tokens random_tokens(std::mt19937 & rng) {
     Tokens tokens(rng() % 7);
-    for (Token & t : tokens) t = static_cast<Token>(rng() % 2);   // two tokens only: shared prefixes abound
+    for (Token & t : tokens)
+        t = static_cast<Token>(rng() % 2);   // two tokens only: shared prefixes abound
     return tokens;
 }
 
@@ -109,7 +121,8 @@ void same(const PrefixCache & cache, Model & model, int n_slots, std::mt19937 & 
         }
     }
     std::sort(want.begin(), want.end());
-    for (std::vector<int64_t> & row : want) row.erase(row.begin(), row.begin() + 3);
+    for (std::vector<int64_t> & row : want)
+        row.erase(row.begin(), row.begin() + 3);
     for (const PrefixCache::Match & m : cache.matches(prompt)) {
         CHECK_EQ(m.where, m.slot < 0 ? Where::host : Where::slot);
         got.push_back({static_cast<int64_t>(m.entry), m.slot, m.n_shared, m.n_tokens, m.pinned});
@@ -118,17 +131,20 @@ void same(const PrefixCache & cache, Model & model, int n_slots, std::mt19937 & 
 
     std::vector<int32_t> candidates;
     for (int slot = 0; slot < n_slots; ++slot) {
-        if (rng() % 2 == 0) candidates.push_back(slot);
+        if (rng() % 2 == 0)
+            candidates.push_back(slot);
     }
     std::shuffle(candidates.begin(), candidates.end(), rng);
     int32_t victim = -1;
     for (const int32_t slot : candidates) {   // the first empty one, if there is one
         const Model::Entry * e = model.in_slot(slot);
-        if (victim < 0 && (e == nullptr || (e->tokens.empty() && e->n_pins == 0))) victim = slot;
+        if (victim < 0 && (e == nullptr || (e->tokens.empty() && e->n_pins == 0)))
+            victim = slot;
     }
     for (const Model::Entry & e : model.entries) {   // else the oldest that is not pinned
         const bool asked = std::count(candidates.begin(), candidates.end(), e.slot) > 0;
-        if (victim < 0 && e.n_pins == 0 && asked) victim = e.slot;
+        if (victim < 0 && e.n_pins == 0 && asked)
+            victim = e.slot;
     }
     CHECK_EQ(cache.lru_slot(candidates), victim);
 }
@@ -148,70 +164,79 @@ void random_operations() {
             const EntryId id = ids[rng() % ids.size()];
             Model::Entry * e = model.in_slot(slot);
             switch (rng() % 11) {
-                case 0: {
-                    const Tokens tokens = random_tokens(rng);
-                    const EntryId fresh = cache.put_slot(slot, tokens);
-                    CHECK(fresh != 0 && std::count(ids.begin(), ids.end(), fresh) == 0);
-                    if (e != nullptr) model.remove(e->id);
-                    model.entries.push_back({fresh, slot, tokens, 0, 0});
+            case 0: {
+                const Tokens tokens = random_tokens(rng);
+                const EntryId fresh = cache.put_slot(slot, tokens);
+                CHECK(fresh != 0 && std::count(ids.begin(), ids.end(), fresh) == 0);
+                if (e != nullptr)
+                    model.remove(e->id);
+                model.entries.push_back({fresh, slot, tokens, 0, 0});
+                ids.push_back(fresh);
+                break;
+            }
+            case 1:
+            case 2: {
+                const auto token = static_cast<Token>(rng() % 2);
+                cache.extend_slot(slot, token);
+                if (e == nullptr) {
+                    model.entries.push_back({cache.slot_entry(slot), slot, {token}, 0, 0});
+                    ids.push_back(cache.slot_entry(slot));
+                } else {
+                    e->tokens.push_back(token);
+                    model.use(e->id);
+                }
+                break;
+            }
+            case 3: {
+                const int n = static_cast<int>(rng() % 9) - 1;
+                cache.trim_slot(slot, n);
+                if (e != nullptr)
+                    e->tokens.resize(std::min(e->tokens.size(), static_cast<size_t>(std::max(n, 0))));
+                break;
+            }
+            case 4:
+                cache.clear_slot(slot);
+                if (e != nullptr)
+                    model.remove(e->id);
+                break;
+            case 5:
+            case 6: {
+                const Tokens tokens = random_tokens(rng);
+                const uint64_t bytes = rng() % 90;
+                std::set<EntryId> gone;
+                const bool fits = model.plan(tokens, bytes, gone);
+                const EntryId fresh = cache.put_host(tokens, bytes);
+                CHECK_EQ(fresh != 0, fits);
+                if (fits) {
+                    for (const EntryId g : gone)
+                        model.remove(g);
+                    model.evicted.insert(gone.begin(), gone.end());
+                    model.entries.push_back({fresh, -1, tokens, bytes, 0});
                     ids.push_back(fresh);
-                    break;
                 }
-                case 1: case 2: {
-                    const auto token = static_cast<Token>(rng() % 2);
-                    cache.extend_slot(slot, token);
-                    if (e == nullptr) {
-                        model.entries.push_back({cache.slot_entry(slot), slot, {token}, 0, 0});
-                        ids.push_back(cache.slot_entry(slot));
-                    } else {
-                        e->tokens.push_back(token);
-                        model.use(e->id);
-                    }
-                    break;
-                }
-                case 3: {
-                    const int n = static_cast<int>(rng() % 9) - 1;
-                    cache.trim_slot(slot, n);
-                    if (e != nullptr) e->tokens.resize(std::min(e->tokens.size(), static_cast<size_t>(std::max(n, 0))));
-                    break;
-                }
-                case 4:
-                    cache.clear_slot(slot);
-                    if (e != nullptr) model.remove(e->id);
-                    break;
-                case 5: case 6: {
-                    const Tokens tokens = random_tokens(rng);
-                    const uint64_t bytes = rng() % 90;
-                    std::set<EntryId> gone;
-                    const bool fits = model.plan(tokens, bytes, gone);
-                    const EntryId fresh = cache.put_host(tokens, bytes);
-                    CHECK_EQ(fresh != 0, fits);
-                    if (fits) {
-                        for (const EntryId g : gone) model.remove(g);
-                        model.evicted.insert(gone.begin(), gone.end());
-                        model.entries.push_back({fresh, -1, tokens, bytes, 0});
-                        ids.push_back(fresh);
-                    }
-                    ++(fits ? n_stored : n_refused);
-                    n_evicted += fits ? gone.size() : 0;
-                    break;
-                }
-                case 7:
-                    cache.drop_host(id);
-                    if (model.find(id) != nullptr && model.find(id)->slot < 0) model.remove(id);
-                    break;
-                case 8:
-                    cache.pin(id);
-                    if (model.find(id) != nullptr) ++model.find(id)->n_pins;
-                    break;
-                case 9:
-                    cache.unpin(id);
-                    if (model.find(id) != nullptr && model.find(id)->n_pins > 0) --model.find(id)->n_pins;
-                    break;
-                default:
-                    cache.touch(id);
-                    model.use(id);
-                    break;
+                ++(fits ? n_stored : n_refused);
+                n_evicted += fits ? gone.size() : 0;
+                break;
+            }
+            case 7:
+                cache.drop_host(id);
+                if (model.find(id) != nullptr && model.find(id)->slot < 0)
+                    model.remove(id);
+                break;
+            case 8:
+                cache.pin(id);
+                if (model.find(id) != nullptr)
+                    ++model.find(id)->n_pins;
+                break;
+            case 9:
+                cache.unpin(id);
+                if (model.find(id) != nullptr && model.find(id)->n_pins > 0)
+                    --model.find(id)->n_pins;
+                break;
+            default:
+                cache.touch(id);
+                model.use(id);
+                break;
             }
             if (rng() % 3 == 0) {
                 const std::vector<EntryId> evicted = cache.take_evicted();

@@ -41,7 +41,9 @@ def interface(source: str) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             lines += [f"class {node.name}: {ast.get_docstring(node)}"]
-            lines += [f"{node.name}.{ast.unparse(member)}" for member in node.body if isinstance(member, ast.FunctionDef)]
+            lines += [
+                f"{node.name}.{ast.unparse(member)}" for member in node.body if isinstance(member, ast.FunctionDef)
+            ]
     lines += [ast.unparse(node) for node in tree.body if isinstance(node, ast.FunctionDef)]
     return sorted(lines)
 

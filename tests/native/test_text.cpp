@@ -215,8 +215,7 @@ void decided_cases() {
         {"unfinished character at the end is withheld", {"a\xF0\x9F"}, {}, {}, "a", none},
         {"its lead byte is not the stop", {"a\xE2\x82"}, {"€"}, {}, "a", none},
         {"invalid bytes become U+FFFD and can be matched", {"a\xFF", "b"}, {replacement + "b"}, {}, "a", stop},
-        {"overlong, surrogate, too large", {"\xC0\x80\xED\xA0\x80\xF4\x90\x80\x80"}, {}, {},
-         nine_replacements, none},
+        {"overlong, surrogate, too large", {"\xC0\x80\xED\xA0\x80\xF4\x90\x80\x80"}, {}, {}, nine_replacements, none},
         {"a maximal part is one U+FFFD", {"\xF0\x9F\x91", "x"}, {}, {}, replacement + "x", none},
         {"NUL is text", {string("a\0b", 3)}, {}, {}, string("a\0b", 3), none},
         {"control tokens without bytes", {"", "a", "", "b", ""}, {"b"}, {}, "a", stop},
@@ -248,8 +247,7 @@ void latency() {
 
 // Every sequence of four bytes drawn from those where the rules change.
 void decoder() {
-    const string edges =
-        "\x41\x7F\x80\x8F\x90\x9F\xA0\xBF\xC1\xC2\xDF\xE0\xE1\xEC\xED\xEF\xF0\xF1\xF3\xF4\xF5\xFF";
+    const string edges = "\x41\x7F\x80\x8F\x90\x9F\xA0\xBF\xC1\xC2\xDF\xE0\xE1\xEC\xED\xEF\xF0\xF1\xF3\xF4\xF5\xFF";
     for (size_t n = 0; n < edges.size() * edges.size() * edges.size() * edges.size(); ++n) {
         string bytes;
         for (size_t rest = n, i = 0; i < 4; ++i, rest /= edges.size()) {
@@ -267,7 +265,9 @@ void decoder() {
     }
 }
 
-string pick(const Strings & from, std::mt19937 & rng) { return from[rng() % from.size()]; }
+string pick(const Strings & from, std::mt19937 & rng) {
+    return from[rng() % from.size()];
+}
 
 void random_cases() {
     const Strings alphabets[] = {
@@ -295,10 +295,13 @@ void random_cases() {
                 if (rng() % 2 == 0 && !text.empty()) {   // a piece of the text itself, on characters, maybe spoilt
                     size_t from = rng() % text.size(), to = from + 1 + rng() % 8;
                     const auto inside = [&](size_t i) { return i < text.size() && (text[i] & 0xC0) == 0x80; };
-                    while (inside(from)) --from;
-                    while (inside(to)) ++to;
+                    while (inside(from))
+                        --from;
+                    while (inside(to))
+                        ++to;
                     p = text.substr(from, to - from);
-                    if (rng() % 3 == 0) p += "z";
+                    if (rng() % 3 == 0)
+                        p += "z";
                 } else {
                     do {
                         string ignored = pick(alphabet, rng);

@@ -92,17 +92,23 @@ def requests(engine: Engine) -> None:
     """As keywords, as a dict, as an object, and with keywords on top."""
     history: list[MessageParam] = [{"role": "system", "content": "Be brief."}]
     history.append({"role": "user", "content": [{"type": "text", "text": "Hi"}]})
-    reply = engine.chat_completion(messages=history, temperature=0, seed=None, stop="\n", logit_bias={"7": -1}, logprobs=True)
+    reply = engine.chat_completion(
+        messages=history, temperature=0, seed=None, stop="\n", logit_bias={"7": -1}, logprobs=True
+    )
     assert_type(reply, ChatCompletionResponse)
     assert_type(reply["choices"][0]["message"]["content"], Union[str, None])
     assert_type(reply["usage"], Usage)
     engine.chat_completion(messages=[*history, reply["choices"][0]["message"]])  # an answer goes back as it came
     engine.chat_completion(messages=[ChatCompletionMessage(role="assistant", content="Hi")])
-    engine.chat_completion(messages=[{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}])
+    engine.chat_completion(
+        messages=[{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}]
+    )
     request: ChatParams = {"messages": history, "max_tokens": 5, "stream_options": {"include_usage": True}}
     assert_type(engine.chat_completion(request), ChatCompletionResponse)
     assert_type(engine.chat_completion(request, temperature=0.5), ChatCompletionResponse)
-    assert_type(engine.chat_completion({"messages": [{"role": "user", "content": "Hi"}], "n": 1}), ChatCompletionResponse)
+    assert_type(
+        engine.chat_completion({"messages": [{"role": "user", "content": "Hi"}], "n": 1}), ChatCompletionResponse
+    )
     assert_type(engine.chat_completion(SdkRequest(), max_completion_tokens=9), ChatCompletionResponse)
     assert_type(engine.chat_completion_stream(request), ChatStream[ChatCompletionChunk])
     body: dict[str, Any] = {"messages": []}
@@ -165,7 +171,9 @@ def refusals(engine: Engine) -> None:
 
 
 def options(path: Path) -> None:
-    Engine("m", n_ctx=4096, cache_type="q8_0", device="cpu", models_dir=path, lora=[(path, 0.5)], content_filter=["x"]).close()
+    Engine(
+        "m", n_ctx=4096, cache_type="q8_0", device="cpu", models_dir=path, lora=[(path, 0.5)], content_filter=["x"]
+    ).close()
     with Engine() as engine:
         assert_type(engine, Engine)
 
@@ -194,7 +202,8 @@ async def tasks(path: Path) -> None:
         assert_type((await engine.embeddings(input="a"))["data"][0]["embedding"], list[float])
         assert_type((await engine.embeddings(input="a", encoding_format="base64"))["data"][0]["embedding"], str)
         assert_type(
-            (await engine.embeddings(input="a", encoding_format="numpy"))["data"][0]["embedding"], NDArray[numpy.float32]
+            (await engine.embeddings(input="a", encoding_format="numpy"))["data"][0]["embedding"],
+            NDArray[numpy.float32],
         )
         assert_type(await engine.list_models(), ListModelsResponse)
         assert_type(await engine.get_model("m"), ModelInfo)

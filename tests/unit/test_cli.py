@@ -366,7 +366,9 @@ def test_a_reader_who_leaves_ends_it_silently(tmp_path):
     setup = "FakeEngine.answers = [['x' * 70000] * 50]; sys.argv[1:] = ['chat', 'hi']"
     done = _script(setup, tmp_path, '</dev/null | head -c 10; echo " ${PIPESTATUS[0]}"')
     assert (done.stdout, done.stderr) == ("x" * 10 + " 141\n", "")
-    done = _script(setup.replace("'hi'", "'hi', '--json'"), tmp_path, '</dev/null | head -c 1; echo " ${PIPESTATUS[0]}"')
+    done = _script(
+        setup.replace("'hi'", "'hi', '--json'"), tmp_path, '</dev/null | head -c 1; echo " ${PIPESTATUS[0]}"'
+    )
     assert (done.stdout, done.stderr) == ("{ 141\n", "")
 
 
@@ -530,7 +532,9 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(tmp_path):
 
 
 def test_commands_of_the_chat(tmp_path):
-    with _chat(tmp_path, "[['One'], ['Two'], ['Three'], ['Four'], ['Five'], ['Six'], ['Seven']]", "--system", "old") as chat:
+    with _chat(
+        tmp_path, "[['One'], ['Two'], ['Three'], ['Four'], ['Five'], ['Six'], ['Seven']]", "--system", "old"
+    ) as chat:
         for line, answer in [
             ("first", "One"), ("/help", "/system [TEXT]"), ("/?", "/system [TEXT]"),
             ("/reset", "conversation forgotten"), ("second", "Two"), ("/system new", "system message set"), ("third", "Three"),
@@ -560,7 +564,9 @@ def test_commands_of_the_chat(tmp_path):
         assert chat.end() == 0
 
 
-@pytest.mark.parametrize("line, why", [("/etc/hosts", "unknown command /etc/hosts"), ("/help me", "/help takes nothing more")])
+@pytest.mark.parametrize(
+    "line, why", [("/etc/hosts", "unknown command /etc/hosts"), ("/help me", "/help takes nothing more")]
+)
 def test_what_looks_like_a_command_is_asked_about(tmp_path, line, why):
     with _chat(tmp_path, "[['One']]") as chat:
         for answer in ("n", "", "\x04", "y"):

@@ -66,7 +66,9 @@ def test_what_is_no_text_is_one_line(run, stdin, why):  # noqa: F811
     for arguments in (["chat"], ["chat", "Summarise"], ["complete", "-"]):
         result = run(*arguments, stdin=stdin)
         assert (result.exit_code, result.stdout) == (1, "") and FakeEngine.made == []
-        assert result.stderr.startswith("error: stdin is not") and why in result.stderr and result.stderr.count("\n") == 1
+        assert (
+            result.stderr.startswith("error: stdin is not") and why in result.stderr and result.stderr.count("\n") == 1
+        )
 
 
 def test_another_locale_is_read_as_such():

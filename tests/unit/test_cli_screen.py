@@ -35,7 +35,7 @@ class Screen(Terminal):
     def wait(self, *last):
         """Until these are the last lines of the screen; each is a pattern."""
         deadline = time.monotonic() + 120
-        while len(self.lines) < len(last) or not all(map(re.fullmatch, last, self.lines[-len(last):])):
+        while len(self.lines) < len(last) or not all(map(re.fullmatch, last, self.lines[-len(last) :])):
             ready = select.select([self.fd], [], [], 120)[0]
             assert ready and time.monotonic() < deadline, f"still {self.lines}"
             try:
@@ -91,7 +91,7 @@ def test_a_paste_of_a_megabyte_arrives_whole(tmp_path):
             if readable:
                 os.read(chat.fd, 65536)
             if writable:
-                left = left[os.write(chat.fd, left[:4096]):]
+                left = left[os.write(chat.fd, left[:4096]) :]
         os.set_blocking(chat.fd, True)
         chat.send("\r")
         chat.expect("One\r\n")
@@ -141,7 +141,25 @@ sys.argv[1:] = ["chat"]
 
 
 def test_words_are_not_split_whatever_the_width(tmp_path):
-    words = ["It", "was", "a", "bright", "cold", "day", "in", "April", "and", "the", "clocks", "were", "striking", "thirteen", "日本語の文章です。", "👍🏽", "end"]
+    words = [
+        "It",
+        "was",
+        "a",
+        "bright",
+        "cold",
+        "day",
+        "in",
+        "April",
+        "and",
+        "the",
+        "clocks",
+        "were",
+        "striking",
+        "thirteen",
+        "日本語の文章です。",
+        "👍🏽",
+        "end",
+    ]
     pieces = [piece for word in words for piece in (word[:3], word[3:] + " ") if piece]
     with _chat(tmp_path, f"[{pieces!r}] * 2", make=Screen, size=(30, 60)) as chat:
         chat.wait(".*", ">")

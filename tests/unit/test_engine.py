@@ -95,7 +95,11 @@ def test_a_stream_is_the_plain_answer(engine):
     assert stream.timings["total_ms"] == 14.0 and stream.timings["cached_tokens"] == 1
     assert next(stream, None) is None
     plain = engine.chat_completion(messages=HI)
-    assert plain["choices"][0] == {"index": 0, "message": {"role": "assistant", "content": WHOLE}, "finish_reason": "stop"}
+    assert plain["choices"][0] == {
+        "index": 0,
+        "message": {"role": "assistant", "content": WHOLE},
+        "finish_reason": "stop",
+    }
     assert plain["usage"] == stream.usage and plain["id"] != stream.id == chunks[0]["id"]
     for chunk in chunks:
         sdk.ChatCompletionChunk.model_validate(chunk)
@@ -104,14 +108,21 @@ def test_a_stream_is_the_plain_answer(engine):
 
 async def test_both_engines_give_the_same(engine, path, tmp_path):
     async with AsyncEngine(path, models_dir=tmp_path, engine_factory=factory()) as other:
+
         def same(ours, theirs):
             drop = {"id", "created", "created_at", "pg_metadata", "timestamp"}
-            assert {k: v for k, v in ours.items() if k not in drop} == {k: v for k, v in theirs.items() if k not in drop}
+            assert {k: v for k, v in ours.items() if k not in drop} == {
+                k: v for k, v in theirs.items() if k not in drop
+            }
 
-        for ours, theirs in zip(engine.chat_completion_stream(messages=HI, stop=["x"]),
-                                [chunk async for chunk in other.chat_completion_stream(messages=HI, stop=["x"])]):
+        for ours, theirs in zip(
+            engine.chat_completion_stream(messages=HI, stop=["x"]),
+            [chunk async for chunk in other.chat_completion_stream(messages=HI, stop=["x"])],
+        ):
             same(ours, theirs)
-        for ours, theirs in zip(engine.completion_stream(prompt="a"), [chunk async for chunk in other.completion_stream(prompt="a")]):
+        for ours, theirs in zip(
+            engine.completion_stream(prompt="a"), [chunk async for chunk in other.completion_stream(prompt="a")]
+        ):
             same(ours, theirs)
         same(engine.chat_completion(messages=HI), await other.chat_completion(messages=HI))
         same(engine.completion(prompt=["a", "b"]), await other.completion(prompt=["a", "b"]))
@@ -132,9 +143,13 @@ async def test_both_engines_give_the_same(engine, path, tmp_path):
 def test_replies_are_what_the_sdk_reads(engine):
     sdk.CompletionResponse.model_validate(engine.completion(prompt=["a", "b"]))
     sdk.GenerateResponse.model_validate(engine.generate({"prompt": "a", "maxTokens": 3}))
-    sdk.GenerateResponse.model_validate(engine.generate(sdk.GenerateRequest(model="scripted", prompt="a", request_id="r")))
+    sdk.GenerateResponse.model_validate(
+        engine.generate(sdk.GenerateRequest(model="scripted", prompt="a", request_id="r"))
+    )
     embedded = engine.embeddings(sdk.EmbeddingRequest(model="scripted", input="a"))
-    sdk.EmbeddingResponse.model_validate({**embedded, "usage": {**embedded["usage"], "completion_tokens": 0}})  # as its client does
+    sdk.EmbeddingResponse.model_validate(
+        {**embedded, "usage": {**embedded["usage"], "completion_tokens": 0}}
+    )  # as its client does
     sdk.ListModelsResponse.model_validate(engine.list_models())
     sdk.ModelInfo.model_validate(engine.get_model("scripted"))
     sdk.ModelStatusResponse.model_validate(engine.get_model_status())
@@ -143,7 +158,9 @@ def test_replies_are_what_the_sdk_reads(engine):
     sdk.GPUMemoryResponse.model_validate(engine.get_gpu_memory())
     sdk.LoadModelResponse.model_validate(engine.load_model("scripted"))
     sdk.GPUPurgeResponse.model_validate(engine.purge_gpu(sdk.GPUPurgeRequest(force=True)))
-    sdk.LoadModelResponse.model_validate(engine.load_model(sdk.LoadModelRequest(model_name="scripted", force_reload=True)))
+    sdk.LoadModelResponse.model_validate(
+        engine.load_model(sdk.LoadModelRequest(model_name="scripted", force_reload=True))
+    )
     sdk.UnloadModelResponse.model_validate(engine.unload_model(sdk.UnloadModelRequest(model_name="scripted")))
     sdk.UnloadAllModelsResponse.model_validate(engine.unload_all_models())
 
@@ -159,7 +176,9 @@ def test_gpus_are_reported_as_the_sdk_reads_them(open_engine):
 
 def test_a_stream_says_how_much_of_a_long_prompt_is_read(open_engine):
     go = threading.Event()
-    engine = open_engine(lambda request: [{"kind": "progress", "progress": 0.25, "n_prompt": 400}, lambda: go.wait(120) and None, "text"])
+    engine = open_engine(
+        lambda request: [{"kind": "progress", "progress": 0.25, "n_prompt": 400}, lambda: go.wait(120) and None, "text"]
+    )
     stream = engine.completion_stream(prompt="x")
     assert stream.prefill is None
     reader = threading.Thread(target=lambda: next(stream))
@@ -176,7 +195,14 @@ def test_helpers_give_text_and_whole_sentences(open_engine):
     assert list(text_of(engine.chat_completion_stream(messages=HI))) == said
     assert list(text_of(engine.completion_stream(prompt="x"))) == said
     assert list(sentences(engine.completion_stream(prompt="x"))) == [
-        "One. ", "Two?  ", '"Three!" ', "4.5 four.\n\n", "Five。", "六。 ", "end"]
+        "One. ",
+        "Two?  ",
+        '"Three!" ',
+        "4.5 four.\n\n",
+        "Five。",
+        "六。 ",
+        "end",
+    ]
 
 
 @settings(deadline=None)
@@ -185,13 +211,18 @@ def test_sentences_lose_nothing(pieces):
     chunks = [{"choices": []}, *({"choices": [{"index": 0, "text": piece, "finish_reason": None}]} for piece in pieces)]
     cut = list(sentences(iter(chunks)))
     assert "".join(cut) == "".join(pieces)
-    assert all(cut) and cut == list(sentences(iter([{"choices": [{"index": 0, "text": "".join(pieces), "finish_reason": None}]}])))
+    assert all(cut) and cut == list(
+        sentences(iter([{"choices": [{"index": 0, "text": "".join(pieces), "finish_reason": None}]}]))
+    )
 
 
 async def test_helpers_take_async_streams(path, tmp_path):
     async with AsyncEngine(path, models_dir=tmp_path, engine_factory=factory()) as engine:
         assert [t async for t in text_of(engine.chat_completion_stream(messages=HI))] == list(fakes.WORDS)
-        assert [t async for t in sentences(engine.chat_completion_stream(messages=HI))] == ["Hello, wörld! ", "👩‍🚀 It works."]
+        assert [t async for t in sentences(engine.chat_completion_stream(messages=HI))] == [
+            "Hello, wörld! ",
+            "👩‍🚀 It works.",
+        ]
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -242,8 +273,14 @@ def test_more_embeddings_than_the_queue_holds_are_answered_in_windows(open_engin
 
 
 def test_options_are_checked_by_name(path, tmp_path):
-    for option, value in [("device", "tpu"), ("n_ctx", -1), ("n_threads", 513), ("max_streams", True), ("cache_type", "q2"),
-                          ("content_filter", [""])]:
+    for option, value in [
+        ("device", "tpu"),
+        ("n_ctx", -1),
+        ("n_threads", 513),
+        ("max_streams", True),
+        ("cache_type", "q2"),
+        ("content_filter", [""]),
+    ]:
         with pytest.raises(ValidationError) as caught:
             Engine(path, models_dir=tmp_path, engine_factory=factory(), **{option: value})
         assert caught.value.param == option
@@ -253,10 +290,21 @@ def test_options_are_checked_by_name(path, tmp_path):
 
 
 NO_NAMES = {
-    "long": "a" * 300, "longer": "a" * 5000, "deep": "a/" * 3000 + "x.gguf", "long in a folder": "dir/" + "a" * 300,
-    "half a character": "\udc80.gguf", "halves": "\ud800" * 300, "nul": "a\0b", "nobody's": "~nobody-here/x.gguf",
-    "no URL": "file://[/x", "long URL": "file:///" + "a" * 5000, "nul in a URL": "file:///%00", "empty": "",
-    "number": 10**5000, "bytes": b"x", "list": ["x"],
+    "long": "a" * 300,
+    "longer": "a" * 5000,
+    "deep": "a/" * 3000 + "x.gguf",
+    "long in a folder": "dir/" + "a" * 300,
+    "half a character": "\udc80.gguf",
+    "halves": "\ud800" * 300,
+    "nul": "a\0b",
+    "nobody's": "~nobody-here/x.gguf",
+    "no URL": "file://[/x",
+    "long URL": "file:///" + "a" * 5000,
+    "nul in a URL": "file:///%00",
+    "empty": "",
+    "number": 10**5000,
+    "bytes": b"x",
+    "list": ["x"],
 }
 
 
@@ -265,8 +313,12 @@ def test_a_name_that_no_model_can_have_is_a_typed_error(tmp_path, kind):
     name = NO_NAMES[kind]
     with Engine(models_dir=tmp_path, engine_factory=factory()) as engine:
         for call in (
-            engine.load_model, engine.unload_model, engine.get_model, engine.info,
-            lambda name: Engine(name, models_dir=tmp_path), lambda name: engine.tokenize("x", model=name),
+            engine.load_model,
+            engine.unload_model,
+            engine.get_model,
+            engine.info,
+            lambda name: Engine(name, models_dir=tmp_path),
+            lambda name: engine.tokenize("x", model=name),
             lambda name: engine.chat_completion(messages=HI, model=name),
         ):
             with pytest.raises((ValidationError, NotFoundError)) as caught:
@@ -322,8 +374,10 @@ def test_a_chat_that_cannot_fit_is_refused_before_its_template_is_run(open_engin
 
 
 def test_a_seed_of_minus_one_is_another_each_time(engine):
-    for ask in (lambda **fields: engine.chat_completion_stream(messages=HI, **fields),
-                lambda **fields: engine.completion_stream(prompt="x", **fields)):
+    for ask in (
+        lambda **fields: engine.chat_completion_stream(messages=HI, **fields),
+        lambda **fields: engine.completion_stream(prompt="x", **fields),
+    ):
         seeds = [ask(seed=-1).seed for _ in range(8)]
         assert len(set(seeds)) > 1 and all(0 <= seed < 2**64 for seed in seeds)
         assert ask(seed=-2).seed == 2**64 - 2 and ask(seed=7).seed == 7
@@ -561,7 +615,10 @@ async def test_a_task_cancelled_while_its_request_is_checked_leaves_nothing_behi
 def test_a_filter_hit_cancels_the_native_request(open_engine):
     engine = open_engine(endless, content_filter=lambda text: text.count("word") > 3)
     reply = engine.chat_completion(messages=HI)
-    assert reply["choices"][0]["message"]["content"] == "word " * 3 and reply["choices"][0]["finish_reason"] == "content_filter"
+    assert (
+        reply["choices"][0]["message"]["content"] == "word " * 3
+        and reply["choices"][0]["finish_reason"] == "content_filter"
+    )
     until(lambda: not answering(engine))
 
 
@@ -617,6 +674,7 @@ def test_thirty_two_threads_each_get_their_own_answer(open_engine):
 
 async def test_many_tasks_and_loops(path, tmp_path):
     async with AsyncEngine(path, models_dir=tmp_path, engine_factory=factory(fakes.echo), max_queue=64) as engine:
+
         async def ask(n):
             return "".join([piece async for piece in text_of(engine.completion_stream(prompt=f"task {n}"))])
 
@@ -651,8 +709,14 @@ def test_closing_ends_running_streams_and_later_calls(open_engine):
         with pytest.raises(EngineClosed):
             list(left)
         assert list(left) == []
-    for call in (lambda: engine.chat_completion(messages=HI), engine.list_models, engine.stats, lambda: engine.tokenize("x"),
-                 lambda: engine.load_model("scripted"), engine.get_model_status):
+    for call in (
+        lambda: engine.chat_completion(messages=HI),
+        engine.list_models,
+        engine.stats,
+        lambda: engine.tokenize("x"),
+        lambda: engine.load_model("scripted"),
+        engine.get_model_status,
+    ):
         with pytest.raises(EngineClosed):
             call()
     assert engine.health()["status"] == "unhealthy"
@@ -669,8 +733,10 @@ def test_health_sees_an_engine_that_ended_by_itself(engine):
 
 async def test_embeddings_as_numpy_arrays(engine, path, tmp_path):
     async with AsyncEngine(path, models_dir=tmp_path, engine_factory=factory()) as other:
-        for reply in (engine.embeddings(input=["a", "bcd"], encoding_format="numpy"),
-                      await other.embeddings(input=["a", "bcd"], encoding_format="numpy")):
+        for reply in (
+            engine.embeddings(input=["a", "bcd"], encoding_format="numpy"),
+            await other.embeddings(input=["a", "bcd"], encoding_format="numpy"),
+        ):
             vectors = [row["embedding"] for row in reply["data"]]
             assert [vector.dtype.str for vector in vectors] == ["<f4", "<f4"]
             assert [vector.tolist() for vector in vectors] == [[1, 0.5, 0, 0], [3, 0.5, 0, 0]]
@@ -741,7 +807,9 @@ def test_a_changed_file_is_noticed(engine, path):
 
 def test_loading_reports_progress_and_failure(path, tmp_path):
     seen = []
-    Engine(path, models_dir=tmp_path, engine_factory=factory(load=(0.25, 0.5, 1.0)), on_load_progress=seen.append).close()
+    Engine(
+        path, models_dir=tmp_path, engine_factory=factory(load=(0.25, 0.5, 1.0)), on_load_progress=seen.append
+    ).close()
     assert seen == [0.25, 0.5, 1.0]
     make = factory(load=(0.25, Error("invalid_model", "tensor x: bad", {"tensor": "x"})))
     with pytest.raises(InvalidModelError, match="tensor x") as caught:
@@ -764,8 +832,14 @@ async def test_a_cancelled_task_aborts_its_load(path, tmp_path):
     make = factory(load=itertools.repeat(0.5))
     begun = asyncio.Event()
     loop = asyncio.get_running_loop()
-    task = asyncio.ensure_future(AsyncEngine.create(
-        path, models_dir=tmp_path, engine_factory=make, on_load_progress=lambda done: loop.call_soon_threadsafe(begun.set)))
+    task = asyncio.ensure_future(
+        AsyncEngine.create(
+            path,
+            models_dir=tmp_path,
+            engine_factory=make,
+            on_load_progress=lambda done: loop.call_soon_threadsafe(begun.set),
+        )
+    )
     await begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -784,18 +858,29 @@ def test_models_come_and_go_by_name(tmp_path):
         with pytest.raises(NotFoundError, match="^Model not loaded"):
             engine.completion(prompt="x")
         assert engine.load_model("one") == {
-            "status": "success", "model": "one", "force_reload": False, "message": "Model one loaded successfully"}
+            "status": "success",
+            "model": "one",
+            "force_reload": False,
+            "message": "Model one loaded successfully",
+        }
         engine.load_model("two")
         assert engine.load_model("two", force_reload=True)["force_reload"] is True
         assert [made.closed for made in engine._models._factory.made] == [False, True, False]
         assert engine.get_model_status() == {
-            "loaded": ["one", "two"], "loading_status": {"one": "loaded", "two": "loaded"}, "repository": str(tmp_path)}
+            "loaded": ["one", "two"],
+            "loading_status": {"one": "loaded", "two": "loaded"},
+            "repository": str(tmp_path),
+        }
         assert engine.completion(prompt="x")["model"] == "one"
         for name in ("two", str(tmp_path / "two.gguf"), "two.gguf"):
             assert engine.completion(prompt="x", model=name)["model"] == name
         engine.load_model(twin)
         assert [model["id"] for model in engine.list_models()["data"]] == ["one", "two", "sub/one"]
-        assert engine.unload_model("one") == {"status": "success", "model": "one", "message": "Model one unloaded successfully"}
+        assert engine.unload_model("one") == {
+            "status": "success",
+            "model": "one",
+            "message": "Model one unloaded successfully",
+        }
         assert engine.get_model_status()["loading_status"]["one"] == "unloaded"
         assert engine.get_model("one")["id"] == "one"
         with pytest.raises(NotFoundError):
@@ -805,7 +890,11 @@ def test_models_come_and_go_by_name(tmp_path):
         with pytest.raises(ValidationError, match="model_name"):
             engine.load_model({})
         assert engine.unload_all_models() == {
-            "status": "success", "unloaded_models": ["two", "sub/one"], "errors": [], "total_unloaded": 2}
+            "status": "success",
+            "unloaded_models": ["two", "sub/one"],
+            "errors": [],
+            "total_unloaded": 2,
+        }
 
 
 def test_unloading_ends_that_models_streams(open_engine):

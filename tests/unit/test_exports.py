@@ -10,11 +10,35 @@ import polargrid_local
 from polargrid_local import engine, errors
 
 PUBLIC = [
-    "AsyncChatStream", "AsyncEngine", "AuthenticationError", "BillingError", "ChatStream", "ContextLengthError", "Engine",
-    "EngineClosed", "EngineCrashed", "ForkedEngineError", "GrammarError", "InvalidModelError", "MemoryEstimateError",
-    "ModelFileChanged", "NetworkError", "NotFoundError", "NumericError", "PolarGridError", "RateLimitError", "SchemaError",
-    "ServerError", "TemplateError", "TimeoutError", "ValidationError", "inspect_model", "is_polargrid_error", "sentences",
-    "system_info", "text_of",
+    "AsyncChatStream",
+    "AsyncEngine",
+    "AuthenticationError",
+    "BillingError",
+    "ChatStream",
+    "ContextLengthError",
+    "Engine",
+    "EngineClosed",
+    "EngineCrashed",
+    "ForkedEngineError",
+    "GrammarError",
+    "InvalidModelError",
+    "MemoryEstimateError",
+    "ModelFileChanged",
+    "NetworkError",
+    "NotFoundError",
+    "NumericError",
+    "PolarGridError",
+    "RateLimitError",
+    "SchemaError",
+    "ServerError",
+    "TemplateError",
+    "TimeoutError",
+    "ValidationError",
+    "inspect_model",
+    "is_polargrid_error",
+    "sentences",
+    "system_info",
+    "text_of",
 ]
 
 
@@ -28,7 +52,11 @@ def test_the_public_names_are_these():
 
 
 def test_every_error_is_exported():
-    tree = [name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.PolarGridError)]
+    tree = [
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.PolarGridError)
+    ]
     assert set(tree) <= set(PUBLIC)
 
 
@@ -58,7 +86,9 @@ print(json.dumps({"light": light, "errors": errors, "all": sorted(sys.modules), 
 
 
 def test_importing_opens_starts_prints_and_loads_nothing():
-    done = subprocess.run([sys.executable, "-W", "error", "-c", AUDIT], capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", AUDIT], capture_output=True, text=True, check=True, timeout=300
+    )
     assert done.stderr == ""
     report = json.loads(done.stdout)  # one line, and nothing else was printed
     assert report["seen"] == [] and report["threads"] == 1

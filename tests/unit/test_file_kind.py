@@ -66,7 +66,9 @@ def test_what_it_looks_like(data, says):
     assert file_kind(data[:HEAD_BYTES], len(data)).startswith(says)
 
 
-@pytest.mark.parametrize("data", [b"GGUF\x03\0\0\0" + bytes(60), b"GGUF\x02\0\0\0" + bytes(60), b"GGUF", random.Random(1).randbytes(600)])
+@pytest.mark.parametrize(
+    "data", [b"GGUF\x03\0\0\0" + bytes(60), b"GGUF\x02\0\0\0" + bytes(60), b"GGUF", random.Random(1).randbytes(600)]
+)
 def test_a_gguf_and_the_unknown_are_called_nothing(data):
     assert file_kind(data[:HEAD_BYTES], len(data)) is None
 

@@ -56,8 +56,14 @@ def modules(path):
             base = "polargrid_local" if node.level else ""
             base = ".".join(filter(None, (base, node.module)))
             here = [f"{base}.{alias.name}" for alias in node.names] if base == "polargrid_local" else [base]
-            names = [name if (PACKAGE / f"{name.partition('.')[2]}.py").exists() or name.endswith("_core")
-                     or (PACKAGE / name.partition(".")[2]).is_dir() else base for name in here]
+            names = [
+                name
+                if (PACKAGE / f"{name.partition('.')[2]}.py").exists()
+                or name.endswith("_core")
+                or (PACKAGE / name.partition(".")[2]).is_dir()
+                else base
+                for name in here
+            ]
         else:
             continue
         for name in names:
@@ -85,11 +91,28 @@ def test_only_the_runtime_touches_the_native_module():
 
 
 def test_pure_modules_read_no_clock_no_file_no_environment():
-    pure = ("pipeline", "template", "template_code", "template_filters", "sandbox", "abilities", "named_templates", "budget",
-            "marked", "types", "options", "errors", "file_kind")
+    pure = (
+        "pipeline",
+        "template",
+        "template_code",
+        "template_filters",
+        "sandbox",
+        "abilities",
+        "named_templates",
+        "budget",
+        "marked",
+        "types",
+        "options",
+        "errors",
+        "file_kind",
+    )
     for name in pure:
-        imported = {alias.name.partition(".")[0] for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text()))
-                    if isinstance(node, ast.Import) for alias in node.names}
+        imported = {
+            alias.name.partition(".")[0]
+            for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text()))
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        }
         assert not imported & {"os", "time", "socket", "threading", "asyncio", "random", "secrets", "pathlib"}, name
 
 

@@ -119,7 +119,12 @@ def test_the_names_for_type_checkers_are_the_options():
     for name in names:
         assert hints[name] == EngineOptions.model_fields[name].annotation, name
     assert set(hints) - set(names) == {
-        "models_dir", "lora", "content_filter", "chat_template", "on_load_progress", "engine_factory",
+        "models_dir",
+        "lora",
+        "content_filter",
+        "chat_template",
+        "on_load_progress",
+        "engine_factory",
     }
 
 
@@ -133,10 +138,21 @@ def test_help_shows_every_option_with_its_default(made):
     assert table() in told
 
 
-@pytest.mark.parametrize(("given", "meant"), [
-    ("max_stream", "max_streams"), ("nctx", "n_ctx"), ("num_ctx", "n_ctx"), ("cache_typ", "cache_type"), ("lorra", "lora"),
-    ("model_dir", "models_dir"), ("gpu_layers", "n_gpu_layers"), ("contentfilter", "content_filter"), ("x" * 10**6, None),
-], ids=short)
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("max_stream", "max_streams"),
+        ("nctx", "n_ctx"),
+        ("num_ctx", "n_ctx"),
+        ("cache_typ", "cache_type"),
+        ("lorra", "lora"),
+        ("model_dir", "models_dir"),
+        ("gpu_layers", "n_gpu_layers"),
+        ("contentfilter", "content_filter"),
+        ("x" * 10**6, None),
+    ],
+    ids=short,
+)
 def test_an_unknown_option_is_refused_by_name(doors, given, meant):
     for door in doors.values():
         with pytest.raises(ValidationError) as caught:
@@ -155,10 +171,13 @@ def test_load_model_takes_no_options(tmp_path):
         for call, request, path in [
             (engine.load_model, {"model_name": "x", "force_relod": True}, "force_relod"),
             (engine.load_model, {"model_name": "x", "force_reload": "no"}, "force_reload"),
-            (engine.load_model, {"model": "x"}, "model"), (engine.load_model, 5, "request"),
-            (engine.load_model, "", "model_name"), (engine.load_model, "a\0b", "model_name"),
+            (engine.load_model, {"model": "x"}, "model"),
+            (engine.load_model, 5, "request"),
+            (engine.load_model, "", "model_name"),
+            (engine.load_model, "a\0b", "model_name"),
             (engine.load_model, {"model_name": "\ud800"}, "model_name"),
-            (engine.unload_model, {"modelName": "x", "forse": True}, "forse"), (engine.purge_gpu, {"forced": True}, "forced"),
+            (engine.unload_model, {"modelName": "x", "forse": True}, "forse"),
+            (engine.purge_gpu, {"forced": True}, "forced"),
             (engine.purge_gpu, {"force": "no"}, "force"),
         ]:
             with pytest.raises(ValidationError) as caught:
@@ -176,14 +195,36 @@ def test_a_quantised_cache_needs_flash_attention(doors):
             door(cache_type="q8_0", flash_attention=False)
 
 
-@pytest.mark.parametrize(("option", "value"), [
-    ("lora", 5), ("lora", ["a\0"]), ("lora", ["\ud800"]), ("lora", [("a", 1, 2)]), ("lora", [("a", "1")]),
-    ("lora", [("a", True)]), ("lora", itertools.repeat("a")),
-    ("lora", [("a", 10**400)]), ("lora", [("a", float("nan"))]), ("lora", [b"a"]), ("models_dir", 5), ("models_dir", "a\0"),
-    ("models_dir", "\ud800"), ("models_dir", "~nobody-here/x"), ("chat_template", 5), ("chat_template", "\ud800"),
-    ("content_filter", "\ud800"), ("content_filter", ["fine", "\ud800"]), ("content_filter", 5), ("content_filter", [5]),
-    ("on_load_progress", 5), ("model", 5), ("model", b"a"), ("model", "a\0b"), ("model", "\ud800"),
-])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("lora", 5),
+        ("lora", ["a\0"]),
+        ("lora", ["\ud800"]),
+        ("lora", [("a", 1, 2)]),
+        ("lora", [("a", "1")]),
+        ("lora", [("a", True)]),
+        ("lora", itertools.repeat("a")),
+        ("lora", [("a", 10**400)]),
+        ("lora", [("a", float("nan"))]),
+        ("lora", [b"a"]),
+        ("models_dir", 5),
+        ("models_dir", "a\0"),
+        ("models_dir", "\ud800"),
+        ("models_dir", "~nobody-here/x"),
+        ("chat_template", 5),
+        ("chat_template", "\ud800"),
+        ("content_filter", "\ud800"),
+        ("content_filter", ["fine", "\ud800"]),
+        ("content_filter", 5),
+        ("content_filter", [5]),
+        ("on_load_progress", 5),
+        ("model", 5),
+        ("model", b"a"),
+        ("model", "a\0b"),
+        ("model", "\ud800"),
+    ],
+)
 def test_what_only_a_program_can_give_is_checked_as_well(tmp_path, option, value):
     for make in (Engine, AsyncEngine):
         with pytest.raises(ValidationError) as caught:
@@ -207,7 +248,7 @@ def test_the_readme_shows_the_table(root):
 
 def test_the_native_engine_has_the_same_defaults(root):
     source = (root / "csrc" / "request.h").read_text()
-    body = source[source.index("struct EngineOptions {"):].partition("};")[0]
+    body = source[source.index("struct EngineOptions {") :].partition("};")[0]
     native = dict(re.findall(r"\b(\w+) = ([\w:-]+);", body))
     for name, field in EngineOptions.model_fields.items():
         word = native[name].rpartition("::")[2]
@@ -236,6 +277,10 @@ def test_a_type_checker_knows_every_option(tmp_path):
     said, trouble, _ = api.run([str(tmp_path / "typed.py"), "--follow-imports=silent", f"--cache-dir={tmp_path}/cache"])
     wrong = [TYPED.splitlines()[int(line) - 1].strip() for line in re.findall(r"typed.py:(\d+): error", said)]
     assert trouble == "" and wrong == [
-        'Engine("x", max_stream=3)', 'Engine("x", n_ctx="5")', 'Engine("x", cache_type="q9")', "AsyncEngine(n_bach=5)",
-        'engine.load_model("x", force_relod=True)', 'await AsyncEngine.create("x", n_bach=512)',
+        'Engine("x", max_stream=3)',
+        'Engine("x", n_ctx="5")',
+        'Engine("x", cache_type="q9")',
+        "AsyncEngine(n_bach=5)",
+        'engine.load_model("x", force_relod=True)',
+        'await AsyncEngine.create("x", n_bach=512)',
     ]

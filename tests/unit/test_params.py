@@ -114,7 +114,9 @@ def test_replies_are_what_is_declared(tmp_path):
             exactly(types.Timings, chat.timings)
             exactly(types.ChatCompletionResponse, engine.chat_completion(asked, logprobs=logprobs))
             count = 2 if logprobs else None
-            for piece in engine.completion_stream(prompt=["a", "b"], logprobs=count, stream_options={"include_usage": True}):
+            for piece in engine.completion_stream(
+                prompt=["a", "b"], logprobs=count, stream_options={"include_usage": True}
+            ):
                 exactly(types.CompletionChunk, piece)
             exactly(types.CompletionResponse, engine.completion(prompt=["a", "b"], logprobs=count))
         exactly(types.GenerateResponse, engine.generate("x"))
@@ -152,7 +154,9 @@ def test_an_engine_says_what_is_loaded(tmp_path):
     engine.close()
     assert repr(engine) == "<Engine: closed>"
     shown = []
-    loading = Engine(path, models_dir=tmp_path, engine_factory=fakes.factory(), on_load_progress=lambda share: shown.append(share))
+    loading = Engine(
+        path, models_dir=tmp_path, engine_factory=fakes.factory(), on_load_progress=lambda share: shown.append(share)
+    )
     loading.load_model(path, force_reload=True, on_progress=lambda share: shown.append(repr(loading)))
     loading.close()
     assert set(shown[2:]) == {"<Engine: m (loading)>"}

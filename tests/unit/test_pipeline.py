@@ -24,7 +24,12 @@ TIMES = {"queue_ms": 3.4, "prefill_ms": 50.0, "first_token_ms": 60.0, "total_ms"
 
 
 def job(kind="chat", target=None, **fields):
-    base = {"chat": {"messages": HI}, "completion": {"prompt": "x"}, "embedding": {"input": "x"}, "generate": {"prompt": "x"}}[kind]
+    base = {
+        "chat": {"messages": HI},
+        "completion": {"prompt": "x"},
+        "embedding": {"input": "x"},
+        "generate": {"prompt": "x"},
+    }[kind]
     request = parse_request(kind, {"model": "M", **base, **fields})
     return prepare(request, target or Target("default", INFO, ChatTemplate(None)), now=NOW, id=ID, seed=42)
 
@@ -42,7 +47,9 @@ def run(made, events):
 
 
 def text(chunks):
-    return "".join(c["delta"].get("content", "") if "delta" in c else c["text"] for chunk in chunks for c in chunk["choices"])
+    return "".join(
+        c["delta"].get("content", "") if "delta" in c else c["text"] for chunk in chunks for c in chunk["choices"]
+    )
 
 
 # --- bytes ------------------------------------------------------------------------------------------------------------
@@ -59,7 +66,10 @@ def test_a_chat_stream_is_the_remotes_byte_for_byte():
 
 
 def test_a_text_stream_is_the_remotes_byte_for_byte():
-    lines = [json.dumps(chunk, separators=(",", ":")) for chunk in run(job("completion"), [Event(1, "text", "Hi"), end("length")])]
+    lines = [
+        json.dumps(chunk, separators=(",", ":"))
+        for chunk in run(job("completion"), [Event(1, "text", "Hi"), end("length")])
+    ]
     start = f'{{"id":"cmpl-{ID}","object":"text_completion","created":1700000000,"model":"M","choices":['
     assert lines == [
         start + '{"text":"Hi","index":0,"finish_reason":null}]}',
@@ -86,7 +96,11 @@ def test_the_plain_answers_are_the_remotes():
 
 def test_usage_comes_only_when_asked_for_and_last():
     chunks = run(job(stream_options={"include_usage": True}), [Event(1, "text", "Hi"), end()])
-    assert chunks[-1] == {**HEAD, "choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}}
+    assert chunks[-1] == {
+        **HEAD,
+        "choices": [],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8},
+    }
     assert not any("usage" in chunk for chunk in chunks[:-1])
     assert not any("usage" in chunk for chunk in run(job(), [Event(1, "text", "Hi"), end()]))
 
@@ -109,7 +123,9 @@ REASONS = st.sampled_from(["stop", "length", "content_filter"])
 def test_joined_is_plain_and_the_sdk_reads_every_chunk(kind, pieces, last, reason, logprobs):
     fields = {"logprobs": (True if kind == "chat" else 0)} if logprobs else {}
     made = job(kind, **fields)
-    chunks = run(made, [Event(1, "progress", progress=0.5), *(Event(1, "text", piece) for piece in pieces), end(reason, last)])
+    chunks = run(
+        made, [Event(1, "progress", progress=0.5), *(Event(1, "text", piece) for piece in pieces), end(reason, last)]
+    )
     reply = made.assembler.response()
     plain = reply["choices"][0]["message"]["content"] if kind == "chat" else reply["choices"][0]["text"]
     assert text(chunks) == plain == made.assembler.text == "".join(pieces) + last
@@ -118,13 +134,16 @@ def test_joined_is_plain_and_the_sdk_reads_every_chunk(kind, pieces, last, reaso
     assert len({(chunk["id"], chunk["created"], chunk["object"], chunk["model"]) for chunk in chunks}) == 1
     assert made.assembler.done and made.assembler.feed(end()) == []
     chunk_type, reply_type = {
-        "chat": (sdk.ChatCompletionChunk, sdk.ChatCompletionResponse), "completion": (sdk.CompletionChunk, sdk.CompletionResponse),
+        "chat": (sdk.ChatCompletionChunk, sdk.ChatCompletionResponse),
+        "completion": (sdk.CompletionChunk, sdk.CompletionResponse),
     }[kind]
     for chunk in chunks:
         chunk_type.model_validate(chunk)
     reply_type.model_validate(reply)
     if kind == "chat":
-        assert [chunk["choices"][0]["delta"].get("role") for chunk in chunks] == ["assistant"] + [None] * (len(chunks) - 1)
+        assert [chunk["choices"][0]["delta"].get("role") for chunk in chunks] == ["assistant"] + [None] * (
+            len(chunks) - 1
+        )
 
 
 @settings(deadline=None)
@@ -152,10 +171,20 @@ def test_many_prompts_are_many_choices_of_one_answer():
     made = job("completion", prompt=["one", "two", "three"], stream_options={"include_usage": True})
     assert [request["prompt"] for request in made.requests] == [[("one", True)], [("two", True)], [("three", True)]]
     one = made.assembler
-    chunks = (one.feed(Event(2, "text", "b"), 1) + one.feed(Event(1, "text", "a"), 0) + one.feed(end("length"), 1)
-              + one.feed(end("stop", "c"), 2) + one.feed(end(), 0))
+    chunks = (
+        one.feed(Event(2, "text", "b"), 1)
+        + one.feed(Event(1, "text", "a"), 0)
+        + one.feed(end("length"), 1)
+        + one.feed(end("stop", "c"), 2)
+        + one.feed(end(), 0)
+    )
     assert [(c["text"], c["index"], c["finish_reason"]) for chunk in chunks for c in chunk["choices"]] == [
-        ("b", 1, None), ("a", 0, None), ("", 1, "length"), ("c", 2, None), ("", 2, "stop"), ("", 0, "stop"),
+        ("b", 1, None),
+        ("a", 0, None),
+        ("", 1, "length"),
+        ("c", 2, None),
+        ("", 2, "stop"),
+        ("", 0, "stop"),
     ]
     assert chunks[-1]["usage"] == {"prompt_tokens": 15, "completion_tokens": 9, "total_tokens": 24}
     assert [choice["text"] for choice in one.response()["choices"]] == ["a", "b", "c"]
@@ -168,24 +197,46 @@ def test_counts_are_true_at_any_time():
     assert made.assembler.timings["total_ms"] is None
     feed(made.assembler, [end()])
     assert made.assembler.timings == {
-        "queue_ms": 3.4, "prefill_ms": 50.0, "first_token_ms": 60.0, "total_ms": 812.6,
-        "tokens_per_second": pytest.approx(2 / 0.7526), "cached_tokens": 2,
+        "queue_ms": 3.4,
+        "prefill_ms": 50.0,
+        "first_token_ms": 60.0,
+        "total_ms": 812.6,
+        "tokens_per_second": pytest.approx(2 / 0.7526),
+        "cached_tokens": 2,
     }
 
 
 # --- logprobs, embeddings, generate -----------------------------------------------------------------------------------
 
-ENTRY = {"token": 9, "logprob": -0.25, "bytes": b"\xc3\xa9", "top": [
-    {"token": 9, "logprob": -0.25, "bytes": b"\xc3\xa9", "top": []}, {"token": 4, "logprob": -2.0, "bytes": b"\xc3", "top": []}]}
+ENTRY = {
+    "token": 9,
+    "logprob": -0.25,
+    "bytes": b"\xc3\xa9",
+    "top": [
+        {"token": 9, "logprob": -0.25, "bytes": b"\xc3\xa9", "top": []},
+        {"token": 4, "logprob": -2.0, "bytes": b"\xc3", "top": []},
+    ],
+}
 
 
 def test_chat_logprobs_are_openais():
     made = job(logprobs=True, top_logprobs=2)
     assert made.requests[0]["sampling"]["n_logprobs"] == 2
     chunks = run(made, [Event(1, "text", "é", logprobs=[ENTRY]), end()])
-    content = [{"token": "é", "logprob": -0.25, "bytes": [195, 169], "top_logprobs": [
-        {"token": "é", "logprob": -0.25, "bytes": [195, 169]}, {"token": "bytes:\\xc3", "logprob": -2.0, "bytes": [195]}]}]
-    assert chunks[1]["choices"] == [{"index": 0, "delta": {"content": "é"}, "logprobs": {"content": content}, "finish_reason": None}]
+    content = [
+        {
+            "token": "é",
+            "logprob": -0.25,
+            "bytes": [195, 169],
+            "top_logprobs": [
+                {"token": "é", "logprob": -0.25, "bytes": [195, 169]},
+                {"token": "bytes:\\xc3", "logprob": -2.0, "bytes": [195]},
+            ],
+        }
+    ]
+    assert chunks[1]["choices"] == [
+        {"index": 0, "delta": {"content": "é"}, "logprobs": {"content": content}, "finish_reason": None}
+    ]
     assert list(made.assembler.response()["choices"][0]) == ["index", "message", "logprobs", "finish_reason"]
     assert made.assembler.response()["choices"][0]["logprobs"] == {"content": content}
 
@@ -194,7 +245,11 @@ def test_text_logprobs_are_openais():
     made = job("completion", logprobs=1)
     chunks = run(made, [Event(1, "text", "é", logprobs=[ENTRY]), Event(1, "text", "é", logprobs=[ENTRY]), end()])
     assert chunks[1]["choices"][0]["logprobs"] == {
-        "tokens": ["é"], "token_logprobs": [-0.25], "top_logprobs": [{"é": -0.25, "bytes:\\xc3": -2.0}], "text_offset": [1]}
+        "tokens": ["é"],
+        "token_logprobs": [-0.25],
+        "top_logprobs": [{"é": -0.25, "bytes:\\xc3": -2.0}],
+        "text_offset": [1],
+    }
     assert made.assembler.response()["choices"][0]["logprobs"]["text_offset"] == [0, 1]
     assert "logprobs" not in run(job("completion"), [Event(1, "text", "x"), end()])[0]["choices"][0]
 
@@ -219,20 +274,36 @@ def test_text_logprobs_always_have_the_sampled_token():
 
 def test_tokens_that_read_alike_keep_their_own_names():
     """Pieces of characters, control tokens (no text), and a byte token beside the ordinary one."""
-    top = [entry(1, -0.1, b"\xe2\x9f"), entry(2, -0.2, b"\xe2\x9c"), entry(3, -0.3, b""), entry(4, -0.4, b""), entry(5, -0.5, b"a"),
-           entry(6, -0.6, b"a"), entry(7, -0.7, b"\xff")]
+    top = [
+        entry(1, -0.1, b"\xe2\x9f"),
+        entry(2, -0.2, b"\xe2\x9c"),
+        entry(3, -0.3, b""),
+        entry(4, -0.4, b""),
+        entry(5, -0.5, b"a"),
+        entry(6, -0.6, b"a"),
+        entry(7, -0.7, b"\xff"),
+    ]
     made = job("completion", logprobs=7)
     run(made, [Event(1, "text", "a", logprobs=[entry(6, -0.6, b"a", top)]), end()])
-    assert made.assembler.response()["choices"][0]["logprobs"]["top_logprobs"] == [{
-        "bytes:\\xe2\\x9f": -0.1, "bytes:\\xe2\\x9c": -0.2, "token_id:3": -0.3, "token_id:4": -0.4, "token_id:5": -0.5,
-        "a": -0.6, "bytes:\\xff": -0.7,
-    }]
+    assert made.assembler.response()["choices"][0]["logprobs"]["top_logprobs"] == [
+        {
+            "bytes:\\xe2\\x9f": -0.1,
+            "bytes:\\xe2\\x9c": -0.2,
+            "token_id:3": -0.3,
+            "token_id:4": -0.4,
+            "token_id:5": -0.5,
+            "a": -0.6,
+            "bytes:\\xff": -0.7,
+        }
+    ]
     made = job(logprobs=True, top_logprobs=7)
     run(made, [Event(1, "text", "a", logprobs=[entry(3, -0.3, b"", top)]), end()])
     said = made.assembler.response()["choices"][0]["logprobs"]["content"][0]
     assert (said["token"], said["bytes"]) == ("token_id:3", [])
     assert [(top["token"], top["bytes"]) for top in said["top_logprobs"][:2]] == [
-        ("bytes:\\xe2\\x9f", [0xE2, 0x9F]), ("bytes:\\xe2\\x9c", [0xE2, 0x9C])]
+        ("bytes:\\xe2\\x9f", [0xE2, 0x9F]),
+        ("bytes:\\xe2\\x9c", [0xE2, 0x9C]),
+    ]
 
 
 @settings(deadline=None)
@@ -240,7 +311,7 @@ def test_tokens_that_read_alike_keep_their_own_names():
 def test_no_alternative_is_lost_whatever_their_bytes(raws, data):
     tokens = [entry(i, -float(i), raw) for i, raw in enumerate(raws)]
     sampled = data.draw(st.sampled_from(tokens))
-    top = tokens[:data.draw(st.integers(0, len(tokens)))]
+    top = tokens[: data.draw(st.integers(0, len(tokens)))]
     made = job("completion", logprobs=len(top))
     run(made, [Event(1, "text", "x", logprobs=[{**sampled, "top": top}]), end()])
     said = made.assembler.response()["choices"][0]["logprobs"]
@@ -275,13 +346,21 @@ def test_the_context_is_the_limit_when_asked():
 
 def test_embeddings_are_the_remotes():
     made = job("embedding", input=["one", "two"])
-    assert made.requests == [{"task": "embed", "prompt": [("one", False)]}, {"task": "embed", "prompt": [("two", False)]}]
+    assert made.requests == [
+        {"task": "embed", "prompt": [("one", False)]},
+        {"task": "embed", "prompt": [("two", False)]},
+    ]
     for index in (1, 0):
         assert made.assembler.feed(Event(1, "embedding", embedding=[0.5, float(index)], n_prompt=3), index) is not None
     reply = made.assembler.response()
     assert reply == {
-        "object": "list", "model": "M", "usage": {"prompt_tokens": 6, "total_tokens": 6},
-        "data": [{"object": "embedding", "index": 0, "embedding": [0.5, 0.0]}, {"object": "embedding", "index": 1, "embedding": [0.5, 1.0]}],
+        "object": "list",
+        "model": "M",
+        "usage": {"prompt_tokens": 6, "total_tokens": 6},
+        "data": [
+            {"object": "embedding", "index": 0, "embedding": [0.5, 0.0]},
+            {"object": "embedding", "index": 1, "embedding": [0.5, 1.0]},
+        ],
     }
     assert list(reply) == ["object", "data", "model", "usage"]
     with pytest.raises(ValidationError, match="gives no embeddings; what it can do: generate"):
@@ -302,18 +381,44 @@ def test_generate_is_one_user_message():
 
 def test_a_native_request_has_every_field():
     made = job(
-        temperature=0, top_p=0, top_k=-5, min_p=0.1, typical_p=0.9, repetition_penalty=1.1, frequency_penalty=0.5,
-        presence_penalty=-0.5, seed=7, logit_bias={"3": -100}, max_tokens=9, stop=["\n"], content_filter=["Bad Word"], ignore_eos=True,
+        temperature=0,
+        top_p=0,
+        top_k=-5,
+        min_p=0.1,
+        typical_p=0.9,
+        repetition_penalty=1.1,
+        frequency_penalty=0.5,
+        presence_penalty=-0.5,
+        seed=7,
+        logit_bias={"3": -100},
+        max_tokens=9,
+        stop=["\n"],
+        content_filter=["Bad Word"],
+        ignore_eos=True,
     )
-    assert made.requests == [{
-        "task": "generate", "max_tokens": 9, "stop": ["\n"], "ignore_eos": True,
-        "filter": ["Bad Word", "bad word", "BAD WORD", "Bad word"],
-        "prompt": [("<|im_start|>user\n", True), ("hi", False), ("<|im_end|>\n<|im_start|>assistant\n", True)],
-        "sampling": {
-            "temperature": 0, "top_p": 0, "top_k": 0, "min_p": 0.1, "typical_p": 0.9, "repetition_penalty": 1.1,
-            "frequency_penalty": 0.5, "presence_penalty": -0.5, "seed": 7, "n_logprobs": -1, "logit_bias": [(3, -100.0)],
-        },
-    }]
+    assert made.requests == [
+        {
+            "task": "generate",
+            "max_tokens": 9,
+            "stop": ["\n"],
+            "ignore_eos": True,
+            "filter": ["Bad Word", "bad word", "BAD WORD", "Bad word"],
+            "prompt": [("<|im_start|>user\n", True), ("hi", False), ("<|im_end|>\n<|im_start|>assistant\n", True)],
+            "sampling": {
+                "temperature": 0,
+                "top_p": 0,
+                "top_k": 0,
+                "min_p": 0.1,
+                "typical_p": 0.9,
+                "repetition_penalty": 1.1,
+                "frequency_penalty": 0.5,
+                "presence_penalty": -0.5,
+                "seed": 7,
+                "n_logprobs": -1,
+                "logit_bias": [(3, -100.0)],
+            },
+        }
+    ]
     assert made.assembler.seed == 7 and job().assembler.seed == 42
     assert job(seed=-2).requests[0]["sampling"]["seed"] == 2**64 - 2
 
@@ -327,11 +432,18 @@ def test_minus_one_means_a_seed_of_the_requests_own(kind, seed):
 
 def test_message_forms_reach_the_template_as_it_expects_them():
     source = "{% for m in messages %}{{ m.role }}:{{ m.content }}:{{ m.tool_calls[0].function.arguments.k if m.tool_calls }};{% endfor %}"
-    made = job(target=Target("m", INFO, ChatTemplate(source)), messages=[
-        {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": '{"k": "v"}'}}]},
-        {"role": "tool", "content": "r", "tool_call_id": "1"},
-    ])
+    made = job(
+        target=Target("m", INFO, ChatTemplate(source)),
+        messages=[
+            {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": '{"k": "v"}'}}],
+            },
+            {"role": "tool", "content": "r", "tool_call_id": "1"},
+        ],
+    )
     assert "".join(part for part, _ in made.requests[0]["prompt"]) == "system:a\nb:;assistant::v;tool:r:;"
 
 
@@ -350,7 +462,9 @@ def test_token_ids_and_sizes_are_checked_against_the_model():
 def test_a_predicate_ends_the_stream_before_the_text_that_meets_it():
     made = job(content_filter=lambda so_far: "secret" in so_far)
     assert made.assembler.watches and made.requests[0]["filter"] == []
-    chunks = run(made, [Event(1, "text", "the sec"), Event(1, "text", "ret", n_generated=2), Event(1, "text", " is"), end()])
+    chunks = run(
+        made, [Event(1, "text", "the sec"), Event(1, "text", "ret", n_generated=2), Event(1, "text", " is"), end()]
+    )
     assert text(chunks) == "the sec" == made.assembler.response()["choices"][0]["message"]["content"]
     assert chunks[-1]["choices"][0] == {"index": 0, "delta": {}, "finish_reason": "content_filter"}
     assert made.assembler.to_cancel == [0] and made.assembler.done

@@ -32,15 +32,20 @@ def places(root, name):
 
 # Options with a name of their own; `uses`: where the native engine acts on it. One that info() shows too has a line more
 # in csrc/request.h, for ModelInfo.
-@pytest.mark.parametrize(("name", "uses", "shown"), [
-    ("n_batch", {"csrc/model.cpp", "csrc/engine.cpp", "csrc/scheduler.h", "csrc/bare_loop.cpp"}, True),
-    ("max_queue", {"csrc/engine.cpp"}, False),
-    ("check_tensors", {"csrc/model.cpp"}, False),
-    ("n_gpu_layers", {"csrc/model.cpp"}, True),
-])
+@pytest.mark.parametrize(
+    ("name", "uses", "shown"),
+    [
+        ("n_batch", {"csrc/model.cpp", "csrc/engine.cpp", "csrc/scheduler.h", "csrc/bare_loop.cpp"}, True),
+        ("max_queue", {"csrc/engine.cpp"}, False),
+        ("check_tensors", {"csrc/model.cpp"}, False),
+        ("n_gpu_layers", {"csrc/model.cpp"}, True),
+    ],
+)
 def test_an_option_is_one_entry_and_one_member(root, name, uses, shown):
     found = places(root, name)
-    expected = {**OPTION, "csrc/request.h": 4 if shown else 2} | ({"polargrid_local/types.py": 1} if shown else {})  # info()'s type
+    expected = {**OPTION, "csrc/request.h": 4 if shown else 2} | (
+        {"polargrid_local/types.py": 1} if shown else {}
+    )  # info()'s type
     assert set(found) - set(expected) <= uses
     assert {file: n for file, n in found.items() if file not in uses} == expected
 

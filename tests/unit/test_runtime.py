@@ -102,9 +102,19 @@ def test_an_inbox_tells_its_requests_apart_and_forgets_those_that_ended(model):
     box = Inbox(model)
     box.register(7, 0)
     box.register(9, 1)
-    for event in (Event(7, "text", "a"), Event(9, "finished"), Event(9, "text", "late"), Event(8, "text", "b"), Event(7, "finished")):
+    for event in (
+        Event(7, "text", "a"),
+        Event(9, "finished"),
+        Event(9, "text", "late"),
+        Event(8, "text", "b"),
+        Event(7, "finished"),
+    ):
         box.outbox.push(event)
-    assert [(index, event.kind) for index, event in (box.get() for _ in range(3))] == [(0, "text"), (1, "finished"), (0, "finished")]
+    assert [(index, event.kind) for index, event in (box.get() for _ in range(3))] == [
+        (0, "text"),
+        (1, "finished"),
+        (0, "finished"),
+    ]
 
 
 def test_an_inbox_whose_engine_has_ended_hears_of_it_once_what_was_said_is_read(model):
@@ -113,7 +123,10 @@ def test_an_inbox_whose_engine_has_ended_hears_of_it_once_what_was_said_is_read(
     box.outbox.push(Event(7, "text", "a"))
     model.close()
     assert model._hub.failure
-    assert [(event.kind, event.code) for _, event in (box.get(), box.get())] == [("text", ""), ("error", "engine_closed")]
+    assert [(event.kind, event.code) for _, event in (box.get(), box.get())] == [
+        ("text", ""),
+        ("error", "engine_closed"),
+    ]
 
 
 def test_waking_an_inbox_is_no_event(model):
@@ -195,7 +208,10 @@ def test_the_native_log_goes_to_logging(caplog, tmp_path):
     with caplog.at_level(logging.INFO, "polargrid_local.llama"):
         hub.log()
     assert [(record.levelname, record.message) for record in caplog.records] == [
-        ("WARNING", "beware"), ("ERROR", "broken"), ("INFO", "100 %s fine")]
+        ("WARNING", "beware"),
+        ("ERROR", "broken"),
+        ("INFO", "100 %s fine"),
+    ]
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -218,8 +234,16 @@ def test_a_forked_child_is_told_at_once_and_touches_nothing(tmp_path):
         status = 1
         try:
             signal.alarm(120)
-            calls = [lambda: engine.completion(prompt="x"), lambda: [*stream], engine.stats, engine.list_models, engine.close,
-                     lambda: engine.tokenize("x"), lambda: engine.load_model("m"), engine.unload_all_models]
+            calls = [
+                lambda: engine.completion(prompt="x"),
+                lambda: [*stream],
+                engine.stats,
+                engine.list_models,
+                engine.close,
+                lambda: engine.tokenize("x"),
+                lambda: engine.load_model("m"),
+                engine.unload_all_models,
+            ]
             refused = 0
             for call in calls:
                 try:
@@ -276,7 +300,9 @@ def test_an_exit_with_a_live_stream_is_an_ordinary_exit(tmp_path, root):
     file = tmp_path / "m.gguf"
     file.write_bytes(b"GGUF")
     code = EXITS.format(tests=str(root / "tests"), file=str(file), folder=str(tmp_path), hows=HOWS)
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=1200, cwd=root)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=1200, cwd=root
+    )
     assert done.stdout.splitlines() == [f"0 {how}" for how in HOWS], done.stderr
     assert done.stderr == ""
 

@@ -155,7 +155,9 @@ def test_of_two_files_that_a_name_could_mean_the_whole_name_wins(store):
     }  # fmt: skip
     for file, id in ids.items():
         assert store.resolve(id).path.name == store.resolve(file).path.name == file
-    with pytest.raises(NotFoundError, match="polargrid-local pull smollm2-135m"):  # the catalogue's name stays the catalogue's
+    with pytest.raises(
+        NotFoundError, match="polargrid-local pull smollm2-135m"
+    ):  # the catalogue's name stays the catalogue's
         store.resolve("smollm2-135m")
 
 
@@ -209,7 +211,11 @@ def test_a_folder_that_cannot_be_read_hides_nothing_else(store, monkeypatch):
 
 def test_the_layout_of_the_hubs_own_cache_works(store):
     repo = store.models_dir / "models--org--repo"
-    (repo / "blobs").mkdir(parents=True), (repo / "snapshots" / "c0ffee").mkdir(parents=True), (repo / ".no_exist").mkdir()
+    (
+        (repo / "blobs").mkdir(parents=True),
+        (repo / "snapshots" / "c0ffee").mkdir(parents=True),
+        (repo / ".no_exist").mkdir(),
+    )
     names = [f"m-0000{n}-of-00002.gguf" for n in (1, 2)] + ["single.gguf"]
     for n, name in enumerate(names):
         (repo / "blobs" / f"abc{n}").write_bytes(GGUF)
@@ -259,7 +265,9 @@ def test_an_incomplete_split_model_is_not_listed_and_says_what_is_missing(store,
         with pytest.raises(InvalidModelError) as caught:
             store.resolve(name, paths=False)
         for n in (1, 2, 3):
-            assert (f"big-0000{n}-of-00003.gguf is missing" in str(caught.value).replace(", ", " is missing ")) == (n not in here)
+            assert (f"big-0000{n}-of-00003.gguf is missing" in str(caught.value).replace(", ", " is missing ")) == (
+                n not in here
+            )
         assert caught.value.details["missing"] == [f"big-0000{n}-of-00003.gguf" for n in (1, 2, 3) if n not in here]
 
 
@@ -331,6 +339,7 @@ def test_without_a_catalogue_paths_and_files_work(monkeypatch, tmp_path):
     assert store.resolve("x").path == store.resolve(path).path == path
     with pytest.raises(NotFoundError, match="No model was named"):
         store.default()
+
 
 @pytest.mark.parametrize(
     "name", ["/no/such/file.gguf", "no/such.gguf", "file:///no/such.gguf", Path("nothing.gguf"), ""]

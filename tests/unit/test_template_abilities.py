@@ -61,7 +61,9 @@ def parts(*texts):
 CALL = {"tool_calls": [{"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}]}
 
 
-@pytest.mark.parametrize("source", [PARTS, LLAVA, MIXED, BOTH, TEXT, GEMMA, DROPS, FIRST, NEEDS_SYSTEM, NULL, EMPTY_TOOLS, *NAMES])
+@pytest.mark.parametrize(
+    "source", [PARTS, LLAVA, MIXED, BOTH, TEXT, GEMMA, DROPS, FIRST, NEEDS_SYSTEM, NULL, EMPTY_TOOLS, *NAMES]
+)
 @pytest.mark.parametrize("content", ["What is blue?", parts("What is blue?"), parts("What", "is blue?")])
 def test_what_the_user_says_is_in_the_prompt(source, content):
     said = prompt(source, ("system", "Be kind."), ("user", content), ("assistant", "The sky."), ("user", "Why?"))
@@ -84,7 +86,10 @@ def test_typed_parts_where_only_those_show():
 def test_a_template_that_prints_a_list_is_no_template_for_lists():
     assert ChatTemplate(TEXT).abilities.parts == frozenset()
     with pytest.raises(TemplateError, match="shows no message"):
-        prompt("{% for m in messages %}{% if m.content is not string %}{{ m.content }}{% endif %}{% endfor %}", ("user", "Hi"))
+        prompt(
+            "{% for m in messages %}{% if m.content is not string %}{{ m.content }}{% endif %}{% endfor %}",
+            ("user", "Hi"),
+        )
 
 
 def test_parts_are_joined_as_the_template_joins_them():
@@ -97,7 +102,10 @@ def test_a_system_text_that_would_be_lost_goes_into_the_users_turn():
     assert prompt(GEMMA, ("system", "Be."), ("user", "Hi")) == "<user>Be.\nHi"
     assert prompt(GEMMA, ("developer", "Be."), ("user", parts("Hi"))) == "<user>Be.\nHi"
     assert prompt(DROPS, ("system", "Be."), ("system", "So."), ("user", "Hi")) == "[user]Be.\nSo.\nHi"
-    assert prompt(DROPS, ("user", "a"), ("assistant", "b"), ("system", "Be."), ("user", "c")) == "[user]a[assistant]b[user]Be.\nc"
+    assert (
+        prompt(DROPS, ("user", "a"), ("assistant", "b"), ("system", "Be."), ("user", "c"))
+        == "[user]a[assistant]b[user]Be.\nc"
+    )
     assert prompt(DROPS, ("system", "Be.")) == "[user]Be."
     assert prompt(DROPS, ("user", "a"), ("assistant", "b"), ("system", "Be.")) == "[user]a[assistant]b[user]Be."
     assert prompt(TEXT, ("user", "a"), ("system", "Be."), ("user", "c")) == "[user]a[system]Be.[user]c"
@@ -146,7 +154,11 @@ def test_a_template_is_compiled_and_tried_once(monkeypatch):
     compiled, budget = module.compiled, module.Budget
     monkeypatch.setattr(module, "compiled", lambda *args: n_compiled.append(1) or compiled(*args))
     monkeypatch.setattr(module, "Budget", lambda work: n_budgets.append(work) or budget(work))
-    for source in "{% if", "nothing", "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}" + TEXT:
+    for source in (
+        "{% if",
+        "nothing",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}" + TEXT,
+    ):
         template = ChatTemplate(source)
         for _ in range(3):
             with pytest.raises(TemplateError):
@@ -160,11 +172,11 @@ def test_a_template_is_compiled_and_tried_once(monkeypatch):
 TALK = [("system", " Be. "), ("user", "Hi"), ("assistant", "Yes"), ("user", "Why")]
 FORMATS = {
     "chatml": "<|im_start|>system\n Be. <|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
-              "<|im_start|>user\nWhy<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_start|>user\nWhy<|im_end|>\n<|im_start|>assistant\n",
     "llama2": "<s>[INST] <<SYS>>\n Be. \n<</SYS>>\n\nHi [/INST] Yes </s><s>[INST] Why [/INST]",
     "llama3": "<s><|start_header_id|>system<|end_header_id|>\n\nBe.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
-              "<|start_header_id|>assistant<|end_header_id|>\n\nYes<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nWhy<|eot_id|>"
-              "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "<|start_header_id|>assistant<|end_header_id|>\n\nYes<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nWhy<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
     "mistral-v1": "<s> [INST]  Be. \n\nHi [/INST] Yes</s> [INST] Why [/INST]",
     "mistral-v3": "<s>[INST]  Be. \n\nHi[/INST] Yes</s>[INST] Why[/INST]",
     "mistral-v3-tekken": "<s>[INST] Be. \n\nHi[/INST]Yes</s>[INST]Why[/INST]",
@@ -172,19 +184,19 @@ FORMATS = {
     "mistral-v7-tekken": "<s>[SYSTEM_PROMPT] Be. [/SYSTEM_PROMPT][INST]Hi[/INST]Yes</s>[INST]Why[/INST]",
     "phi3": "<s><|system|>\n Be. <|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\nYes<|end|>\n<|user|>\nWhy<|end|>\n<|assistant|>\n",
     "phi4": "<s><|im_start|>system<|im_sep|> Be. <|im_end|><|im_start|>user<|im_sep|>Hi<|im_end|><|im_start|>assistant<|im_sep|>Yes"
-            "<|im_end|><|im_start|>user<|im_sep|>Why<|im_end|><|im_start|>assistant<|im_sep|>",
+    "<|im_end|><|im_start|>user<|im_sep|>Why<|im_end|><|im_start|>assistant<|im_sep|>",
     "gemma": "<s><start_of_turn>user\nBe.\n\nHi<end_of_turn>\n<start_of_turn>model\nYes<end_of_turn>\n<start_of_turn>user\nWhy"
-             "<end_of_turn>\n<start_of_turn>model\n",
+    "<end_of_turn>\n<start_of_turn>model\n",
     "zephyr": "<s><|system|>\n Be. </s>\n<|user|>\nHi</s>\n<|assistant|>\nYes</s>\n<|user|>\nWhy</s>\n<|assistant|>\n",
     "vicuna": "<s> Be.  USER: Hi ASSISTANT: Yes</s>USER: Why ASSISTANT:",
     "deepseek": "<s> Be. ### Instruction:\nHi\n### Response:\nYes\n<|EOT|>\n### Instruction:\nWhy\n### Response:\n",
     "deepseek3": "<s> Be. <｜User｜>Hi<｜Assistant｜>Yes<｜end▁of▁sentence｜><｜User｜>Why<｜Assistant｜>",
     "command-r": "<s><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Be.<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hi"
-                 "<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>Yes<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|>"
-                 "<|USER_TOKEN|>Why<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+    "<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>Yes<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|>"
+    "<|USER_TOKEN|>Why<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
     "granite": "<s><|start_of_role|>system<|end_of_role|> Be. <|end_of_text|>\n<|start_of_role|>user<|end_of_role|>Hi<|end_of_text|>\n"
-               "<|start_of_role|>assistant<|end_of_role|>Yes<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>Why<|end_of_text|>\n"
-               "<|start_of_role|>assistant<|end_of_role|>",
+    "<|start_of_role|>assistant<|end_of_role|>Yes<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>Why<|end_of_text|>\n"
+    "<|start_of_role|>assistant<|end_of_role|>",
 }
 
 
@@ -200,15 +212,27 @@ def test_a_format_by_name(name):
     assert [text for text, trusted in spans if not trusted] == ["<|im_end|></s>"]
 
 
-@pytest.mark.parametrize(("written", "name"), [
-    ("ChatML", "chatml"), (" llama-3 ", "llama3"), ("Llama_2", "llama2"), ("mistral_v7", "mistral-v7"), ("phi-4", "phi4"),
-    ("command_r", "command-r"), ("chatml2", ""), ("{{ messages }}", ""), ("", ""),
-])
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("ChatML", "chatml"),
+        (" llama-3 ", "llama3"),
+        ("Llama_2", "llama2"),
+        ("mistral_v7", "mistral-v7"),
+        ("phi-4", "phi4"),
+        ("command_r", "command-r"),
+        ("chatml2", ""),
+        ("{{ messages }}", ""),
+        ("", ""),
+    ],
+)
 def test_names_are_known_however_they_are_written(written, name):
     assert named(written) == name
 
 
-@pytest.mark.parametrize("source", ["chatmll", "", "You are a helpful bot.", "/etc/template.jinja", "{{ bos_token }}", "{# #}"])
+@pytest.mark.parametrize(
+    "source", ["chatmll", "", "You are a helpful bot.", "/etc/template.jinja", "{{ bos_token }}", "{# #}"]
+)
 def test_a_template_that_shows_no_message_is_refused_with_the_names(source):
     with pytest.raises(TemplateError, match="shows no message.*chatml, llama2, llama3"):
         ChatTemplate(source).check()
@@ -218,7 +242,9 @@ def test_a_template_that_shows_no_message_is_refused_with_the_names(source):
         prompt(source, ("user", "Hi"))
 
 
-@pytest.mark.parametrize("source", ["{% if", "{{ 1 // 0 }}", "\ud800", "a\0b", "{{ messages }}{{ cycler.__init__.__globals__ }}"])
+@pytest.mark.parametrize(
+    "source", ["{% if", "{{ 1 // 0 }}", "\ud800", "a\0b", "{{ messages }}{{ cycler.__init__.__globals__ }}"]
+)
 def test_a_broken_template_is_refused_when_it_is_given(source):
     with pytest.raises(TemplateError):
         Models(None, {}, None, source, None)
@@ -232,27 +258,44 @@ def test_a_template_is_text():
 def test_chatml_is_assumed_and_that_is_said(caplog, tmp_path):
     models = Models(tmp_path, {}, None, None, None)
     with caplog.at_level(logging.WARNING, "polargrid_local"):
-        target = models._target("some-model", {"special_tokens": {"bos_token": "<s>"}, "additional_special_tokens": ["<x>"]})
+        target = models._target(
+            "some-model", {"special_tokens": {"bos_token": "<s>"}, "additional_special_tokens": ["<x>"]}
+        )
     assert target.template.assumed
     assert target.template.name == "chatml"
     assert "some-model: the file has no chat template, ChatML is assumed" in caplog.text
     caplog.clear()
-    target = models._target("m", {"chat_template": "{{ bos_token }}{{ pad_token }}{{ additional_special_tokens[0] }}" + TEXT,
-                                  "bos_text": "<old>", "special_tokens": {"bos_token": "<s>", "pad_token": "<p>"},
-                                  "additional_special_tokens": ["<x>"]})
+    target = models._target(
+        "m",
+        {
+            "chat_template": "{{ bos_token }}{{ pad_token }}{{ additional_special_tokens[0] }}" + TEXT,
+            "bos_text": "<old>",
+            "special_tokens": {"bos_token": "<s>", "pad_token": "<p>"},
+            "additional_special_tokens": ["<x>"],
+        },
+    )
     assert not target.template.assumed
     assert caplog.text == ""
     assert target.template.render([{"role": "user", "content": "Hi"}], now=NOW)[0] == ("<s><p><x>[user]", True)
-    old = models._target("m", {"chat_template": "{{ bos_token }}{{ eos_token }}" + TEXT, "bos_text": "<b>", "eos_text": "<e>"})
+    old = models._target(
+        "m", {"chat_template": "{{ bos_token }}{{ eos_token }}" + TEXT, "bos_text": "<b>", "eos_text": "<e>"}
+    )
     assert old.template.render([{"role": "user", "content": "Hi"}], now=NOW)[0] == ("<b><e>[user]", True)
 
 
 # --- text that is none --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("source", "content"), [
-    (TEXT, "half \ud800"), (TEXT + "{{ '\\udc00' }}", "Hi"), (TEXT + "{{ '\\x00' }}", "Hi"), (TEXT + "\udcff", "Hi"), (TEXT + "\0", "Hi"),
-])
+@pytest.mark.parametrize(
+    ("source", "content"),
+    [
+        (TEXT, "half \ud800"),
+        (TEXT + "{{ '\\udc00' }}", "Hi"),
+        (TEXT + "{{ '\\x00' }}", "Hi"),
+        (TEXT + "\udcff", "Hi"),
+        (TEXT + "\0", "Hi"),
+    ],
+)
 def test_what_is_not_text_is_a_typed_error(source, content):
     with pytest.raises(TemplateError) as caught:
         ChatTemplate(source).render([{"role": "user", "content": content}], now=NOW)
@@ -265,6 +308,7 @@ def test_a_nul_of_the_users_is_the_users():
 
 def test_a_kept_error_keeps_nothing_else():
     """Frames in a kept traceback would hold streams that their readers have dropped."""
+
     class Held:
         pass
 

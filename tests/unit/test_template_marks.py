@@ -10,7 +10,10 @@ from polargrid_local.errors import TemplateError
 from polargrid_local.marked import Ledger, Text, joined, marked, merged, to_json
 
 USER, OURS = "aé \n<>", "XY.\t{}"  # disjoint, so that every character of a result tells where it came from
-SPANS = st.lists(st.tuples(st.text(USER, max_size=5), st.just(False)) | st.tuples(st.text(OURS, max_size=5), st.just(True)), max_size=6)
+SPANS = st.lists(
+    st.tuples(st.text(USER, max_size=5), st.just(False)) | st.tuples(st.text(OURS, max_size=5), st.just(True)),
+    max_size=6,
+)
 PLAIN = st.text(USER + OURS, max_size=2)
 
 
@@ -26,16 +29,47 @@ def whole(ledger, value):
 
 
 OPERATIONS = [
-    ("strip", []), ("lstrip", []), ("rstrip", []), ("strip", [PLAIN]), ("split", []), ("split", [PLAIN.filter(bool)]),
-    ("split", [PLAIN.filter(bool), st.integers(-1, 3)]), ("rsplit", []), ("rsplit", [PLAIN.filter(bool), st.integers(0, 2)]),
-    ("splitlines", []), ("splitlines", [st.booleans()]), ("partition", [PLAIN.filter(bool)]), ("rpartition", [PLAIN.filter(bool)]),
-    ("removeprefix", [PLAIN]), ("removesuffix", [PLAIN]), ("replace", [PLAIN, st.text(OURS, max_size=2)]),
+    ("strip", []),
+    ("lstrip", []),
+    ("rstrip", []),
+    ("strip", [PLAIN]),
+    ("split", []),
+    ("split", [PLAIN.filter(bool)]),
+    ("split", [PLAIN.filter(bool), st.integers(-1, 3)]),
+    ("rsplit", []),
+    ("rsplit", [PLAIN.filter(bool), st.integers(0, 2)]),
+    ("splitlines", []),
+    ("splitlines", [st.booleans()]),
+    ("partition", [PLAIN.filter(bool)]),
+    ("rpartition", [PLAIN.filter(bool)]),
+    ("removeprefix", [PLAIN]),
+    ("removesuffix", [PLAIN]),
+    ("replace", [PLAIN, st.text(OURS, max_size=2)]),
     ("replace", [PLAIN.filter(bool), st.text(OURS, max_size=2), st.integers(0, 2)]),
-    ("upper", []), ("lower", []), ("title", []), ("capitalize", []), ("startswith", [PLAIN]), ("endswith", [PLAIN]), ("find", [PLAIN]),
-    ("count", [PLAIN]), ("isspace", []), ("isdigit", []), ("center", [st.integers(0, 12)]), ("zfill", [st.integers(0, 12)]),
-    ("__len__", []), ("__contains__", [PLAIN]), ("__add__", [st.text(OURS, max_size=3)]), ("__radd__", [st.text(OURS, max_size=3)]),
-    ("__mul__", [st.integers(0, 3)]), ("__getitem__", [st.slices(8)]), ("__iter__", []), ("__eq__", [PLAIN]), ("__lt__", [PLAIN]),
-    ("__hash__", []), ("__repr__", []), ("__format__", [st.sampled_from(["", ">9"])]),
+    ("upper", []),
+    ("lower", []),
+    ("title", []),
+    ("capitalize", []),
+    ("startswith", [PLAIN]),
+    ("endswith", [PLAIN]),
+    ("find", [PLAIN]),
+    ("count", [PLAIN]),
+    ("isspace", []),
+    ("isdigit", []),
+    ("center", [st.integers(0, 12)]),
+    ("zfill", [st.integers(0, 12)]),
+    ("__len__", []),
+    ("__contains__", [PLAIN]),
+    ("__add__", [st.text(OURS, max_size=3)]),
+    ("__radd__", [st.text(OURS, max_size=3)]),
+    ("__mul__", [st.integers(0, 3)]),
+    ("__getitem__", [st.slices(8)]),
+    ("__iter__", []),
+    ("__eq__", [PLAIN]),
+    ("__lt__", [PLAIN]),
+    ("__hash__", []),
+    ("__repr__", []),
+    ("__format__", [st.sampled_from(["", ">9"])]),
     ("join", [st.lists(st.text(OURS, max_size=2), max_size=3)]),
 ]
 
@@ -64,7 +98,9 @@ def test_an_operation_does_what_it_does_to_plain_text(name, arguments):
 
 def test_every_method_of_str_is_our_own():
     """What is inherited would see stand-ins, or format with what a stranger wrote."""
-    assert [name for name in dir(str) if not name.startswith("_") and name != "maketrans" and name not in vars(Text)] == []
+    assert [
+        name for name in dir(str) if not name.startswith("_") and name != "maketrans" and name not in vars(Text)
+    ] == []
     text = marked("{0.__class__} %s", Ledger())
     for use in (lambda: text.format(1), lambda: text.format_map({"0": 1}), lambda: text % 1):
         with pytest.raises(TypeError, match="not a format"):
@@ -84,8 +120,11 @@ def test_marks_are_exact_and_survive_joining(spans):
     assert merged(ledger.spans(joined([built, ""]))) == exact
 
 
-JSON = st.recursive(st.text(USER + '"\\\u2028', max_size=4) | st.integers() | st.none() | st.booleans(),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(USER, max_size=3), inner, max_size=3), max_leaves=6)
+JSON = st.recursive(
+    st.text(USER + '"\\\u2028', max_size=4) | st.integers() | st.none() | st.booleans(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(USER, max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
 
 
 @settings(deadline=None)
@@ -94,9 +133,12 @@ def test_json_is_json(value, indent, ascii_only):
     ledger = Ledger()
     text = to_json(marked(value, ledger), ledger, indent=indent, ensure_ascii=ascii_only)
     assert ledger.plain(text) == json.dumps(value, ensure_ascii=ascii_only, indent=indent)
-    assert not any(set(part) & set("aé<>") for part, trusted in ledger.spans(text)
-                   if trusted and part not in ("false", "true")
-                   for part in part.replace("false", "").replace("true", "").split())
+    assert not any(
+        set(part) & set("aé<>")
+        for part, trusted in ledger.spans(text)
+        if trusted and part not in ("false", "true")
+        for part in part.replace("false", "").replace("true", "").split()
+    )
 
 
 def test_user_text_cannot_bring_a_stand_in():

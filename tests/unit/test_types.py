@@ -26,8 +26,13 @@ def chat(**fields):
 
 
 def refused(kind="chat", **fields):
-    base = {"chat": {"messages": HI}, "completion": {"prompt": "x"}, "embedding": {"input": "x"}, "generate": {"prompt": "x"},
-            "rerank": {"query": "x", "documents": ["x"]}}
+    base = {
+        "chat": {"messages": HI},
+        "completion": {"prompt": "x"},
+        "embedding": {"input": "x"},
+        "generate": {"prompt": "x"},
+        "rerank": {"query": "x", "documents": ["x"]},
+    }
     with pytest.raises(ValidationError) as caught:
         parse_request(kind, {**base[kind], **fields})
     error = caught.value
@@ -35,11 +40,14 @@ def refused(kind="chat", **fields):
     return error
 
 
-@pytest.mark.parametrize(("kind", "ours", "theirs"), [
-    ("chat", {"messages": HI}, sdk.ChatCompletionRequest(model="m", messages=HI)),
-    ("completion", {"prompt": "x"}, sdk.CompletionRequest(model="m", prompt="x")),
-    ("generate", {"prompt": "x"}, sdk.GenerateRequest(model="m", prompt="x")),
-])
+@pytest.mark.parametrize(
+    ("kind", "ours", "theirs"),
+    [
+        ("chat", {"messages": HI}, sdk.ChatCompletionRequest(model="m", messages=HI)),
+        ("completion", {"prompt": "x"}, sdk.CompletionRequest(model="m", prompt="x")),
+        ("generate", {"prompt": "x"}, sdk.GenerateRequest(model="m", prompt="x")),
+    ],
+)
 def test_defaults_are_the_sdks(kind, ours, theirs):
     request = parse_request(kind, ours)
     off = {"top_k": 0, "frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1, "min_p": 0, "stop": []}
@@ -48,10 +56,17 @@ def test_defaults_are_the_sdks(kind, ours, theirs):
             assert getattr(request, field) == (off.get(field) if value is None else value), field
 
 
-@pytest.mark.parametrize(("field", "low", "high"), [
-    ("max_tokens", 1, 4096), ("temperature", 0.0, 2.0), ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0),
-    ("frequency_penalty", -2.0, 2.0), ("presence_penalty", -2.0, 2.0),
-])
+@pytest.mark.parametrize(
+    ("field", "low", "high"),
+    [
+        ("max_tokens", 1, 4096),
+        ("temperature", 0.0, 2.0),
+        ("top_p", 0.0, 1.0),
+        ("min_p", 0.0, 1.0),
+        ("frequency_penalty", -2.0, 2.0),
+        ("presence_penalty", -2.0, 2.0),
+    ],
+)
 def test_ranges_are_the_sdks(field, low, high):
     step = 1 if isinstance(low, int) else 0.001
     for value in (low, high):
@@ -71,66 +86,74 @@ def test_a_server_lets_the_context_be_the_limit():
     assert parse_request("chat", request) is request
 
 
-@pytest.mark.parametrize(("fields", "path"), [
-    ({"messages": []}, "messages"),
-    ({"messages": "hi"}, "messages"),
-    ({"messages": HI * 1025}, "messages"),
-    ({"messages": [*HI, {"role": "user", "content": 7}]}, "messages[1].content"),
-    ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
-    ({"messages": [{"content": "x"}]}, "messages[0].role"),
-    ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, "messages[0].content[0].text"),
-    ({"messages": [{"role": "user", "content": [{"type": "sound"}]}]}, "messages[0].content[0]"),
-    ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f"}}]}]},
-     "messages[0].tool_calls[0].function.arguments"),
-    ({"messages": [{"role": "user", "content": "half \ud83d"}]}, "messages[0].content"),
-    ({"model": ""}, "model"),
-    ({"stop": ["x"] * 17}, "stop"),
-    ({"stop": ["fine", ""]}, "stop"),
-    ({"stop": "é" * 129}, "stop"),
-    ({"stop": [5]}, "stop[0]"),
-    ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
-    ({"logit_bias": {"5": 101}}, "logit_bias"),
-    ({"logit_bias": {"5": math.nan}}, "logit_bias[5]"),
-    ({"logit_bias": {2**31: 1}}, "logit_bias"),
-    ({"temperature": math.nan}, "temperature"),
-    ({"temperature": math.inf}, "temperature"),
-    ({"temperature": True}, "temperature"),
-    ({"temperature": "1"}, "temperature"),
-    ({"max_tokens": True}, "max_tokens"),
-    ({"max_tokens": 1.5}, "max_tokens"),
-    ({"max_tokens": 2**63}, "max_tokens"),
-    ({"seed": 2**64}, "seed"),
-    ({"repetition_penalty": 0}, "repetition_penalty"),
-    ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
-    ({"top_logprobs": 3}, "top_logprobs"),
-    ({"logprobs": 3}, "logprobs"),
-    ({"n": 2}, "n"),
-    ({"n": 10**6}, "n"),
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-    ({"tool_choice": "auto"}, "tool_choice"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"content_filter": [""]}, "content_filter"),
-    ({"content_filter": 5}, "content_filter"),
-    ({"stream_options": "yes"}, "stream_options"),
-    ({"user": 5}, "user"),
-])
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": HI * 1025}, "messages"),
+        ({"messages": [*HI, {"role": "user", "content": 7}]}, "messages[1].content"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, "messages[0].content[0].text"),
+        ({"messages": [{"role": "user", "content": [{"type": "sound"}]}]}, "messages[0].content[0]"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f"}}]}]},
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        ({"messages": [{"role": "user", "content": "half \ud83d"}]}, "messages[0].content"),
+        ({"model": ""}, "model"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stop": ["fine", ""]}, "stop"),
+        ({"stop": "é" * 129}, "stop"),
+        ({"stop": [5]}, "stop[0]"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"5": math.nan}}, "logit_bias[5]"),
+        ({"logit_bias": {2**31: 1}}, "logit_bias"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"temperature": math.inf}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": 2**63}, "max_tokens"),
+        ({"seed": 2**64}, "seed"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"n": 2}, "n"),
+        ({"n": 10**6}, "n"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tool_choice": "auto"}, "tool_choice"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"content_filter": [""]}, "content_filter"),
+        ({"content_filter": 5}, "content_filter"),
+        ({"stream_options": "yes"}, "stream_options"),
+        ({"user": 5}, "user"),
+    ],
+)
 def test_a_bad_field_is_named_with_its_path(fields, path):
     assert refused(**fields).param == path
 
 
-@pytest.mark.parametrize(("kind", "fields", "path"), [
-    ("completion", {"prompt": ""}, "prompt"),
-    ("completion", {"prompt": []}, "prompt"),
-    ("completion", {"prompt": ["a", ""]}, "prompt[1]"),
-    ("completion", {"prompt": 5}, "prompt"),
-    ("completion", {"echo": True}, "echo"),
-    ("completion", {"best_of": 3}, "best_of"),
-    ("completion", {"suffix": "x"}, "suffix"),
-    ("completion", {"logprobs": True}, "logprobs"),
-    ("embedding", {"input": ["a", 5]}, "input[1]"),
-    ("embedding", {"dimensions": 5}, "dimensions"),
-    ("generate", {"temperature": 3}, "temperature"),
-])
+@pytest.mark.parametrize(
+    ("kind", "fields", "path"),
+    [
+        ("completion", {"prompt": ""}, "prompt"),
+        ("completion", {"prompt": []}, "prompt"),
+        ("completion", {"prompt": ["a", ""]}, "prompt[1]"),
+        ("completion", {"prompt": 5}, "prompt"),
+        ("completion", {"echo": True}, "echo"),
+        ("completion", {"best_of": 3}, "best_of"),
+        ("completion", {"suffix": "x"}, "suffix"),
+        ("completion", {"logprobs": True}, "logprobs"),
+        ("embedding", {"input": ["a", 5]}, "input[1]"),
+        ("embedding", {"dimensions": 5}, "dimensions"),
+        ("generate", {"temperature": 3}, "temperature"),
+    ],
+)
 def test_the_other_kinds_too(kind, fields, path):
     assert refused(kind, **fields).param == path
 
@@ -151,21 +174,36 @@ def test_images_are_refused_with_the_remotes_words():
 
 
 def test_camel_case_is_an_alias_and_snake_case_wins():
-    request = parse_request("chat", {
-        "maxTokens": 7, "topP": 0.5, "top_p": 0.25, "frequencyPenalty": 1, "minP": 0.1, "enableThinking": True,
-        "streamOptions": {"includeUsage": True},
-        "messages": [{"role": "tool", "toolCallId": "c", "content": "x"},
-                     {"role": "assistant", "toolCalls": [{"id": "c", "function": {"name": "f", "arguments": "{}"}}]}],
-    })
+    request = parse_request(
+        "chat",
+        {
+            "maxTokens": 7,
+            "topP": 0.5,
+            "top_p": 0.25,
+            "frequencyPenalty": 1,
+            "minP": 0.1,
+            "enableThinking": True,
+            "streamOptions": {"includeUsage": True},
+            "messages": [
+                {"role": "tool", "toolCallId": "c", "content": "x"},
+                {"role": "assistant", "toolCalls": [{"id": "c", "function": {"name": "f", "arguments": "{}"}}]},
+            ],
+        },
+    )
     assert (request.max_tokens, request.top_p, request.frequency_penalty, request.min_p) == (7, 0.25, 1, 0.1)
     assert request.enable_thinking is True and request.include_usage
     assert request.messages[0].tool_call_id == "c" and request.messages[1].tool_calls[0].function.name == "f"
 
 
 def test_null_means_omitted_and_keywords_override():
-    request = parse_request("chat", {"messages": HI, "max_tokens": 5, "top_p": None, "stop": None}, {
-        "max_tokens": 6, "temperature": None,
-    })
+    request = parse_request(
+        "chat",
+        {"messages": HI, "max_tokens": 5, "top_p": None, "stop": None},
+        {
+            "max_tokens": 6,
+            "temperature": None,
+        },
+    )
     assert (request.max_tokens, request.top_p, request.temperature, request.stop) == (6, 0.9, 0.7, [])
 
 
@@ -189,7 +227,9 @@ def test_other_clients_spellings():
 @pytest.mark.parametrize(("kind", "default"), [("chat", 150), ("completion", 100), ("generate", 150)])
 def test_max_tokens_is_the_sdks_unless_what_the_context_leaves_is_asked_for(kind, default):
     base = {"messages": HI} if kind == "chat" else {"prompt": "x"}
-    assert parse_request(kind, base).max_tokens == parse_request(kind, {**base, "max_tokens": None}).max_tokens == default
+    assert (
+        parse_request(kind, base).max_tokens == parse_request(kind, {**base, "max_tokens": None}).max_tokens == default
+    )
     for value in (-1, -1.0):
         assert parse_request(kind, {**base, "max_tokens": value}).max_tokens == -1
     for value in (0, -2, 2**31, 4097):
@@ -202,19 +242,22 @@ def test_what_never_changes_an_answer_is_accepted(field):
         assert chat(**{field: value}) == chat()
 
 
-@pytest.mark.parametrize(("field", "nothing", "something"), [
-    ("audio", None, {"voice": "alloy", "format": "wav"}),
-    ("function_call", "none", "auto"),
-    ("function_call", None, {"name": "f"}),
-    ("functions", [], [{"name": "f"}]),
-    ("modalities", ["text"], ["text", "audio"]),
-    ("moderation", None, {"model": "m"}),
-    ("reasoning_effort", "none", "high"),
-    ("verbosity", "medium", "low"),
-    ("web_search_options", None, {}),
-    ("functionCall", "none", "auto"),
-    ("webSearchOptions", None, {"search_context_size": "low"}),
-])
+@pytest.mark.parametrize(
+    ("field", "nothing", "something"),
+    [
+        ("audio", None, {"voice": "alloy", "format": "wav"}),
+        ("function_call", "none", "auto"),
+        ("function_call", None, {"name": "f"}),
+        ("functions", [], [{"name": "f"}]),
+        ("modalities", ["text"], ["text", "audio"]),
+        ("moderation", None, {"model": "m"}),
+        ("reasoning_effort", "none", "high"),
+        ("verbosity", "medium", "low"),
+        ("web_search_options", None, {}),
+        ("functionCall", "none", "auto"),
+        ("webSearchOptions", None, {"search_context_size": "low"}),
+    ],
+)
 def test_what_asks_for_another_answer_is_refused_by_name(field, nothing, something):
     assert chat(**{field: nothing}) == chat()
     assert refused(**{field: something}).param in types.ASKS_NOTHING
@@ -250,8 +293,12 @@ def test_other_encodings_are_refused(value):
 
 
 def test_sdk_objects_are_requests():
-    theirs = sdk.ChatCompletionRequest(model="m", messages=[sdk.Message(role="user", content=[{"type": "text", "text": "x"}])],
-                                       temperature=0.0, stop=["a"])
+    theirs = sdk.ChatCompletionRequest(
+        model="m",
+        messages=[sdk.Message(role="user", content=[{"type": "text", "text": "x"}])],
+        temperature=0.0,
+        stop=["a"],
+    )
     request = parse_request("chat", theirs, {"max_tokens": 3})
     assert (request.model, request.temperature, request.stop, request.max_tokens) == ("m", 0, ["a"], 3)
     assert request.messages[0].content[0].text == "x"
@@ -261,8 +308,13 @@ def test_sdk_objects_are_requests():
 
 
 def test_the_callers_objects_are_left_alone():
-    given_dict = {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}], "toolCalls": None}],
-                  "stop": ["a"], "logitBias": {"1": 2}, "streamOptions": {"includeUsage": True}, "topP": None}
+    given_dict = {
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "x"}], "toolCalls": None}],
+        "stop": ["a"],
+        "logitBias": {"1": 2},
+        "streamOptions": {"includeUsage": True},
+        "topP": None,
+    }
     before = copy.deepcopy(given_dict)
     parse_request("chat", given_dict, {"stop": "b"})
     assert given_dict == before
@@ -273,38 +325,62 @@ def test_the_callers_objects_are_left_alone():
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
-@pytest.mark.parametrize(("kind", "fields", "path", "meant"), [
-    ("chat", {"max_token": 5}, "max_token", "max_tokens"),
-    ("chat", {"maxToken": 5}, "maxToken", "max_tokens"),
-    ("chat", {"n_predict": 5}, "n_predict", "max_tokens"),
-    ("chat", {"message": HI}, "message", "messages"),
-    ("chat", {"colour": 1}, "colour", None),
-    ("completion", {"max_tokns": 5}, "max_tokns", "max_tokens"),
-    ("completion", {"messages": HI}, "messages", None),
-    ("embedding", {"inputs": "x"}, "inputs", "input"),
-    ("generate", {"top_q": 0.5}, "top_q", "top_p"),
-    ("rerank", {"topn": 1}, "topn", "top_n"),
-    ("rerank", {"documents": [{"text": "x", "texts": "y"}]}, "documents[0].texts", "text"),
-    ("chat", {"stream_options": {"include_usge": True}}, "stream_options.include_usge", "include_usage"),
-    ("completion", {"streamOptions": {"includeUsag": True}}, "stream_options.includeUsag", "include_usage"),
-    ("chat", {"response_format": {"typ": "text"}}, "response_format.typ", "type"),
-    ("chat", {"response_format": {"type": "text", "shema": {}}}, "response_format.shema", "schema"),
-    ("chat", {"messages": [{"role": "user", "text": "hi"}]}, "messages[0].text", "content"),
-    ("chat", {"messages": [*HI, {"role": "user", "content": "hi", "nam": "x"}]}, "messages[1].nam", "name"),
-    ("chat", {"messages": [{"role": "user", "content": "hi", 5: "x"}]}, "messages[0].5", None),
-    ("chat", {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "txt": "y"}]}]},
-     "messages[0].content[0].txt", "text"),
-    ("chat", {"messages": [{"role": "assistant", "tool_calls": [{**CALL, "functions": 1}]}]},
-     "messages[0].tool_calls[0].functions", "function"),
-    ("chat", {"messages": [{"role": "assistant", "tool_calls": [{**CALL, "function": {**CALL["function"], "args": 1}}]}]},
-     "messages[0].tool_calls[0].function.args", "arguments"),
-])
+@pytest.mark.parametrize(
+    ("kind", "fields", "path", "meant"),
+    [
+        ("chat", {"max_token": 5}, "max_token", "max_tokens"),
+        ("chat", {"maxToken": 5}, "maxToken", "max_tokens"),
+        ("chat", {"n_predict": 5}, "n_predict", "max_tokens"),
+        ("chat", {"message": HI}, "message", "messages"),
+        ("chat", {"colour": 1}, "colour", None),
+        ("completion", {"max_tokns": 5}, "max_tokns", "max_tokens"),
+        ("completion", {"messages": HI}, "messages", None),
+        ("embedding", {"inputs": "x"}, "inputs", "input"),
+        ("generate", {"top_q": 0.5}, "top_q", "top_p"),
+        ("rerank", {"topn": 1}, "topn", "top_n"),
+        ("rerank", {"documents": [{"text": "x", "texts": "y"}]}, "documents[0].texts", "text"),
+        ("chat", {"stream_options": {"include_usge": True}}, "stream_options.include_usge", "include_usage"),
+        ("completion", {"streamOptions": {"includeUsag": True}}, "stream_options.includeUsag", "include_usage"),
+        ("chat", {"response_format": {"typ": "text"}}, "response_format.typ", "type"),
+        ("chat", {"response_format": {"type": "text", "shema": {}}}, "response_format.shema", "schema"),
+        ("chat", {"messages": [{"role": "user", "text": "hi"}]}, "messages[0].text", "content"),
+        ("chat", {"messages": [*HI, {"role": "user", "content": "hi", "nam": "x"}]}, "messages[1].nam", "name"),
+        ("chat", {"messages": [{"role": "user", "content": "hi", 5: "x"}]}, "messages[0].5", None),
+        (
+            "chat",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "txt": "y"}]}]},
+            "messages[0].content[0].txt",
+            "text",
+        ),
+        (
+            "chat",
+            {"messages": [{"role": "assistant", "tool_calls": [{**CALL, "functions": 1}]}]},
+            "messages[0].tool_calls[0].functions",
+            "function",
+        ),
+        (
+            "chat",
+            {
+                "messages": [
+                    {"role": "assistant", "tool_calls": [{**CALL, "function": {**CALL["function"], "args": 1}}]}
+                ]
+            },
+            "messages[0].tool_calls[0].function.args",
+            "arguments",
+        ),
+    ],
+)
 def test_an_unknown_key_is_refused_by_its_path_and_tolerated_over_http(kind, fields, path, meant):
     error = refused(kind, **fields)
     assert error.param == path
     assert error.message == f"{path}: unknown key" + (f"; did you mean '{meant}'?" if meant else "")
-    base = {"chat": {"messages": HI}, "completion": {"prompt": "x"}, "embedding": {"input": "x"}, "generate": {"prompt": "x"},
-            "rerank": {"query": "x", "documents": ["x"]}}
+    base = {
+        "chat": {"messages": HI},
+        "completion": {"prompt": "x"},
+        "embedding": {"input": "x"},
+        "generate": {"prompt": "x"},
+        "rerank": {"query": "x", "documents": ["x"]},
+    }
     lost = ("messages[0].text", "response_format.typ")  # what cannot be dropped without another answer
     if path in lost:
         with pytest.raises(ValidationError):
@@ -319,15 +395,27 @@ def test_keywords_are_held_to_the_same_names():
 
 
 @pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize(("message", "fine"), [
-    ({"role": "user"}, False), ({"role": "user", "content": None}, False), ({"role": "system"}, False),
-    ({"role": "developer"}, False), ({"role": "user", "tool_calls": [CALL]}, False), ({"role": "assistant"}, True),
-    ({"role": "tool", "tool_call_id": "1"}, True), ({"role": "user", "content": ""}, True),
-    ({"role": "user", "content": []}, True), ({"role": "assistant", "content": None}, True),
-    ({"role": "assistant", "tool_calls": [CALL]}, True), ({"role": "assistant", "content": None, "toolCalls": [CALL]}, True),
-    ({"role": "assistant", "reasoning_content": "hm"}, True), ({"role": "tool", "content": None}, True),
-    ({"role": "assistant", "tool_calls": []}, True), ({"role": "assistant", "refusal": None}, True),
-])
+@pytest.mark.parametrize(
+    ("message", "fine"),
+    [
+        ({"role": "user"}, False),
+        ({"role": "user", "content": None}, False),
+        ({"role": "system"}, False),
+        ({"role": "developer"}, False),
+        ({"role": "user", "tool_calls": [CALL]}, False),
+        ({"role": "assistant"}, True),
+        ({"role": "tool", "tool_call_id": "1"}, True),
+        ({"role": "user", "content": ""}, True),
+        ({"role": "user", "content": []}, True),
+        ({"role": "assistant", "content": None}, True),
+        ({"role": "assistant", "tool_calls": [CALL]}, True),
+        ({"role": "assistant", "content": None, "toolCalls": [CALL]}, True),
+        ({"role": "assistant", "reasoning_content": "hm"}, True),
+        ({"role": "tool", "content": None}, True),
+        ({"role": "assistant", "tool_calls": []}, True),
+        ({"role": "assistant", "refusal": None}, True),
+    ],
+)
 def test_a_message_says_something(strict, message, fine):
     if fine:
         parse_request("chat", {"messages": [message]}, strict=strict)
@@ -340,7 +428,9 @@ def test_a_message_says_something(strict, message, fine):
 @pytest.mark.parametrize("key", ["text", "contents", "message", "body", "value"])
 def test_text_under_a_wrong_key_is_not_lost_over_http(key):
     for role in ("user", "assistant", "system", "tool"):
-        with pytest.raises(ValidationError, match=rf"^messages\[0\].content: required; '{key}' is no key of a message$"):
+        with pytest.raises(
+            ValidationError, match=rf"^messages\[0\].content: required; '{key}' is no key of a message$"
+        ):
             parse_request("chat", {"messages": [{"role": role, key: "words"}]}, strict=False)
 
 
@@ -359,9 +449,15 @@ def test_answers_of_other_clients_may_be_sent_back():
     assert request.messages[0].reasoning_content == "hm" and request.messages[0].tool_calls[0].index == 0
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("function_call", {"name": "f", "arguments": "{}"}), ("audio", {"id": "a"}), ("refusal", "no"), ("images", ["x"]),
-])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("function_call", {"name": "f", "arguments": "{}"}),
+        ("audio", {"id": "a"}),
+        ("refusal", "no"),
+        ("images", ["x"]),
+    ],
+)
 def test_what_a_model_should_have_been_told_is_refused_everywhere(key, value):
     for strict in (True, False):
         with pytest.raises(ValidationError, match=rf"^messages\[0\].{key}: not supported"):
@@ -369,7 +465,9 @@ def test_what_a_model_should_have_been_told_is_refused_everywhere(key, value):
 
 
 def test_metadata_of_a_message_is_refused_here_and_dropped_over_http():
-    messages = [{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}], "id": "7"}]
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}], "id": "7"}
+    ]
     with pytest.raises(ValidationError):
         parse_request("chat", {"messages": messages})
     assert parse_request("chat", {"messages": messages}, strict=False).messages[0].content[0].text == "x"
@@ -383,12 +481,24 @@ def test_include_usage_is_true_or_false(value):
         assert refused(stream_options={"include_usage": value}).param == "stream_options.include_usage"
 
 
-@pytest.mark.parametrize("cls", [
-    sdk.ChatCompletionRequest, sdk.CompletionRequest, sdk.EmbeddingRequest, sdk.GenerateRequest, sdk.Message, sdk.ToolCall,
-])
+@pytest.mark.parametrize(
+    "cls",
+    [
+        sdk.ChatCompletionRequest,
+        sdk.CompletionRequest,
+        sdk.EmbeddingRequest,
+        sdk.GenerateRequest,
+        sdk.Message,
+        sdk.ToolCall,
+    ],
+)
 def test_every_field_of_the_sdk_is_known(cls):
-    ours = {"ChatCompletionRequest": "chat", "CompletionRequest": "completion", "EmbeddingRequest": "embedding",
-            "GenerateRequest": "generate"}
+    ours = {
+        "ChatCompletionRequest": "chat",
+        "CompletionRequest": "completion",
+        "EmbeddingRequest": "embedding",
+        "GenerateRequest": "generate",
+    }
     model = types.KINDS[ours[cls.__name__]] if cls.__name__ in ours else getattr(types, cls.__name__)
     assert set(cls.model_fields) <= set(model.model_fields)
 
@@ -455,28 +565,46 @@ class Chain:
 
 
 MONSTERS = {
-    "shared": shared, "cyclic": cyclic, "wide cyclic": lambda: cyclic(1000), "shared tuples": lambda: functools.reduce(
-        lambda value, _: (value, value), range(26), ()),
+    "shared": shared,
+    "cyclic": cyclic,
+    "wide cyclic": lambda: cyclic(1000),
+    "shared tuples": lambda: functools.reduce(lambda value, _: (value, value), range(26), ()),
     "shared dicts": lambda: functools.reduce(lambda value, _: {"a": value, "b": value}, range(26), {}),
     "shared under one key": lambda: {"a": {"b": shared()}},
-    "endless mapping": Endless, "endless items": lambda: Lying(lambda: itertools.repeat(("a", 1))),
-    "items that are no pairs": lambda: Lying(lambda: [1, 2]), "items that fail": lambda: Lying(fails),
-    "endless list": EndlessList, "a million keys": lambda: dict.fromkeys(map(str, range(10**6)), 1),
-    "a million entries": lambda: [None] * 10**6, "keys that are no text": lambda: {("a",): 1},
-    "keys that are truths": lambda: {True: 1}, "dumps another": lambda: Chain(),
-    "dump fails": lambda: Dumps(fails), "dumps much": lambda: Dumps(shared),
+    "endless mapping": Endless,
+    "endless items": lambda: Lying(lambda: itertools.repeat(("a", 1))),
+    "items that are no pairs": lambda: Lying(lambda: [1, 2]),
+    "items that fail": lambda: Lying(fails),
+    "endless list": EndlessList,
+    "a million keys": lambda: dict.fromkeys(map(str, range(10**6)), 1),
+    "a million entries": lambda: [None] * 10**6,
+    "keys that are no text": lambda: {("a",): 1},
+    "keys that are truths": lambda: {True: 1},
+    "dumps another": lambda: Chain(),
+    "dump fails": lambda: Dumps(fails),
+    "dumps much": lambda: Dumps(shared),
     "a dump in a dump": lambda: functools.reduce(lambda value, _: Dumps(lambda: value), range(100), 1),
     "sdk object": lambda: sdk.ChatCompletionRequest.model_construct(model="m", messages=shared()),
     "sdk object in itself": lambda: (lambda o: (o.messages.append(o), o)[1])(
-        sdk.ChatCompletionRequest.model_construct(model="m", messages=[])),
-    "object": object, "bytes": lambda: b"x", "set": lambda: {1}, "array": lambda: numpy.zeros(3),
+        sdk.ChatCompletionRequest.model_construct(model="m", messages=[])
+    ),
+    "object": object,
+    "bytes": lambda: b"x",
+    "set": lambda: {1},
+    "array": lambda: numpy.zeros(3),
 }
 
 
-@pytest.mark.parametrize(("monster", "field"), [
-    *((monster, field) for monster in MONSTERS for field in ("tools", None)),
-    *(("shared", field) for field in ("messages", "stop", "stream_options", "response_format", "logit_bias", "metadata")),
-])
+@pytest.mark.parametrize(
+    ("monster", "field"),
+    [
+        *((monster, field) for monster in MONSTERS for field in ("tools", None)),
+        *(
+            ("shared", field)
+            for field in ("messages", "stop", "stream_options", "response_format", "logit_bias", "metadata")
+        ),
+    ],
+)
 def test_a_monstrous_object_is_refused(monster, field):
     with pytest.raises(ValidationError) as caught:
         parse_request("chat", MONSTERS[monster]() if field is None else {"messages": HI, field: MONSTERS[monster]()})
@@ -514,18 +642,31 @@ def test_huge_numbers_are_refused_in_every_field(kind, number):
 
 def test_huge_strings_are_refused_in_short_messages():
     huge = "a" * 10**7
-    for fields in ({"model": huge}, {"stop": huge}, {"messages": huge}, {"content_filter": huge}, {huge: 1},
-                   {"logit_bias": {huge: 1}}, {"messages": [{"role": huge, "content": "x"}]},
-                   {"messages": [{"role": "user", "content": "x", huge: 1}]}):
+    for fields in (
+        {"model": huge},
+        {"stop": huge},
+        {"messages": huge},
+        {"content_filter": huge},
+        {huge: 1},
+        {"logit_bias": {huge: 1}},
+        {"messages": [{"role": huge, "content": "x"}]},
+        {"messages": [{"role": "user", "content": "x", huge: 1}]},
+    ):
         assert len(refused(**fields).message) < 400
 
 
 @pytest.mark.parametrize("half", ["\ud800", "x\udfff", "\udc80"], ids=ascii)
 def test_half_a_character_is_refused_wherever_it_stands(half):
     for fields, path in [
-        ({"model": half}, "model"), ({"stop": half}, "stop"), ({"stop": ["a", half]}, "stop[1]"), ({"user": half}, "user"),
-        ({"content_filter": [half]}, "content_filter[0]"), ({"content_filter": half}, "content_filter"),
-        ({"tools": [{half: 1}]}, "tools[0]"), ({"tools": [{"a": half}]}, "tools[0].a"), ({half: 1}, "request"),
+        ({"model": half}, "model"),
+        ({"stop": half}, "stop"),
+        ({"stop": ["a", half]}, "stop[1]"),
+        ({"user": half}, "user"),
+        ({"content_filter": [half]}, "content_filter[0]"),
+        ({"content_filter": half}, "content_filter"),
+        ({"tools": [{half: 1}]}, "tools[0]"),
+        ({"tools": [{"a": half}]}, "tools[0].a"),
+        ({half: 1}, "request"),
         ({"messages": [{"role": "user", "content": "x", half: 1}]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": half}]}]}, "messages[0].content[0].text"),
         ({"logit_bias": {half: 1}}, "logit_bias"),
@@ -539,7 +680,9 @@ def test_numbers_and_texts_of_other_types_are_what_they_say():
     class Role(str, enum.Enum):
         user = "user"
 
-    request = chat(messages=[{"role": Role.user, "content": "x"}], max_tokens=numpy.int64(7), temperature=numpy.float32(0.5))
+    request = chat(
+        messages=[{"role": Role.user, "content": "x"}], max_tokens=numpy.int64(7), temperature=numpy.float32(0.5)
+    )
     assert (request.messages[0].role, request.max_tokens, request.temperature) == ("user", 7, 0.5)
     assert type(request.messages[0].role) is str
 
@@ -556,10 +699,19 @@ def test_deep_nesting_is_refused_not_overflowed():
 TEXT = st.text("a1é \0\ud800👩", max_size=4)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=8,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
 )
-FIELDS = st.sampled_from([*types.ChatCompletionRequest.model_fields, "maxTokens", "toolCalls", "max_completion_tokens",
-                          *types.NO_EFFECT, *types.ASKS_NOTHING])
+FIELDS = st.sampled_from(
+    [
+        *types.ChatCompletionRequest.model_fields,
+        "maxTokens",
+        "toolCalls",
+        "max_completion_tokens",
+        *types.NO_EFFECT,
+        *types.ASKS_NOTHING,
+    ]
+)
 
 
 @settings(deadline=None)
@@ -573,39 +725,62 @@ def test_any_json_is_a_request_or_a_validation_error(fields):
         assert 1 <= request.max_tokens <= 4096 and math.isfinite(request.temperature)
 
 
-@pytest.mark.parametrize(("message", "param"), [
-    ({"role": "user", "content": "", "text": "hello"}, "messages[0].text"),
-    ({"role": "user", "content": [], "input": "hello"}, "messages[0].input"),
-    ({"role": "user", "content": "", "parts": [{"text": "hello"}]}, "messages[0].parts"),
-    ({"role": "assistant", "content": "", "response": "hello"}, "messages[0].response"),
-    ({"role": "tool", "content": "", "output": "hello"}, "messages[0].output"),
-    ({"role": "user", "content": [{"type": "text", "text": "", "content": "hello"}]}, "messages[0].content[0].content"),
-])
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "user", "content": "", "text": "hello"}, "messages[0].text"),
+        ({"role": "user", "content": [], "input": "hello"}, "messages[0].input"),
+        ({"role": "user", "content": "", "parts": [{"text": "hello"}]}, "messages[0].parts"),
+        ({"role": "assistant", "content": "", "response": "hello"}, "messages[0].response"),
+        ({"role": "tool", "content": "", "output": "hello"}, "messages[0].output"),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "", "content": "hello"}]},
+            "messages[0].content[0].content",
+        ),
+    ],
+)
 def test_words_under_an_unknown_key_beside_an_empty_content_are_not_lost(message, param):
     with pytest.raises(ValidationError, match="did you mean '(content|text)'") as error:
         parse_request("chat", {"messages": [message]}, strict=False)
     assert error.value.param == param
 
 
-@pytest.mark.parametrize("message", [
-    {"role": "user", "content": ""},
-    {"role": "user", "content": "", "id": "msg_1", "note": "", "n": 5},
-    {"role": "user", "content": "said", "text": "again"},
-    {"role": "assistant", "content": "", "reasoning": "hm", "channel": "x"},
-    {"role": "assistant", "content": "", "channel": "x",
-     "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
-    {"role": "user", "content": [{"type": "text", "text": "said", "citation": "x"}]},
-])
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": ""},
+        {"role": "user", "content": "", "id": "msg_1", "note": "", "n": 5},
+        {"role": "user", "content": "said", "text": "again"},
+        {"role": "assistant", "content": "", "reasoning": "hm", "channel": "x"},
+        {
+            "role": "assistant",
+            "content": "",
+            "channel": "x",
+            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+        },
+        {"role": "user", "content": [{"type": "text", "text": "said", "citation": "x"}]},
+    ],
+)
 def test_an_unknown_key_that_says_nothing_is_tolerated_where_strangers_send(message):
     assert parse_request("chat", {"messages": [message]}, strict=False)
 
 
-@pytest.mark.parametrize(("field", "nothing", "something"), [
-    ("structured_outputs", None, {"json": {}}), ("json_schema", None, {"type": "object"}), ("regex", None, "a+"),
-    ("ebnf", None, "root ::= x"), ("continue_final_message", False, True), ("add_generation_prompt", True, False),
-    ("stop_token_ids", [], [2]), ("bad_words", [], ["x"]), ("min_tokens", 0, 5), ("chat_template", None, "{{ x }}"),
-    ("chat_template_kwargs", {}, {"enable_thinking": False}),
-])
+@pytest.mark.parametrize(
+    ("field", "nothing", "something"),
+    [
+        ("structured_outputs", None, {"json": {}}),
+        ("json_schema", None, {"type": "object"}),
+        ("regex", None, "a+"),
+        ("ebnf", None, "root ::= x"),
+        ("continue_final_message", False, True),
+        ("add_generation_prompt", True, False),
+        ("stop_token_ids", [], [2]),
+        ("bad_words", [], ["x"]),
+        ("min_tokens", 0, 5),
+        ("chat_template", None, "{{ x }}"),
+        ("chat_template_kwargs", {}, {"enable_thinking": False}),
+    ],
+)
 def test_what_other_engines_clients_ask_for_is_refused_by_name_over_http_too(field, nothing, something):
     assert parse_request("chat", {"messages": HI, field: nothing}, strict=False)
     with pytest.raises(ValidationError, match="not supported") as error:

@@ -28,7 +28,16 @@ def marked() -> set[int]:
 def mypy() -> Errors:
     """One run for all: most of its time goes into the libraries."""
     pytest.importorskip("mypy")
-    command = [sys.executable, "-m", "mypy", "--no-pretty", "--no-error-summary", "polargrid_local", str(RIGHT), str(WRONG)]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--no-pretty",
+        "--no-error-summary",
+        "polargrid_local",
+        str(RIGHT),
+        str(WRONG),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1, done.stdout + done.stderr  # the wrong lines at least
     errors: Errors = {}
