@@ -1,12 +1,11 @@
 // The Python module _core: converts, releases the GIL, maps exceptions. No decisions.
-#include "bare_loop.h"
-#include "devices.h"
-#include "engine.h"
-#include "gguf_check.h"
+#include "engine/engine.h"
+#include "engine/outbox.h"
+#include "gguf/check.h"
 #include "kernels/kernels.h"
-#include "log.h"
-#include "machine.h"
-#include "outbox.h"
+#include "llama/devices.h"
+#include "llama/log.h"
+#include "platform/machine.h"
 #include "request.h"
 
 #include <pybind11/numpy.h>
@@ -313,17 +312,4 @@ PYBIND11_MODULE(_core, m) {
     m.def(
         "drain_log", [] { return to_python(log::common().drain()); },
         "llama.cpp's log lines that belong to no engine, since the last call: (level as in logging, text).");
-    m.def(
-        "bare_loop",
-        [](const std::string & path, int32_t n_prompt, int32_t n_tokens, int32_t n_ctx, int32_t n_threads,
-           bool kernels) {
-            const BareLoop loop =
-                without_gil([&] { return bare_loop(path, n_prompt, n_tokens, n_ctx, n_threads, kernels); });
-            py::dict dict;
-            dict["prefill_ms"] = loop.prefill_ms;
-            dict["token_ms"] = loop.token_ms;
-            return dict;
-        },
-        py::arg("path"), py::arg("n_prompt"), py::arg("n_tokens"), py::arg("n_ctx") = 2048, py::arg("n_threads") = 0,
-        py::arg("kernels") = true, "llama.cpp's own greedy loop on this build, for benchmarks: times in milliseconds.");
 }

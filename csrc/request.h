@@ -189,8 +189,8 @@ struct EngineOptions {
     bool flash_attention = true;
     bool mmap = true;
     bool kernels = true;  // our compute kernels; false = ggml's own
-    int64_t prefix_cache_bytes =
-        -1;  // host memory for prefixes beyond the running streams; -1 = as much as the model itself takes
+    // Host memory for prefixes beyond the running streams; -1 = as much as the model itself takes
+    int64_t prefix_cache_bytes = -1;
     bool check_tensors = false;  // read every weight and refuse NaN and infinity
     bool embeddings = true;  // allow embed requests
     std::vector<std::pair<std::string, float>> lora;  // adapter file, scale

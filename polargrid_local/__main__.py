@@ -1,5 +1,5 @@
 """`python -m polargrid_local`, where the installed command is not on the PATH."""
 
-from .cli import main
+from polargrid_local.cli.commands import main
 
 main()

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from typing_extensions import Never, Unpack
 
-from .errors import EngineClosed, ValidationError, did_you_mean
-from .options import EngineKeywords, EngineOptions, described
-from .params import (
+from polargrid_local.api.params import (
     ChatChanges,
     ChatParams,
     CompletionChanges,
@@ -30,11 +28,8 @@ from .params import (
     RerankParams,
     UnloadModelParams,
 )
-from .pipeline import CHAT, COMPLETION, EMBEDDING, GENERATE, RERANK, Assembler, Job, Kind
-from .registry import Models, Progress
-from .runtime import LoadedModel, inspect, rest_if_leaving, system
-from .streams import AsyncChatStream, Batch, ChatStream, sentences, text_of
-from .types import (
+from polargrid_local.api.pipeline import CHAT, COMPLETION, EMBEDDING, GENERATE, RERANK, Assembler, Job, Kind
+from polargrid_local.api.types import (
     ChatCompletionChunk,
     ChatCompletionResponse,
     CompletionChunk,
@@ -60,9 +55,14 @@ from .types import (
     parse_filter,
     plain,
 )
+from polargrid_local.errors import EngineClosed, ValidationError, did_you_mean
+from polargrid_local.native.runtime import LoadedModel, inspect, rest_if_leaving, system
+from polargrid_local.options import EngineKeywords, EngineOptions, described
+from polargrid_local.registry import Models, Progress
+from polargrid_local.streams import AsyncChatStream, Batch, ChatStream, sentences, text_of
 
 if TYPE_CHECKING:
-    from .types import FloatArray
+    from polargrid_local.api.types import FloatArray
 
 __all__ = [
     "AsyncChatStream",

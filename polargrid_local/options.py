@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from .errors import ValidationError, did_you_mean
+from polargrid_local.errors import ValidationError, did_you_mean
 
 
 def _whole(value: Any) -> Any:

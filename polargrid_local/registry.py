@@ -14,20 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from .errors import (
-    EngineClosed,
-    ForkedEngineError,
-    InvalidModelError,
-    NotFoundError,
-    PolarGridError,
-    ServerError,
-    ValidationError,
-)
-from .pipeline import Job, Kind, Target, check_length, messages_of, prepare, texts_of
-from .runtime import LoadedModel, inspect, system
-from .store import ResolvedModel, Store
-from .template import ChatTemplate
-from .types import (
+from polargrid_local.api.pipeline import Job, Kind, Target, check_length, messages_of, prepare, texts_of
+from polargrid_local.api.types import (
     Device,
     GPUInfo,
     GPUMemoryResponse,
@@ -50,6 +38,18 @@ from .types import (
     parse_request,
     plain,
 )
+from polargrid_local.chat.template import ChatTemplate
+from polargrid_local.errors import (
+    EngineClosed,
+    ForkedEngineError,
+    InvalidModelError,
+    NotFoundError,
+    PolarGridError,
+    ServerError,
+    ValidationError,
+)
+from polargrid_local.models.store import ResolvedModel, Store
+from polargrid_local.native.runtime import LoadedModel, inspect, system
 
 _log = logging.getLogger("polargrid_local")
 
@@ -324,7 +324,7 @@ class Models:
         return {**entry.model.info, "chat_format": said}
 
     def health(self) -> HealthResponse:
-        from . import __version__
+        from polargrid_local import __version__
 
         healthy = not self.closed and all(entry.model.running for entry in list(self._entries.values()))
         return {

@@ -37,12 +37,12 @@ from polargrid import types
 from polargrid.errors import create_error_from_response
 
 from polargrid_local.errors import NotFoundError, PolarGridError, RateLimitError, ServerError
-from polargrid_local.server.backend import Backend, OpenStream
 from polargrid_local.server.config import ServeConfig
+from polargrid_local.service.backend import Backend, OpenStream
 
 if TYPE_CHECKING:
     from polargrid_local.engine import AsyncEngine
-    from polargrid_local.server.service import Reply
+    from polargrid_local.service.service import Reply
 
 __all__ = sorted({*polargrid.__all__, "PolarGrid", "PolarGridSync"})
 

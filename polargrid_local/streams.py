@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar, overload
 
-from .errors import EngineClosed, ValidationError
-from .pipeline import Assembler, Job
-from .runtime import Inbox, LoadedModel, Mailbox, rest_if_leaving
-from .types import Event, FinishReason, Timings, Usage
+from polargrid_local.api.pipeline import Assembler, Job
+from polargrid_local.api.types import Event, FinishReason, Timings, Usage
+from polargrid_local.errors import EngineClosed, ValidationError
+from polargrid_local.native.runtime import Inbox, LoadedModel, Mailbox, rest_if_leaving
 
 C = TypeVar("C", bound=Mapping[str, Any])  # a chunk
 R = TypeVar("R")  # the whole answer

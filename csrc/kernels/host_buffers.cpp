@@ -1,9 +1,9 @@
 // ggml's host buffers (caches, work memory) as zeroed pages that cost nothing until they are written.
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #include "ggml-backend-impl.h"
 
-#include "pages.h"
+#include "platform/pages.h"
 
 namespace pgl::kernels {
 namespace {

@@ -3,9 +3,9 @@
 #include <cstring>
 #include <vector>
 
-#include "dispatch.h"
-#include "kernels.h"
-#include "layout.h"
+#include "kernels/dispatch.h"
+#include "kernels/kernels.h"
+#include "kernels/matmul/layout.h"
 
 namespace pgl::kernels {
 namespace {

@@ -21,8 +21,8 @@ from polargrid_local.server.gate import Gate
 from polargrid_local.server.metrics import Metrics
 from polargrid_local.server.replies import JsonReply, error_reply, unknown_path
 from polargrid_local.server.routes import api
-from polargrid_local.server.service import Service
 from polargrid_local.server.static import read_pages
+from polargrid_local.service.service import Service
 
 if TYPE_CHECKING:
     from polargrid_local.engine import AsyncEngine

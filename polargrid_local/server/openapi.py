@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, TypeAdapter
 from starlette.responses import Response
 
-from polargrid_local import types
+from polargrid_local.api import types
 from polargrid_local.server.requests import ENCODINGS
 
 DESCRIPTION = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from polargrid_local import types
+from polargrid_local.api import types
 from polargrid_local.errors import ValidationError
 
 ENCODINGS = ("float", "base64")

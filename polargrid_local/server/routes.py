@@ -16,8 +16,8 @@ from polargrid_local.server.metrics import Metrics
 from polargrid_local.server.openapi import describe
 from polargrid_local.server.replies import JsonReply, not_supported
 from polargrid_local.server.requests import read_request
-from polargrid_local.server.service import Service
 from polargrid_local.server.sse import EventStream, while_connected
+from polargrid_local.service.service import Service
 
 
 class _ModelName(Convertor[str]):

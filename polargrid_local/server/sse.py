@@ -16,7 +16,7 @@ from polargrid_local.server.body import ClientGone
 from polargrid_local.server.config import ServeConfig
 from polargrid_local.server.metrics import Metrics
 from polargrid_local.server.replies import dump, error_body, internal_error
-from polargrid_local.types import ChatCompletionChunk, CompletionChunk, Usage
+from polargrid_local.api.types import ChatCompletionChunk, CompletionChunk, Usage
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -11,7 +11,7 @@ import pytest
 import tiny_model
 
 import polargrid_local
-from polargrid_local.store import shipped_catalog
+from polargrid_local.models.store import shipped_catalog
 
 pytest.importorskip("PyInstaller")
 
@@ -21,7 +21,7 @@ path, message, out = sys.argv[1:]
 if out != "-":
     sys.stdin = sys.stdout = sys.stderr = None  # as in a windowed application
 from polargrid_local import Engine
-from polargrid_local.store import Store
+from polargrid_local.models.store import Store
 assert sys.frozen and Store("/nowhere").default() == "smollm2-135m"
 with Engine(path, n_threads=1) as engine:
     said = "".join(

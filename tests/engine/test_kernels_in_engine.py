@@ -13,7 +13,7 @@ import tiny_model
 from helpers import chat, content_of
 
 from polargrid_local import Engine, InvalidModelError
-from polargrid_local.runtime import core
+from polargrid_local.native.runtime import core
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import gguf_file

@@ -31,7 +31,7 @@ from polargrid_local import (
     ValidationError,
     inspect_model,
 )
-from polargrid_local.types import ChatCompletionChunk, FileSummary, LoadedModelInfo, ModelStats
+from polargrid_local.api.types import ChatCompletionChunk, FileSummary, LoadedModelInfo, ModelStats
 
 
 def run(program: str, *args: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
@@ -225,7 +225,7 @@ def test_load_and_close_many_times_keeps_memory(scripted: Any) -> None:
 def test_the_thread_settings_of_the_process_stay_its_own(chosen: dict[str, str]) -> None:
     program = """
         import os, json
-        from polargrid_local.runtime import core
+        from polargrid_local.native.runtime import core
         core()
         print(json.dumps({name: value for name, value in os.environ.items() if name.startswith(("OMP_", "GOMP_"))}))
     """

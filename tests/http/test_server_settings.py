@@ -14,7 +14,7 @@ from polargrid_local.server import ServeConfig
 from polargrid_local.server.config import is_loopback
 from polargrid_local.server.metrics import Histogram, Metrics
 from polargrid_local.server.process import bind
-from polargrid_local.server.usage import UsageCounter
+from polargrid_local.service.usage import UsageCounter
 
 FILE = """
 model = ["a", "b"]

@@ -9,11 +9,11 @@
 #include <string>
 #include <vector>
 
-#include "dispatch.h"
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
+#include "kernels/dispatch.h"
 #include "kernels/kernels.h"
-#include "layout.h"
+#include "kernels/matmul/layout.h"
 #include "traits.h"
 
 namespace kernels_case {

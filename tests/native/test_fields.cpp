@@ -1,6 +1,6 @@
 // The lists of fields: whole, in order, visited at compile time too; ranges refuse what is beside them.
 #include "check.h"
-#include "gguf_check.h"
+#include "gguf/check.h"
 #include "ranges.h"
 #include "request.h"
 

@@ -1,8 +1,8 @@
 // check_gguf: every rule by a file that breaks it and nothing else, files that must pass, and thousands of mutations
 // that must end in a summary or a named refusal. With --accept FILE...: real files, each of which must pass.
 #include "check.h"
+#include "gguf/check.h"
 #include "gguf_builder.h"
-#include "gguf_check.h"
 
 #include <cmath>
 #include <cstring>

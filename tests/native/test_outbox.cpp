@@ -1,6 +1,6 @@
 // The outbox: nothing lost or reordered, slow readers, quiet readers, and the end.
 #include "check.h"
-#include "outbox.h"
+#include "engine/outbox.h"
 
 #include <map>
 #include <random>

@@ -1,6 +1,6 @@
 // PrefixCache against a naive model that keeps every rule as one obvious sentence, over random operations.
 #include "check.h"
-#include "prefix_cache.h"
+#include "engine/prefix_cache.h"
 
 #include <algorithm>
 #include <random>

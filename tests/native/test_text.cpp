@@ -1,7 +1,7 @@
 // TextStream against a quadratic reference that re-reads the whole text for every byte.
 // With the argument --decode: hex lines in, decoded hex lines out, one byte per token, for a comparison with Python.
 #include "check.h"
-#include "text.h"
+#include "engine/text.h"
 
 #include <algorithm>
 #include <cstring>

@@ -22,9 +22,8 @@ from polargrid_local import (
     system_info,
     text_of,
 )
-from polargrid_local.params import ChatParams, MessageParam
-from polargrid_local.server import ServeConfig, create_app
-from polargrid_local.types import (
+from polargrid_local.api.params import ChatParams, MessageParam
+from polargrid_local.api.types import (
     ChatCompletionChunk,
     ChatCompletionResponse,
     ChatDelta,
@@ -51,6 +50,7 @@ from polargrid_local.types import (
     UnloadModelResponse,
     Usage,
 )
+from polargrid_local.server import ServeConfig, create_app
 
 
 class SdkRequest(BaseModel):

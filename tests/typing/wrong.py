@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from polargrid_local import AsyncEngine, Engine
-from polargrid_local.params import MessageParam
+from polargrid_local.api.params import MessageParam
 from polargrid_local.server import create_app
 
 

@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import polargrid_local.cli
-from polargrid_local import cli
+import polargrid_local.cli.commands
+from polargrid_local.cli import commands as cli
 from polargrid_local.errors import ContextLengthError, EngineClosed, NetworkError
+from polargrid_local.models.store import Store
 from polargrid_local.options import EngineOptions, limits
-from polargrid_local.store import Store
 
-ROOT = Path(polargrid_local.cli.__file__).parents[1]
+ROOT = Path(polargrid_local.cli.commands.__file__).parents[2]
 CATALOGUE_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -395,7 +395,7 @@ def test_help_is_quick_and_version_is_printed(tmp_path):
     script = """
 import sys
 sys.argv = ["x", "--version"]
-from polargrid_local.cli import main
+from polargrid_local.cli.commands import main
 try:
     main()
 except SystemExit:
@@ -421,7 +421,7 @@ import fcntl, sys, termios
 if sys.stdin.isatty():
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # our terminal, whose Ctrl-C is our signal
 import polargrid_local.engine
-from polargrid_local.cli import main
+from polargrid_local.cli.commands import main
 from polargrid_local.errors import ContextLengthError
 from test_cli import FakeEngine
 polargrid_local.engine.Engine = FakeEngine

@@ -14,7 +14,7 @@ pytest.importorskip("polargrid_local._core", exc_type=ImportError)
 sys.path.append(str(ROOT / "tests"))
 import tiny_model
 
-from polargrid_local import cli
+from polargrid_local.cli import commands as cli
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_ctrl_c_stops_the_native_engine_and_the_chat_goes_on(tiny):
     script = """
 import fcntl, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-from polargrid_local.cli import main
+from polargrid_local.cli.commands import main
 sys.argv[1:] = "chat -m endless --n-ctx 8192 --max-tokens 4096".split()
 main()
 """

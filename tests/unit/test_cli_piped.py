@@ -10,7 +10,8 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 from test_cli import CATALOGUE_FILE, FakeEngine, _environment, _main, run  # noqa: F401
 
-from polargrid_local import cli, piped
+from polargrid_local.cli import commands as cli
+from polargrid_local.cli import piped
 
 
 def _sent(command):
@@ -89,8 +90,8 @@ def _start(tmp_path, *arguments, silence_s=60.0, **streams):
     (tmp_path / CATALOGUE_FILE).write_bytes(b"GGUF")
     setup = f"""
 import atexit
-import polargrid_local.piped
-polargrid_local.piped.SILENCE_S = {silence_s}
+import polargrid_local.cli.piped
+polargrid_local.cli.piped.SILENCE_S = {silence_s}
 sys.argv[1:] = {list(arguments)!r}
 atexit.register(lambda: [print("SENT", r["messages"][-1]["content"], flush=True) for e in FakeEngine.made for r in e.requests])
 """

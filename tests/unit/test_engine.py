@@ -30,7 +30,7 @@ from polargrid_local import (
     sentences,
     text_of,
 )
-from polargrid_local.pipeline import LONGEST_PIECE_BYTES
+from polargrid_local.api.pipeline import LONGEST_PIECE_BYTES
 from polargrid_local.streams import Batch
 
 HI = [{"role": "user", "content": "hi"}]
@@ -623,7 +623,7 @@ def test_a_filter_hit_cancels_the_native_request(open_engine):
 
 
 def test_ctrl_c_ends_the_wait_and_the_request(open_engine, monkeypatch):
-    from polargrid_local.runtime import Inbox
+    from polargrid_local.native.runtime import Inbox
 
     engine = open_engine(endless)
     get = Inbox.get

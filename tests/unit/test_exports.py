@@ -109,7 +109,7 @@ class Finder:
             print(os.environ.get("GGML_NO_BACKTRACE"))
             raise ImportError("seen")
 sys.meta_path.insert(0, Finder())
-from polargrid_local import runtime
+from polargrid_local.native import runtime
 print(os.environ.get("GGML_NO_BACKTRACE"))
 try:
     runtime.core()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polargrid_local.file_kind import HEAD_BYTES, file_kind
+from polargrid_local.native.file_kind import HEAD_BYTES, file_kind
 
 
 def zipped():

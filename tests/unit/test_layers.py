@@ -1,6 +1,7 @@
-"""Who may import whom. Doors > facade > core > pure > words; one way only."""
+"""Who may import whom: rooms in layers, upper may import lower, no circles, no exceptions. In C++ the same for includes."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -8,114 +9,151 @@ import pytest
 import polargrid_local
 
 PACKAGE = Path(polargrid_local.__file__).parent
-WORDS = {"types", "errors", "options"}
-PURE = {"template", "marked", "abilities"}
+CSRC = PACKAGE.parent / "csrc"
+
+# Room: what it may import, itself aside. A room is a folder, or a module at the top of the package.
+BASE = {"errors", "options", "shards", "extras"}
+WORDS = BASE | {"api", "chat"}
+FACADE = WORDS | {"__init__", "engine", "streams", "text", "types"}
 MAY = {
-    "__init__": {"engine", "errors"},
     "errors": set(),
-    "types": {"errors"},
-    "options": {"errors"},
-    "params": {"types"},
-    "budget": {"errors"},
-    "named_templates": set(),
-    "marked": WORDS | {"budget"},
-    "abilities": WORDS | {"marked", "named_templates"},
-    "template_code": {"budget", "errors"},
-    "template_filters": WORDS | {"budget", "marked", "sandbox"},  # the sandbox as a type only
-    "sandbox": WORDS | {"budget", "marked", "template_code", "template_filters"},
-    "template": WORDS | {"abilities", "budget", "marked", "named_templates", "sandbox", "template_code"},
-    "pipeline": WORDS | PURE,
     "shards": set(),
-    "file_kind": set(),
     "extras": set(),
-    "runtime": WORDS | {"_core", "file_kind", "shards"},
-    "registry": WORDS | {"pipeline", "runtime", "store", "template", "__init__"},
-    "streams": WORDS | {"pipeline", "runtime"},
-    "engine": WORDS | {"params", "pipeline", "registry", "streams", "runtime"},
-    "store": WORDS | {"partial", "download", "shards"},
-    "partial": WORDS,
-    "index": WORDS,
-    "download": WORDS | {"store", "partial", "index", "shards"},
-    "sdk": WORDS | {"engine", "server", "extras", "__init__"},
-    "wrap": set(),
-    "prompt": WORDS,
-    "piped": WORDS,
-    "terminal": WORDS | {"engine", "params", "prompt", "wrap"},
-    "cli": WORDS | {"engine", "params", "store", "server", "terminal", "prompt", "piped", "wrap", "__init__"},
+    "options": {"errors"},
+    "chat": BASE,
+    "api": BASE | {"chat"},
+    "types": {"api"},
+    "native": WORDS | {"_core"},
+    "models": WORDS,
+    "registry": WORDS | {"native", "models", "__init__"},
+    "streams": WORDS | {"native"},
+    "text": WORDS,
+    "engine": WORDS | {"native", "registry", "streams", "text"},
+    "__init__": {"engine", "errors"},
+    "service": FACADE | {"models"},
+    "server": FACADE | {"service"},
+    "sdk": FACADE | {"service"},
+    "cli": FACADE | {"models", "server"},
     "__main__": {"cli"},
+    "__pyinstaller": {"models"},
+    "_core": set(),
 }
+# Folders whose modules are functions of their arguments: no clock, no file, no environment, no thread.
+PURE = ("api", "chat", "types", "errors", "options", "shards")
+IMPURE = {"os", "time", "socket", "threading", "asyncio", "random", "secrets"}
+
+# The same for the folders of csrc, and the headers of others that each may include.
+INCLUDES = {
+    "bindings.cpp": {"engine", "llama", "gguf", "platform", "kernels", "border"},
+    "border": set(),
+    "platform": {"border"},
+    "gguf": {"platform", "border"},
+    "kernels": {"platform"},
+    "llama": {"gguf", "kernels", "platform", "border"},
+    "engine": {"llama", "gguf", "platform", "border"},
+}
+BORDER = {"request.h", "fields.h", "ranges.h"}
 
 
-def modules(path):
-    """The modules of the package that a file imports, at any depth of its code."""
+def room(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imports(path: Path) -> set[str]:
+    """The rooms of the package that a file imports, at any depth of its code."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = "polargrid_local" if node.level else ""
-            base = ".".join(filter(None, (base, node.module)))
-            here = [f"{base}.{alias.name}" for alias in node.names] if base == "polargrid_local" else [base]
-            names = [
-                name
-                if (PACKAGE / f"{name.partition('.')[2]}.py").exists()
-                or name.endswith("_core")
-                or (PACKAGE / name.partition(".")[2]).is_dir()
-                else base
-                for name in here
-            ]
+            assert not node.level, f"{path}: rooms are named in full"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
         for name in names:
             package, _, rest = name.partition(".")
             if package == "polargrid_local":
-                found.add(rest.partition(".")[0] or "__init__")
+                first = rest.partition(".")[0]
+                known = (PACKAGE / first).is_dir() or (PACKAGE / f"{first}.py").exists() or first == "_core"
+                found.add(first if first and known else "__init__")
     return found
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in PACKAGE.glob("*.py")))
-def test_imports_point_downwards(name):
-    assert name in MAY, "a new module: say here what it may import"
-    assert modules(PACKAGE / f"{name}.py") <= MAY[name]
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if "web" not in path.relative_to(PACKAGE).parts)
 
 
-def test_the_server_knows_the_facade_and_no_model():
-    for path in (PACKAGE / "server").rglob("*.py"):
-        assert modules(path) <= WORDS | {"__init__", "engine", "extras", "server", "store"}, path.name
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_point_downwards(path: Path) -> None:
+    assert room(path) in MAY, "a new room: say here what it may import"
+    assert imports(path) - {room(path)} <= MAY[room(path)]
 
 
-def test_only_the_runtime_touches_the_native_module():
-    for path in PACKAGE.rglob("*.py"):
-        if path.name != "runtime.py":
-            assert "_core" not in modules(path), path.name
+def modules(path: Path) -> set[str]:
+    """The modules that a file imports when it is imported itself: of its own room, by their names in it."""
+    here = f"polargrid_local.{room(path)}"
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            found |= {name.removeprefix(f"{here}.") for name in names if name.startswith(f"{here}.")}
+    return found
 
 
-def test_pure_modules_read_no_clock_no_file_no_environment():
-    pure = (
-        "pipeline",
-        "template",
-        "template_code",
-        "template_filters",
-        "sandbox",
-        "abilities",
-        "named_templates",
-        "budget",
-        "marked",
-        "types",
-        "options",
-        "errors",
-        "file_kind",
-    )
-    for name in pure:
-        imported = {
-            alias.name.partition(".")[0]
-            for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text()))
-            if isinstance(node, ast.Import)
-            for alias in node.names
-        }
-        assert not imported & {"os", "time", "socket", "threading", "asyncio", "random", "secrets", "pathlib"}, name
+def test_no_circles_inside_a_room() -> None:
+    for folder in sorted(path for path in PACKAGE.iterdir() if path.is_dir() and path.name != "web"):
+        graph = {path.stem: modules(path) for path in folder.glob("*.py")}
+        while leaves := {name for name, needs in graph.items() if not needs & set(graph)}:
+            graph = {name: needs for name, needs in graph.items() if name not in leaves}
+        assert not graph, f"{folder.name}: {graph}"
 
 
-def test_every_file_says_what_it_is():
-    for path in PACKAGE.rglob("*.py"):
+def test_only_one_module_touches_the_native_one() -> None:
+    assert [path.name for path in FILES if "_core" in imports(path)] == ["core.py"]
+
+
+def test_pure_rooms_read_no_clock_no_file_no_environment() -> None:
+    for path in FILES:
+        if room(path) in PURE:
+            imported = {
+                alias.name.partition(".")[0]
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Import)
+                for alias in node.names
+            }
+            assert not imported & IMPURE, path
+
+
+def test_every_file_says_what_it_is() -> None:
+    for path in FILES:
         assert ast.get_docstring(ast.parse(path.read_text())), path
+    for source in CSRC.rglob("*.h"):
+        assert source.read_text().startswith("// "), source
+
+
+SOURCES = sorted(path for kind in ("*.h", "*.cpp") for path in CSRC.rglob(kind))
+
+
+def part(path: Path) -> str:
+    """The folder of csrc that a source lies in; the files beside the folders are the border."""
+    relative = path.relative_to(CSRC)
+    if len(relative.parts) > 1:
+        return relative.parts[0]
+    return "border" if relative.name in BORDER else relative.name
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(CSRC).as_posix())
+def test_includes_point_downwards(path: Path) -> None:
+    assert part(path) in INCLUDES, "a new room: say here what it may include"
+    for quote, name in re.findall(r'^#include (["<])([^">]+)[">]', path.read_text(), re.MULTILINE):
+        ours = (CSRC / name).exists()
+        if quote == '"' and ours:
+            assert part(CSRC / name) in INCLUDES[part(path)] | {part(path)}, name
+        elif name.startswith("llama"):
+            assert part(path) == "llama", f"{name} belongs to csrc/llama"
+        elif name.startswith("ggml"):
+            assert part(path) in ("kernels", "llama"), f"{name} belongs to csrc/kernels and csrc/llama"
+        elif name.startswith(("pybind11", "Python")):
+            assert part(path) == "bindings.cpp", f"{name} belongs to the border"
+        else:
+            assert quote == "<", f"{name}: a header of ours is named from csrc"

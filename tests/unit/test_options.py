@@ -108,7 +108,7 @@ def test_the_native_engine_has_the_same_options_and_ranges(root):
 def test_the_native_engine_has_the_same_words(root):
     source = (root / "csrc" / "request.h").read_text()
     for name, enum in [("device", "Device"), ("cache_type", "CacheType")]:
-        (words,) = re.findall(rf"names\({enum}\) \{{ return std::array\{{(.*?)\}}", source)
+        (words,) = re.findall(rf"names\({enum}\) \{{\s+return std::array\{{(.*?)\}}", source)
         assert re.findall(r'"(\w+)"', words) == list(typing.get_args(EngineOptions.model_fields[name].annotation))
 
 

@@ -11,7 +11,8 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic import ValidationError as PydanticError
 from typing_extensions import get_type_hints
 
-from polargrid_local import Engine, params, system_info, types
+from polargrid_local import Engine, system_info
+from polargrid_local.api import params, types
 
 REQUESTS = {
     "chat": (params.ChatParams, {"messages": [{"role": "user", "content": "x"}]}),

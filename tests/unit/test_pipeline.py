@@ -10,10 +10,10 @@ from fakes import INFO, Event
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polargrid_local.api.pipeline import Target, prepare, split_filters
+from polargrid_local.api.types import parse_request
+from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import ContextLengthError, EngineClosed, NumericError, ValidationError
-from polargrid_local.pipeline import Target, prepare, split_filters
-from polargrid_local.template import ChatTemplate
-from polargrid_local.types import parse_request
 
 NOW = datetime(2023, 11, 14, 22, 13, 20, tzinfo=timezone.utc)
 ID = "0123456789abcdef01234567"

@@ -11,8 +11,8 @@ OPTION = {
     "README.md": 1,  # generated
 }
 SAMPLING = {
-    "polargrid_local/types.py": 1,
-    "polargrid_local/params.py": 1,  # for type checkers
+    "polargrid_local/api/types.py": 1,
+    "polargrid_local/api/params.py": 1,  # for type checkers
     "csrc/request.h": 2,
     "README.md": 1,
 }
@@ -35,16 +35,16 @@ def places(root, name):
 @pytest.mark.parametrize(
     ("name", "uses", "shown"),
     [
-        ("n_batch", {"csrc/model.cpp", "csrc/engine.cpp", "csrc/scheduler.h", "csrc/bare_loop.cpp"}, True),
-        ("max_queue", {"csrc/engine.cpp"}, False),
-        ("check_tensors", {"csrc/model.cpp"}, False),
-        ("n_gpu_layers", {"csrc/model.cpp"}, True),
+        ("n_batch", {"csrc/llama/model.cpp", "csrc/engine/engine.cpp", "csrc/engine/scheduler.h"}, True),
+        ("max_queue", {"csrc/engine/engine.cpp"}, False),
+        ("check_tensors", {"csrc/llama/model.cpp"}, False),
+        ("n_gpu_layers", {"csrc/llama/model.cpp"}, True),
     ],
 )
 def test_an_option_is_one_entry_and_one_member(root, name, uses, shown):
     found = places(root, name)
     expected = {**OPTION, "csrc/request.h": 4 if shown else 2} | (
-        {"polargrid_local/types.py": 1} if shown else {}
+        {"polargrid_local/api/types.py": 1} if shown else {}
     )  # info()'s type
     assert set(found) - set(expected) <= uses
     assert {file: n for file, n in found.items() if file not in uses} == expected
@@ -53,14 +53,14 @@ def test_an_option_is_one_entry_and_one_member(root, name, uses, shown):
 @pytest.mark.parametrize("name", ["typical_p", "min_p", "repetition_penalty"])
 def test_a_field_of_sampling_is_a_field_of_the_request_and_a_member(root, name):
     found = places(root, name)
-    uses = {"csrc/sampler.cpp", "csrc/sampler.h"}
-    assert "csrc/sampler.cpp" in found
+    uses = {"csrc/engine/sampler.cpp", "csrc/engine/sampler.h"}
+    assert "csrc/engine/sampler.cpp" in found
     words = {"polargrid_local/errors.py"}  # misspelt or other engines' names, and the one that was meant
     assert {file: n for file, n in found.items() if file not in uses | words} == SAMPLING
 
 
 def test_what_the_native_sampler_takes_is_what_requests_give(root):
-    from polargrid_local.types import Sampling
+    from polargrid_local.api.types import Sampling
 
     native = re.findall(r'field\("(\w+)", &SamplingParams::', (root / "csrc" / "request.h").read_text())
     given = [*Sampling.model_fields, "seed", "n_logprobs", "logit_bias"]

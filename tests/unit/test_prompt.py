@@ -8,9 +8,9 @@ import pytest
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from polargrid_local import prompt
+from polargrid_local.cli import prompt
+from polargrid_local.cli.prompt import EditorPrompt, LinePrompt, is_open_block, message_of, open_prompt
 from polargrid_local.errors import ValidationError
-from polargrid_local.prompt import EditorPrompt, LinePrompt, is_open_block, message_of, open_prompt
 
 
 @pytest.mark.parametrize(

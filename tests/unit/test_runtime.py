@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polargrid_local.errors import ForkedEngineError, NotFoundError
-from polargrid_local.runtime import MAX_PENDING, Inbox, LoadedModel, Mailbox
+from polargrid_local.native.runtime import MAX_PENDING, Inbox, LoadedModel, Mailbox
 
 
 class Deaf:
@@ -201,7 +201,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_the_native_log_goes_to_logging(caplog, tmp_path):
-    from polargrid_local.runtime import _Hub
+    from polargrid_local.native.runtime import _Hub
 
     lines = [(logging.WARNING, "beware"), (logging.ERROR, "broken"), (logging.INFO, "100 %s fine")]
     hub = _Hub(None, lambda: [lines.pop(0) for _ in range(len(lines))])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import polargrid_local.store
+import polargrid_local.models.store
 from polargrid_local.errors import InvalidModelError, NotFoundError, ServerError, ValidationError
-from polargrid_local.store import HubSource, Store, WheelSource, parse_source
+from polargrid_local.models.store import HubSource, Store, WheelSource, parse_source
 
 GGUF = b"GGUF" + bytes(60)
 
@@ -332,7 +332,7 @@ def test_without_a_home_or_a_working_directory(monkeypatch, tmp_path):
 
 
 def test_without_a_catalogue_paths_and_files_work(monkeypatch, tmp_path):
-    monkeypatch.setattr(polargrid_local.store, "shipped_catalog", lambda: tmp_path / "none.toml")
+    monkeypatch.setattr(polargrid_local.models.store, "shipped_catalog", lambda: tmp_path / "none.toml")
     store = Store(tmp_path)
     assert store.entries == {} and store.list() == {}
     path = put(store, "x.gguf")
@@ -428,9 +428,9 @@ def test_where_models_live(monkeypatch, tmp_path):
 
 
 def test_looking_up_names_imports_no_network_code():
-    root = Path(polargrid_local.store.__file__).parents[1]
+    root = Path(polargrid_local.models.store.__file__).parents[2]
     script = (
-        "import sys; from polargrid_local.store import Store; s = Store(sys.argv[1]); s.list(); s.default()\n"
+        "import sys; from polargrid_local.models.store import Store; s = Store(sys.argv[1]); s.list(); s.default()\n"
         "try: s.resolve('llama-3.1-8b')\n"
         "except Exception: pass\n"
         "print([m for m in ('socket', 'ssl', 'http.client', 'huggingface_hub', 'subprocess') if m in sys.modules])"

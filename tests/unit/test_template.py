@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polargrid_local import template_code as module
+from polargrid_local.chat import template_code as module
+from polargrid_local.chat.named_templates import CHATML
+from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import TemplateError
-from polargrid_local.named_templates import CHATML
-from polargrid_local.template import ChatTemplate
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 TEMPLATES = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "templates").glob("*.jinja"))} | {

@@ -8,13 +8,13 @@ from datetime import datetime
 
 import pytest
 
-from polargrid_local.abilities import Abilities
+from polargrid_local.api.pipeline import messages_of
+from polargrid_local.api.types import parse_request
+from polargrid_local.chat.abilities import Abilities
+from polargrid_local.chat.named_templates import NAMES, named
+from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import TemplateError, ValidationError
-from polargrid_local.named_templates import NAMES, named
-from polargrid_local.pipeline import messages_of
 from polargrid_local.registry import Models
-from polargrid_local.template import ChatTemplate
-from polargrid_local.types import parse_request
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -148,7 +148,7 @@ def test_abilities_are_found_once():
 
 
 def test_a_template_is_compiled_and_tried_once(monkeypatch):
-    from polargrid_local import template as module
+    from polargrid_local.chat import template as module
 
     n_compiled, n_budgets = [], []
     compiled, budget = module.compiled, module.Budget

@@ -12,9 +12,9 @@ from datetime import datetime
 
 import pytest
 
-from polargrid_local import budget, template_code
+from polargrid_local.chat import budget, template_code
+from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import TemplateError
-from polargrid_local.template import ChatTemplate
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 SECRET = "PGL_TEMPLATE_SECRET"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polargrid_local.chat.taint import Ledger, Text, joined, marked, merged, to_json
 from polargrid_local.errors import TemplateError
-from polargrid_local.marked import Ledger, Text, joined, marked, merged, to_json
 
 USER, OURS = "aé \n<>", "XY.\t{}"  # disjoint, so that every character of a result tells where it came from
 SPANS = st.lists(
@@ -150,7 +150,7 @@ def test_user_text_cannot_bring_a_stand_in():
 
 
 def test_the_number_of_pieces_is_bounded(monkeypatch):
-    monkeypatch.setattr("polargrid_local.marked._LAST", 0x40000 + 9)
+    monkeypatch.setattr("polargrid_local.chat.taint._LAST", 0x40000 + 9)
     ledger = Ledger()
     with pytest.raises(TemplateError, match="too many pieces"):
         list(ledger.mark("x" * 30))

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError as PydanticError
 
-from polargrid_local import types
+from polargrid_local.api import types
+from polargrid_local.api.types import parse_request
 from polargrid_local.errors import ValidationError
-from polargrid_local.types import parse_request
 
 HI = [{"role": "user", "content": "hi"}]
 

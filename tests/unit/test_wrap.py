@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polargrid_local.wrap import Wrap, columns
+from polargrid_local.cli.wrap import Wrap, columns
 
 
 def wrapped(pieces, width):

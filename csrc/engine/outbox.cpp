@@ -1,0 +1,93 @@
+#include "engine/outbox.h"
+
+#include "platform/machine.h"
+
+#include <chrono>
+#include <iterator>
+
+namespace pgl {
+namespace {
+
+constexpr size_t kMaxPending = 256;
+
+bool is_last(const Event & event) {
+    return event.kind == EventKind::finished || event.kind == EventKind::embedding || event.kind == EventKind::error;
+}
+
+void append(Event & gathered, Event event) {
+    gathered.text += event.text;
+    gathered.usage = event.usage;
+    gathered.timings = event.timings;
+    std::move(event.logprobs.begin(), event.logprobs.end(), std::back_inserter(gathered.logprobs));
+}
+
+}  // namespace
+
+Outbox::Outbox(bool quiet) : quiet_(quiet), process_id_(machine::process_id()) {}
+
+std::shared_ptr<Outbox> Outbox::make(bool quiet) {
+    // A forked child may hold one that a thread of its parent waited on: a condition variable's destructor would wait
+    // too.
+    return {new Outbox(quiet), [](Outbox * outbox) {
+                if (outbox->process_id_ == machine::process_id()) {
+                    delete outbox;
+                }
+            }};
+}
+
+void Outbox::push(std::vector<Event> events) {
+    std::unique_lock lock(mutex_);
+    for (Event & event : events) {
+        ready_ = ready_ || !quiet_ || is_last(event);
+        const bool text = event.kind == EventKind::text;
+        if (const auto last = last_text_.find(event.id); last != last_text_.end() && text) {
+            append(events_[last->second], std::move(event));
+            continue;
+        }
+        if (events_.size() >= kMaxPending) {
+            if (text) {
+                last_text_[event.id] = events_.size();
+            } else {
+                last_text_.erase(event.id);
+            }
+        }
+        events_.push_back(std::move(event));
+    }
+    const bool ready = ready_;
+    lock.unlock();
+    if (ready) {
+        changed_.notify_all();
+    }
+}
+
+std::vector<Event> Outbox::wait(int32_t timeout_ms) {
+    if (machine::process_id() != process_id_) {
+        throw Error("forked_engine", "this stream belongs to process " + std::to_string(process_id_));
+    }
+    std::unique_lock lock(mutex_);
+    const bool woken =
+        changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [this] { return ready_ || closed_; });
+    if (closed_ && events_.empty()) {
+        throw Error("engine_closed", "the engine is closed");
+    }
+    if (!woken) {
+        return {};
+    }
+    ready_ = false;
+    last_text_.clear();
+    return std::exchange(events_, {});
+}
+
+void Outbox::wake() {
+    const std::lock_guard lock(mutex_);
+    ready_ = true;
+    changed_.notify_all();
+}
+
+void Outbox::close() {
+    const std::lock_guard lock(mutex_);
+    closed_ = true;
+    changed_.notify_all();
+}
+
+}  // namespace pgl

@@ -1,0 +1,110 @@
+#include "engine/sequence.h"
+
+#include <algorithm>
+
+namespace pgl {
+
+Sequence::Sequence(RequestId id, Request request, std::vector<Token> prompt, int32_t n_room, int32_t n_vocab)
+    : id_(id), request_(std::move(request)), prompt_(std::move(prompt)),
+      max_tokens_(std::min(request_.max_tokens, n_room)), sampler_(request_.sampling, prompt_, n_vocab),
+      text_(request_.stop, request_.filter) {
+    usage_.n_prompt = n_prompt();
+}
+
+double Sequence::elapsed_ms() const {
+    return std::chrono::duration<double, std::milli>(Clock::now() - submitted_).count();
+}
+
+Event Sequence::event(EventKind kind) const {
+    Event event;
+    event.id = id_;
+    event.kind = kind;
+    event.usage = usage_;
+    event.timings = timings_;
+    event.outbox = request_.outbox;
+    return event;
+}
+
+void Sequence::admitted(int32_t slot_, int32_t n_cached) {
+    slot = slot_;
+    n_past = usage_.n_cached = n_cached;
+    timings_.queue_ms = elapsed_ms();
+}
+
+void Sequence::prefilled() {
+    timings_.prefill_ms = elapsed_ms();
+}
+
+Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
+    TokenLogprob logprob;
+    const bool wants_logprobs = request_.sampling.n_logprobs >= 0;
+    next_token_ = sampler_.sample(logits, wants_logprobs ? &logprob : nullptr);
+    if (timings_.first_token_ms < 0) {
+        timings_.first_token_ms = elapsed_ms();
+    }
+    Event result = event(EventKind::text);
+    if (!request_.ignore_eos && tokenizer.is_end(next_token_)) {
+        take(text_.finish(), result);
+        if (result.reason == FinishReason::none) {
+            result.reason = FinishReason::stop;
+        }
+    } else {
+        ++usage_.n_generated;
+        if (wants_logprobs) {
+            logprob.bytes = tokenizer.bytes(next_token_);
+            for (TokenLogprob & alternative : logprob.top) {
+                alternative.bytes = tokenizer.bytes(alternative.token);
+            }
+            undecided_.push_back(std::move(logprob));
+        }
+        take(text_.push(tokenizer.bytes(next_token_)), result);
+        if (result.reason == FinishReason::none && usage_.n_generated >= max_tokens_) {
+            take(text_.finish(), result);
+            if (result.reason == FinishReason::none) {
+                result.reason = FinishReason::length;
+            }
+        }
+    }
+    if (result.reason != FinishReason::none) {
+        ended_ = true;
+        timings_.total_ms = elapsed_ms();
+        result.kind = EventKind::finished;
+    }
+    result.usage = usage_;
+    result.timings = timings_;
+    return result;
+}
+
+void Sequence::take(TextStream::Out out, Event & event) {
+    event.text += out.text;
+    event.reason = out.reason;
+    for (int32_t i = 0; i < out.n_tokens_done && !undecided_.empty(); ++i) {
+        event.logprobs.push_back(std::move(undecided_.front()));
+        undecided_.pop_front();
+    }
+}
+
+Event Sequence::progress() const {
+    Event result = event(EventKind::progress);
+    result.progress = static_cast<float>(n_past) / static_cast<float>(std::max(1, n_prompt()));
+    return result;
+}
+
+Event Sequence::pooled(std::vector<float> values) {
+    ended_ = true;
+    timings_.total_ms = elapsed_ms();
+    Event result = event(EventKind::embedding);
+    result.embedding = std::move(values);
+    return result;
+}
+
+Event Sequence::failed(const std::string & code, const std::string & message) {
+    ended_ = true;
+    timings_.total_ms = elapsed_ms();
+    Event result = event(EventKind::error);
+    result.code = code;
+    result.text = message;
+    return result;
+}
+
+}  // namespace pgl

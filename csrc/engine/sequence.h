@@ -1,0 +1,64 @@
+// Sequence: one request on its way through the engine, from the queue to its last event.
+#pragma once
+
+#include "engine/sampler.h"
+#include "engine/text.h"
+#include "llama/tokenizer.h"
+#include "request.h"
+
+#include <chrono>
+#include <deque>
+
+namespace pgl {
+
+class Sequence {
+  public:
+    using Clock = std::chrono::steady_clock;
+
+    // `prompt`: the request's ids. `n_room`: tokens the context has left after it.
+    Sequence(RequestId id, Request request, std::vector<Token> prompt, int32_t n_room, int32_t n_vocab);
+
+    RequestId id() const { return id_; }
+    Task task() const { return request_.task; }
+    const std::vector<Token> & prompt() const { return prompt_; }
+
+    // Where its tokens are. n_past counts those in the KV cache; the prompt is prefilled when it reaches n_prompt.
+    int32_t slot = -1;
+    int32_t n_past = 0;
+    int32_t n_prompt() const { return static_cast<int32_t>(prompt_.size()); }
+    int32_t n_remaining() const { return std::max(0, n_prompt() - n_past); }
+    Token next_token() const { return next_token_; }   // sampled, not yet in the cache
+
+    void admitted(int32_t slot_, int32_t n_cached);
+    void prefilled();
+
+    // Samples from `logits` and turns the token into an event. Afterwards ended() says whether it was the last.
+    // Throws Error("numeric_error").
+    Event sample(float * logits, const Tokenizer & tokenizer);
+    bool ended() const { return ended_; }
+
+    Event progress() const;
+    Event pooled(std::vector<float> values);
+    Event failed(const std::string & code, const std::string & message);
+    const Usage & usage() const { return usage_; }
+
+  private:
+    Event event(EventKind kind) const;
+    double elapsed_ms() const;
+    void take(TextStream::Out out, Event & event);
+
+    RequestId id_;
+    Request request_;
+    std::vector<Token> prompt_;
+    int32_t max_tokens_;
+    Sampler sampler_;
+    TextStream text_;
+    Token next_token_ = -1;
+    bool ended_ = false;
+    std::deque<TokenLogprob> undecided_;   // logprobs of tokens whose text is still held back
+    Usage usage_;
+    Timings timings_;
+    Clock::time_point submitted_ = Clock::now();
+};
+
+}  // namespace pgl

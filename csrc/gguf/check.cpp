@@ -1,0 +1,595 @@
+// GGUF check: what the values mean. Each rule stands for a way in which the loader, the tokenizer or the first
+// computation would otherwise end the process or go wrong without a word; the container's own rules are in gguf_file.
+#include "gguf/check.h"
+
+#include "gguf/facts.h"
+#include "gguf/file.h"
+#include "gguf/vocab.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <unordered_set>
+
+namespace pgl {
+
+namespace {
+
+using Type = GgufFile::Type;
+using Value = GgufFile::Value;
+
+bool ends_with(std::string_view text, std::string_view end) {
+    return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
+}
+
+class Check {
+  public:
+    Check(const GgufFile & file, const std::string & path, GgufRole role) : file_(file), path_(path), role_(role) {}
+
+    GgufSummary run() {
+        general();
+        if (role_ == GgufRole::adapter) {
+            adapter();
+        } else {
+            shape();
+            floats();
+            const GgufVocab vocab = check_vocab(file_, key("vocab_size"));
+            out_.tokenizer = vocab.tokenizer;
+            out_.n_vocab = static_cast<int32_t>(vocab.n_tokens);
+        }
+        tensors(file_);
+        splits();
+        out_.vocab_only = out_.n_tensors == 0;
+        if (role_ == GgufRole::model) {
+            embedding();
+            tasks();
+        }
+        return std::move(out_);
+    }
+
+  private:
+    std::string key(std::string_view name) const { return out_.architecture + '.' + std::string(name); }
+
+    // A u32 within its range. Absent: 0, or refused if required.
+    uint32_t count(const std::string & name, uint64_t lo, uint64_t hi, bool required = false) const {
+        const auto value = file_.u32(name);
+        if (!value) {
+            if (required) {
+                refuse("key", name, "missing", range(lo, hi));
+            }
+            return 0;
+        }
+        if (*value < lo || *value > hi) {
+            refuse("key", name, std::to_string(*value), range(lo, hi));
+        }
+        return *value;
+    }
+
+    // One value per layer, from a scalar or an array of exactly that length. Empty if absent.
+    std::vector<uint32_t> per_layer(const std::string & name, uint32_t n_layer, uint32_t hi) const {
+        const Value * value = file_.find(name);
+        if (value == nullptr) {
+            return {};
+        }
+        if (!value->is_array) {
+            return std::vector<uint32_t>(n_layer, count(name, 0, hi));
+        }
+        if (value->n != n_layer) {
+            refuse("key", name, "an array of " + std::to_string(value->n), std::to_string(n_layer) + ", one per layer");
+        }
+        std::vector<uint32_t> result;
+        for (uint64_t i = 0; i < value->n; ++i) {
+            int64_t x = 0;
+            switch (value->type) {
+            case Type::boolean:
+                x = GgufFile::element<uint8_t>(*value, i) != 0;
+                break;
+            case Type::u32:
+                x = GgufFile::element<uint32_t>(*value, i);
+                break;
+            case Type::i32:
+                x = GgufFile::element<int32_t>(*value, i);
+                break;
+            default:
+                refuse("key", name, std::string("an array of ") + GgufFile::type_name(value->type), "u32 or i32");
+            }
+            if (x < 0 || x > hi) {
+                refuse("key", name, std::to_string(x) + " for layer " + std::to_string(i), range(0, hi));
+            }
+            result.push_back(static_cast<uint32_t>(x));
+        }
+        return result;
+    }
+
+    void general() {
+        for (const Value & value : file_.values()) {
+            if (!value.is_array) {
+                out_.metadata.emplace(clean_utf8(value.key, 256), GgufFile::scalar_text(value));
+            }
+        }
+        out_.version = file_.version();
+        out_.alignment = file_.alignment();
+        out_.n_kv = file_.values().size();
+
+        const auto architecture = file_.string("general.architecture");
+        if (!architecture) {
+            refuse("key", "general.architecture", "missing", "a known architecture");
+        }
+        const std::string type = clean_utf8(file_.string("general.type").value_or("model"), 256);
+        const bool wanted =
+            role_ == GgufRole::adapter ? type == "adapter" : type != "adapter" && type != "imatrix" && type != "mmproj";
+        if (!wanted) {
+            refuse("key", "general.type", type, role_ == GgufRole::adapter ? "adapter" : "model");
+        }
+        if (!facts::contains(facts::architectures, *architecture)) {
+            refuse("key", "general.architecture", std::string(*architecture), "an architecture of this build");
+        }
+        out_.architecture = *architecture;
+        out_.type = type;
+        if (const auto name = file_.string("general.name")) {
+            out_.name = clean_utf8(*name, 256);
+        }
+        if (const auto file_type = file_.u32("general.file_type")) {
+            if (*file_type < std::size(facts::quantizations)) {
+                out_.quantization = facts::quantizations[*file_type];
+            }
+        }
+        out_.rerank_template = clean_utf8(file_.string("tokenizer.chat_template.rerank").value_or(""));
+        out_.pre_tokenizer = clean_utf8(file_.string("tokenizer.ggml.pre").value_or(""), 256);
+        if (const auto text = file_.string("tokenizer.chat_template")) {
+            out_.chat_template = clean_utf8(*text);
+            out_.has_chat_template = true;
+        }
+    }
+
+    void adapter() {
+        const auto kind = file_.string("adapter.type");
+        if (!kind || *kind != "lora") {
+            refuse("key", "adapter.type", kind ? std::string(*kind) : "missing", "lora");
+        }
+        const auto alpha = file_.f32("adapter.lora.alpha");
+        if (alpha && !std::isfinite(*alpha)) {
+            refuse("key", "adapter.lora.alpha", "not finite", "a finite number");
+        }
+        if (file_.find("adapter.alora.invocation_tokens") != nullptr) {
+            refuse("key", "adapter.alora.invocation_tokens", "set: this adapter acts only behind these tokens",
+                   "an ordinary adapter, which acts from the start");
+        }
+    }
+
+    void shape() {
+        const bool runs = !file_.tensors().empty() || file_.find("split.count") != nullptr;
+        const std::string & architecture = out_.architecture;
+        const uint32_t n_layer = count(key("block_count"), 1, 512, runs);
+        // A drafter's layers are all prediction layers; any other model needs one that is not.
+        const uint32_t most = architecture == "gemma4-assistant" ? n_layer : n_layer - 1;
+        const uint32_t n_nextn = n_layer > 0 ? count(key("nextn_predict_layers"), 0, most) : 0;
+        out_.n_layer = static_cast<int32_t>(n_nextn < n_layer ? n_layer - n_nextn : n_layer);
+        out_.n_ctx_train = static_cast<int32_t>(count(key("context_length"), 1, 1u << 24, runs));
+        const auto n_embd = count(key("embedding_length"), 1, 1u << 20, runs);
+        out_.n_embd = static_cast<int32_t>(n_embd);
+        out_.pooling = pooling("pooling_type");
+        pooling("classifier.pooling_type");
+        if (const auto scaling = file_.string(key("rope.scaling.type"))) {
+            if (*scaling != "none" && *scaling != "linear" && *scaling != "yarn" && *scaling != "longrope") {
+                refuse("key", key("rope.scaling.type"), std::string(*scaling), "none, linear, yarn, longrope");
+            }
+        }
+        if (n_layer > 0 && n_embd > 0) {
+            experts(n_layer);
+            heads(n_layer, n_embd);
+            windows(n_layer);
+        }
+    }
+
+    // llama.cpp itself writes its "unspecified", -1, where a model has none.
+    int32_t pooling(std::string_view name) const {
+        const auto value = file_.u32(key(name));
+        return !value || *value == UINT32_MAX ? -1 : static_cast<int32_t>(count(key(name), 0, 4));
+    }
+
+    void experts(uint32_t n_layer) {
+        uint32_t n_expert = count(key("expert_count"), 0, 1024);
+        const std::vector<uint32_t> used = per_layer(key("expert_used_count"), n_layer, 1024);
+        uint32_t n_used = used.empty() ? 0 : *std::max_element(used.begin(), used.end());
+        if ((out_.architecture == "hunyuan_vl" || out_.architecture == "hunyuan-dense") && n_expert <= 1) {
+            n_expert = n_used = 0;   // the loader reads them so
+        }
+        if (n_used > n_expert || (n_expert > 0 && n_used == 0)) {
+            refuse("key", key("expert_used_count"), std::to_string(n_used), range(n_expert > 0, n_expert));
+        }
+        const uint32_t n_groups = count(key("expert_group_count"), 0, n_expert > 0 ? n_expert - 1 : 0);
+        if (n_groups > 1) {
+            if (n_expert % n_groups != 0) {
+                refuse("key", key("expert_group_count"), std::to_string(n_groups),
+                       "a divisor of expert_count " + std::to_string(n_expert));
+            }
+            count(key("expert_group_used_count"), 1, n_groups - 1, true);
+        }
+        out_.n_expert = static_cast<int32_t>(n_expert);
+    }
+
+    void heads(uint32_t n_layer, uint32_t n_embd) {
+        const std::string head_key = key("attention.head_count"), kv_key = key("attention.head_count_kv");
+        constexpr uint32_t most = 65536;
+        const std::vector<uint32_t> heads = per_layer(head_key, n_layer, most);
+        if (heads.empty()) {
+            return;   // no attention, or the loader will miss its tensors
+        }
+        if (!file_.find(head_key)->is_array && heads[0] == 0 && !facts::contains(facts::headless, out_.architecture)) {
+            refuse("key", head_key, "0", range(1, most));
+        }
+        std::vector<uint32_t> kv = per_layer(kv_key, n_layer, most);
+        if (kv.empty()) {
+            kv = heads;
+        }
+        uint64_t k_dim = count(key("attention.key_length"), 0, most);
+        uint64_t v_dim = count(key("attention.value_length"), 0, most);
+        if (heads[0] > 0) {
+            if ((k_dim == 0 || v_dim == 0) && (n_embd % heads[0] != 0 || n_embd < heads[0])) {
+                refuse("key", head_key, std::to_string(heads[0]),
+                       "a divisor of embedding_length " + std::to_string(n_embd) +
+                           ", or key_length and value_length given");
+            }
+            k_dim = k_dim > 0 ? k_dim : n_embd / heads[0];
+            v_dim = v_dim > 0 ? v_dim : n_embd / heads[0];
+            rotation("rope.dimension_count", k_dim);
+            const uint64_t swa_dim = count(key("attention.key_length_swa"), 0, most);
+            rotation("rope.dimension_count_swa", std::max(k_dim, swa_dim));
+        }
+        const bool uniform = facts::contains(facts::uniform_heads, out_.architecture);
+        for (uint32_t i = 0; i < n_layer; ++i) {   // 0 KV heads: a recurrent layer
+            if (uniform && (heads[i] != heads[0] || kv[i] != kv[0])) {
+                const bool is_kv = kv[i] != kv[0];
+                refuse("key", is_kv ? kv_key : head_key,
+                       std::to_string(is_kv ? kv[i] : heads[i]) + " for layer " + std::to_string(i),
+                       std::to_string(is_kv ? kv[0] : heads[0]) + " for every layer of this architecture");
+            }
+            if (heads[i] > 0 && kv[i] > 0 && heads[i] % kv[i] != 0) {
+                refuse("key", kv_key, std::to_string(kv[i]) + " for layer " + std::to_string(i),
+                       "a divisor of head_count " + std::to_string(heads[i]));
+            }
+            if (heads[i] > 0 && i < static_cast<uint32_t>(out_.n_layer)) {
+                const uint64_t k = kv[i] * k_dim, v = kv[i] * v_dim;
+                out_.cache_bytes_f16 += 2 * (k + v);
+                out_.cache_bytes_q8_0 += 34 * ((k + 31) / 32 + (v + 31) / 32);
+            }
+        }
+        out_.n_head = static_cast<int32_t>(*std::max_element(heads.begin(), heads.end()));
+        out_.n_head_kv = static_cast<int32_t>(*std::max_element(kv.begin(), kv.end()));
+        out_.head_dim_k = static_cast<int32_t>(k_dim);
+        out_.head_dim_v = static_cast<int32_t>(v_dim);
+    }
+
+    void rotation(std::string_view name, uint64_t head_dim) {
+        const Value * value = file_.find(key(name));
+        if (value == nullptr || value->is_array) {
+            return;
+        }
+        const uint32_t n = count(key(name), 0, head_dim);
+        if (n % 2 != 0) {
+            refuse("key", key(name), std::to_string(n), "an even number");
+        }
+    }
+
+    // Encoders with sliding windows make a mask for windows and one for whole texts, and both must have a layer.
+    void windows(uint32_t n_layer) {
+        const bool gemma = out_.architecture == "gemma-embedding";
+        const std::string name = key("attention.sliding_window_pattern");
+        if (!gemma &&
+            (out_.architecture != "modern-bert" || count(key("attention.sliding_window"), 0, 1u << 24) == 0)) {
+            return;
+        }
+        uint32_t n_windowed = 0;
+        const Value * pattern = file_.find(name);
+        if (pattern != nullptr && pattern->is_array) {
+            for (const uint32_t windowed : per_layer(name, n_layer, 1)) {
+                n_windowed += windowed;
+            }
+        } else {   // every n-th layer sees the whole text: Gemma's last of n, ModernBERT's first
+            const uint32_t n = pattern == nullptr ? (gemma ? 6 : 3) : count(name, 0, 512);
+            n_windowed = n == 0 ? n_layer : n_layer - (gemma ? n_layer / n : (n_layer + n - 1) / n);
+        }
+        if (n_windowed == 0 || n_windowed == n_layer) {
+            refuse("key", name, std::to_string(n_windowed) + " windows in " + std::to_string(n_layer) + " layers",
+                   "layers of both kinds, with a window and without");
+        }
+    }
+
+    void floats() {
+        const std::string prefix = out_.architecture + '.';
+        for (const Value & value : file_.values()) {
+            if (value.type != Type::f32 || value.key.substr(0, prefix.size()) != prefix) {
+                continue;
+            }
+            const bool positive = value.key == prefix + "rope.freq_base" || value.key == prefix + "rope.freq_base_swa";
+            // llama.cpp writes 0 for the epsilons that a model does not use.
+            const bool factor = ends_with(value.key, "epsilon") || ends_with(value.key, "rope.scaling.factor") ||
+                                ends_with(value.key, "rope.scale_linear");
+            for (uint64_t i = 0; i < value.n; ++i) {
+                const float x = GgufFile::element<float>(value, i);
+                const char * allowed = nullptr;
+                if (positive && !(std::isfinite(x) && x > 0)) {
+                    allowed = "a finite number above 0";
+                } else if (factor && !(std::isfinite(x) && x >= 0)) {
+                    allowed = "a finite number, 0 or above";
+                } else if (std::isnan(x)) {
+                    allowed = "a number";
+                }
+                if (allowed != nullptr) {
+                    char text[32];
+                    std::snprintf(text, sizeof(text), "%g", static_cast<double>(x));
+                    refuse("key", value.key, text, allowed);
+                }
+            }
+        }
+    }
+
+    // The width that embeddings are read with is a key of its own; it must be the width that is computed.
+    void embedding() {
+        const uint64_t n_embd = static_cast<uint64_t>(out_.n_embd);
+        const uint64_t n_out = count(key("embedding_length_out"), 0, 1u << 20);
+        const bool own_layer = facts::contains(facts::layer_after_pooling, out_.architecture) && dense_out_ != 0;
+        const uint64_t width = own_layer ? dense_out_ : n_embd;
+        if (n_out != 0 && n_out != width && !facts::contains(facts::own_embedding_width, out_.architecture)) {
+            refuse("key", key("embedding_length_out"), std::to_string(n_out),
+                   std::to_string(width) + ", the width of the model's last layer");
+        }
+        if (out_.architecture == "gemma-embedding") {
+            const uint64_t in2 = count(key("dense_2_feat_in"), 0, 1u << 20),
+                           out2 = count(key("dense_2_feat_out"), 0, 1u << 20);
+            const uint64_t in3 = count(key("dense_3_feat_in"), 0, 1u << 20),
+                           out3 = count(key("dense_3_feat_out"), 0, 1u << 20);
+            const auto same = [&](const char * name, uint64_t value, uint64_t wanted) {
+                if (value != 0 && value != wanted) {
+                    refuse("key", key(name), std::to_string(value), std::to_string(wanted));
+                }
+            };
+            same("dense_2_feat_in", in2, n_embd);
+            same("dense_3_feat_out", out3, n_embd);
+            if (dense_out_ != 0) {
+                same("dense_2_feat_out", out2, in3 != 0 ? in3 : n_embd);
+            }
+        }
+    }
+
+    void tasks() {
+        const std::string & architecture = out_.architecture;
+        const bool causal = file_.boolean(key("attention.causal")).value_or(true);
+        out_.whole_text = !causal || facts::contains(facts::encoders, architecture) ||
+                          facts::contains(facts::diffusion, architecture) ||
+                          facts::contains(facts::encoder_decoders, architecture);
+        const bool ranks = out_.pooling == 4;
+        if (const Value * labels = file_.find(key("classifier.output_labels"));
+            labels != nullptr && labels->is_array && labels->type == Type::string) {
+            if (labels->n > 1024) {
+                refuse("key", labels->key, std::to_string(labels->n) + " labels", range(0, 1024));
+            }
+            GgufStrings strings(*labels);
+            for (uint64_t i = 0; i < labels->n; ++i) {
+                out_.labels.push_back(clean_utf8(strings.next(), 256));
+            }
+        }
+        if (ranks && out_.labels.size() > 1 && names_.count("cls.output.weight") == 0 && !out_.vocab_only) {
+            refuse("key", key("classifier.output_labels"), std::to_string(out_.labels.size()) + " labels",
+                   "at most 1 without a tensor cls.output.weight, which would compute their scores");
+        }
+        // These end in a softmax over their labels: a single one would give every document the score 1.
+        if (ranks && (architecture == "qwen3" || architecture == "qwen3vl") && names_.count("cls.output.weight") != 0 &&
+            out_.labels.size() < 2) {
+            refuse("key", key("classifier.output_labels"), std::to_string(out_.labels.size()) + " labels",
+                   "at least 2, yes and no: a score is a label's share among them");
+        }
+        if (facts::contains(facts::parts, architecture)) {
+            return;
+        }
+        if (ranks) {
+            if (names_.count("cls.weight") + names_.count("cls.output.weight") > 0) {
+                out_.tasks.push_back(Task::rank);
+            }
+            return;
+        }
+        if (!out_.whole_text) {
+            out_.tasks.push_back(Task::generate);
+        }
+        if (!facts::contains(facts::no_embeddings, architecture)) {
+            out_.tasks.push_back(Task::embed);
+        }
+    }
+
+    void tensors(const GgufFile & file);
+    void splits();
+
+    const GgufFile & file_;
+    const std::string & path_;
+    GgufRole role_;
+    GgufSummary out_;
+    std::unordered_set<std::string_view> names_;   // of tensors, over all splits
+    std::map<uint32_t, uint64_t> bytes_by_type_;
+    uint64_t dense_out_ = 0;   // rows of the layer after the pooling; 0 = there is none
+};
+
+void Check::tensors(const GgufFile & file) {
+    static const std::string_view f32_only[] = {
+        "norm.weight", ".bias",  "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight",
+        ".ssm_a",      ".ssm_d", "ssm_conv1d.weight", "shortconv.conv.weight",    ".attn_sinks.weight",
+    };
+    for (const GgufFile::Tensor & tensor : file.tensors()) {
+        if (!names_.insert(tensor.name).second) {
+            refuse("tensor", tensor.name, "in two splits", "unique names");
+        }
+        const GgufFile::TensorType & type = *GgufFile::tensor_type(tensor.type);
+        const bool must_be_f32 = std::any_of(std::begin(f32_only), std::end(f32_only),
+                                             [&](std::string_view end) { return ends_with(tensor.name, end); });
+        const char * allowed = nullptr;
+        if (tensor.name == "d2t") {
+            allowed = std::string_view(type.name) == "I64" ? nullptr : "I64 for this index table";
+        } else if (ends_with(tensor.name, "ffn_gate_tid2eid.weight")) {
+            allowed = std::string_view(type.name) == "I32" ? nullptr : "I32 for this index table";
+        } else if (must_be_f32) {
+            allowed = type.kind == GgufFile::TensorType::Kind::f32 ? nullptr : "F32 for norms, biases and their like";
+        } else if (type.kind == GgufFile::TensorType::Kind::other) {
+            allowed = "F32, F16, BF16 or a quantized weight type";
+        }
+        if (allowed != nullptr) {
+            refuse("tensor", tensor.name, std::string("of type ") + type.name, allowed);
+        }
+        if (tensor.name == "dense_2.weight") {
+            dense_out_ = tensor.ne[1];
+        }
+        out_.n_params += tensor.n_elements;
+        bytes_by_type_[tensor.type] += tensor.n_bytes;
+    }
+    out_.n_tensors += file.tensors().size();
+    out_.tensor_bytes += file.tensor_bytes();
+    out_.file_bytes += file.file_bytes();
+    if (out_.quantization.empty() && !bytes_by_type_.empty()) {
+        const auto most = std::max_element(bytes_by_type_.begin(), bytes_by_type_.end(),
+                                           [](const auto & a, const auto & b) { return a.second < b.second; });
+        out_.quantization = GgufFile::tensor_type(most->first)->name;
+    }
+}
+
+// The ending of the i-th of n files.
+std::string split_ending(uint32_t i, uint32_t n) {
+    char text[32];
+    std::snprintf(text, sizeof(text), "-%05u-of-%05u.gguf", i + 1, n);
+    return text;
+}
+
+uint32_t split_number(const GgufFile & file, const char * name) {
+    const Value * value = file.find(name);
+    if (value == nullptr || value->is_array || value->type != Type::u16) {
+        refuse("key", name, value == nullptr ? "missing" : "of another type", "u16");
+    }
+    return GgufFile::element<uint16_t>(*value, 0);
+}
+
+void Check::splits() {
+    if (file_.find("split.count") == nullptr) {
+        return;
+    }
+    const uint32_t n = split_number(file_, "split.count");
+    if (n <= 1) {
+        return;
+    }
+    if (n > 1000) {
+        refuse("key", "split.count", std::to_string(n), range(0, 1000));
+    }
+    const std::string first = split_ending(0, n);
+    if (split_number(file_, "split.no") != 0) {
+        refuse("key", "split.no",
+               std::to_string(split_number(file_, "split.no")) + ", one of the later files of a model",
+               "0: open the first file, whose name ends in " + first);
+    }
+    if (!ends_with(path_, first)) {
+        refuse("file", "name", "not that of the first of " + std::to_string(n), "a name that ends in " + first);
+    }
+    const std::string stem = path_.substr(0, path_.size() - first.size());
+    std::vector<GgufFile> files;   // their tensors' names are views
+    files.reserve(n);
+    for (uint32_t i = 1; i < n; ++i) {
+        try {
+            files.emplace_back(stem + split_ending(i, n));
+        } catch (const Error & error) {
+            if (error.code != "not_found") {
+                throw;
+            }
+            refuse("file", split_ending(i, n), "missing", "all " + std::to_string(n) + " files in one directory");
+        }
+        const uint32_t no = split_number(files.back(), "split.no");
+        if (no != i) {
+            refuse("key", "split.no", std::to_string(no) + " in file " + std::to_string(i + 1), std::to_string(i));
+        }
+        tensors(files.back());
+    }
+    const Value * total = file_.find("split.tensors.count");
+    if (total == nullptr || total->is_array || total->type != Type::i32 ||
+        GgufFile::element<int32_t>(*total, 0) != static_cast<int64_t>(out_.n_tensors)) {
+        refuse("key", "split.tensors.count", total == nullptr ? "missing" : GgufFile::scalar_text(*total),
+               std::to_string(out_.n_tensors) + " as i32, the tensors of all files");
+    }
+    out_.n_splits = static_cast<int32_t>(n);
+}
+
+using Shape = std::array<uint64_t, 4>;
+using Tensors = std::map<std::string, GgufFile::Tensor>;
+
+void add_tensors(const GgufFile & file, Tensors & tensors) {
+    for (const GgufFile::Tensor & tensor : file.tensors()) {
+        tensors.emplace(tensor.name, tensor);   // its own `name` is a view that may outlive the file: not used
+    }
+}
+
+std::string shape_text(const Shape & shape) {
+    std::string text;
+    for (const uint64_t n : shape) {
+        text += (text.empty() ? "" : " x ") + std::to_string(n);
+    }
+    return text;
+}
+
+}  // namespace
+
+void check_adapter(const std::string & path, const std::string & model_path) {
+    check_gguf(path, GgufRole::adapter);
+    Tensors model, adapter;
+    const GgufFile first(model_path);
+    add_tensors(first, model);
+    if (first.find("split.count") != nullptr) {
+        const uint32_t n = split_number(first, "split.count");
+        const std::string stem = model_path.substr(0, model_path.size() - split_ending(0, n).size());
+        for (uint32_t i = 1; i < n; ++i) {
+            add_tensors(GgufFile(stem + split_ending(i, n)), model);
+        }
+    }
+    add_tensors(GgufFile(path), adapter);
+    // Where the output layer is the embedding itself, one pair would have to fit both ways round.
+    const bool tied = model.count("output.weight") == 0 &&
+                      !facts::contains(facts::encoders, first.string("general.architecture").value_or(""));
+    if (adapter.empty()) {
+        refuse("file", "adapter", "without tensors", "pairs of lora_a and lora_b");
+    }
+    for (const auto & [name, half] : adapter) {
+        if (ends_with(name, "_norm.weight")) {   // the loader would leave it out without a word
+            refuse("tensor", name, "a norm of its own", "pairs of lora_a and lora_b: train the adapter without norms");
+        }
+        if (!ends_with(name, ".lora_a")) {
+            continue;   // a pair is looked at once; what belongs to no pair, the loader refuses
+        }
+        const std::string target = name.substr(0, name.size() - std::string_view(".lora_a").size());
+        const auto other = adapter.find(target + ".lora_b");
+        const auto base = model.find(target);
+        if (other == adapter.end()) {
+            refuse("tensor", name, "without its other half", "a tensor " + target + ".lora_b beside it");
+        }
+        if (base == model.end()) {
+            refuse("tensor", name, "for a tensor that the model does not have", "an adapter made for this model");
+        }
+        const Shape &w = base->second.ne, &a = half.ne, &b = other->second.ne;
+        // The embedding is looked up, not multiplied: its pair lies the other way round.
+        const bool lookup = ends_with(target, "token_embd.weight");
+        if (lookup && tied) {
+            refuse("tensor", name, "for an embedding that is the output layer too",
+                   "a model with a tensor output.weight");
+        }
+        if (std::string_view(GgufFile::tensor_type(base->second.type)->name) == "NVFP4") {
+            refuse("tensor", name, "for a tensor of type NVFP4", "any other type of the model's tensors");
+        }
+        const Shape fits_a = lookup ? Shape{a[0], w[1], 1, 1} : Shape{w[0], a[1], w[2], w[3]};
+        const Shape fits_b = lookup ? Shape{a[0], w[0], 1, 1} : Shape{a[1], w[1], w[2], w[3]};
+        if (a != fits_a) {
+            refuse("tensor", name, "of shape " + shape_text(a), shape_text(fits_a) + " for this model");
+        }
+        if (b != fits_b) {
+            refuse("tensor", other->first, "of shape " + shape_text(b), shape_text(fits_b) + " for this model");
+        }
+    }
+}
+
+GgufSummary check_gguf(const std::string & path, GgufRole role) {
+    const GgufFile file(path);
+    return Check(file, path, role).run();
+}
+
+}  // namespace pgl

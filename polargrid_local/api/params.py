@@ -1,0 +1,198 @@
+"""The keyword arguments and the dicts that requests are made of, for type checkers and editors.
+
+Nothing is checked here: `types.parse_request` does that, and a test compares these fields with its models. None stands for
+a field that is left out. Of each request there are two: its fields as keywords or as a dict (`ChatParams`), and the same, none of
+them required, as keywords on top of a dict or an SDK object (`ChatChanges`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+from typing_extensions import TypedDict
+
+from polargrid_local.api.types import ChatMessage
+
+
+class Dumpable(Protocol):
+    """A request object of the official SDK, of OpenAI's, or any pydantic model with a request's fields."""
+
+    def model_dump(self) -> dict[str, Any]: ...
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+
+class TextPartParam(TypedDict):
+    type: Literal["text"]
+    text: str
+
+
+class ImagePartParam(TypedDict):
+    type: Literal["image_url"]
+    image_url: Mapping[str, Any]
+
+
+class FunctionCallParam(TypedDict):
+    name: str
+    arguments: str
+
+
+class _ToolCall(TypedDict, total=False):
+    type: Literal["function"]
+    index: int | None
+
+
+class ToolCallParam(_ToolCall):
+    id: str
+    function: FunctionCallParam
+
+
+class _Message(TypedDict, total=False):
+    content: str | Sequence[TextPartParam | ImagePartParam] | None
+    name: str | None
+    tool_calls: Sequence[ToolCallParam] | None
+    tool_call_id: str | None
+    reasoning_content: str | None
+
+
+class MessageParam(_Message):
+    role: Literal["system", "user", "assistant", "tool", "developer"]
+
+
+Messages = Sequence[MessageParam | ChatMessage | Dumpable]
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+class StreamOptions(TypedDict, total=False):
+    include_usage: bool | None
+
+
+class _Sampled(TypedDict, total=False):
+    model: str | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    max_tokens: int | None
+    max_completion_tokens: int | None  # max_tokens by its later name
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    repetition_penalty: float | None
+    min_p: float | None
+    typical_p: float | None
+    logit_bias: Mapping[int, float] | Mapping[str, float] | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    stream: bool | None
+    stream_options: StreamOptions | None
+    user: str | None
+    ignore_eos: bool | None
+    content_filter: str | Sequence[str] | Callable[[str], Any] | None
+    n: int | None
+    grammar: Any
+    guided_json: Any
+    guided_regex: Any
+    guided_choice: Any
+    guided_grammar: Any
+
+
+class _Chat(_Sampled, total=False):
+    logprobs: bool | None
+    top_logprobs: int | None
+    enable_thinking: bool | None
+    tools: Any
+    tool_choice: Any
+    response_format: Any
+
+
+class ChatParams(_Chat):
+    messages: Messages
+
+
+class ChatChanges(_Chat, total=False):
+    messages: Messages | None
+
+
+class _Completion(_Sampled, total=False):
+    logprobs: int | None
+    echo: bool | None
+    best_of: int | None
+    suffix: str | None
+    parse_special: bool | None
+
+
+class CompletionParams(_Completion):
+    prompt: str | Sequence[str]
+
+
+class CompletionChanges(_Completion, total=False):
+    prompt: str | Sequence[str] | None
+
+
+class EmbeddingOptions(TypedDict, total=False):
+    """All but `input` and `encoding_format`, which the type of the answer hangs on."""
+
+    model: str | None
+    user: str | None
+    dimensions: int | None
+
+
+class _Embedding(EmbeddingOptions, total=False):
+    encoding_format: Literal["float", "base64", "numpy"] | None
+
+
+class EmbeddingParams(_Embedding):
+    input: str | Sequence[str]
+
+
+class RerankOptions(TypedDict, total=False):
+    """All but `query` and `documents`, which have places of their own in `rerank()`."""
+
+    model: str | None
+    top_n: int | None
+    return_documents: bool | None
+    user: str | None
+
+
+class DocumentParam(TypedDict):
+    text: str
+
+
+class RerankParams(RerankOptions):
+    query: str
+    documents: Sequence[str | DocumentParam]
+
+
+class GenerateOptions(TypedDict, total=False):
+    """All but `prompt`, which has a place of its own in `generate()`."""
+
+    model: str | None
+    max_tokens: int | None
+    max_completion_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    stop: str | Sequence[str] | None
+    request_id: str | None
+
+
+class GenerateParams(GenerateOptions):
+    prompt: str
+
+
+class UnloadModelParams(TypedDict):
+    model_name: str
+
+
+class _LoadModel(TypedDict, total=False):
+    force_reload: bool | None
+
+
+class LoadModelParams(_LoadModel):
+    model_name: str
+
+
+class PurgeParams(TypedDict, total=False):
+    force: bool | None

@@ -1,0 +1,1 @@
+"""Messages to text: chat templates in a sandbox that knows which characters a user typed. Pure."""

@@ -1,0 +1,178 @@
+"""What a chat template does with messages, found by showing it some. Pure.
+
+Some templates take a message's content as text, some only as typed parts ([{"type": "text", "text": ...}]), and of the wrong
+one they show nothing: two different questions would give one prompt. Some drop a system message, or refuse it. So each is
+tried with words that nothing else says, and what comes out decides how messages are passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
+
+from polargrid_local.chat.named_templates import NAMES
+from polargrid_local.chat.taint import Span
+from polargrid_local.errors import TemplateError
+
+Message = dict[str, Any]
+
+_NOW = datetime(2026, 1, 1)
+_ASK, _RULE, _REPLY, _RESULT, _TOOL, _MORE = "kwyjask", "kwyjrule", "kwyjreply", "kwyjresult", "kwyjtool", "kwyjmore"
+_ID = "kwyjcall1"  # nine letters and digits: some templates insist
+_CALLS = [{"id": _ID, "type": "function", "function": {"name": _TOOL, "arguments": {"x": "1"}}}]
+_TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": _TOOL,
+            "description": "Looks.",
+            "parameters": {
+                "type": "object",
+                "properties": {"x": {"type": "string", "description": "What."}},
+                "required": ["x"],
+            },
+        },
+    }
+]
+
+
+class Abilities(NamedTuple):
+    """`parts`: the roles whose content must be typed parts; all others' is text. `joint`: what the template puts between two
+    text parts. `system`: shown wherever it stands, shown only as the first message, or to be folded into the user's turn.
+    `null`: whether an assistant's content may be null, always or only beside tool calls; otherwise it is to be empty.
+    `tools`: whether it shows the tools it is given."""
+
+    parts: frozenset[str] = frozenset()
+    joint: str = "\n"
+    system: Literal["shown", "first", "folded"] = "shown"
+    null: Literal["always", "tool calls", "never"] = "never"
+    tools: bool = False
+
+
+def typed(text: str) -> list[Message]:
+    return [{"type": "text", "text": text}]
+
+
+def again(error: TemplateError) -> TemplateError:
+    """The same error, to keep or to raise once more: one that was raised holds on to the frames of whoever saw it."""
+    return TemplateError(error.message, param=error.param, details=error.details)
+
+
+def probe(render: Callable[..., list[Span]]) -> tuple[Abilities, TemplateError | None]:
+    """What `render(messages, now=..., **options)` shows. Raises TemplateError when it shows nothing of a user's message. When
+    it refuses every conversation tried, nothing is known: the defaults, and why it refused the first."""
+    return _Probe(render).result()
+
+
+class _Probe:
+    def __init__(self, render: Callable[..., list[Span]]) -> None:
+        self._render = render
+        self._refusal: TemplateError | None = None  # the first
+        self._ran = False
+        self._parts: set[str] = set()
+
+    def result(self) -> tuple[Abilities, TemplateError | None]:
+        talks = (["user"], ["system", "user"], ["user", "assistant", "user"], ["system", "user", "assistant", "user"])
+        for parts in set(), {"system", "user", "assistant", "tool"}:
+            self._parts = parts
+            asking = next((talk for talk in talks if self._shows(talk, _ASK)), None)
+            if asking:
+                break
+        else:
+            if not self._ran:
+                return Abilities(), self._refusal
+            raise TemplateError(
+                "chat template: shows no message, neither of text nor of typed parts. A chat template is Jinja source that "
+                f"writes out `messages`, or one of these names: {', '.join(NAMES)}",
+                param="chat_template",
+                details={"names": ", ".join(NAMES)},
+            )
+        self._choose("assistant", _REPLY, ["user", "assistant", "user"])
+        self._choose("tool", _RESULT, ["user", "call", "tool"])
+        system: Literal["shown", "first", "folded"] = "folded"
+        if self._choose("system", _RULE, ["system", "user"]):
+            late = self._shows(["user", "assistant", "system", "user"], _RULE, _ASK)
+            both = late or self._said(["system", "user", "assistant", "system", "user"]).count(_RULE) == 2
+            system = "shown" if both else "first"
+        tools = self._try(self._talk(asking), tools=_TOOLS)
+        return Abilities(
+            frozenset(self._parts),
+            self._joint(),
+            system,
+            self._null(),
+            tools is not None and _TOOL in _text(tools),
+        ), None
+
+    # conversations
+
+    def _talk(self, roles: list[str]) -> list[Message]:
+        made: dict[str, tuple[str, str, Message]] = {
+            "system": ("system", _RULE, {}),
+            "user": ("user", _ASK, {}),
+            "assistant": ("assistant", _REPLY, {}),
+            "call": ("assistant", "", {"tool_calls": _CALLS}),
+            "tool": ("tool", _RESULT, {"tool_call_id": _ID, "name": _TOOL}),
+        }
+        return [self._message(*made[role]) for role in roles]
+
+    def _message(self, role: str, text: str, more: Message) -> Message:
+        content = typed(text) if role in self._parts else text
+        return {"role": role, "content": content, **more}
+
+    # attempts
+
+    def _try(self, messages: list[Message], **options: Any) -> list[Span] | None:
+        try:
+            spans = self._render(messages, now=_NOW, **options)
+        except TemplateError as error:
+            self._refusal = self._refusal or again(error)
+            return None
+        self._ran = True
+        return spans
+
+    def _shows(self, roles: list[str], *words: str) -> bool:
+        """Whether these words come out, and no list of Python's as text."""
+        said = self._said(roles)
+        return all(word in said for word in words) and "type" not in said and "'text'" not in said
+
+    def _said(self, roles: list[str]) -> str:
+        """What comes out of what the messages say."""
+        return "".join(text for text, trusted in self._try(self._talk(roles)) or () if not trusted)
+
+    def _choose(self, role: str, word: str, roles: list[str]) -> bool:
+        """Text for this role where that shows, else parts where those show. Left as it is where neither does."""
+        before = set(self._parts)
+        for parts in before - {role}, before | {role}:
+            self._parts = parts
+            if self._shows(roles, word, _ASK):
+                return True
+        self._parts = before
+        return False
+
+    def _joint(self) -> str:
+        spans = self._try([{"role": "user", "content": [*typed(_ASK), *typed(_MORE)]}])
+        text = _text(spans or [])
+        between = text.partition(_ASK)[2].partition(_MORE)[0] if _MORE in text else "'"
+        return "\n" if between.strip() else between
+
+    def _null(self) -> Literal["always", "tool calls", "never"]:
+        if not self._keeps_null({"tool_calls": _CALLS}, self._talk(["tool"])) and not self._keeps_null(
+            {"tool_calls": _CALLS}, []
+        ):
+            return "never"
+        return "always" if self._keeps_null({}, self._talk(["user"])) else "tool calls"
+
+    def _keeps_null(self, more: Message, rest: list[Message]) -> bool:
+        """Whether null passes, and is nowhere written as a word."""
+
+        def tried(content: Any) -> str | None:
+            spans = self._try([*self._talk(["user"]), {"role": "assistant", "content": content, **more}, *rest])
+            return None if spans is None else _text(spans)
+
+        null, empty = tried(None), tried(typed("") if "assistant" in self._parts else "")
+        return null is not None and null.count("None") <= (empty or "").count("None")
+
+
+def _text(spans: list[Span]) -> str:
+    return "".join(text for text, _ in spans)

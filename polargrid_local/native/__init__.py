@@ -1,0 +1,1 @@
+"""The border: the only importers of the native module."""
