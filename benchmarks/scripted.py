@@ -29,6 +29,8 @@ QUIET = {
 class Outbox:
     """One event of each of its requests per wait, a pause before them."""
 
+    id = 0
+
     def __init__(self) -> None:
         self.running: dict[int, list[Any]] = {}  # id -> events still to come, the last one first
 
@@ -36,7 +38,7 @@ class Outbox:
         time.sleep(PAUSE_S)
         events = [left.pop() for left in self.running.values()]
         for event in events:
-            if event.kind == "finished":
+            if event.kind in ("finished", "loaded"):
                 del self.running[event.id]
         return events
 
@@ -48,9 +50,11 @@ class Scripted:
     """The verbs of the native engine, as far as streams in threads need them."""
 
     def __init__(self, path: str, options: dict[str, Any]) -> None:
-        self._next_id, self._loaded, self._closed = 1, False, False
+        self._next_id, self._closed = 1, False
+        self.loading = Outbox()
+        self.loading.running[0] = [SimpleNamespace(id=0, kind="loaded", **QUIET)]
 
-    def outbox(self, quiet: bool = False) -> Outbox:
+    def outbox(self, quiet: bool = False, rings: bool = False) -> Outbox:
         return Outbox()
 
     def submit(self, request: dict[str, Any], outbox: Outbox) -> int:
@@ -60,14 +64,11 @@ class Scripted:
         outbox.running[self._next_id] = [last] + [word] * request["max_tokens"]
         return self._next_id
 
-    def wait_events(self, timeout_ms: int) -> list[Any]:
+    def listen(self, timeout_ms: int) -> list[int]:
         if self._closed:
             raise RuntimeError("engine_closed", "the engine is closed", {})
-        if self._loaded:
-            time.sleep(timeout_ms / 1000)
-            return []
-        self._loaded = True
-        return [SimpleNamespace(id=0, kind="loaded", **QUIET)]
+        time.sleep(timeout_ms / 1000)
+        return []
 
     def cancel(self, id: int) -> None:
         pass

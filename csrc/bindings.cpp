@@ -212,7 +212,8 @@ template <typename Work> auto without_gil(const Work & work) {
 
 PYBIND11_MODULE(_core, m) {
     using namespace pgl;
-    m.doc() = "The native border: eight verbs (Engine(), submit, cancel, wait_events, tokenize, info, stats, close).";
+    m.doc() =
+        "The native border: one engine, the outboxes of its calls, and what can be said of files and this machine.";
 
     static py::handle error = py::exception<Error>(m, "Error").release();
     error.attr("__doc__") = "A refusal or failure by name: args = (code, message, details).";
@@ -250,7 +251,9 @@ PYBIND11_MODULE(_core, m) {
     define_properties(event, &Event::timings);
 
     py::class_<Outbox, std::shared_ptr<Outbox>>(m, "Outbox")
+        .def_property_readonly("id", &Outbox::id)
         .def("wait", &Outbox::wait, py::arg("timeout_ms"), py::call_guard<ReleasedGil>())
+        .def("drain", &Outbox::drain)
         .def("wake", &Outbox::wake, py::call_guard<ReleasedGil>());
 
     py::class_<Engine, std::unique_ptr<Engine, Engine::Release>>(m, "Engine")
@@ -267,11 +270,11 @@ PYBIND11_MODULE(_core, m) {
                 const machine::Poll poll = signals();
                 return without_gil([&] { return engine.submit(std::move(native), poll); });
             },
-            py::arg("request"), py::arg("outbox") = py::none())
-        .def(
-            "outbox", [](const Engine &, bool quiet) { return Outbox::make(quiet); }, py::arg("quiet") = false)
+            py::arg("request"), py::arg("outbox"))
+        .def("outbox", &Engine::outbox, py::arg("quiet") = false, py::arg("rings") = false)
+        .def_property_readonly("loading", &Engine::loading)
+        .def("listen", &Engine::listen, py::arg("timeout_ms"), py::call_guard<ReleasedGil>())
         .def("cancel", &Engine::cancel, py::arg("id"), py::call_guard<ReleasedGil>())
-        .def("wait_events", &Engine::wait_events, py::arg("timeout_ms"), py::call_guard<ReleasedGil>())
         .def(
             "tokenize",
             [](const Engine & engine, const std::vector<std::pair<std::string, bool>> & spans, bool add_bos) {

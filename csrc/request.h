@@ -17,7 +17,8 @@
 namespace pgl {
 
 using Token = int32_t;
-using RequestId = uint64_t;   // 0 names the load of the model itself
+using RequestId = uint64_t;  // 0 names the load of the model itself
+using OutboxId = uint64_t;
 
 class Outbox;                 // outbox.h: what an event waits in
 
@@ -81,7 +82,7 @@ struct Request {
     std::vector<std::string> filter;  // as stop, but ends with content_filter
     SamplingParams sampling;
     bool ignore_eos = false;  // benchmarks: run to max_tokens
-    std::shared_ptr<Outbox> outbox;  // where its events go; null: the engine's own, for wait_events()
+    std::shared_ptr<Outbox> outbox;  // where its events go; never null
 
     template <typename Visit> static constexpr void fields(Visit && field) {
         field("task", &Request::task);

@@ -1,11 +1,11 @@
 # Generated from the built module by tests/native/test_stub.py --write.
 """
-The native border: eight verbs (Engine(), submit, cancel, wait_events, tokenize, info, stats, close).
+The native border: one engine, the outboxes of its calls, and what can be said of files and this machine.
 """
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['Engine', 'Error', 'Event', 'Outbox', 'bare_loop', 'drain_log', 'inspect', 'system']
+__all__: list[str] = ['Engine', 'Error', 'Event', 'Outbox', 'drain_log', 'inspect', 'system']
 class Error(Exception):
     """
     A refusal or failure by name: args = (code, message, details).
@@ -60,9 +60,14 @@ class Event:
     def total_ms(self) -> float:
         ...
 class Outbox:
+    def drain(self) -> list[Event]:
+        ...
     def wait(self, timeout_ms: typing.SupportsInt | typing.SupportsIndex) -> list[Event]:
         ...
     def wake(self) -> None:
+        ...
+    @property
+    def id(self) -> int:
         ...
 class Engine:
     def __init__(self, path: typing.Any, options: dict[str, typing.Any]) -> None:
@@ -77,20 +82,19 @@ class Engine:
         """
     def info(self) -> dict[str, typing.Any]:
         ...
-    def outbox(self, quiet: bool = False) -> Outbox:
+    def listen(self, timeout_ms: typing.SupportsInt | typing.SupportsIndex) -> list[int]:
+        ...
+    def outbox(self, quiet: bool = False, rings: bool = False) -> Outbox:
         ...
     def stats(self) -> dict[str, typing.Any]:
         ...
-    def submit(self, request: dict[str, typing.Any], outbox: Outbox | None = None) -> int:
+    def submit(self, request: dict[str, typing.Any], outbox: Outbox) -> int:
         ...
     def tokenize(self, spans: collections.abc.Sequence[tuple[str, bool]], add_bos: bool = True) -> list[int]:
         ...
-    def wait_events(self, timeout_ms: typing.SupportsInt | typing.SupportsIndex) -> list[Event]:
+    @property
+    def loading(self) -> Outbox:
         ...
-def bare_loop(path: str, n_prompt: typing.SupportsInt | typing.SupportsIndex, n_tokens: typing.SupportsInt | typing.SupportsIndex, n_ctx: typing.SupportsInt | typing.SupportsIndex = 2048, n_threads: typing.SupportsInt | typing.SupportsIndex = 0, kernels: bool = True) -> dict[str, typing.Any]:
-    """
-    llama.cpp's own greedy loop on this build, for benchmarks: times in milliseconds.
-    """
 def drain_log() -> list[typing.Any]:
     """
     llama.cpp's log lines that belong to no engine, since the last call: (level as in logging, text).

@@ -56,10 +56,13 @@ from polargrid_local.api.types import (
     plain,
 )
 from polargrid_local.errors import EngineClosed, ValidationError, did_you_mean
-from polargrid_local.native.runtime import LoadedModel, inspect, rest_if_leaving, system
+from polargrid_local.native.core import inspect, system
+from polargrid_local.native.delivery import rest_if_leaving
+from polargrid_local.native.loaded_model import LoadedModel
 from polargrid_local.options import EngineKeywords, EngineOptions, described
 from polargrid_local.registry import Models, Progress
-from polargrid_local.streams import AsyncChatStream, Batch, ChatStream, sentences, text_of
+from polargrid_local.streams import AsyncChatStream, Batch, ChatStream
+from polargrid_local.text import sentences, text_of
 
 if TYPE_CHECKING:
     from polargrid_local.api.types import FloatArray

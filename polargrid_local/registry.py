@@ -49,7 +49,8 @@ from polargrid_local.errors import (
     ValidationError,
 )
 from polargrid_local.models.store import ResolvedModel, Store
-from polargrid_local.native.runtime import LoadedModel, inspect, system
+from polargrid_local.native.core import inspect, system
+from polargrid_local.native.loaded_model import LoadedModel
 
 _log = logging.getLogger("polargrid_local")
 

@@ -1,18 +1,18 @@
-"""The streams that engines return, and helpers over them."""
+"""The streams that engines return: one call to one model, as an iterator of its chunks."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
-from typing import Any, Generic, TypeVar, overload
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 from polargrid_local.api.pipeline import Assembler, Job
 from polargrid_local.api.types import Event, FinishReason, Timings, Usage
 from polargrid_local.errors import EngineClosed, ValidationError
-from polargrid_local.native.runtime import Inbox, LoadedModel, Mailbox, rest_if_leaving
+from polargrid_local.native.delivery import Reader, TaskReader, ThreadReader, rest_if_leaving
+from polargrid_local.native.loaded_model import LoadedModel
 
 C = TypeVar("C", bound=Mapping[str, Any])  # a chunk
 R = TypeVar("R")  # the whole answer
@@ -22,7 +22,7 @@ class Call(Generic[C]):
     """One call to one model: its native requests, their events, the answer so far."""
 
     _model: LoadedModel
-    _box: Inbox | Mailbox
+    _reader: Reader
     prefill: tuple[int, int] | None = None  # tokens of a long prompt read so far, and all; None before and after
 
     def __init__(self) -> None:
@@ -35,9 +35,9 @@ class Call(Generic[C]):
         self._cancelled = False
         self._turn = threading.Lock()  # held by whoever reads
 
-    def _submit(self, model: LoadedModel, job: Job[C, Any], box: Inbox | Mailbox) -> None:
-        self._model, self._box, self._assembler = model, box, job.assembler
-        self._ids = model.submit(job.requests, box)
+    def _submit(self, model: LoadedModel, job: Job[C, Any], reader: Reader) -> None:
+        self._model, self._reader, self._assembler = model, reader, job.assembler
+        self._ids = model.submit(job.requests, reader)
         self._chunks.extend(job.assembler.start())
 
     def _take_turn(self) -> None:
@@ -72,12 +72,11 @@ class Call(Generic[C]):
         self._over = self._cancelled = True
         if self._ids:
             self._model.cancel(self._ids)
-            self._box.wake()
+            self._reader.wake()
 
     def __del__(self) -> None:
-        # Runs anywhere, also in the middle of the pump's own work.
         if not self._over and self._ids:
-            self._model.abandon(self._ids, self._box)
+            self._reader.abandon()
 
     @property
     def id(self) -> str:
@@ -137,12 +136,12 @@ class ChatStream(Call[C], Iterator[C]):
     `next()` raises what ended the stream early: EngineClosed, NumericError, ... For one reader at a time: another gets a
     ValidationError, code stream_in_use, and does not disturb the first. `cancel()` may come from any thread."""
 
-    _box: Inbox
+    _reader: ThreadReader
 
     def __init__(self, model: LoadedModel, job: Job[C, Any], *, quiet: bool = False) -> None:
         super().__init__()
         try:
-            self._submit(model, job, Inbox(model, quiet=quiet))
+            self._submit(model, job, ThreadReader(model.handle, quiet=quiet))
         except EngineClosed:
             rest_if_leaving()
             raise
@@ -164,12 +163,16 @@ class ChatStream(Call[C], Iterator[C]):
                 raise StopIteration
             self._model.check_process()
             try:
-                index, event = self._box.get()
-            except BaseException:  # Ctrl-C
+                entry = self._reader.get()
+            except BaseException as error:  # Ctrl-C, or the engine's end
                 self.cancel()
+                if isinstance(error, EngineClosed):
+                    rest_if_leaving()
                 raise
+            if entry is None:
+                continue
             try:
-                self._feed(index, event)
+                self._feed(*entry)
             except EngineClosed:
                 rest_if_leaving()
                 raise
@@ -191,7 +194,7 @@ class AsyncChatStream(Call[C], AsyncIterator[C]):
     """ChatStream for `async for`. `start()` checks, tokenizes and queues the request off the loop; the first step calls it
     if nobody has. A cancelled step cancels the request. For one task at a time, as ChatStream, and one event loop."""
 
-    _box: Mailbox
+    _reader: TaskReader
 
     def __init__(self, begin: Callable[[], tuple[LoadedModel, Job[C, Any]]], *, quiet: bool = False) -> None:
         super().__init__()
@@ -204,7 +207,7 @@ class AsyncChatStream(Call[C], AsyncIterator[C]):
         self._check_loop()
         if self._starting is None:
             loop = asyncio.get_running_loop()
-            self._starting = loop.run_in_executor(None, self._start, Mailbox(loop))
+            self._starting = loop.run_in_executor(None, self._start, loop)
             self._starting.add_done_callback(
                 lambda done: done.cancelled() or done.exception()
             )  # seen, also if we are cancelled
@@ -222,12 +225,11 @@ class AsyncChatStream(Call[C], AsyncIterator[C]):
         if self._starting is not None and self._starting.get_loop() is not asyncio.get_running_loop():
             raise ValidationError("this stream belongs to another event loop, which began it", code="stream_in_use")
 
-    def _start(self, box: Mailbox) -> None:
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._over:
             return
         model, job = self._begin()
-        box.quiet = self._quiet and not job.assembler.watches
-        self._submit(model, job, box)
+        self._submit(model, job, TaskReader(model.handle, loop, quiet=self._quiet and not job.assembler.watches))
         if self._over:  # cancelled meanwhile, when there was nothing to cancel yet
             self._model.cancel(self._ids)
 
@@ -251,11 +253,12 @@ class AsyncChatStream(Call[C], AsyncIterator[C]):
                 raise StopAsyncIteration
             self._model.check_process()
             try:
-                index, event = await self._box.get()
-            except BaseException:  # our task was cancelled
+                entry = await self._reader.get()
+            except BaseException:  # our task was cancelled, or the engine has ended
                 self.cancel()
                 raise
-            self._feed(index, event)
+            if entry is not None:
+                self._feed(*entry)
         if self._cancelled:
             raise StopAsyncIteration
         return chunks.popleft()
@@ -273,98 +276,24 @@ class AsyncChatStream(Call[C], AsyncIterator[C]):
 class Batch(Call[dict[str, Any]]):
     """Many small requests, a window of them at a time, for a whole answer: `run()` blocks."""
 
-    _box: Inbox
+    _reader: ThreadReader
 
     def run(self, model: LoadedModel, job: Job[dict[str, Any], R]) -> R:
         """The whole answer. Raises what any of the requests raises, after cancelling the rest."""
         self._take_turn()  # for good: a batch runs once
-        self._model, self._assembler, self._box = model, job.assembler, Inbox(model, quiet=True)
+        self._model, self._assembler = model, job.assembler
+        self._reader = ThreadReader(model.handle, quiet=True)
         window = max(1, model.info.get("max_streams", 1))
         try:
             for first in range(0, len(job.requests), window):
                 part = job.requests[first : first + window]
-                self._ids = model.submit(part, self._box, first)
+                self._ids = model.submit(part, self._reader, first)
                 for _ in part:
-                    index, event = self._box.get()
-                    self._feed(index, event)
+                    if entry := self._reader.get():
+                        self._feed(*entry)
                     if self._cancelled:
                         raise EngineClosed("the request was cancelled")
         except BaseException:
             self.cancel()
             raise
         return job.assembler.response()
-
-
-# --- helpers ----------------------------------------------------------------------------------------------------------
-
-
-def _piece(chunk: Mapping[str, Any]) -> str:
-    choices = chunk["choices"]
-    if not choices:
-        return ""
-    choice = choices[0]
-    return (choice["delta"].get("content") if "delta" in choice else choice["text"]) or ""
-
-
-@overload
-def text_of(stream: AsyncIterable[Mapping[str, Any]]) -> AsyncIterator[str]: ...
-@overload
-def text_of(stream: Iterable[Mapping[str, Any]]) -> Iterator[str]: ...
-def text_of(stream: Any) -> Any:
-    """Only the text of a stream's chunks, sync or async: `for piece in text_of(stream): print(piece, end="")`."""
-    return _text_of_async(stream) if hasattr(stream, "__aiter__") else _text_of(stream)
-
-
-def _text_of(stream: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    for chunk in stream:
-        if piece := _piece(chunk):
-            yield piece
-
-
-async def _text_of_async(stream: AsyncIterable[Mapping[str, Any]]) -> AsyncIterator[str]:
-    async for chunk in stream:
-        if piece := _piece(chunk):
-            yield piece
-
-
-# A sentence ends with its stop, closing quotes and the blanks behind them, once the next character is there to show that
-# the blanks are over; a CJK stop needs no blank; a line break always ends one.
-_SENTENCE = re.compile(
-    r"""(?:[^\n]*?(?:[.!?…]["'”’»)\]]*\s+|[。！？][」』”’）]*\s*(?![」』”’）]))|[^\n]*\n\s*)(?=\S)"""
-)
-
-
-@overload
-def sentences(stream: AsyncIterable[Mapping[str, Any]]) -> AsyncIterator[str]: ...
-@overload
-def sentences(stream: Iterable[Mapping[str, Any]]) -> Iterator[str]: ...
-def sentences(stream: Any) -> Any:
-    """A stream's text in whole sentences, for display or speech. Nothing is lost or trimmed: joined, they are the text."""
-    return _sentences_async(stream) if hasattr(stream, "__aiter__") else _sentences(stream)
-
-
-def _cut(held: str) -> tuple[list[str], str]:
-    whole, at = [], 0
-    while match := _SENTENCE.match(held, at):
-        whole.append(match[0])
-        at = match.end()
-    return whole, held[at:]
-
-
-def _sentences(stream: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    held = ""
-    for piece in _text_of(stream):
-        whole, held = _cut(held + piece)
-        yield from whole
-    if held:
-        yield held
-
-
-async def _sentences_async(stream: AsyncIterable[Mapping[str, Any]]) -> AsyncIterator[str]:
-    held = ""
-    async for piece in _text_of_async(stream):
-        whole, held = _cut(held + piece)
-        for sentence in whole:
-            yield sentence
-    if held:
-        yield held

@@ -68,17 +68,21 @@ INFO = {
 
 
 class Outbox:
-    """As `_core.Outbox`; `push` and `close` are the engine's."""
+    """As `_core.Outbox`, without its gathering; `push` and `close` are the engine's. All of them share one condition."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self._quiet, self._events, self._ready, self._closed = quiet, [], False, False
-        self._changed = threading.Condition()
+    def __init__(self, changed: threading.Condition, quiet: bool = False, id: int = 0) -> None:
+        self.id, self._changed, self._quiet = id, changed, quiet
+        self._events: list[Event] = []
+        self._ready = self._closed = False
 
-    def push(self, event: Event) -> None:
+    def push(self, event: Event) -> bool:
+        """True when its reader, told of nothing yet, has something to read."""
         with self._changed:
+            told = self._ready
             self._events.append(event)
             self._ready |= not self._quiet or event.kind in ("finished", "embedding", "error")
             self._changed.notify_all()
+            return self._ready and not told
 
     def close(self) -> None:
         with self._changed:
@@ -88,6 +92,10 @@ class Outbox:
     def wait(self, timeout_ms: int) -> list[Event]:
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self._closed, timeout_ms / 1000)
+            return self.drain()
+
+    def drain(self) -> list[Event]:
+        with self._changed:
             if self._closed and not self._events:
                 raise Error("engine_closed", "the engine is closed", {})
             if not self._ready and not self._closed:
@@ -125,22 +133,29 @@ class Engine:
         self._max_running, self._max_queue = max_running, options.get("max_queue", 32)
         self._waiting: deque[tuple[int, dict[str, Any]]] = deque()
         self._running: dict[int, tuple[dict[str, Any], Iterator[Any], list[int]]] = {}
-        self._outbox = Outbox()
-        self._outboxes: dict[int, Outbox] = {}  # of requests that brought their own
-        self._stop = self.closed = False
+        self._changed = threading.Condition()
+        self.loading = Outbox(self._changed)
+        self._addresses: dict[int, Outbox] = {}  # of requests, by their id
+        self._outboxes: list[Outbox] = []  # to be closed with the engine
+        self._rung: list[int] = []
+        self._stop = self.closed = self.ended = False
         self._abort_load = False
         self._n = 0
-        self._changed = threading.Condition()
         self._idle = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="fake-engine")
         self._thread.start()
 
     # the verbs
 
-    def outbox(self, quiet: bool = False) -> Outbox:
-        return Outbox(quiet)
+    def outbox(self, quiet: bool = False, rings: bool = False) -> Outbox:
+        with self._changed:
+            made = Outbox(self._changed, quiet, len(self._outboxes) + 1 if rings else 0)
+            self._outboxes.append(made)
+            if self.ended:
+                made.close()
+            return made
 
-    def submit(self, request: dict[str, Any], outbox: Outbox | None = None) -> int:
+    def submit(self, request: dict[str, Any], outbox: Outbox) -> int:
         assert os.getpid() == self.pid, "native handle touched in a forked child"
         known = {"task", "prompt", "tokens", "max_tokens", "stop", "filter", "sampling", "ignore_eos"}
         assert not set(request) - known, set(request) - known
@@ -159,8 +174,7 @@ class Engine:
                     "queue_full", f"{self._max_queue} requests are waiting already", {"max_queue": str(self._max_queue)}
                 )
             self._n += 1
-            if outbox is not None:
-                self._outboxes[self._n] = outbox
+            self._addresses[self._n] = outbox
             self.requests.append(request)
             self._waiting.append((self._n, request))
             self._changed.notify_all()
@@ -180,8 +194,13 @@ class Engine:
                 self._say(Event(id, "error", "cancelled", code="cancelled"))
             self._changed.notify_all()
 
-    def wait_events(self, timeout_ms: int) -> list[Event]:
-        return self._outbox.wait(timeout_ms)
+    def listen(self, timeout_ms: int) -> list[int]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._rung or self.ended, timeout_ms / 1000)
+            if self.ended and not self._rung:
+                raise Error("engine_closed", "the engine is closed", {})
+            rung, self._rung = self._rung, []
+            return rung
 
     def tokenize(self, spans: list[tuple[str, bool]], add_bos: bool = True) -> list[int]:
         return [len(text) for text, _ in spans]
@@ -203,9 +222,24 @@ class Engine:
     # the engine thread
 
     def _say(self, event: Event) -> None:
-        self._outboxes.get(event.id, self._outbox).push(event)
+        outbox = self.loading if event.id == 0 else self._addresses[event.id]
+        if outbox.push(event) and outbox.id:
+            with self._changed:
+                self._rung.append(outbox.id)
+                self._changed.notify_all()
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except ZeroDivisionError:
+            pass  # a script that ends the engine's thread as a fault would
+        finally:
+            with self._changed:
+                self.ended = True
+                for outbox in (self.loading, *self._outboxes):
+                    outbox.close()
+
+    def _work(self) -> None:
         for step in self._load:
             with self._changed:
                 if self._abort_load or self._stop:
@@ -235,7 +269,6 @@ class Engine:
                     self._say(Event(id, "error", "the engine was closed", code="engine_closed"))
                 self._running.clear()
                 self._waiting.clear()
-                self._outbox.close()
                 return False
             while self._waiting and len(self._running) < self._max_running:
                 id, request = self._waiting.popleft()

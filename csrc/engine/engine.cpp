@@ -102,7 +102,7 @@ std::string names_of(const std::vector<Task> & tasks) {
 
 Engine::Engine(std::string path, EngineOptions options)
     : path_(std::move(path)), options_(std::move(options)), process_id_(machine::process_id()),
-      log_(std::make_shared<log::Queue>()), outbox_(Outbox::make()) {
+      log_(std::make_shared<log::Queue>()), loading_(Outbox::make()) {
     const auto body = [this] {
         try {
             machine::run_with_stack(kEngineStack, [this] {
@@ -117,11 +117,19 @@ Engine::Engine(std::string path, EngineOptions options)
             publish(std::move(failure));
             flush();
         }
+        std::vector<std::weak_ptr<Outbox>> outboxes;
         {
             const std::lock_guard lock(mutex_);
             ended_ = true;
+            outboxes = std::move(outboxes_);
         }
-        outbox_->close();
+        for (const std::weak_ptr<Outbox> & left : outboxes) {
+            if (const std::shared_ptr<Outbox> outbox = left.lock()) {
+                outbox->close();
+            }
+        }
+        loading_->close();
+        bell_.close();
     };
     try {
         thread_ = std::thread(body);
@@ -179,6 +187,9 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
                     {{"field", "model"}, {"tasks", names_of(info.tasks)}});
     }
     check_sampling(request.sampling, info.n_vocab);
+    if (!request.outbox) {
+        throw Error("invalid_request", "a request needs an outbox for its events");
+    }
     if (request.max_tokens < 1) {
         throw Error("invalid_request", "max_tokens must be at least 1, got " + std::to_string(request.max_tokens));
     }
@@ -247,9 +258,23 @@ void Engine::cancel(RequestId id) {
     wake_engine_.notify_one();
 }
 
-std::vector<Event> Engine::wait_events(int32_t timeout_ms) {
+std::shared_ptr<Outbox> Engine::outbox(bool quiet, bool rings) {
     check_process(process_id_);
-    return outbox_->wait(timeout_ms);
+    const std::lock_guard lock(mutex_);
+    const std::shared_ptr<Outbox> outbox = Outbox::make(quiet, rings ? ++last_outbox_ : 0);
+    if (ended_) {
+        outbox->close();
+        return outbox;
+    }
+    const auto gone = [](const std::weak_ptr<Outbox> & other) { return other.expired(); };
+    outboxes_.erase(std::remove_if(outboxes_.begin(), outboxes_.end(), gone), outboxes_.end());
+    outboxes_.push_back(outbox);
+    return outbox;
+}
+
+std::vector<OutboxId> Engine::listen(int32_t timeout_ms) {
+    check_process(process_id_);
+    return bell_.listen(timeout_ms);
 }
 
 std::vector<Token> Engine::tokenize(std::vector<Span> spans, bool add_bos, const machine::Poll & poll) const {
@@ -617,12 +642,18 @@ void Engine::flush() {
     count();
     std::map<std::shared_ptr<Outbox>, std::vector<Event>> mail;   // a reader is woken once per step
     for (Event & event : events_) {
-        const std::shared_ptr<Outbox> outbox = event.outbox ? std::move(event.outbox) : outbox_;
+        const std::shared_ptr<Outbox> outbox = event.id == 0 ? loading_ : std::move(event.outbox);
         mail[outbox].push_back(std::move(event));
     }
     events_.clear();
+    std::vector<OutboxId> rung;
     for (auto & [outbox, events] : mail) {
-        outbox->push(std::move(events));
+        if (outbox->push(std::move(events)) && outbox->id() != 0) {
+            rung.push_back(outbox->id());
+        }
+    }
+    if (!rung.empty()) {
+        bell_.ring(rung);
     }
 }
 

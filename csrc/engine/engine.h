@@ -1,6 +1,7 @@
-// Engine: owns a model and ONE thread that does all its work. Eight verbs, each callable from any thread.
+// Engine: owns a model and ONE thread that does all its work. Its verbs may be called from any thread.
 #pragma once
 
+#include "engine/outbox.h"
 #include "llama/log.h"
 #include "platform/machine.h"
 #include "request.h"
@@ -19,7 +20,6 @@ namespace pgl {
 
 class KvCache;
 class Model;
-class Outbox;
 class Scheduler;
 class Sequence;
 struct Batch;
@@ -29,8 +29,8 @@ struct Plan;
 // that made the engine: Error("forked_engine"). After close(): Error("engine_closed").
 class Engine {
   public:
-    // Returns at once; the engine's thread loads the model. wait_events() then yields `progress` events with id 0 and
-    // one `loaded` or `error`.
+    // Returns at once; the engine's thread loads the model. loading() then holds `progress` events with id 0 and one
+    // `loaded` or `error`.
     Engine(std::string path, EngineOptions options);
     ~Engine();
 
@@ -47,9 +47,15 @@ class Engine {
     // Takes effect after the step under way; that step is aborted when nobody else waits for it.
     void cancel(RequestId id);
 
-    // Blocks until something happened to the load or to a request without an outbox of its own, or `timeout_ms` passed;
-    // oldest first. Once closed and drained it throws Error("engine_closed").
-    std::vector<Event> wait_events(int32_t timeout_ms);
+    // For the events of one call's requests; closed when the engine ends. `rings`: its reader does not wait in it, but
+    // is told by whoever listens to the bell. `quiet`: as Outbox::make.
+    std::shared_ptr<Outbox> outbox(bool quiet, bool rings);
+
+    // The events of the load.
+    std::shared_ptr<Outbox> loading() const { return loading_; }
+
+    // As Bell::listen(): which of the outboxes that ring have news.
+    std::vector<OutboxId> listen(int32_t timeout_ms);
 
     std::vector<Token> tokenize(std::vector<Span> spans, bool add_bos, const machine::Poll & poll = nullptr) const;
     ModelInfo info() const;
@@ -101,8 +107,12 @@ class Engine {
     int32_t n_live_ = 0;                          // submitted, no last event yet
     bool closing_ = false, ended_ = false;
 
-    std::atomic<bool> abort_{false};              // polled inside a decode
-    const std::shared_ptr<Outbox> outbox_;        // of requests that name no other, and of the load
+    std::vector<std::weak_ptr<Outbox>> outboxes_;  // to be closed with the engine
+    OutboxId last_outbox_ = 0;
+
+    std::atomic<bool> abort_{false};  // polled inside a decode
+    const std::shared_ptr<Outbox> loading_;
+    Bell bell_;
 
     // The engine thread's own.
     std::unique_ptr<KvCache> cache_;

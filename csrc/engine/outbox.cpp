@@ -23,20 +23,21 @@ void append(Event & gathered, Event event) {
 
 }  // namespace
 
-Outbox::Outbox(bool quiet) : quiet_(quiet), process_id_(machine::process_id()) {}
+Outbox::Outbox(bool quiet, OutboxId id) : quiet_(quiet), id_(id), process_id_(machine::process_id()) {}
 
-std::shared_ptr<Outbox> Outbox::make(bool quiet) {
+std::shared_ptr<Outbox> Outbox::make(bool quiet, OutboxId id) {
     // A forked child may hold one that a thread of its parent waited on: a condition variable's destructor would wait
     // too.
-    return {new Outbox(quiet), [](Outbox * outbox) {
+    return {new Outbox(quiet, id), [](Outbox * outbox) {
                 if (outbox->process_id_ == machine::process_id()) {
                     delete outbox;
                 }
             }};
 }
 
-void Outbox::push(std::vector<Event> events) {
+bool Outbox::push(std::vector<Event> events) {
     std::unique_lock lock(mutex_);
+    const bool told = ready_;
     for (Event & event : events) {
         ready_ = ready_ || !quiet_ || is_last(event);
         const bool text = event.kind == EventKind::text;
@@ -58,19 +59,33 @@ void Outbox::push(std::vector<Event> events) {
     if (ready) {
         changed_.notify_all();
     }
+    return ready && !told;
 }
 
-std::vector<Event> Outbox::wait(int32_t timeout_ms) {
+void Outbox::check_process() const {
     if (machine::process_id() != process_id_) {
         throw Error("forked_engine", "this stream belongs to process " + std::to_string(process_id_));
     }
+}
+
+std::vector<Event> Outbox::wait(int32_t timeout_ms) {
+    check_process();
     std::unique_lock lock(mutex_);
-    const bool woken =
-        changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [this] { return ready_ || closed_; });
+    return take(changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [this] { return ready_ || closed_; }));
+}
+
+std::vector<Event> Outbox::drain() {
+    check_process();
+    const std::lock_guard lock(mutex_);
+    return take(ready_ || closed_);
+}
+
+// Under the lock. `told`: there is something for this reader to know.
+std::vector<Event> Outbox::take(bool told) {
     if (closed_ && events_.empty()) {
         throw Error("engine_closed", "the engine is closed");
     }
-    if (!woken) {
+    if (!told) {
         return {};
     }
     ready_ = false;
@@ -88,6 +103,29 @@ void Outbox::close() {
     const std::lock_guard lock(mutex_);
     closed_ = true;
     changed_.notify_all();
+}
+
+void Bell::ring(const std::vector<OutboxId> & outboxes) {
+    {
+        const std::lock_guard lock(mutex_);
+        outboxes_.insert(outboxes_.end(), outboxes.begin(), outboxes.end());
+    }
+    rung_.notify_one();
+}
+
+std::vector<OutboxId> Bell::listen(int32_t timeout_ms) {
+    std::unique_lock lock(mutex_);
+    rung_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [this] { return !outboxes_.empty() || closed_; });
+    if (closed_ && outboxes_.empty()) {
+        throw Error("engine_closed", "the engine is closed");
+    }
+    return std::exchange(outboxes_, {});
+}
+
+void Bell::close() {
+    const std::lock_guard lock(mutex_);
+    closed_ = true;
+    rung_.notify_all();
 }
 
 }  // namespace pgl

@@ -1,4 +1,4 @@
-// Outbox: events on their way from the engine's thread to whoever waits for them.
+// Outbox: the events of one call, on their way from the engine's thread to the reader. Bell: which outboxes have news.
 #pragma once
 
 #include "request.h"
@@ -14,30 +14,59 @@ namespace pgl {
 // Of one reader at a time; everything else may come from any thread.
 class Outbox {
   public:
-    // `quiet`: the reader wants whole answers, and is woken by last events only.
-    static std::shared_ptr<Outbox> make(bool quiet = false);
+    // `quiet`: the reader wants whole answers, and is told of last events only. `id`: its name on a bell; 0 = none, the
+    // reader waits here itself.
+    static std::shared_ptr<Outbox> make(bool quiet = false, OutboxId id = 0);
+
+    OutboxId id() const { return id_; }
 
     // The text of one request is gathered into one event while a slow reader leaves more than a few hundred lying.
-    void push(std::vector<Event> events);
+    // True when the reader was told of nothing before and has something to read now: time to ring.
+    bool push(std::vector<Event> events);
 
     // Blocks until something is there, somebody calls wake(), or `timeout_ms` passed; oldest first. Once closed and
     // drained it throws Error("engine_closed"); in a forked child Error("forked_engine").
     std::vector<Event> wait(int32_t timeout_ms);
 
+    // What wait(0) returns, without letting go of the processor.
+    std::vector<Event> drain();
+
     void wake();
     void close();
 
   private:
-    explicit Outbox(bool quiet);
+    Outbox(bool quiet, OutboxId id);
+    void check_process() const;
+    std::vector<Event> take(bool told);
 
     const bool quiet_;
+    const OutboxId id_;
     const int64_t process_id_;
     std::mutex mutex_;
     std::condition_variable changed_;
     std::vector<Event> events_;
     std::unordered_map<RequestId, size_t>
-        last_text_;   // beyond the few hundred: where a request's last event lies, if a text
+        last_text_;  // beyond the few hundred: where a request's last event lies, if text
     bool ready_ = false, closed_ = false;
+};
+
+// For the one thread that passes the word to readers that may not block: event loops.
+class Bell {
+  public:
+    // Wakes the listener once, however many outboxes have news.
+    void ring(const std::vector<OutboxId> & outboxes);
+
+    // The outboxes that have news since the last call. Blocks until there is one, or `timeout_ms` passed. Once closed
+    // and drained it throws Error("engine_closed").
+    std::vector<OutboxId> listen(int32_t timeout_ms);
+
+    void close();
+
+  private:
+    std::mutex mutex_;
+    std::condition_variable rung_;
+    std::vector<OutboxId> outboxes_;
+    bool closed_ = false;
 };
 
 }  // namespace pgl

@@ -13,7 +13,7 @@ import tiny_model
 from helpers import chat, content_of
 
 from polargrid_local import Engine, InvalidModelError
-from polargrid_local.native.runtime import core
+from polargrid_local.native.core import core
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import gguf_file
@@ -26,21 +26,22 @@ class Native:
 
     def __init__(self, path: Path, **options: Any) -> None:
         self.engine = core().Engine(str(path), {"n_ctx": 1024, "max_streams": 1, **options})
-        self.wait(0)
+        self.outbox = self.engine.outbox()
+        self.wait(self.engine.loading)
 
-    def wait(self, id: int) -> Any:
+    def wait(self, outbox: Any) -> Any:
         while True:
-            for event in self.engine.wait_events(1000):
-                if event.id == id and event.kind in ("loaded", "finished", "error"):
+            for event in outbox.wait(1000):
+                if event.kind in ("loaded", "finished", "error"):
                     assert event.kind != "error", event.text
                     return event
 
     def logprob(self, prefix: list[int], token: int) -> float:
         """Of `token` after `prefix`: a bias makes it the choice, and the report is the model's own."""
         sampling = {"temperature": 0.0, "n_logprobs": 0, "logit_bias": [(token, 1e4)]}
-        event = self.wait(
-            self.engine.submit({"tokens": prefix, "max_tokens": 1, "ignore_eos": True, "sampling": sampling})
-        )
+        request = {"tokens": prefix, "max_tokens": 1, "ignore_eos": True, "sampling": sampling}
+        self.engine.submit(request, self.outbox)
+        event = self.wait(self.outbox)
         [entry] = event.logprobs
         assert entry["token"] == token
         return entry["logprob"]

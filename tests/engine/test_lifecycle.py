@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import tiny_archs
+import tiny_model
 from helpers import chat, content_of, stats_of, wait_until_idle
 from pydantic import TypeAdapter
 
@@ -148,6 +149,28 @@ def test_every_way_to_stop_reading_frees_the_sequence(engine: Engine, how: str) 
     assert wait_until_idle(engine)["n_cancelled"] == before + 1
 
 
+async def test_a_slow_reader_loses_nothing_and_hoards_little(tmp_path: Path) -> None:
+    """A thread and a task that look away for a whole answer: its text was gathered meanwhile, and is all there."""
+    model = tiny_model.write_random(tmp_path / "m.gguf")
+    request: Any = {"prompt": "x", "max_tokens": 1500, "ignore_eos": True, "seed": 1}
+    async with AsyncEngine(model, n_ctx=2048, models_dir=tmp_path) as engine:
+        plain = (await engine.completion(**request))["choices"][0]["text"]
+        task = await engine.completion_stream(**request).start()
+        while engine.stats()["m"]["n_finished"] < 2:
+            await asyncio.sleep(0.01)
+        chunks = [chunk async for chunk in task]
+        assert "".join(text for chunk in chunks for text in texts(chunk)) == plain and len(chunks) < 300
+    with Engine(model, n_ctx=2048, models_dir=tmp_path) as engine:
+        thread = engine.completion_stream(**request)
+        wait_until_idle(engine)
+        chunks = list(thread)
+        assert "".join(text for chunk in chunks for text in texts(chunk)) == plain and len(chunks) < 300
+
+
+def texts(chunk: Any) -> list[str]:
+    return [choice["text"] for choice in chunk["choices"]]
+
+
 def test_a_cancelled_stream_just_ends(engine: Engine) -> None:
     stream = engine.chat_completion_stream(**chat("Tell me a long story.", max_tokens=1900, ignore_eos=True))
     next(stream)
@@ -225,7 +248,7 @@ def test_load_and_close_many_times_keeps_memory(scripted: Any) -> None:
 def test_the_thread_settings_of_the_process_stay_its_own(chosen: dict[str, str]) -> None:
     program = """
         import os, json
-        from polargrid_local.native.runtime import core
+        from polargrid_local.native.core import core
         core()
         print(json.dumps({name: value for name, value in os.environ.items() if name.startswith(("OMP_", "GOMP_"))}))
     """

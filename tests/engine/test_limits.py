@@ -60,8 +60,8 @@ def test_no_thread_at_all_is_an_error(tmp_path: Path) -> None:
     path = tiny_model.write_random(tmp_path / "m.gguf")
     said = run(
         """
-        import polargrid_local.native.runtime
-        polargrid_local.native.runtime.core()
+        import polargrid_local.native.core
+        polargrid_local.native.core.core()
         leave(4 * MiB)   # less than any thread's stack
         try:
             Engine(path, n_ctx=256, max_streams=1)

@@ -142,6 +142,75 @@ void at_full_speed() {
     CHECK_EQ(n_logprobs, n);
 }
 
+void there_is_one_ring_until_it_is_read() {
+    const auto outbox = Outbox::make(false, 7);
+    CHECK(outbox->push({text(1, "a")}));
+    CHECK(!outbox->push({text(1, "b")}));  // its reader knows that there is something
+    CHECK_EQ(outbox->drain().size(), size_t{2});
+    CHECK_EQ(outbox->drain().size(), size_t{0});
+    CHECK(outbox->push({text(1, "c")}));
+
+    const auto quiet = Outbox::make(true, 8);
+    CHECK(!quiet->push({text(1, "a")}));
+    CHECK_EQ(quiet->drain().size(), size_t{0});
+    CHECK(quiet->push({last(1)}));
+    CHECK_EQ(quiet->drain().size(), size_t{2});
+}
+
+void the_bell_tells_every_outbox_once() {
+    Bell bell;
+    CHECK_EQ(bell.listen(0).size(), size_t{0});
+    bell.ring({1, 2});
+    bell.ring({3});
+    CHECK(bell.listen(60000) == (std::vector<OutboxId>{1, 2, 3}));
+    CHECK_EQ(bell.listen(0).size(), size_t{0});
+    bell.ring({4});
+    bell.close();
+    CHECK(bell.listen(60000) == std::vector<OutboxId>{4});
+    std::string code;
+    try {
+        bell.listen(60000);
+    } catch (const Error & e) {
+        code = e.code;
+    }
+    CHECK_EQ(code, std::string("engine_closed"));
+}
+
+// One thread listens for many outboxes and drains those that ring: the readers of event loops, at full speed.
+void no_ring_is_lost() {
+    constexpr OutboxId n_outboxes = 4;
+    constexpr int n = 20000;
+    Bell bell;
+    std::vector<std::shared_ptr<Outbox>> outboxes;
+    for (OutboxId id = 1; id <= n_outboxes; ++id) {
+        outboxes.push_back(Outbox::make(false, id));
+    }
+    std::thread writer([&] {
+        std::mt19937 random(1);
+        for (int i = 0; i < n; ++i) {
+            const auto & outbox = outboxes[random() % n_outboxes];
+            if (outbox->push({text(1, "x")})) {
+                bell.ring({outbox->id()});
+            }
+        }
+        bell.close();
+    });
+    size_t n_read = 0;
+    try {
+        for (;;) {
+            for (const OutboxId id : bell.listen(1000)) {
+                for (const Event & event : outboxes[id - 1]->drain()) {
+                    n_read += event.text.size();
+                }
+            }
+        }
+    } catch (const Error & e) {
+        CHECK_EQ(e.code, std::string("engine_closed"));
+    }
+    writer.join();
+    CHECK_EQ(n_read, size_t{n});
+}
+
 }  // namespace
 
 int main() {
@@ -150,5 +219,8 @@ int main() {
     a_closed_outbox_says_so_once_it_is_empty();
     waking_is_no_event();
     at_full_speed();
+    there_is_one_ring_until_it_is_read();
+    the_bell_tells_every_outbox_once();
+    no_ring_is_lost();
     return check::result("outbox");
 }

@@ -1,0 +1,126 @@
+"""Handle: one native engine as its readers see it, and the pump that serves those of event loops.
+
+Readers and the pump hold a handle, never the LoadedModel: that one closes the engine when its last user lets go of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from polargrid_local.errors import EngineClosed, ForkedEngineError
+from polargrid_local.native.core import NativeEngine, translated
+
+BUSY_WAIT_MS, IDLE_WAIT_MS = 100, 500
+LOG_EVERY_S = 0.1
+
+log = logging.getLogger("polargrid_local.llama")
+logging.getLogger("polargrid_local").addHandler(logging.NullHandler())  # without it, warnings would go to stderr
+
+Drain = Callable[[], Sequence[tuple[int, str]]]  # lines of a native log since the last call: (level, text)
+
+
+class Rung(Protocol):
+    """A reader that an event loop drives."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def rouse(self) -> None:
+        """In the loop's own thread: there is something to read."""
+
+
+class Handle:
+    """One native engine, the process it belongs to, and how it ended."""
+
+    def __init__(self, native: NativeEngine, drain_common: Drain | None) -> None:
+        self.native = native
+        self.pid = os.getpid()
+        self.closed = False
+        self.failure: Exception | None = None  # set once the pump has ended: why
+        self.rung: weakref.WeakValueDictionary[int, Rung] = weakref.WeakValueDictionary()  # by the id of their outbox
+        # Lines of the native engine's own, then those that no engine can be told from.
+        self.drains = [drain for drain in (getattr(native, "drain_log", None), drain_common) if drain is not None]
+        self.pump = threading.Thread(target=_pump, args=(self,), name="polargrid-pump", daemon=True)
+
+    @property
+    def ours(self) -> bool:
+        """Whether there is anything left to act on: not closed, and not inherited through fork()."""
+        return not self.closed and os.getpid() == self.pid
+
+    def check_process(self) -> None:
+        """Raises ForkedEngineError. A forked child has no engine thread: a stream it inherited would never say a word."""
+        if os.getpid() != self.pid:
+            raise ForkedEngineError("this engine belongs to the parent process; open a new one after fork()")
+
+    def check(self) -> None:
+        """Raises EngineClosed or ForkedEngineError."""
+        self.check_process()
+        if self.closed:
+            raise EngineClosed("the engine is closed")
+
+    def cancel(self, ids: Iterable[int]) -> None:
+        """Idempotent; a no-op after the end, after close() and in a forked child. Takes no lock of ours: for finalizers too."""
+        if self.ours:
+            for id in ids:
+                try:
+                    self.native.cancel(id)
+                except Exception:
+                    if not self.closed:
+                        raise
+
+    def pass_log_on(self) -> None:
+        """Never raises: whatever a host's log handlers do, no request may suffer for it."""
+        for drain in self.drains:
+            for level, text in drain():
+                with contextlib.suppress(Exception):
+                    log.log(level, "%s", text)
+
+    def close(self) -> None:
+        """Also a finalizer, in any thread and at interpreter exit: takes no lock of ours; never acts in a forked child."""
+        if not self.ours:
+            return
+        self.closed = True
+        self.native.close()
+        if threading.current_thread() is not self.pump and self.pump.ident is not None:
+            self.pump.join(timeout=10)
+
+
+def ring(readers: Iterable[Rung]) -> None:
+    """Tells event loops, from any thread, that these readers have news: one call per loop, however many they are."""
+    loops: dict[asyncio.AbstractEventLoop, list[Rung]] = {}
+    for reader in readers:
+        loops.setdefault(reader.loop, []).append(reader)
+    for loop, group in loops.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: its streams are cancelled when they are collected
+            loop.call_soon_threadsafe(_rouse, group)
+
+
+def _rouse(readers: Iterable[Rung]) -> None:
+    for reader in readers:
+        reader.rouse()
+
+
+def _pump(handle: Handle) -> None:
+    """Rings the loops that have news, once per step of the engine, and passes its log on, until the engine ends."""
+    rung, next_log = handle.rung, 0.0
+    try:
+        while True:
+            ready = handle.native.listen(BUSY_WAIT_MS if rung else IDLE_WAIT_MS)
+            if ready:
+                ring([reader for id in ready if (reader := rung.get(id)) is not None])
+            now = time.monotonic()
+            if now >= next_log:
+                next_log = now + LOG_EVERY_S
+                handle.pass_log_on()
+    except Exception as error:  # engine_closed is the ordinary end
+        handle.failure = translated(error)
+        # Each of them reads what is left for it, and is then told why there is no more.
+        ring([reader for reference in rung.valuerefs() if (reader := reference()) is not None])
+    handle.pass_log_on()
