@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -51,11 +51,21 @@ from polargrid_local.api.types import (
     SystemInfo,
     UnloadAllModelsResponse,
     UnloadModelResponse,
-    parse_fields,
     parse_filter,
     plain,
 )
-from polargrid_local.errors import EngineClosed, ValidationError, did_you_mean
+from polargrid_local.arguments import (
+    adapters_of,
+    force_request,
+    load_request,
+    model_name,
+    path_of,
+    prompt_or_request,
+    query_or_request,
+    refuse_options,
+    wrong_type,
+)
+from polargrid_local.errors import EngineClosed
 from polargrid_local.native.core import inspect, system
 from polargrid_local.native.delivery import rest_if_leaving
 from polargrid_local.native.loaded_model import LoadedModel
@@ -79,15 +89,13 @@ __all__ = [
 ]
 
 
-MAX_ADAPTERS = 64
-
 C = TypeVar("C", bound=Mapping[str, Any])  # a chunk
 R = TypeVar("R")  # the whole answer
 
 
 def inspect_model(path: str | bytes | os.PathLike[str]) -> FileSummary:
-    """Metadata of a GGUF file, read and checked without loading it. Raises InvalidModelError, NotFoundError, ValidationError
-    (a name that is not UTF-8)."""
+    """Metadata of a GGUF file, read and checked without loading it. Raises InvalidModelError, NotFoundError,
+    ValidationError (a name that is not UTF-8)."""
     return inspect(path)
 
 
@@ -101,10 +109,12 @@ class _Settings:
 
     @described
     def __init__(self, model: str | os.PathLike[str] | None = None, **options: Unpack[EngineKeywords]) -> None:
-        """`model`: catalogue name or alias, or a path to a .gguf; None = load one later. The options hold for every model
-        this engine loads; an unknown name and a value out of range are ValidationErrors. Beside those of the table:
+        """`model`: catalogue name or alias, or a path to a .gguf; None = load one later. The options hold for every
+        model this engine loads; an unknown name and a value out of range are ValidationErrors. Beside those of the
+        table:
         `models_dir` where model files lie; `lora` adapters, each a path or (path, scale); `content_filter` phrases or
-        callable(text) -> bool; `chat_template` (Jinja source, or a name such as "chatml") replaces the model's; `on_load_progress(0..1)`."""
+        callable(text) -> bool; `chat_template` (Jinja source, or a name such as "chatml") replaces the model's;
+        `on_load_progress(0..1)`."""
         given: dict[str, Any] = dict(options)
         own = {
             name: given.pop(name, None)
@@ -112,13 +122,13 @@ class _Settings:
             if name not in EngineOptions.model_fields
         }
         native = EngineOptions.of(given).model_dump()
-        native["lora"] = _adapters(own["lora"])
+        native["lora"] = adapters_of(own["lora"])
         template, progress = own["chat_template"], own["on_load_progress"]
         if template is not None and not isinstance(template, str):
-            raise _wrong("chat_template", "must be a string", template)
+            raise wrong_type("chat_template", "must be a string", template)
         if progress is not None and not callable(progress):
-            raise _wrong("on_load_progress", "must be callable(share)", progress)
-        models_dir = None if own["models_dir"] is None else _path(own["models_dir"], "models_dir")
+            raise wrong_type("on_load_progress", "must be callable(share)", progress)
+        models_dir = None if own["models_dir"] is None else path_of(own["models_dir"], "models_dir")
         self._models = Models(
             models_dir,
             native,
@@ -126,7 +136,7 @@ class _Settings:
             plain(template, "chat_template"),
             own["engine_factory"],
         )
-        self._first = None if model is None else _name(model, "model")
+        self._first = None if model is None else model_name(model, "model")
         self._on_load_progress = progress
         self._begun()
 
@@ -142,9 +152,9 @@ class Engine(_Settings):
     """The remote API on this machine. The constructor loads the model; Ctrl-C cancels that. Safe from any thread.
 
     Requests are dicts, SDK request objects, or keyword arguments; see `types.ChatCompletionRequest` and its neighbours.
-    Without `max_tokens` an answer ends after the remote SDK's 150 tokens (completions: 100); -1 is what the context leaves.
-    Methods raise ValidationError, ContextLengthError, TemplateError, NotFoundError, RateLimitError (queue full),
-    EngineClosed, ForkedEngineError, ServerError."""
+    Without `max_tokens` an answer ends after the remote SDK's 150 tokens (completions: 100); -1 is what the context
+    leaves. Methods raise ValidationError, ContextLengthError, TemplateError, NotFoundError, RateLimitError (queue
+    full), EngineClosed, ForkedEngineError, ServerError."""
 
     def _begun(self) -> None:
         if self._first is not None:
@@ -198,7 +208,7 @@ class Engine(_Settings):
     def generate(self, **fields: Unpack[GenerateParams]) -> GenerateResponse: ...
     def generate(self, request: Any = None, **kwargs: Any) -> GenerateResponse:
         """One prompt as one user message: id, model, content, usage, created_at, processing_time_ms."""
-        return self._answer(GENERATE, *_prompted(request, kwargs)).generate_response()
+        return self._answer(GENERATE, *prompt_or_request(request, kwargs)).generate_response()
 
     @overload
     def embeddings(
@@ -234,8 +244,9 @@ class Engine(_Settings):
         **options: Unpack[EmbeddingOptions],
     ) -> EmbeddingResponse[FloatArray]: ...
     def embeddings(self, request: Any = None, **kwargs: Any) -> EmbeddingResponse[Any]:
-        """One vector per input text, in `data[i]["embedding"]`: a list of n_embd floats, with `encoding_format="base64"` the
-        base64 of little-endian float32, with "numpy" a float32 array of shape (n_embd,)."""
+        """One vector per input text, in `data[i]["embedding"]`: a list of n_embd floats, with
+        `encoding_format="base64"` the base64 of little-endian float32, with "numpy" a float32 array of shape
+        (n_embd,)."""
         return Batch().run(*self._begin(EMBEDDING, request, kwargs))
 
     @overload
@@ -252,7 +263,7 @@ class Engine(_Settings):
     def rerank(self, query: Any = None, documents: Any = None, **kwargs: Any) -> RerankResponse:
         """Documents by how well they answer the query, the best first: `results` of index and relevance_score (what the
         model computes, higher is better). For reranking models; `query` may be a whole request too."""
-        return Batch().run(*self._begin(RERANK, *_queried(query, documents, kwargs)))
+        return Batch().run(*self._begin(RERANK, *query_or_request(query, documents, kwargs)))
 
     def _begin(self, kind: Kind[C, R], request: Any, kwargs: dict[str, Any]) -> tuple[LoadedModel, Job[C, R]]:
         try:
@@ -283,12 +294,12 @@ class Engine(_Settings):
         **unknown: Never,
     ) -> LoadModelResponse:
         """`name`, or an SDK request (dict or object) with model_name and force_reload."""
-        _refuse_options(unknown)
-        return self._models.load(*_named(name, force_reload), on_progress=on_progress)
+        refuse_options(unknown)
+        return self._models.load(*load_request(name, force_reload), on_progress=on_progress)
 
     def unload_model(self, name: str | os.PathLike[str] | UnloadModelParams | Dumpable) -> UnloadModelResponse:
         """Its running streams end with EngineClosed."""
-        return self._models.unload(_named(name)[0])
+        return self._models.unload(load_request(name)[0])
 
     def unload_all_models(self) -> UnloadAllModelsResponse:
         return self._models.unload_all()
@@ -309,7 +320,7 @@ class Engine(_Settings):
         self, request: bool | PurgeParams | Dumpable | None = None, *, force: bool = False
     ) -> GPUPurgeResponse:
         """Unloads the models nobody uses; with `force` all."""
-        return self._models.purge(_forced(request, force))
+        return self._models.purge(force_request(request, force))
 
     def tokenize(
         self,
@@ -343,8 +354,9 @@ class Engine(_Settings):
 
 
 class AsyncEngine(_Settings):
-    """Engine for asyncio: the same methods, `async with AsyncEngine("...") as engine` or `await AsyncEngine.create("...")`.
-    The event loop is never blocked: loading, checking and tokenizing happen in worker threads."""
+    """Engine for asyncio: the same methods, `async with AsyncEngine("...") as engine` or `await
+    AsyncEngine.create("...")`. The event loop is never blocked: loading, checking and tokenizing happen in worker
+    threads."""
 
     @classmethod
     @described
@@ -385,7 +397,8 @@ class AsyncEngine(_Settings):
         self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]
     ) -> AsyncChatStream[ChatCompletionChunk]: ...
     def chat_completion_stream(self, request: Any = None, **kwargs: Any) -> AsyncChatStream[ChatCompletionChunk]:
-        """Chunks of a chat answer. What is wrong with the request is raised by `await stream.start()` or the first step."""
+        """Chunks of a chat answer. What is wrong with the request is raised by `await stream.start()` or the first
+        step."""
         return AsyncChatStream(lambda: self._models.begin(CHAT, request, kwargs))
 
     @overload
@@ -423,7 +436,7 @@ class AsyncEngine(_Settings):
     @overload
     async def generate(self, **fields: Unpack[GenerateParams]) -> GenerateResponse: ...
     async def generate(self, request: Any = None, **kwargs: Any) -> GenerateResponse:
-        return (await self._answer(GENERATE, *_prompted(request, kwargs))).generate_response()
+        return (await self._answer(GENERATE, *prompt_or_request(request, kwargs))).generate_response()
 
     @overload
     async def embeddings(
@@ -473,7 +486,7 @@ class AsyncEngine(_Settings):
         **options: Unpack[RerankOptions],
     ) -> RerankResponse: ...
     async def rerank(self, query: Any = None, documents: Any = None, **kwargs: Any) -> RerankResponse:
-        return await self._batch(RERANK, *_queried(query, documents, kwargs))
+        return await self._batch(RERANK, *query_or_request(query, documents, kwargs))
 
     async def _batch(self, kind: Kind[dict[str, Any], R], request: Any, kwargs: dict[str, Any]) -> R:
         batch = Batch()
@@ -503,11 +516,11 @@ class AsyncEngine(_Settings):
         **unknown: Never,
     ) -> LoadModelResponse:
         """`on_progress` is called in the worker thread that loads."""
-        _refuse_options(unknown)
-        return await self._load(*_named(name, force_reload), on_progress)
+        refuse_options(unknown)
+        return await self._load(*load_request(name, force_reload), on_progress)
 
     async def unload_model(self, name: str | os.PathLike[str] | UnloadModelParams | Dumpable) -> UnloadModelResponse:
-        return await asyncio.to_thread(self._models.unload, _named(name)[0])
+        return await asyncio.to_thread(self._models.unload, load_request(name)[0])
 
     async def unload_all_models(self) -> UnloadAllModelsResponse:
         return await asyncio.to_thread(self._models.unload_all)
@@ -527,7 +540,7 @@ class AsyncEngine(_Settings):
     async def purge_gpu(
         self, request: bool | PurgeParams | Dumpable | None = None, *, force: bool = False
     ) -> GPUPurgeResponse:
-        return await asyncio.to_thread(self._models.purge, _forced(request, force))
+        return await asyncio.to_thread(self._models.purge, force_request(request, force))
 
     async def tokenize(
         self,
@@ -549,85 +562,3 @@ class AsyncEngine(_Settings):
         await asyncio.to_thread(self._models.close)
 
     aclose = close
-
-
-def _prompted(request: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """generate("text", ...) beside generate({"prompt": "text"}) and generate(prompt="text")."""
-    return (None, {"prompt": request, **kwargs}) if isinstance(request, str) else (request, kwargs)
-
-
-def _queried(query: Any, documents: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """rerank("text", [...]) beside rerank({"query": ..., "documents": ...}) and keywords."""
-    if documents is not None:
-        kwargs = {"documents": documents, **kwargs}
-    return (None, {"query": query, **kwargs}) if isinstance(query, str) else (query, kwargs)
-
-
-def _wrong(field: str, problem: str, given: Any) -> ValidationError:
-    return ValidationError(f"{field}: {problem}, got {type(given).__name__}", param=field, details={"field": field})
-
-
-def _path(value: Any, field: str) -> str:
-    """A path that every layer below can take: text, and no NUL in it."""
-    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
-    if not isinstance(text, str):
-        raise _wrong(field, "must be a path", value)
-    if "\0" in text:
-        raise ValidationError(f"{field}: a path cannot hold a NUL character", param=field, details={"field": field})
-    return str(plain(text, field))
-
-
-def _name(value: Any, field: str) -> str | Path:
-    """A model's name, or a path where that is what came."""
-    text = _path(value, field)
-    return text if isinstance(value, str) else Path(text)
-
-
-def _adapters(lora: Any) -> list[tuple[str, float]]:
-    if isinstance(lora, (str, os.PathLike)):
-        lora = [lora]
-    elif not isinstance(lora, (Iterable, type(None))):
-        raise _wrong("lora", "must be paths, or pairs of path and scale", lora)
-    adapters = []
-    for i, item in enumerate(lora or ()):
-        if i == MAX_ADAPTERS:  # or an iterable that never ends
-            raise ValidationError(f"lora: at most {MAX_ADAPTERS} adapters", param="lora", details={"field": "lora"})
-        path, scale = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, 1.0)
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) <= 1e6:
-            raise ValidationError(f"lora[{i}]: the scale must be a number in -1e6..1e6", param=f"lora[{i}]")
-        adapters.append((_path(path, f"lora[{i}]"), float(scale)))
-    return adapters
-
-
-def _refuse_options(unknown: dict[str, Any]) -> None:
-    """For load_model(): an option of the engine is given to its constructor, and any other name is a mistake."""
-    for name in unknown:
-        if name in EngineKeywords.__annotations__:
-            raise ValidationError(
-                f"{name}: an option of the engine, not of load_model(): give it to Engine()", param=name
-            )
-        hint = did_you_mean(name, ("force_reload", "on_progress"))
-        raise ValidationError(f"{name}: unknown argument{hint}", param=name, details={"field": name})
-
-
-def _named(request: Any, force_reload: Any = False) -> tuple[str | Path, bool]:
-    """(model name, force_reload) of a name, a path, or an SDK load/unload request."""
-    if not isinstance(request, (str, os.PathLike)):
-        fields = parse_fields(request, "model_name", "force_reload")
-        force_reload = fields.get("force_reload", force_reload)
-        request = fields.get("model_name")
-    if not request:
-        raise ValidationError("model_name: required, a non-empty string", param="model_name")
-    return _name(request, "model_name"), _flag(force_reload, "force_reload")
-
-
-def _forced(request: Any, force: Any) -> bool:
-    if request is not None and not isinstance(request, bool):
-        request = parse_fields(request, "force").get("force")
-    return _flag(force if request is None else request, "force")
-
-
-def _flag(value: Any, field: str) -> bool:
-    if not isinstance(value, bool):
-        raise _wrong(field, "must be True or False", value)
-    return value

@@ -107,7 +107,8 @@ class Call(Generic[C]):
 
     @property
     def timings(self) -> Timings:
-        """queue_ms, prefill_ms, first_token_ms, total_ms (since submit; None = not reached), tokens_per_second, cached_tokens."""
+        """queue_ms, prefill_ms, first_token_ms, total_ms (since submit; None = not reached), tokens_per_second,
+        cached_tokens."""
         return self._assembler.timings
 
     @property
@@ -127,14 +128,16 @@ class Call(Generic[C]):
             state = "running"
         text = self.text
         shown = repr(text) if len(text) <= 40 else f"...{text[-37:]!r}"
-        return f"<{' '.join(filter(None, (type(self).__name__, self.id)))} {state}, {self.usage['completion_tokens']} tokens: {shown}>"
+        name = " ".join(filter(None, (type(self).__name__, self.id)))
+        return f"<{name} {state}, {self.usage['completion_tokens']} tokens: {shown}>"
 
 
 class ChatStream(Call[C], Iterator[C]):
-    """Chunk dicts, one per piece of text, as they are produced; a context manager too: leaving it cancels what still runs.
+    """Chunk dicts, one per piece of text, as they are produced; a context manager too: leaving it cancels what still
+    runs.
 
-    `next()` raises what ended the stream early: EngineClosed, NumericError, ... For one reader at a time: another gets a
-    ValidationError, code stream_in_use, and does not disturb the first. `cancel()` may come from any thread."""
+    `next()` raises what ended the stream early: EngineClosed, NumericError, ... For one reader at a time: another gets
+    a ValidationError, code stream_in_use, and does not disturb the first. `cancel()` may come from any thread."""
 
     _reader: ThreadReader
 
@@ -191,8 +194,9 @@ class ChatStream(Call[C], Iterator[C]):
 
 
 class AsyncChatStream(Call[C], AsyncIterator[C]):
-    """ChatStream for `async for`. `start()` checks, tokenizes and queues the request off the loop; the first step calls it
-    if nobody has. A cancelled step cancels the request. For one task at a time, as ChatStream, and one event loop."""
+    """ChatStream for `async for`. `start()` checks, tokenizes and queues the request off the loop; the first step calls
+    it if nobody has. A cancelled step cancels the request. For one task at a time, as ChatStream, and one event
+    loop."""
 
     _reader: TaskReader
 

@@ -36,8 +36,8 @@ async def _text_of_async(stream: AsyncIterable[Mapping[str, Any]]) -> AsyncItera
             yield piece
 
 
-# A sentence ends with its stop, closing quotes and the blanks behind them, once the next character is there to show that
-# the blanks are over; a CJK stop needs no blank; a line break always ends one.
+# A sentence ends with its stop, closing quotes and the blanks behind them, once the next character is there to show
+# that the blanks are over; a CJK stop needs no blank; a line break always ends one.
 _SENTENCE = re.compile(
     r"""(?:[^\n]*?(?:[.!?…]["'”’»)\]]*\s+|[。！？][」』”’）]*\s*(?![」』”’）]))|[^\n]*\n\s*)(?=\S)"""
 )
@@ -48,7 +48,8 @@ def sentences(stream: AsyncIterable[Mapping[str, Any]]) -> AsyncIterator[str]: .
 @overload
 def sentences(stream: Iterable[Mapping[str, Any]]) -> Iterator[str]: ...
 def sentences(stream: Any) -> Any:
-    """A stream's text in whole sentences, for display or speech. Nothing is lost or trimmed: joined, they are the text."""
+    """A stream's text in whole sentences, for display or speech. Nothing is lost or trimmed: joined, they are the
+    text."""
     return _sentences_async(stream) if hasattr(stream, "__aiter__") else _sentences(stream)
 
 

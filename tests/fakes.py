@@ -1,7 +1,8 @@
 """A scripted native engine: the verbs of `_core.Engine` without a model, for everything above the border.
 
 A request's answer comes from `script(request) -> Iterable[step]`. A step is a str (a text event), a number (seconds of
-pretended work), a dict (an event's fields), or a callable run on the engine thread. Each engine has one thread, as the real one.
+pretended work), a dict (an event's fields), or a callable run on the engine thread. Each engine has one thread, as the
+real one.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ INFO = {
 
 
 class Outbox:
-    """As `_core.Outbox`, without its gathering; `push` and `close` are the engine's. All of them share one condition."""
+    """As `_core.Outbox`, without its gathering; `push` and `close` are the engine's. All of them share one
+    condition."""
 
     def __init__(self, changed: threading.Condition, quiet: bool = False, id: int = 0) -> None:
         self.id, self._changed, self._quiet = id, changed, quiet

@@ -1,4 +1,4 @@
-"""The native module: its import, its verbs as Python sees them, and its errors as ours. The only importer of `_core`."""
+"""The native module: its import, its verbs as Python sees them, its errors as ours. The only importer of `_core`."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ def system() -> SystemInfo:
 
 
 def inspect(path: str | bytes | os.PathLike[str]) -> FileSummary:
-    """What a GGUF file says about itself, without loading it. Raises InvalidModelError, NotFoundError, ValidationError."""
+    """What a GGUF file says about itself, without loading it. Raises InvalidModelError, NotFoundError,
+    ValidationError."""
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise ValidationError(f"path: must be a path, got {type(path).__name__}", param="path")
     place = Path(os.fsdecode(path))

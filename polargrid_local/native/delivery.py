@@ -1,7 +1,8 @@
 """Delivery: the events of one call, out of a native outbox of its own, to a thread or to a task.
 
-The engine's own thread fills the outbox, gathers text there for a slow reader, and wakes a thread that waits in it. A task
-cannot wait there: it is told by the pump, one call per event loop and step, and takes what is there without waiting.
+The engine's own thread fills the outbox, gathers text there for a slow reader, and wakes a thread that waits in it. A
+task cannot wait there: it is told by the pump, one call per event loop and step, and takes what is there without
+waiting.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Reader:
         self._indices[id] = index
 
     def abandon(self) -> None:
-        """Cancels what still runs. For finalizers, in any thread: the native engine calls no Python, so none of its locks
-        can be ours."""
+        """Cancels what still runs. For finalizers, in any thread: the native engine calls no Python, so none of its
+        locks can be ours."""
         self._handle.cancel(tuple(self._indices))
 
     def wake(self) -> None:
@@ -60,8 +61,8 @@ class ThreadReader(Reader):
     __slots__ = ()
 
     def get(self) -> tuple[int, Event] | None:
-        """The next event and its index; None after wake(). Blocks; KeyboardInterrupt gets through. Raises EngineClosed once
-        the engine has ended and all it said is read."""
+        """The next event and its index; None after wake(). Blocks; KeyboardInterrupt gets through. Raises EngineClosed
+        once the engine has ended and all it said is read."""
         while (entry := self._next()) is None:
             if self._woken:
                 self._woken = False

@@ -29,16 +29,20 @@ _BEGINNINGS = {
     b"GGUF\x01\x00\x00\x00": "a GGUF of the first version, of August 2023: get a newer one",
 }
 _TEXTS = {
-    r"version https://git-lfs\.github\.com/spec/": "a Git LFS pointer, a note that stands for the file: git lfs pull fetches that",
-    r"<!doctype html|<html|<head|<body|<script|<!--": "an HTML page (of a login or an error?), not the file behind the link",
+    r"version https://git-lfs\.github\.com/spec/": (
+        "a Git LFS pointer, a note that stands for the file: git lfs pull fetches that"
+    ),
+    r"<!doctype html|<html|<head|<body|<script|<!--": (
+        "an HTML page (of a login or an error?), not the file behind the link"
+    ),
     r"<\?xml": "an XML document (an error message of the server?)",
     r"[{\[]\s*[\"{\[\]}]": "a JSON document (an error message of the server?)",
 }
 
 
 def file_kind(head: bytes, n_bytes: int, name: str = "") -> str | None:
-    """What a file of `n_bytes` looks like whose first HEAD_BYTES are `head`, in words that follow "looks like"; None for a
-    GGUF and for what nobody knows."""
+    """What a file of `n_bytes` looks like whose first HEAD_BYTES are `head`, in words that follow "looks like"; None for
+    a GGUF and for what nobody knows."""
     if n_bytes == 0:
         return "an empty file: a download that was not begun, or a full disk?"
     if re.search(r"\.(part|partial|crdownload|download|incomplete|aria2|tmp)$", name, re.IGNORECASE):

@@ -55,7 +55,8 @@ class Handle:
         return not self.closed and os.getpid() == self.pid
 
     def check_process(self) -> None:
-        """Raises ForkedEngineError. A forked child has no engine thread: a stream it inherited would never say a word."""
+        """Raises ForkedEngineError. A forked child has no engine thread: a stream it inherited would never say a
+        word."""
         if os.getpid() != self.pid:
             raise ForkedEngineError("this engine belongs to the parent process; open a new one after fork()")
 
@@ -66,7 +67,8 @@ class Handle:
             raise EngineClosed("the engine is closed")
 
     def cancel(self, ids: Iterable[int]) -> None:
-        """Idempotent; a no-op after the end, after close() and in a forked child. Takes no lock of ours: for finalizers too."""
+        """Idempotent; a no-op after the end, after close() and in a forked child. Takes no lock of ours: for finalizers
+        too."""
         if self.ours:
             for id in ids:
                 try:
@@ -83,7 +85,8 @@ class Handle:
                     log.log(level, "%s", text)
 
     def close(self) -> None:
-        """Also a finalizer, in any thread and at interpreter exit: takes no lock of ours; never acts in a forked child."""
+        """Also a finalizer, in any thread and at interpreter exit: takes no lock of ours; never acts in a forked
+        child."""
         if not self.ours:
             return
         self.closed = True

@@ -296,7 +296,7 @@ for how in {hows!r}:
         assert len(list(itertools.islice(stream, 3))) == 3
         exec(how)
         sys.exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), how, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), repr(how), flush=True)
 """
 HOWS = [
     "pass",
@@ -307,7 +307,8 @@ HOWS = [
     "gc.disable(); circle = [stream, engine]; circle.append(circle); del stream, engine",
     "threading.Thread(target=lambda s=stream: [*itertools.islice(s, 50)]).start()",
     "threading.Thread(target=lambda s=stream: list(s), daemon=True).start()",
-    "threading.Thread(target=lambda: [engine.completion_stream(prompt='x').cancel() for _ in iter(int, 1)], daemon=True).start()",
+    "for_ever = lambda: [engine.completion_stream(prompt='x').cancel() for _ in iter(int, 1)]\n"
+    "threading.Thread(target=for_ever, daemon=True).start()",
     "atexit.register(lambda s=stream: next(s, None))",
     "builtins.kept = stream",
     "engine.close()",
@@ -322,5 +323,5 @@ def test_an_exit_with_a_live_stream_is_an_ordinary_exit(tmp_path, root):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=1200, cwd=root
     )
-    assert done.stdout.splitlines() == [f"0 {how}" for how in HOWS], done.stderr
+    assert done.stdout.splitlines() == [f"0 {how!r}" for how in HOWS], done.stderr
     assert done.stderr == ""

@@ -1,4 +1,5 @@
-"""The facade over a scripted engine: both engines agree, every way of stopping stops, no reader can hang or hurt another."""
+"""The facade over a scripted engine: both engines agree, every way of stopping stops, no reader can hang or hurt
+another."""
 
 import asyncio
 import gc
