@@ -109,10 +109,10 @@ class Finder:
             print(os.environ.get("GGML_NO_BACKTRACE"))
             raise ImportError("seen")
 sys.meta_path.insert(0, Finder())
-from polargrid_local.native import runtime
+from polargrid_local.native import core
 print(os.environ.get("GGML_NO_BACKTRACE"))
 try:
-    runtime.core()
+    core.core()
 except ImportError:
     pass
 """
