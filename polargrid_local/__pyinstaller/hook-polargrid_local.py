@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from PyInstaller.utils.hooks import collect_data_files, copy_metadata
 
-from polargrid_local.models.store import shipped_catalog
+from polargrid_local.models.catalog import shipped_catalog
 
 hiddenimports = ["polargrid_local.engine", "polargrid_local.errors"]
 native = find_spec("polargrid_local._core")

@@ -26,8 +26,9 @@ from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import url2pathname
 
 from polargrid_local.errors import NetworkError, NotFoundError
+from polargrid_local.models.catalog import HubSource, WheelSource
 from polargrid_local.models.partial import Partial, storage_error
-from polargrid_local.models.store import HubSource, Progress, WheelSource
+from polargrid_local.models.store import Progress
 from polargrid_local.shards import Shard, shard_of
 
 RETRY_DELAYS_S = (0.5, 1, 2, 4, 8)  # between tries that bring no byte; any byte starts the count anew
