@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,15 @@ def storage_error(cause: OSError, path: Path, n_needed_bytes: int | None = None)
         code="disk_full" if full else "storage_error",
         details={"path": str(path), "errno": cause.errno, "need_bytes": n_needed_bytes},
     )
+
+
+def require_space(folder: Path, n_bytes: int | None, n_have_bytes: int = 0) -> None:
+    """Raises ServerError, code disk_full, if what is still to come does not fit on the disk of `folder`."""
+    need = (n_bytes or 0) - n_have_bytes
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        cause = OSError(errno.ENOSPC, f"only {free} bytes free on this disk")
+        raise storage_error(cause, folder, need)
 
 
 def file_sha256(path: Path) -> str:
@@ -128,6 +138,7 @@ class Partial:
         self.close()
 
     def discard(self) -> None:
+        """Delete file and journal."""
         self._close_files()
         for path in (self.path, self._journal_path):
             path.unlink(missing_ok=True)

