@@ -1,4 +1,5 @@
-"""PyInstaller hook: what no import statement shows. Modules imported by name, the catalogue, the web page, the metadata."""
+"""PyInstaller hook: what no import statement shows, which is modules imported by name, the catalogue, the web page and
+the metadata of the package."""
 
 import contextlib
 from importlib.metadata import PackageNotFoundError

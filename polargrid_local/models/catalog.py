@@ -109,9 +109,9 @@ class CatalogEntry:
 class Catalog:
     """The shipped entries, and those of a site's own `catalog.toml`, which win.
 
-    `entries`: by id. `preferred`: the id to run when nobody named a model and its file is on disk; `embedded`: the id to
-    run otherwise; "" where there is none. A file that does not exist counts as empty; raises ValidationError, naming file
-    and field, for a broken one.
+    `entries`: by id. `by_name`: by id, alias and file name in small letters. `preferred`: the id to run when nobody
+    named a model and its file is on disk; `embedded`: the id to run otherwise; "" where there is none. A file that
+    does not exist counts as empty; raises ValidationError, naming file and field, for a broken one.
     """
 
     def __init__(self, own: Path) -> None:
@@ -140,7 +140,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as cause:
-        # In a folder that may not be looked into, a file cannot be told from a missing one either.
+        # A folder that this account may not look into counts as one without a catalogue.
         if isinstance(cause, OSError) and not os.path.lexists(path):
             return {"models": {}}
         raise ValidationError(f"Cannot read the catalogue {path}: {cause}") from cause

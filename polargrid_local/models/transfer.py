@@ -31,8 +31,8 @@ OSError: it comes out as it is, and the next download goes on from there."""
 
 @dataclass(frozen=True)
 class Remote:
-    """Where a file lies. `identity` changes when its content does; `n_bytes` and `sha256` as the other side states them;
-    `tls` None trusts the usual authorities."""
+    """Where a file lies. `identity` changes when its content does; `n_bytes` and `sha256` are as the other side states
+    them; `tls` None trusts the usual authorities."""
 
     url: str
     headers: dict[str, str]
@@ -77,9 +77,10 @@ def get(url: str, headers: dict[str, str], tls: ssl.SSLContext | None) -> Iterat
 def _client(tls: ssl.SSLContext | None) -> httpx.Client:
     import httpx
 
+    verify = tls or _usual_authorities()
     try:
         return httpx.Client(
-            verify=tls or _usual_authorities(),
+            verify=verify,
             timeout=TIMEOUT_S,
             follow_redirects=True,  # without the login, where one leads to another host
             max_redirects=MAX_REDIRECTS,
@@ -99,7 +100,7 @@ def _refuse_downgrade(response: httpx.Response) -> None:
 
 
 def _usual_authorities() -> ssl.SSLContext:
-    """The system's, or those of $SSL_CERT_FILE alone. Many a Python does not find the system's, so certifi's are added."""
+    """Those of $SSL_CERT_FILE; without it the system's, and certifi's because many a Python does not find those."""
     import ssl
 
     import certifi

@@ -159,7 +159,8 @@ class _Index:
         return {"Authorization": login} if login else {}
 
     def _authorities(self, url: str) -> ssl.SSLContext | None:
-        """Who vouches for a host: nobody need, those of pip's `cert`, or None for the usual ones. Raises NetworkError."""
+        """Whose certificates to believe: any at all from a trusted host, else those that pip's `cert` signs; None for
+        the usual authorities. Raises NetworkError for a `cert` that cannot be used."""
         import ssl  # looking up a name must not cost it
 
         if self._settings.trusts(url):

@@ -85,7 +85,8 @@ def test_unknown_name_suggests_the_nearest(store):
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "../secret", "../secret.gguf", "..\\secret", "/etc/passwd", "a/../b", "nul\0byte", "C:model", "folder",
+    ["", ".", "..", "../secret", "../secret.gguf", "..\\secret", "/etc/passwd", "a/../b", "nul\0byte", "C:model",
+     "folder",
      "folder/../secret", "folder/../../secret", "folder/", "/inside", "./inside", "folder//inside", "inside/", "~/x",
      "file:///etc/passwd", ".store", ".store/part", ".hidden", "é", "x" * 5000],
 )  # fmt: skip
@@ -102,9 +103,12 @@ def test_names_never_lead_out_of_the_directory(tmp_path, name):
 
 
 ODD = [
-    "my model.gguf", "x (1).gguf", "Модель Q4.gguf", "模型.gguf", "a+b&c=d?e#f%20.gguf", "x" * 150 + ".gguf", "Upper.GGUF", ".gguf",
-    ".hidden.gguf", "..gguf", "-rf.gguf", "a,b;c.gguf", "quote'\".gguf", "back\\slash.gguf", "new\nline\x1b[31m.gguf", " space .gguf",
-    "nai\u0308ve.gguf", "👍🏽.gguf", "status.gguf", "x.gguf.gguf", "C:drive.gguf", "~home.gguf", "file:x.gguf", "model.Q4_K_M.gguf",
+    "my model.gguf", "x (1).gguf", "Модель Q4.gguf", "模型.gguf", "a+b&c=d?e#f%20.gguf", "x" * 150 + ".gguf",
+    "Upper.GGUF", ".gguf",
+    ".hidden.gguf", "..gguf", "-rf.gguf", "a,b;c.gguf", "quote'\".gguf", "back\\slash.gguf",
+    "new\nline\x1b[31m.gguf", " space .gguf",
+    "nai\u0308ve.gguf", "👍🏽.gguf", "status.gguf", "x.gguf.gguf", "C:drive.gguf", "~home.gguf", "file:x.gguf",
+    "model.Q4_K_M.gguf",
     "a-00001-of-00000.gguf", "a-00004-of-00003.gguf", "CON.gguf", "x\u202egpj.gguf",
 ]  # fmt: skip
 
@@ -434,7 +438,8 @@ def test_looking_up_names_imports_no_network_code():
         "import sys; from polargrid_local.models.store import Store; s = Store(sys.argv[1]); s.list(); s.default()\n"
         "try: s.resolve('llama-3.1-8b')\n"
         "except Exception: pass\n"
-        "print([m for m in ('socket', 'ssl', 'http.client', 'httpx', 'huggingface_hub', 'subprocess') if m in sys.modules])"
+        "network = ('socket', 'ssl', 'http.client', 'httpx', 'huggingface_hub', 'subprocess')\n"
+        "print([m for m in network if m in sys.modules])"
     )
     env = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(

@@ -494,6 +494,24 @@ def test_storage_on_another_scheme_is_refused(hub, tmp_path):
         make_exact_store(tmp_path / "models").pull("house")
 
 
+class Stop(Exception):
+    pass
+
+
+def test_what_progress_raises_ends_the_download_and_the_next_one_goes_on(hub, tmp_path):
+    store = make_exact_store(tmp_path / "models")
+
+    def stop(done, total):
+        if done:
+            raise Stop
+
+    with pytest.raises(Stop):
+        store.pull("house", stop)
+    assert store.list() == {} and len(hub.gets) == 1
+    assert store.pull("house").read_bytes() == MODEL
+    assert hub.gets[-1][2] and hub.gets[-1][2] != "bytes=0-"
+
+
 # --- the disk ---
 
 
