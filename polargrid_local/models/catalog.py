@@ -61,10 +61,7 @@ class WheelSource:
         return f"PyPI wheel {self.requirement}"
 
 
-Source = HubSource | WheelSource
-
-
-def parse_source(text: str) -> Source:
+def parse_source(text: str) -> HubSource | WheelSource:
     """Raises ValidationError for anything but the two forms. Of a file of the hub, `.gguf` may be left out."""
     if match := _HUB.fullmatch(text):
         hub = HubSource(**match.groupdict())

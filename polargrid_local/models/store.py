@@ -14,8 +14,8 @@ from typing import Any
 
 from polargrid_local.errors import InvalidModelError, NotFoundError, PolarGridError, ServerError, ValidationError
 from polargrid_local.models.catalog import Catalog, CatalogEntry, HubSource, parse_source
-from polargrid_local.models.download import Download, stated_bytes
-from polargrid_local.models.hub import find_shards
+from polargrid_local.models.download import Download
+from polargrid_local.models.hub import find_shards, stated_bytes
 from polargrid_local.models.names import absolute, local_path, names_of, readable, scan, short_name, why_no_file
 from polargrid_local.models.partial import file_sha256, require_space, storage_error
 from polargrid_local.models.transfer import Progress
@@ -268,15 +268,15 @@ class Store:
         return self.models_dir / shards[0].file
 
     def _room_for(self, shards: Sequence[CatalogEntry]) -> int | None:
-        """The bytes of all shards together; None if the hub does not say. Raises ServerError, code disk_full, if those
-        that are still to come do not fit."""
+        """The bytes of all shards together; None if nobody says beforehand. Raises ServerError, code disk_full, if
+        those that are still to come do not fit."""
         n_here = n_to_come = n_begun = 0
         work = self.models_dir / _PRIVATE
         for shard in shards:
-            place = self.models_dir / shard.file
+            place, source = self.models_dir / shard.file, parse_source(shard.source)
             if os.path.isfile(place):
                 n_here += place.stat().st_size
-            elif (size := stated_bytes(parse_source(shard.source))) is None:
+            elif not isinstance(source, HubSource) or (size := stated_bytes(source)) is None:
                 return None
             else:
                 n_to_come += size
@@ -324,7 +324,8 @@ class Store:
 
     @contextlib.contextmanager
     def _locked(self, file: str) -> Iterator[None]:
-        from filelock import FileLock  # the system drops it when its holder is killed
+        """One download of a file at a time, of all processes. The system frees the lock when its holder is killed."""
+        from filelock import FileLock  # only a download needs it, and some of its releases bring sockets
 
         private = self.models_dir / _PRIVATE
         private.mkdir(parents=True, exist_ok=True)

@@ -604,7 +604,7 @@ from polargrid_local.models import store
 import huggingface_hub.utils, huggingface_hub.errors, filelock
 partial.BLOCK_BYTES = 64 << 10
 import httpx
-HOUSE = os.path.dirname(store.__file__)
+FOLDER = os.path.dirname(store.__file__)
 models, wanted, old = sys.argv[1:]
 path = os.path.join(models, {FILE!r})
 
@@ -612,7 +612,7 @@ def pull(kill_at):
     n_lines = 0
     def trace(frame, event, arg):
         nonlocal n_lines
-        if not frame.f_code.co_filename.startswith(HOUSE):
+        if not frame.f_code.co_filename.startswith(FOLDER):
             return None
         n_lines += 1
         if n_lines == kill_at:
