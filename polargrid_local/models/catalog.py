@@ -157,6 +157,7 @@ def _entry(id: str, fields: dict[str, Any]) -> CatalogEntry:
     aliases = fields.get("aliases", [])
     entry = CatalogEntry(id=id, **{**fields, "aliases": tuple(aliases)})
     shard, member = shard_of(str(entry.file)), shard_of(parse_source(entry.source).member)
+    # Of a split model, both names must be those of a first shard, of the same number of shards.
     split_as_the_source = shard[1:] == member[1:] == (1, shard.total) if shard and member else shard is member
     checks = {
         "id": _NAME.fullmatch(id),

@@ -20,7 +20,7 @@ def scan(folder: Path) -> tuple[list[str], list[str]]:
     folders: list[tuple[bool, str]] = []
     with os.scandir(folder) as found:
         for item in found:
-            with contextlib.suppress(OSError):  # links that lead to one another
+            with contextlib.suppress(OSError):  # a loop of links cannot be looked into
                 if item.name.lower().endswith(".gguf") and item.is_file():
                     files.append(item.name)
                 elif not item.name.startswith(".") and item.is_dir():
@@ -37,7 +37,7 @@ def names_of(files: Sequence[str]) -> dict[str, str]:
             names.setdefault(file[: -len(".gguf")], file)
         if shard := shard_of(file):
             sets.setdefault(shard.names()[0], shard.names())
-    for first in sorted(sets, key=lambda first: len(set(sets[first]).difference(files))):  # whole ones first
+    for first in sorted(sets, key=lambda first: len(set(sets[first]).difference(files))):  # complete sets first
         names.setdefault(short_name(first), first)
         names.setdefault(short_name(first) + ".gguf", first)
     for name, file in list(names.items()):
@@ -80,7 +80,7 @@ def local_path(text: str) -> Path:
         return absolute(text)
     try:
         url = urlsplit(text)
-    except ValueError as error:  # half a bracket
+    except ValueError as error:  # such as a bracket that is never closed
         raise ValidationError(f"Not a file: URL: {text[:200]!r}: {error}", param="model") from None
     if url.netloc not in ("", "localhost"):
         raise ValidationError(f"Not a file on this machine: {text[:200]!r}", param="model")

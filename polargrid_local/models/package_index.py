@@ -19,6 +19,7 @@ from polargrid_local.errors import NetworkError, NotFoundError
 from polargrid_local.models.names import url_path
 
 PYPI = "https://pypi.org/simple"
+# The two forms in which an index lists the files of a project: PEP 691 and PEP 503.
 JSON, HTML = "application/vnd.pypi.simple.v1+json", "text/html"
 
 
@@ -141,17 +142,19 @@ def find_wheel(requirement: str, settings: IndexSettings, read: Read) -> Indexed
 
 
 def _project(name: str) -> str:
+    """A project's name as the addresses of an index spell it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _page(base: str, project: str) -> str:
+    """The address of the page that lists a project's files."""
     if urlsplit(base).scheme == "file":  # a folder that looks like an index
         return (Path(url_path(base)) / project / "index.html").as_uri()
     return f"{base.rstrip('/')}/{project}/"
 
 
 def _shown(url: str) -> str:
-    """Without the password that may be in it."""
+    """An address without the login that may be in it."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 

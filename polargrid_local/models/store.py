@@ -249,6 +249,7 @@ class Store:
         )
 
     def _pull(self, entry: CatalogEntry, progress: Progress) -> Path:
+        """All files of an entry; the one to open."""
         shards = self._shards(entry)
         if shards is None:
             try:
@@ -303,6 +304,7 @@ class Store:
         return shards if from_there else None
 
     def _shards_on_hub(self, entry: CatalogEntry) -> Sequence[CatalogEntry] | None:
+        """The files of an entry that the hub has in several shards only; None if it has not."""
         source = parse_source(entry.source)
         if not isinstance(source, HubSource) or (member := find_shards(source)) is None:
             return None
@@ -344,7 +346,7 @@ class Store:
         try:
             if entry.bytes not in (None, path.stat().st_size) or file_sha256(path) != digest:
                 return False
-        except OSError:  # a broken disk cannot read it either
+        except OSError:  # a broken disk may not even let it be read
             return False
         with contextlib.suppress(OSError):  # the disk may be full or read-only, and the file is right
             self._record(path, digest, entry, path)
