@@ -28,8 +28,10 @@ from polargrid_local.api.params import (
     RerankParams,
     UnloadModelParams,
 )
+from polargrid_local.api.parse import parse_fields, parse_filter
 from polargrid_local.api.pipeline import CHAT, COMPLETION, EMBEDDING, GENERATE, RERANK, Assembler, Job, Kind
-from polargrid_local.api.types import (
+from polargrid_local.api.plain import plain
+from polargrid_local.api.replies import (
     ChatCompletionChunk,
     ChatCompletionResponse,
     CompletionChunk,
@@ -51,9 +53,6 @@ from polargrid_local.api.types import (
     SystemInfo,
     UnloadAllModelsResponse,
     UnloadModelResponse,
-    parse_fields,
-    parse_filter,
-    plain,
 )
 from polargrid_local.errors import EngineClosed, ValidationError, did_you_mean
 from polargrid_local.native.runtime import LoadedModel, inspect, rest_if_leaving, system
@@ -62,7 +61,7 @@ from polargrid_local.registry import Models, Progress
 from polargrid_local.streams import AsyncChatStream, Batch, ChatStream, sentences, text_of
 
 if TYPE_CHECKING:
-    from polargrid_local.api.types import FloatArray
+    from polargrid_local.api.replies import FloatArray
 
 __all__ = [
     "AsyncChatStream",

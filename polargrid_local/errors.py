@@ -75,6 +75,11 @@ class ValidationError(PolarGridError):
     code, type, status = "invalid_request", "invalid_request_error", 400
 
 
+def refused(field: str, problem: str, **details: Any) -> ValidationError:
+    """What is wrong with one argument or request field, named by its path."""
+    return ValidationError(f"{field}: {problem}", param=field, details={"field": field, **details})
+
+
 class ContextLengthError(ValidationError):
     code = "context_length_exceeded"
 

@@ -14,8 +14,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from polargrid_local.api.parse import parse_request
 from polargrid_local.api.pipeline import Job, Kind, Target, check_length, messages_of, prepare, texts_of
-from polargrid_local.api.types import (
+from polargrid_local.api.plain import plain
+from polargrid_local.api.replies import (
     Device,
     GPUInfo,
     GPUMemoryResponse,
@@ -35,8 +37,6 @@ from polargrid_local.api.types import (
     Task,
     UnloadAllModelsResponse,
     UnloadModelResponse,
-    parse_request,
-    plain,
 )
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import (

@@ -14,11 +14,11 @@ from typing import Any, Generic, TypeVar, cast
 
 from typing_extensions import NamedTuple  # generic, which typing's is since Python 3.11
 
-from polargrid_local.api.types import (
+from polargrid_local.api.events import Event, TokenLogprob
+from polargrid_local.api.replies import (
     ChatChoice,
     ChatChunkChoice,
     ChatCompletionChunk,
-    ChatCompletionRequest,
     ChatCompletionResponse,
     ChatDelta,
     ChatLogprobs,
@@ -26,28 +26,29 @@ from polargrid_local.api.types import (
     ChatTopLogprob,
     CompletionChunk,
     CompletionChunkChoice,
-    CompletionRequest,
     CompletionResponse,
-    EmbeddingRequest,
     EmbeddingResponse,
-    Event,
     FinishReason,
-    GenerateRequest,
     GenerateResponse,
-    Message,
     NativeInfo,
     PGMetadata,
-    Request,
-    RerankRequest,
     RerankResponse,
     RerankResult,
-    Sampling,
     Task,
     TextLogprobs,
-    TextPart,
     Timings,
-    TokenLogprob,
     Usage,
+)
+from polargrid_local.api.requests import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    GenerateRequest,
+    Message,
+    Request,
+    RerankRequest,
+    Sampling,
+    TextPart,
 )
 from polargrid_local.chat.abilities import Abilities, typed
 from polargrid_local.chat.template import ChatTemplate

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from polargrid_local.api.types import Event, FileSummary, ModelStats, NativeInfo, SystemInfo, TokenLogprob
+from polargrid_local.api.events import Event, TokenLogprob
+from polargrid_local.api.replies import FileSummary, ModelStats, NativeInfo, SystemInfo
 from polargrid_local.errors import (
     EngineClosed,
     ForkedEngineError,

@@ -10,8 +10,8 @@ from fakes import INFO, Event
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polargrid_local.api.parse import parse_request
 from polargrid_local.api.pipeline import Target, prepare, split_filters
-from polargrid_local.api.types import parse_request
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import ContextLengthError, EngineClosed, NumericError, ValidationError
 
