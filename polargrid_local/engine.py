@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from typing_extensions import Never, Unpack
 
+from polargrid_local.api.assemble import Assembler
 from polargrid_local.api.params import (
     ChatChanges,
     ChatParams,
@@ -29,8 +30,8 @@ from polargrid_local.api.params import (
     UnloadModelParams,
 )
 from polargrid_local.api.parse import parse_fields, parse_filter
-from polargrid_local.api.pipeline import CHAT, COMPLETION, EMBEDDING, GENERATE, RERANK, Assembler, Job, Kind
 from polargrid_local.api.plain import plain
+from polargrid_local.api.prepare import CHAT, COMPLETION, EMBEDDING, GENERATE, RERANK, Job, Kind
 from polargrid_local.api.replies import (
     ChatCompletionChunk,
     ChatCompletionResponse,

@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar, overload
 
+from polargrid_local.api.assemble import Assembler
 from polargrid_local.api.events import Event
-from polargrid_local.api.pipeline import Assembler, Job
+from polargrid_local.api.prepare import Job
 from polargrid_local.api.replies import FinishReason, Timings, Usage
 from polargrid_local.errors import EngineClosed, ValidationError
 from polargrid_local.native.runtime import Inbox, LoadedModel, Mailbox, rest_if_leaving

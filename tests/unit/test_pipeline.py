@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polargrid_local.api.parse import parse_request
-from polargrid_local.api.pipeline import Target, prepare, split_filters
+from polargrid_local.api.prepare import Target, prepare, split_filters
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import ContextLengthError, EngineClosed, NumericError, ValidationError
 

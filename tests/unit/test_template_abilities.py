@@ -8,8 +8,8 @@ from datetime import datetime
 
 import pytest
 
+from polargrid_local.api.messages import messages_of
 from polargrid_local.api.parse import parse_request
-from polargrid_local.api.pipeline import messages_of
 from polargrid_local.chat.abilities import Abilities
 from polargrid_local.chat.named_templates import NAMES, named
 from polargrid_local.chat.template import ChatTemplate
