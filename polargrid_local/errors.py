@@ -61,8 +61,7 @@ class PolarGridError(Exception):
 
 
 def _printable(text: str) -> str:
-    """With bytes of a file name that are not UTF-8, and lone surrogates, written out as escapes: those as they are would
-    make printing the error fail."""
+    """With lone surrogates, which a file name that is not UTF-8 has too, as escapes: printing them would fail."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
 """Assembling: the native engine's events -> the chunks of a stream, and the same chunks joined -> the plain answer.
 
-Sync and async streams, the server and the plain (unstreamed) calls all feed an Assembler, so a joined stream is the plain
-answer by construction.
+Sync and async streams, the server and the plain (unstreamed) calls all feed an Assembler, so a joined stream is the
+plain answer by construction.
 """
 
 from __future__ import annotations
@@ -55,20 +55,19 @@ class _Choice:
     def counts(self) -> tuple[int, int, int]:
         """Tokens: prompt, of them cached, generated."""
         event = self.event
-        return (event.n_prompt, event.n_cached, event.n_generated) if event is not None else (0, 0, 0)
+        return (0, 0, 0) if event is None else (event.n_prompt, event.n_cached, event.n_generated)
 
     @property
     def times(self) -> tuple[float, float, float, float]:
+        """Milliseconds since submit: queued, prefilled, first token, all; negative where not reached."""
         event = self.event
-        return (
-            (event.queue_ms, event.prefill_ms, event.first_token_ms, event.total_ms)
-            if event is not None
-            else (-1.0,) * 4
-        )
+        if event is None:
+            return -1.0, -1.0, -1.0, -1.0
+        return event.queue_ms, event.prefill_ms, event.first_token_ms, event.total_ms
 
 
 class Assembler(Generic[C, R]):
-    """Events in, chunk dicts out; `response()` is the same answer in one piece. Not thread-safe: one reader at a time."""
+    """Events in, chunk dicts out; `response()` is the same answer in one piece. Not thread-safe: one reader at once."""
 
     prefix = ""
 
@@ -165,7 +164,7 @@ class Assembler(Generic[C, R]):
         """The chunks that `event`, about choice `index`, completes. Raises what an error event says."""
         choice = self.choices[index]
         if choice.reason is not None:
-            return []  # a tail after our own end
+            return []  # what the engine had still to say when a filter had ended the choice
         kind = event.kind
         if kind == "progress":
             return []
@@ -364,10 +363,10 @@ class EmbeddingAssembler(Assembler[dict[str, Any], EmbeddingResponse[Any]]):
 
 
 def _encoded(vector: Any, encoding_format: str) -> Any:
-    """Numbers as a list, as base64 of little-endian float32, or as a numpy array of float32 that is the caller's own."""
+    """`vector` (n_embd,) as a list, as base64 of little-endian float32, or as a numpy array of float32, a copy."""
     if encoding_format == "float":
         return [float(x) for x in vector]
-    import numpy  # late: a chat does without, and starts sooner
+    import numpy  # imported here because a program that only chats starts sooner without it
 
     if encoding_format == "base64":
         return base64.b64encode(numpy.asarray(vector, dtype="<f4").tobytes()).decode()
@@ -375,8 +374,8 @@ def _encoded(vector: Any, encoding_format: str) -> Any:
 
 
 class RerankAssembler(Assembler[dict[str, Any], RerankResponse]):
-    """The last event of each choice holds a document's scores, one for each of the model's labels; that of `label` is its
-    relevance."""
+    """The last event of each choice holds a document's scores, one for each of the model's labels; the score at index
+    `label` is its relevance."""
 
     prefix = "rerank-"
 

@@ -17,7 +17,7 @@ class TokenLogprob(TypedDict):
 
 
 class Event(Protocol):
-    """One thing the native engine says about a request, as `_core.Event`. Times in ms since submit, < 0 = not reached."""
+    """One thing the native engine says about a request: `_core.Event`. Times are ms since submit, < 0 = not reached."""
 
     @property
     def id(self) -> int: ...

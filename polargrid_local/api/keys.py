@@ -123,9 +123,8 @@ def known(value: Any, keys: Keys, loc: tuple[Any, ...], strict: bool) -> Any:
 
 
 def known_fields(kind: str, sources: Iterable[dict[Any, Any]], strict: bool) -> dict[str, Any]:
-    """The fields of a request of `kind` out of several dicts of plain data, later ones on top; in the mappings inside
-    only known keys, as `known` says. Raises ValidationError for a key, or for a value of ASKS_NOTHING or OTHERS_ASK, that
-    would be lost."""
+    """The fields of a request of `kind` out of several dicts of plain data, later ones on top; the mappings in them
+    have known keys only, as `known` says. Raises ValidationError for a key or a value that would otherwise be lost."""
     data: dict[str, Any] = {}
     for source in sources:
         fields = known(source, REQUEST[kind], (), strict)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from polargrid_local.api.requests import Message, TextPart
-from polargrid_local.chat.abilities import Abilities, typed
+from polargrid_local.chat.capabilities import Capabilities, text_parts
 
 
-def messages_of(messages: Sequence[Message], abilities: Abilities) -> list[dict[str, Any]]:
+def messages_of(messages: Sequence[Message], capabilities: Capabilities) -> list[dict[str, Any]]:
     """Messages as this chat template takes them: `developer` is `system`, tool arguments are parsed."""
     plain: list[dict[str, Any]] = []
     held: list[str] = []  # system texts on their way into the user's next turn
@@ -21,22 +21,22 @@ def messages_of(messages: Sequence[Message], abilities: Abilities) -> list[dict[
             texts = [part.text for part in content if isinstance(part, TextPart)]  # images were refused
         else:
             texts = [] if content is None else [content]
-        if role == "system" and (abilities.system == "folded" or (abilities.system == "first" and plain)):
+        if role == "system" and (capabilities.system == "folded" or (capabilities.system == "first" and plain)):
             held += texts
             continue
         if role == "user" and held:
-            texts, held = ["\n".join([*held, abilities.joint.join(texts)])], []
+            texts, held = ["\n".join([*held, capabilities.joint.join(texts)])], []
         entry: dict[str, Any] = {"role": role}
         if (
             content is None
             and role == "assistant"
-            and abilities.null in ("always", message.tool_calls and "tool calls")
+            and capabilities.null in ("always", message.tool_calls and "tool calls")
         ):
             entry["content"] = None
-        elif role in abilities.parts:
-            entry["content"] = [part for text in texts or [""] for part in typed(text)]
+        elif role in capabilities.parts:
+            entry["content"] = [part for text in texts or [""] for part in text_parts(text)]
         else:
-            entry["content"] = abilities.joint.join(texts)
+            entry["content"] = capabilities.joint.join(texts)
         if message.name is not None:
             entry["name"] = message.name
         if message.tool_call_id is not None:
@@ -61,7 +61,7 @@ def messages_of(messages: Sequence[Message], abilities: Abilities) -> list[dict[
         plain.append(entry)
     if held:  # no user's turn came
         text = "\n".join(held)
-        plain.append({"role": "user", "content": typed(text) if "user" in abilities.parts else text})
+        plain.append({"role": "user", "content": text_parts(text) if "user" in capabilities.parts else text})
     return plain
 
 

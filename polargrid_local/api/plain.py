@@ -16,7 +16,8 @@ MAX_VALUES = 100_000  # in one request, every item of every list and mapping cou
 
 
 def plain(value: Any, *loc: str | int) -> Any:
-    """`value` in dicts, lists, strings and numbers of our own, whatever mappings and objects with `model_dump` it came in.
+    """`value` in new dicts, lists, strings and numbers, whatever mappings and objects with `model_dump` it came in.
+    `loc`: where it stands, as keys and indices.
 
     One bounded walk: what holds itself, what is shared a million times and a mapping whose iteration never ends are all
     refused after MAX_VALUES steps or MAX_DEPTH levels. So is half a surrogate pair, which no tokenizer and no encoder
@@ -99,5 +100,5 @@ def path(loc: tuple[Any, ...]) -> str:
 
 
 def shown(value: Any) -> str:
-    """For messages; Python itself refuses to write out an integer of thousands of digits."""
+    """A value as an error message shows it. Python itself refuses to write out an integer of thousands of digits."""
     return "a huge number" if isinstance(value, int) and abs(value) >= 2**80 else repr(value)[:80]

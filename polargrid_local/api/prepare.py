@@ -45,8 +45,8 @@ from polargrid_local.chat.taint import Span
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import ContextLengthError, ValidationError, refused
 
-# Where a model does not say how long its longest piece is: no vocabulary has a longer one. A prompt of more than n_ctx
-# such pieces need not be tokenized to be refused.
+# The length of the longest token's text, where a model does not say its own: no vocabulary has a longer one. A prompt
+# of more than n_ctx times so many bytes need not be tokenized to be refused.
 LONGEST_PIECE_BYTES = 512
 
 C = TypeVar("C")  # a chunk
@@ -54,9 +54,9 @@ R = TypeVar("R")  # the whole answer
 
 
 class Target(NamedTuple):
-    """What `prepare` must know of a loaded model: the name replies carry when a request names none, `_core`'s info()."""
+    """What `prepare` must know of a loaded model."""
 
-    name: str
+    name: str  # what replies carry when a request names no model
     info: NativeInfo
     template: ChatTemplate
     content_filter: Any = None
@@ -74,7 +74,7 @@ RERANK = Kind[dict[str, Any], RerankResponse]("rerank")
 
 
 class Job(NamedTuple, Generic[C, R]):
-    """One native request per choice (list prompts) or per input (embeddings), and the assembler of their events."""
+    """One native request for each prompt, input or document, and the assembler of their events."""
 
     requests: list[dict[str, Any]]
     assembler: Assembler[C, R]
@@ -164,15 +164,15 @@ def chat_prompt(
     if limited:
         check_length(texts_of(messages), target, "messages", hint=hint)
     options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-    spans = target.template.render(messages_of(messages, target.template.abilities), now=now, **options)
+    spans = target.template.render(messages_of(messages, target.template.capabilities), now=now, **options)
     if limited:
         check_length(spans, target, "messages", hint=hint)
     return spans
 
 
 def check_length(spans: Sequence[Span], target: Target, field: str, task: Task = "generate", hint: str = "") -> None:
-    """Raises ContextLengthError for a prompt of more characters than the context, or for other tasks the length that the
-    model was trained with, could ever hold."""
+    """Raises ContextLengthError for a prompt of more characters than the context could ever hold; for tasks other than
+    generating, the context is the length that the model was trained with."""
     info = target.info
     n_ctx = (info.get("n_ctx") if task == "generate" else info.get("n_ctx_train")) or 2**31
     longest = info.get("longest_piece") or LONGEST_PIECE_BYTES
@@ -219,7 +219,8 @@ _PLACE = re.compile(r"\{(query|document)\}")
 
 
 def _pair(template: str, query: str, document: str) -> list[Span]:
-    """A query and a document as spans: in the model's own template, or by themselves where the vocabulary frames them."""
+    """A query and a document as spans: in the model's own template or, without one, by themselves: then the tokenizer
+    puts the vocabulary's separators around them."""
     texts = {"query": query, "document": document}
     if not template:
         return [(query, False), (document, False)]

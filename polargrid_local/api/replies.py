@@ -31,7 +31,7 @@ class PGMetadata(TypedDict, total=False):
 
 
 class Timings(TypedDict):
-    """Milliseconds since submit (None = not reached), the decode rate, and prompt tokens taken from the prefix cache."""
+    """Milliseconds since submit (None = not reached), the decode rate, and prompt tokens from the prefix cache."""
 
     queue_ms: float | None
     prefill_ms: float | None

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WrapValidator
+from pydantic import ValidationError as PydanticError
 from pydantic_core import PydanticCustomError
 
 MAX_MESSAGES = 1024
@@ -63,6 +64,7 @@ def _bias_keys(value: Any) -> Any:
 
 
 def check_filter(value: Any) -> Any:
+    """A content filter: phrases, or a predicate of the text so far. Raises PydanticCustomError."""
     if value is None or callable(value):
         return value
     if isinstance(value, str):
@@ -78,15 +80,17 @@ def _max_tokens(value: int) -> int:
     return value
 
 
-def _encoding(value: Any) -> Any:
-    if value not in ("float", "base64", "numpy"):
-        raise PydanticCustomError("encoding_format", "must be 'float' or 'base64', in process also 'numpy'")
-    return value
+def _encoding(value: Any, check: Callable[[Any], Any]) -> Any:
+    try:
+        return check(value)
+    except PydanticError:
+        problem = "must be 'float' or 'base64', in process also 'numpy'"
+        raise PydanticCustomError("encoding_format", problem) from None
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
 NonEmptyText = Annotated[str, Field(min_length=1)]
-ModelName = Annotated[str, Field(min_length=1, max_length=4096)]  # the longest path
+ModelName = Annotated[str, Field(min_length=1, max_length=4096)]  # it may be a path, and Linux has none longer
 Unit = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TopK = Annotated[Whole, Field(ge=-(2**31), lt=2**31)]
@@ -259,7 +263,7 @@ class EmbeddingRequest(StrictModel):
     input: Strings
     model: ModelName | None = None
     user: str | None = None
-    encoding_format: Annotated[Literal["float", "base64", "numpy"], BeforeValidator(_encoding)] = "float"
+    encoding_format: Annotated[Literal["float", "base64", "numpy"], WrapValidator(_encoding)] = "float"
     dimensions: Whole | None = None
 
     @property

@@ -1,8 +1,8 @@
-"""Where a chat template runs: Jinja's immutable sandbox, narrowed to what can be priced. Pure: the date is an argument.
+"""The sandbox in which a chat template runs: Jinja's immutable one, narrowed to what has a known cost.
 
-A template is a program from a stranger. Two rules hold it, beside those of `template_code`:
-- Every type has a list of what a template may ask of it (`_ATTRIBUTES`), and only those, macros and a few functions can be
-  called. Filters, tests, globals and kinds of syntax are lists too. What is on no list is refused.
+A template is a program from a stranger. Two rules hold it, beside those of `compiler`:
+- Every type has a list of what a template may ask of it (`_ATTRIBUTES`), and only those, macros and a few functions can
+  be called. Filters, tests, globals and kinds of syntax are lists too. What is on no list is refused.
 - Whatever can make something large, or take long, is paid for out of the render's Budget before it runs.
 """
 
@@ -20,10 +20,10 @@ from jinja2.runtime import LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Cycler, Joiner, Namespace
 
-from polargrid_local.chat.budget import MAX_BITS, MAX_DEPTH, MAX_ITEMS, MAX_WIDTH, too_much
-from polargrid_local.chat.taint import Ledger, Text, joined, plain_of
-from polargrid_local.chat.template_code import Bounded, Generation, Generator
-from polargrid_local.chat.template_filters import CALLABLES, FILTERS, GLOBALS, LINE_ENDS, TESTS
+from polargrid_local.chat.budget import MAX_BITS, MAX_DEPTH, MAX_ITEMS, MAX_WIDTH, over_limit
+from polargrid_local.chat.compiler import GenerationTag, SandboxCodeGenerator, TokenLimits
+from polargrid_local.chat.filters import CALLABLES, FILTERS, GLOBALS, LINE_ENDS, TESTS
+from polargrid_local.chat.taint import TaintedText, TaintTable, join_tainted, plain_of
 from polargrid_local.errors import TemplateError
 
 _SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))  # Unicode's last one is U+3000
@@ -79,7 +79,7 @@ _STRING = frozenset(
 _LIST = frozenset(("count", "index"))
 _ATTRIBUTES: dict[type, frozenset[str]] = {
     str: _STRING,
-    Text: _STRING,
+    TaintedText: _STRING,
     list: _LIST,
     tuple: _LIST,
     _GroupTuple: _LIST | {"grouper", "list"},
@@ -108,9 +108,9 @@ _ATTRIBUTES: dict[type, frozenset[str]] = {
 }
 _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _NUMBERS = (int, float, bool)
-_STRINGS = (str, Text)
+_STRINGS = (str, TaintedText)
 _ROWS = (list, tuple, _GroupTuple)
-_SCALARS = (str, Text, int, float, bool, type(None))
+_SCALARS = (str, TaintedText, int, float, bool, type(None))
 _DATA = (*_SCALARS, list, tuple, _GroupTuple, dict, range, *_VIEWS)
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "eq": lambda a, b: a == b,
@@ -123,27 +123,28 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def _search(n: int, m: int) -> int:
-    """Characters that looking for m among n may compare: Python gives up the naive way only on larger texts."""
+    """The most comparisons that finding m characters among n takes: up to some size Python tries place by place, and
+    only for larger texts it takes a linear algorithm."""
     return n + min(n * m, 3_000_000)
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """The environment of one render: it holds that render's ledger, and with it the budget. `now` is what strftime_now tells."""
+    """The environment of one render, with its taint table and budget. `now` is the time that strftime_now tells."""
 
-    code_generator_class = Generator
+    code_generator_class = SandboxCodeGenerator
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
-    def __init__(self, ledger: Ledger, now: datetime) -> None:
+    def __init__(self, taints: TaintTable, now: datetime) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
             optimized=False,
             cache_size=0,
-            extensions=("jinja2.ext.loopcontrols", Generation, Bounded),
+            extensions=("jinja2.ext.loopcontrols", GenerationTag, TokenLimits),
         )
-        self.ledger = ledger
-        self.budget = ledger.budget
-        self.spend = ledger.budget.spend
+        self.taints = taints
+        self.budget = taints.budget
+        self.spend = taints.budget.spend
         self.now = now
         self.filters = FILTERS
         self.tests = TESTS
@@ -151,7 +152,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._depth = 0
 
     def handle_exception(self, source: str | None = None) -> Any:
-        """As it is: Jinja's rewritten traceback would hold the exception, and with it the callers' frames, in a circle."""
+        """The exception as it is. Jinja's rewritten traceback would be a reference cycle that keeps callers' frames."""
         raise
 
     # text out of values
@@ -159,7 +160,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def shown(self, value: Any) -> str:
         """str() of a string, number, list or dict; anything else would show the interpreter's insides."""
         kind = type(value)
-        if kind is str or kind is Text:
+        if kind is str or kind is TaintedText:
             text: str = value
             return text
         if isinstance(value, Undefined):
@@ -169,14 +170,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if kind in _SCALARS:
             return str(value)
         self.budget.make(self.size(value))
-        return self.kept(str(value))  # the user's strings inside are stand-ins
+        return self.retaint(str(value))  # the user's strings inside are placeholders
 
     def represented(self, value: Any) -> str:
         self.budget.make(self.size(value))
-        return self.kept(repr(value))
+        return self.retaint(repr(value))
 
     def size(self, value: Any) -> int:
-        """The most characters that repr or JSON may need. Walks shared parts as often as those would, and pays for it."""
+        """The most characters that repr or JSON may need. Walks shared parts as often as they do, and pays for it."""
         total, stack = 0, [(value, 0)]
         while stack:
             item, depth = stack.pop()
@@ -187,7 +188,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             elif kind not in _DATA and not isinstance(item, Undefined):
                 raise TemplateError(f"chat template: uses a {kind.__name__} as text")
             elif depth > MAX_DEPTH:
-                raise too_much(f"data nested deeper than {MAX_DEPTH}", MAX_DEPTH)
+                raise over_limit(f"data nested deeper than {MAX_DEPTH}", MAX_DEPTH)
             elif kind is dict:
                 stack += [(part, depth + 1) for pair in item.items() for part in pair]
             elif kind in _ROWS or kind in _VIEWS:
@@ -204,7 +205,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             self.budget.make(str.__len__(part))
             kept.append(part)
         self.budget.make(sum(map(str.__len__, kept)))
-        return joined(kept)
+        return join_tainted(kept)
 
     def glue(self, items: Iterable[Any]) -> str:
         return self.concat(map(self.shown, items))
@@ -293,7 +294,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 continue
             n_items += len(item)
             if n_items > MAX_ITEMS:
-                raise too_much(f"makes a list of more than {MAX_ITEMS} items", MAX_ITEMS)
+                raise over_limit(f"makes a list of more than {MAX_ITEMS} items", MAX_ITEMS)
             self.spend(1 + len(item) // 16)
             stack += [part for part in item if isinstance(part, (list, tuple, dict))]
         return value
@@ -322,7 +323,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def number(self, value: Any) -> Any:
         if type(value) is int and value.bit_length() > MAX_BITS:
-            raise too_much(f"makes a number of more than {MAX_BITS} bits", MAX_BITS)
+            raise over_limit(f"makes a number of more than {MAX_BITS} bits", MAX_BITS)
         return value
 
     # attributes, items, calls
@@ -333,7 +334,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if attribute in _ATTRIBUTES.get(kind, ()):
             return getattr(obj, attribute)
         if isinstance(obj, Undefined):
-            return obj[attribute]  # raises
+            return obj[attribute]  # raises UndefinedError, which names what is undefined
         if kind is Namespace:
             if attribute.startswith("_"):
                 return self.unsafe_undefined(obj, attribute)
@@ -354,7 +355,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.spend(1)
         kind = type(obj)
         if isinstance(obj, Undefined):
-            return obj[argument]  # raises
+            return obj[argument]  # raises UndefinedError, which names what is undefined
         if type(argument) is slice:
             return self.sliced(obj, argument)
         if kind is dict or kind in _STRINGS or kind in _ROWS or kind is range:
@@ -377,7 +378,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             self.budget.make(len(obj))
         elif kind in _ROWS:
             self.budget.items(len(obj))
-        elif kind is not Text and kind is not range:
+        elif kind is not TaintedText and kind is not range:
             raise TypeError(f"a {kind.__name__} has no slices")
         return obj[part]
 
@@ -404,7 +405,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if kind is Macro or kind is LoopContext:
             self._depth += 1
             if self._depth > MAX_DEPTH:
-                raise too_much(f"macros or loops nested deeper than {MAX_DEPTH}", MAX_DEPTH)
+                raise over_limit(f"macros or loops nested deeper than {MAX_DEPTH}", MAX_DEPTH)
             try:
                 return context.call(obj, *args, **kwargs)
             finally:
@@ -429,9 +430,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 self.budget.items(len(value))
                 self.budget.read(sum(len(part) for part in value if isinstance(part, str)))
             elif type(value) is int and abs(value) > MAX_ITEMS:
-                raise too_much(f"{name} with a number beyond {MAX_ITEMS}", MAX_ITEMS)
-        if type(owner) is str and any(isinstance(value, (Text, tuple)) for value in values):
-            owner = Text(owner, self.ledger)  # so that what stands behind the stand-ins is compared
+                raise over_limit(f"{name} with a number beyond {MAX_ITEMS}", MAX_ITEMS)
+        if type(owner) is str and any(isinstance(value, (TaintedText, tuple)) for value in values):
+            owner = TaintedText(owner, self.taints)  # so that what stands behind the placeholders is compared
         self._price(name, plain_of(owner), [plain_of(value) if isinstance(value, str) else value for value in values])
         return getattr(owner, name)(*args, **kwargs)
 
@@ -478,7 +479,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def formatted(self, form: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """form.format(...). The user's parts of the form are text, never fields."""
         self.budget.make(str.__len__(form))
-        return self.kept(_Formatter(self).vformat(str.__str__(form), args, kwargs))
+        return self.retaint(_Formatter(self).vformat(str.__str__(form), args, kwargs))
 
     def percent(self, form: str, args: Any) -> str:
         """form % args. The user's parts of the form are text, never fields."""
@@ -522,19 +523,19 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.budget.make(2 * MAX_WIDTH if width or precision else MAX_BITS)
         if isinstance(value, str):
             self.budget.make(len(value))
-        marked = isinstance(value, Text)
+        is_tainted = isinstance(value, TaintedText)
         text = (start + width + ("" if precision is None else "." + precision) + kind) % (
-            plain_of(value) if marked else value
+            plain_of(value) if is_tainted else value
         )
-        return self.ledger.mark(text) if marked else text
+        return self.taints.taint(text) if is_tainted else text
 
     def check_width(self, spec: str) -> None:
         if any(len(number) > 4 for number in _NUMBER.findall(spec)):
-            raise too_much(f"a format field wider than {MAX_WIDTH}", MAX_WIDTH)
+            raise over_limit(f"a format field wider than {MAX_WIDTH}", MAX_WIDTH)
 
-    def kept(self, text: str) -> str:
-        """A plain string that may hold stand-ins, as one that knows."""
-        return text if text.isascii() else joined((Text(text, self.ledger),))
+    def retaint(self, text: str) -> str:
+        """A plain string that may hold placeholders, as TaintedText."""
+        return text if text.isascii() else join_tainted((TaintedText(text, self.taints),))
 
     # lists
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polargrid_local.chat import template_code as module
-from polargrid_local.chat.named_templates import CHATML
+from polargrid_local.chat import compiler as module
+from polargrid_local.chat.formats import CHATML
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import TemplateError
 
@@ -63,9 +63,9 @@ CONVERSATIONS = [
 
 
 @functools.cache
-def compiled(source):
+def compile_template(source):
     env = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", module.Generation]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", module.GenerationTag]
     )
 
     def refuse(message):
@@ -80,7 +80,7 @@ def compiled(source):
 
 def plain(source, messages, **options):
     """What everybody else renders: one string in which nobody can tell who wrote what."""
-    return compiled(source).render(
+    return compile_template(source).render(
         messages=messages,
         tools=None,
         documents=None,
@@ -441,7 +441,7 @@ def test_long_conversations_render_in_every_model_family():
     [
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ messages[0].content.__class__.__mro__ }}",
-        "{{ messages[0].content._ledger._pieces }}",
+        "{{ messages[0].content._taints._pieces }}",
         "{{ cycler.__init__.__globals__ }}",
         "{{ messages.append(1) }}",
         "{% include 'x' %}",

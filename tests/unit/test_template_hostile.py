@@ -12,7 +12,7 @@ from datetime import datetime
 
 import pytest
 
-from polargrid_local.chat import budget, template_code
+from polargrid_local.chat import budget, compiler
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import TemplateError
 
@@ -89,7 +89,7 @@ ESCAPES = [
             "''.__class__.__mro__[1].__subclasses__()",
             "messages[0].content.__class__.__mro__",
             "messages[0].content['__class__']['__mro__']",
-            "messages[0].content._ledger._pieces",
+            "messages[0].content._taints._pieces",
             "messages[0].content._known.x",
             "messages[0].content.encode.__func__",
             "messages[0].content.upper.__func__.__globals__",
@@ -411,8 +411,8 @@ WORK = [
 
 # Sources that take long, or much memory, to compile.
 COMPILE = [
-    "x" * (template_code.MAX_SOURCE_BYTES + 1),
-    "é" * (template_code.MAX_SOURCE_BYTES // 2 + 1),
+    "x" * (compiler.MAX_SOURCE_BYTES + 1),
+    "é" * (compiler.MAX_SOURCE_BYTES // 2 + 1),
     "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
     "{{ " + "[" * 3000 + "]" * 3000 + " }}",
     "{{ " + "{'a': " * 300 + "1" + "}" * 300 + " }}",
@@ -510,7 +510,7 @@ def test_a_hostile_template_is_refused(source, monkeypatch):
     assert "the secret" not in message
     assert " at 0x" not in message
     # The last thing asked for may be more than what was left; then it was not made.
-    assert all(one.left <= one.work <= budget.BASE + budget.PER_MESSAGE + 100 for one in made)
+    assert all(one.left <= one.work <= budget.PER_RENDER + budget.PER_MESSAGE + 100 for one in made)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space hold on Linux")

@@ -10,8 +10,8 @@ import pytest
 
 from polargrid_local.api.messages import messages_of
 from polargrid_local.api.parse import parse_request
-from polargrid_local.chat.abilities import Abilities
-from polargrid_local.chat.named_templates import NAMES, named
+from polargrid_local.chat.capabilities import Capabilities
+from polargrid_local.chat.formats import FORMATS, format_name
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import TemplateError, ValidationError
 from polargrid_local.registry import Models
@@ -51,7 +51,7 @@ def prompt(source, *messages):
     template = ChatTemplate(source, TOKENS)
     given = [{"role": role, "content": content, **(more[0] if more else {})} for role, content, *more in messages]
     request = parse_request("chat", None, {"messages": given})
-    return "".join(text for text, _ in template.render(messages_of(request.messages, template.abilities), now=NOW))
+    return "".join(text for text, _ in template.render(messages_of(request.messages, template.capabilities), now=NOW))
 
 
 def parts(*texts):
@@ -62,7 +62,7 @@ CALL = {"tool_calls": [{"id": "c1", "type": "function", "function": {"name": "lo
 
 
 @pytest.mark.parametrize(
-    "source", [PARTS, LLAVA, MIXED, BOTH, TEXT, GEMMA, DROPS, FIRST, NEEDS_SYSTEM, NULL, EMPTY_TOOLS, *NAMES]
+    "source", [PARTS, LLAVA, MIXED, BOTH, TEXT, GEMMA, DROPS, FIRST, NEEDS_SYSTEM, NULL, EMPTY_TOOLS, *FORMATS]
 )
 @pytest.mark.parametrize("content", ["What is blue?", parts("What is blue?"), parts("What", "is blue?")])
 def test_what_the_user_says_is_in_the_prompt(source, content):
@@ -74,17 +74,17 @@ def test_what_the_user_says_is_in_the_prompt(source, content):
 
 
 def test_typed_parts_where_only_those_show():
-    assert ChatTemplate(PARTS).abilities.parts == {"system", "user", "assistant", "tool"}
+    assert ChatTemplate(PARTS).capabilities.parts == {"system", "user", "assistant", "tool"}
     assert prompt(PARTS, ("user", "Hi")) == "<|im_start|>User: Hi<end_of_utterance>\nAssistant:"
     assert prompt(PARTS, ("user", "Hi")) != prompt(PARTS, ("user", "Ho"))
     assert prompt(PARTS, ("user", parts("a", "b"))) == "<|im_start|>User: ab<end_of_utterance>\nAssistant:"
     assert prompt(LLAVA, ("user", "Hi")) == "<|im_start|>user\nHi<|im_end|>"
-    assert ChatTemplate(MIXED).abilities.parts == {"user", "assistant", "tool"}
+    assert ChatTemplate(MIXED).capabilities.parts == {"user", "assistant", "tool"}
     assert prompt(MIXED, ("system", "Be."), ("user", "Hi")) == "Be.[user]Hi"
 
 
 def test_a_template_that_prints_a_list_is_no_template_for_lists():
-    assert ChatTemplate(TEXT).abilities.parts == frozenset()
+    assert ChatTemplate(TEXT).capabilities.parts == frozenset()
     with pytest.raises(TemplateError, match="shows no message"):
         prompt(
             "{% for m in messages %}{% if m.content is not string %}{{ m.content }}{% endif %}{% endfor %}",
@@ -113,46 +113,46 @@ def test_a_system_text_that_would_be_lost_goes_into_the_users_turn():
 
 
 def test_templates_with_demands_are_not_misjudged():
-    assert ChatTemplate(GEMMA).abilities == Abilities(system="folded")
-    assert ChatTemplate(NEEDS_SYSTEM).abilities.system == "shown"
+    assert ChatTemplate(GEMMA).capabilities == Capabilities(system="folded")
+    assert ChatTemplate(NEEDS_SYSTEM).capabilities.system == "shown"
     assert prompt(EMPTY_TOOLS, ("user", "Hi")) == "[user]Hi"
     picky = ChatTemplate("{% if messages | length != 7 %}{{ raise_exception('seven!') }}{% endif %}" + TEXT)
-    assert picky.abilities == Abilities()  # nothing is known, so nothing is said
+    assert picky.capabilities == Capabilities()  # nothing is known, so nothing is said
     with pytest.raises(TemplateError, match="seven!"):
         picky.check()
 
 
 def test_null_stays_null_where_the_template_asks():
-    assert ChatTemplate(NULL).abilities.null == "always"
+    assert ChatTemplate(NULL).capabilities.null == "always"
     assert prompt(NULL, ("user", "Hi"), ("assistant", None, CALL)) == "[user]Hi[assistant](none)look"
     assert prompt(NULL, ("user", "Hi"), ("assistant", "", CALL)) == "[user]Hi[assistant]look"
     assert prompt(TEXT, ("user", "Hi"), ("assistant", None, CALL)) == "[user]Hi[assistant]"  # never the word None
     assert prompt(TEXT, ("user", "Hi"), ("assistant", None)) == "[user]Hi[assistant]"
     assert prompt(PARTS, ("user", "Hi"), ("assistant", None, CALL)).count("None") == 0
     only_calls = TEXT.replace("{{ m.content }}", "{% if not m.tool_calls %}{{ m.content }}{% endif %}")
-    assert ChatTemplate(only_calls).abilities.null == "tool calls"
+    assert ChatTemplate(only_calls).capabilities.null == "tool calls"
     assert prompt(only_calls, ("user", "a"), ("assistant", None)) == "[user]a[assistant]"
 
 
 def test_tools_are_seen():
-    assert ChatTemplate(TEXT).abilities.tools is False
-    assert ChatTemplate("{% if tools %}{{ tools | tojson }}{% endif %}" + TEXT).abilities.tools is True
-    assert ChatTemplate(EMPTY_TOOLS).abilities.tools is True
+    assert ChatTemplate(TEXT).capabilities.tools is False
+    assert ChatTemplate("{% if tools %}{{ tools | tojson }}{% endif %}" + TEXT).capabilities.tools is True
+    assert ChatTemplate(EMPTY_TOOLS).capabilities.tools is True
 
 
 def test_abilities_are_found_once():
     template = ChatTemplate(TEXT)
-    assert template.abilities is template.abilities
+    assert template.capabilities is template.capabilities
     with pytest.raises(AttributeError):
-        template.abilities.joint = ""  # frozen
+        template.capabilities.joint = ""  # frozen
 
 
 def test_a_template_is_compiled_and_tried_once(monkeypatch):
     from polargrid_local.chat import template as module
 
     n_compiled, n_budgets = [], []
-    compiled, budget = module.compiled, module.Budget
-    monkeypatch.setattr(module, "compiled", lambda *args: n_compiled.append(1) or compiled(*args))
+    compile_template, budget = module.compile_template, module.Budget
+    monkeypatch.setattr(module, "compile_template", lambda *args: n_compiled.append(1) or compile_template(*args))
     monkeypatch.setattr(module, "Budget", lambda work: n_budgets.append(work) or budget(work))
     for source in (
         "{% if",
@@ -200,7 +200,7 @@ FORMATS = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FORMATS)
 def test_a_format_by_name(name):
     assert prompt(name, *TALK) == FORMATS[name]
     template = ChatTemplate(name, TOKENS)
@@ -227,7 +227,7 @@ def test_a_format_by_name(name):
     ],
 )
 def test_names_are_known_however_they_are_written(written, name):
-    assert named(written) == name
+    assert format_name(written) == name
 
 
 @pytest.mark.parametrize(
