@@ -96,7 +96,7 @@ class ChatTemplate:
         return self._render(messages, now, {**options, "add_generation_prompt": add_generation_prompt}, None)
 
     def _attempt(self, messages: Sequence[Mapping[str, Any]], *, now: datetime, **options: Any) -> list[Span]:
-        """`render` for `probe`, which calls it some twenty times: with a small budget, since templates may be hostile."""
+        """`render` for `probe`, which calls it some twenty times: on a small budget, since templates may be hostile."""
         return self._render(messages, now, {**options, "add_generation_prompt": True}, Budget(PROBE))
 
     def _compiled(self) -> CodeType:

@@ -30,8 +30,8 @@ def places(root, name):
     return found
 
 
-# Options with a name of their own; `uses`: where the native engine acts on it. One that info() shows too has a line more
-# in csrc/request.h, for ModelInfo.
+# Options whose names mean nothing else. `uses`: where the native engine acts on them. One that info() shows too has two
+# more lines: a member of ModelInfo and its field, both in csrc/request.h.
 @pytest.mark.parametrize(
     ("name", "uses", "shown"),
     [

@@ -264,12 +264,13 @@ def test_what_asks_for_another_answer_is_refused_by_name(field, nothing, somethi
 
 
 OPENAI_FIELDS = {  # of openai-python 3.57
-    "chat": """messages model audio frequency_penalty function_call functions logit_bias logprobs max_completion_tokens max_tokens
-        metadata modalities moderation n parallel_tool_calls prediction presence_penalty prompt_cache_key prompt_cache_options
-        prompt_cache_retention reasoning_effort response_format safety_identifier seed service_tier stop store stream
-        stream_options temperature tool_choice tools top_logprobs top_p user verbosity web_search_options""",
-    "completion": """model prompt best_of echo frequency_penalty logit_bias logprobs max_tokens n presence_penalty seed stop stream
-        stream_options suffix temperature top_p user""",
+    "chat": """messages model audio frequency_penalty function_call functions logit_bias logprobs max_completion_tokens
+        max_tokens metadata modalities moderation n parallel_tool_calls prediction presence_penalty prompt_cache_key
+        prompt_cache_options prompt_cache_retention reasoning_effort response_format safety_identifier seed service_tier
+        stop store stream stream_options temperature tool_choice tools top_logprobs top_p user verbosity
+        web_search_options""",
+    "completion": """model prompt best_of echo frequency_penalty logit_bias logprobs max_tokens n presence_penalty seed
+        stop stream stream_options suffix temperature top_p user""",
     "embedding": "input model dimensions encoding_format user",
 }
 

@@ -28,18 +28,23 @@ PARTS = """<|im_start|>{% for message in messages %}{{ message.role | capitalize
 # In the style of LLaVA-NeXT: images first, then a second loop over the text parts.
 LLAVA = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}\
 {% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}\
-{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] }}{% endfor %}<|im_end|>{% endfor %}"""
+{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] }}{% endfor %}\
+<|im_end|>{% endfor %}"""
 # In the style of Llama 3.2 Vision: a system text beside parts for everybody else.
-MIXED = """{% if messages[0].role == 'system' %}{{ messages[0].content | trim }}{% set messages = messages[1:] %}{% endif %}\
-{% for m in messages %}[{{ m.role }}]{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}{% endfor %}"""
+MIXED = """{% if messages[0].role == 'system' %}{{ messages[0].content | trim }}\
+{% set messages = messages[1:] %}{% endif %}\
+{% for m in messages %}[{{ m.role }}]\
+{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}{% endfor %}"""
 BOTH = """{% for m in messages %}[{{ m.role }}]{% if m.content is string %}{{ m.content }}{% else %}\
 {% for p in m.content %}{{ p.text }}{{ ' ' if not loop.last }}{% endfor %}{% endif %}{% endfor %}"""
 TEXT = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 GEMMA = """{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}\
-{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}\
+{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}\
+{{ raise_exception('roles must alternate') }}{% endif %}\
 <{{ m.role }}>{{ m.content | trim }}{% endfor %}"""
 DROPS = "{% for m in messages if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endfor %}"
-FIRST = """{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('first!') }}{% endif %}\
+FIRST = """{% for m in messages %}{% if m.role == 'system' and not loop.first %}\
+{{ raise_exception('first!') }}{% endif %}\
 [{{ m.role }}]{{ m.content }}{% endfor %}"""
 NEEDS_SYSTEM = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}" + TEXT
 NULL = """{% for m in messages %}[{{ m.role }}]{% if m.content is not none %}{{ m.content }}{% else %}(none){% endif %}\
@@ -171,31 +176,40 @@ def test_a_template_is_compiled_and_tried_once(monkeypatch):
 
 TALK = [("system", " Be. "), ("user", "Hi"), ("assistant", "Yes"), ("user", "Why")]
 FORMATS = {
-    "chatml": "<|im_start|>system\n Be. <|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
+    "chatml": "<|im_start|>system\n Be. <|im_end|>\n<|im_start|>user\n"
+    "Hi<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
     "<|im_start|>user\nWhy<|im_end|>\n<|im_start|>assistant\n",
     "llama2": "<s>[INST] <<SYS>>\n Be. \n<</SYS>>\n\nHi [/INST] Yes </s><s>[INST] Why [/INST]",
-    "llama3": "<s><|start_header_id|>system<|end_header_id|>\n\nBe.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
-    "<|start_header_id|>assistant<|end_header_id|>\n\nYes<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nWhy<|eot_id|>"
+    "llama3": "<s><|start_header_id|>system<|end_header_id|>\n\nBe.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nYes<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nWhy<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n",
     "mistral-v1": "<s> [INST]  Be. \n\nHi [/INST] Yes</s> [INST] Why [/INST]",
     "mistral-v3": "<s>[INST]  Be. \n\nHi[/INST] Yes</s>[INST] Why[/INST]",
     "mistral-v3-tekken": "<s>[INST] Be. \n\nHi[/INST]Yes</s>[INST]Why[/INST]",
     "mistral-v7": "<s>[SYSTEM_PROMPT]  Be. [/SYSTEM_PROMPT][INST] Hi[/INST] Yes</s>[INST] Why[/INST]",
     "mistral-v7-tekken": "<s>[SYSTEM_PROMPT] Be. [/SYSTEM_PROMPT][INST]Hi[/INST]Yes</s>[INST]Why[/INST]",
-    "phi3": "<s><|system|>\n Be. <|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\nYes<|end|>\n<|user|>\nWhy<|end|>\n<|assistant|>\n",
-    "phi4": "<s><|im_start|>system<|im_sep|> Be. <|im_end|><|im_start|>user<|im_sep|>Hi<|im_end|><|im_start|>assistant<|im_sep|>Yes"
+    "phi3": "<s><|system|>\n Be. <|end|>\n<|user|>\nHi<|end|>\n"
+    "<|assistant|>\nYes<|end|>\n<|user|>\nWhy<|end|>\n<|assistant|>\n",
+    "phi4": "<s><|im_start|>system<|im_sep|> Be. <|im_end|>"
+    "<|im_start|>user<|im_sep|>Hi<|im_end|><|im_start|>assistant<|im_sep|>Yes"
     "<|im_end|><|im_start|>user<|im_sep|>Why<|im_end|><|im_start|>assistant<|im_sep|>",
-    "gemma": "<s><start_of_turn>user\nBe.\n\nHi<end_of_turn>\n<start_of_turn>model\nYes<end_of_turn>\n<start_of_turn>user\nWhy"
+    "gemma": "<s><start_of_turn>user\nBe.\n\nHi<end_of_turn>\n"
+    "<start_of_turn>model\nYes<end_of_turn>\n<start_of_turn>user\nWhy"
     "<end_of_turn>\n<start_of_turn>model\n",
     "zephyr": "<s><|system|>\n Be. </s>\n<|user|>\nHi</s>\n<|assistant|>\nYes</s>\n<|user|>\nWhy</s>\n<|assistant|>\n",
     "vicuna": "<s> Be.  USER: Hi ASSISTANT: Yes</s>USER: Why ASSISTANT:",
     "deepseek": "<s> Be. ### Instruction:\nHi\n### Response:\nYes\n<|EOT|>\n### Instruction:\nWhy\n### Response:\n",
     "deepseek3": "<s> Be. <｜User｜>Hi<｜Assistant｜>Yes<｜end▁of▁sentence｜><｜User｜>Why<｜Assistant｜>",
-    "command-r": "<s><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Be.<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hi"
+    "command-r": "<s><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Be.<|END_OF_TURN_TOKEN|>"
+    "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hi"
     "<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>Yes<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|>"
     "<|USER_TOKEN|>Why<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
-    "granite": "<s><|start_of_role|>system<|end_of_role|> Be. <|end_of_text|>\n<|start_of_role|>user<|end_of_role|>Hi<|end_of_text|>\n"
-    "<|start_of_role|>assistant<|end_of_role|>Yes<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>Why<|end_of_text|>\n"
+    "granite": "<s><|start_of_role|>system<|end_of_role|> Be. <|end_of_text|>\n"
+    "<|start_of_role|>user<|end_of_role|>Hi<|end_of_text|>\n"
+    "<|start_of_role|>assistant<|end_of_role|>Yes<|end_of_text|>\n"
+    "<|start_of_role|>user<|end_of_role|>Why<|end_of_text|>\n"
     "<|start_of_role|>assistant<|end_of_role|>",
 }
 
@@ -283,7 +297,7 @@ def test_chatml_is_assumed_and_that_is_said(caplog, tmp_path):
     assert old.template.render([{"role": "user", "content": "Hi"}], now=NOW)[0] == ("<b><e>[user]", True)
 
 
-# --- text that is none --------------------------------------------------------------------------------------------------
+# --- text that is none ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Templates from strangers: none reaches the interpreter, none takes more than its share of work or memory.
 
-Each is rendered in this process, where a counter bounds the work and no clock is asked; and those that could make something
-large again in a child whose address space cannot grow by more than MEMORY_BYTES.
+Each is rendered in this process, where a counter bounds the work and no clock is asked; and those that could make
+something large again in a child whose address space cannot grow by more than MEMORY_BYTES.
 """
 
 import json
@@ -322,10 +322,16 @@ WORK = [
     "{% set r = range(99999) | list %}{% for i in r %}{% if r == r[:] %}{% endif %}{% endfor %}",
     "{% set r = range(99999) | list %}{% for i in r %}{{ r | first }}{% endfor %}",
     "{% set r = range(99999) | list %}{% for i in r %}{{ cycler(*r).next() }}{% endfor %}",
-    "{% set r = range(9999) | list %}{% for i in r %}{% for j in r if j == i %}{{ loop.changed(r) }}{% endfor %}{% endfor %}",
+    (
+        "{% set r = range(9999) | list %}{% for i in r %}"
+        "{% for j in r if j == i %}{{ loop.changed(r) }}{% endfor %}{% endfor %}"
+    ),
     "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-    "{% macro m() %}{{ caller() }}{% endmacro %}{% call m() %}{% for i in range(99999) %}{% for j in range(999) %}{% endfor %}{% endfor %}{% endcall %}",
+    (
+        "{% macro m() %}{{ caller() }}{% endmacro %}{% call m() %}{% for i in range(99999) %}"
+        "{% for j in range(999) %}{% endfor %}{% endfor %}{% endcall %}"
+    ),
     "{% macro a() %}{{ b() }}{% endmacro %}{% macro b() %}{{ a() }}{% endmacro %}{{ a() }}",
     "{% macro m(f) %}{{ f(f) }}{% endmacro %}{{ m(m) }}",
     "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
@@ -400,7 +406,10 @@ WORK = [
     "{{ (messages[0].content ~ 'a' * 500000).rfind('b' + 'a' * 250000) }}",
     "{{ ('a' * 500000).strip('b' * 500000 ~ 'a') }}",
     "{% set r = range(1000) | list %}{{ r | map('string') | map('replace', '', 'x' * 99999) | sort }}",
-    "{% set s = ('a' * 9999 ~ ' ') * 400 %}{{ s.split() | sort | length }}{{ s.split() | sort | min }}{{ (s * 20).split() | sort }}",
+    (
+        "{% set s = ('a' * 9999 ~ ' ') * 400 %}{{ s.split() | sort | length }}"
+        "{{ s.split() | sort | min }}{{ (s * 20).split() | sort }}"
+    ),
     "{% set s = ['a' * 40000] * 20000 %}{{ s | sort | length }}{{ s | unique | list }}",
     "{% set s = [['a' * 40000] * 100] * 1000 %}{{ s | max | length }}{{ s | sort }}",
     "{{ [" + ", ".join(str(i * (2**61 - 1)) for i in range(1, 1500)) + "] | unique | list }}",
