@@ -94,7 +94,7 @@ class Assembler(Generic[C, R]):
         self._logprobs = logprobs
         self._predicates = predicates
 
-    # what a stream shows
+    # what streams and answers are read from
 
     @property
     def done(self) -> bool:
@@ -154,7 +154,7 @@ class Assembler(Generic[C, R]):
             "cached_tokens": self._counts[1],
         }
 
-    # the flow
+    # events in, chunks out
 
     def start(self) -> list[C]:
         """The chunks that need no event."""
@@ -179,7 +179,7 @@ class Assembler(Generic[C, R]):
                 choice.reason = cast(FinishReason, event.reason)
                 chunks += self._end(choice, index)
             return chunks
-        choice.reason = "stop"  # an embedding
+        choice.reason = "stop"  # the last kind of event, an embedding, is the whole answer
         return self._end(choice, index)
 
     def _deliver(self, choice: _Choice, index: int, event: Event) -> list[C]:
@@ -267,7 +267,7 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
 
     def _choice(self, index: int, choice: _Choice) -> ChatChoice:
         message: ChatMessage = {"role": "assistant", "content": "".join(choice.parts)}
-        reason = cast(FinishReason, choice.reason)  # the answer is done
+        reason = cast(FinishReason, choice.reason)  # set, once the answer is done
         if not self._logprobs:
             return {"index": index, "message": message, "finish_reason": reason}
         return {

@@ -39,7 +39,7 @@ OTHERS_ASK: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "bad_words": ([],),
     "chat_template": (),
-    "chat_template_kwargs": ({},),  # enable_thinking is a field of its own
+    "chat_template_kwargs": ({},),  # its one common entry, enable_thinking, is a field of the request here
     "continue_final_message": (False,),
     "ebnf": (),
     "json_schema": (),
@@ -58,7 +58,7 @@ def _camel(name: str) -> str:
 class Keys(NamedTuple):
     """The keys of one kind of mapping."""
 
-    fields: frozenset[str]  # those that mean something
+    fields: frozenset[str]  # those that are read
     aliases: dict[str, str]  # other spelling -> field
     idle: frozenset[str]  # those of other engines' replies, which pass only while they are empty
 
@@ -88,8 +88,8 @@ MESSAGE = keys_of(
     ),
     reasoning="reasoning_content",
 )
-SPOKEN = {"refusal", "audio", "function_call", "images"}  # of those, what a model should have been told
-# Unknown keys that say nothing to a model.
+SPOKEN = {"refusal", "audio", "function_call", "images"}  # those of a message's idle keys that are content
+# Keys that are no content, and so may be dropped from a message without words.
 LABELS = {"id", "type", "object", "status", "model", "created_at", "timestamp", "tool_name"}
 PARTS = {"text": keys_of(TextPart.model_fields, ("annotations",)), "image_url": keys_of(ImagePart.model_fields)}
 TOOL_CALL = keys_of(ToolCall.model_fields)
@@ -161,7 +161,7 @@ def _message(given: Any, loc: tuple[Any, ...], strict: bool) -> Any:
         message["tool_calls"] = [
             _call(call, (*loc, "tool_calls", i), strict) for i, call in enumerate(message["tool_calls"])
         ]
-    # A message without words is a mistake, or has them under a key that is not ours; only an answer may be empty.
+    # A message without content is a mistake, or has it under an unknown key; only an answer may be empty.
     others = [
         key for key, item in given.items() if item is not None and MESSAGE.aliases.get(key, key) not in MESSAGE.fields
     ]

@@ -18,7 +18,7 @@ def messages_of(messages: Sequence[Message], capabilities: Capabilities) -> list
         role = "system" if message.role == "developer" else message.role
         content = message.content
         if isinstance(content, list):
-            texts = [part.text for part in content if isinstance(part, TextPart)]  # images were refused
+            texts = [part.text for part in content if isinstance(part, TextPart)]  # `parse` has refused images
         else:
             texts = [] if content is None else [content]
         if role == "system" and (capabilities.system == "folded" or (capabilities.system == "first" and plain)):
@@ -59,7 +59,7 @@ def messages_of(messages: Sequence[Message], capabilities: Capabilities) -> list
                 )
             entry["tool_calls"] = calls
         plain.append(entry)
-    if held:  # no user's turn came
+    if held:  # the last system texts were followed by no user's turn
         text = "\n".join(held)
         plain.append({"role": "user", "content": text_parts(text) if "user" in capabilities.parts else text})
     return plain

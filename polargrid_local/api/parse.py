@@ -119,7 +119,7 @@ def _explain(error: PydanticError) -> ValidationError:
     limits = {key: value for key, value in first.get("ctx", {}).items() if isinstance(value, (int, float))}
     problem = "required" if first["type"] == "missing" else first["msg"].replace(" after validation", "")
     for limit in first.get("ctx", {}).values():
-        if isinstance(limit, int) and limit >= 2**53:  # pydantic writes it as a fraction, and wrong
+        if isinstance(limit, int) and limit >= 2**53:  # pydantic rounds it to a double in its message
             problem = re.sub(r"\d{16,}", str(limit), problem)
     for start in ("Input should ", "Value should ", "String should ", "List should ", "Dictionary should "):
         problem = problem.replace(start, "must ", 1)

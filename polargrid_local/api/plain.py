@@ -31,7 +31,7 @@ def plain(value: Any, *loc: str | int) -> Any:
 
     def read(items: Iterable[Any]) -> list[Any]:
         try:
-            found = list(islice(items, left + 1))  # one more than may be: enough to see it
+            found = list(islice(items, left + 1))  # one more than allowed shows that there are too many
         except Exception as error:
             raise refuse(f"cannot be read: {type(error).__name__}: {str(error)[:200]}") from None
         if len(found) > left:
@@ -71,10 +71,10 @@ def plain(value: Any, *loc: str | int) -> Any:
             return fresh
         if hasattr(value, "model_dump"):
             if isinstance(value, BaseModel):
-                copy(dict(value), depth + 1)  # what it holds is bounded, and so is what dumps it
+                copy(dict(value), depth + 1)  # checked first, since model_dump of what is not bounded would not end
             (dumped,) = read(value.model_dump() for _ in range(1))
             return copy(dumped, depth + 1)
-        if isinstance(value, Real):  # numpy's
+        if isinstance(value, Real):  # numbers of numpy and the like
             return int(value) if isinstance(value, Integral) else float(value)
         if not callable(value):
             raise refuse(f"must be plain data, got {type(value).__name__}")
@@ -84,7 +84,7 @@ def plain(value: Any, *loc: str | int) -> Any:
 
 
 def _items(mapping: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
-    for key, item in mapping.items():  # noqa: UP028  # unpacked here, where an entry that is no pair is caught
+    for key, item in mapping.items():  # noqa: UP028  # unpacking fails here, inside the caller's try
         yield key, item
 
 

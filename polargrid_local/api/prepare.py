@@ -124,7 +124,9 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
     phrases, predicates = split_filters(target.content_filter, request.content_filter)
     common = {
         "task": "generate",
-        "max_tokens": request.max_tokens if request.max_tokens > 0 else 2**31 - 1,  # capped by the context in any case
+        "max_tokens": request.max_tokens
+        if request.max_tokens > 0
+        else 2**31 - 1,  # the engine stops at the end of the context
         "stop": list(request.stop),
         "filter": phrases,
         "sampling": _sampling(request, target.info, seed),

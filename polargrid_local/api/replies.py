@@ -75,7 +75,7 @@ class ChatCompletionChunk(TypedDict):
     created: int
     model: str
     choices: list[ChatChunkChoice]
-    usage: NotRequired[Usage]  # in the last chunk, which has no choice, where `stream_options` asked for it
+    usage: NotRequired[Usage]  # in the last chunk, which has no choices, if `stream_options` asked for it
 
 
 class ChatMessage(TypedDict):

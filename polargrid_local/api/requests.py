@@ -90,7 +90,7 @@ def _encoding(value: Any, check: Callable[[Any], Any]) -> Any:
 
 Whole = Annotated[int, BeforeValidator(_whole)]
 NonEmptyText = Annotated[str, Field(min_length=1)]
-ModelName = Annotated[str, Field(min_length=1, max_length=4096)]  # it may be a path, and Linux has none longer
+ModelName = Annotated[str, Field(min_length=1, max_length=4096)]  # may be a path: 4096 is Linux's PATH_MAX
 Unit = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TopK = Annotated[Whole, Field(ge=-(2**31), lt=2**31)]
@@ -132,7 +132,7 @@ class ToolCall(StrictModel):
     id: str
     type: Literal["function"] = "function"
     function: FunctionCall
-    index: int | None = None  # of a call that came in a stream; the order of the list says the same
+    index: int | None = None  # streams number their calls; not read, the list is in order
 
 
 def _one_of(tags: dict[type, str], message: str) -> Discriminator:
@@ -147,7 +147,7 @@ def _part_tag(value: Any) -> str | None:
     return f"<{kind}>" if kind in ("text", "image_url") else None
 
 
-# Tags in angle brackets: they show up in pydantic's paths and are taken out of ours.
+# Pydantic puts these tags into its paths; `plain.path` takes out what is in angle brackets.
 _Part = Annotated[
     Union[Annotated[TextPart, Tag("<text>")], Annotated[ImagePart, Tag("<image_url>")]],
     Discriminator(_part_tag, custom_error_type="type", custom_error_message="type must be 'text' or 'image_url'"),
@@ -302,7 +302,7 @@ class GenerateRequest(StrictModel):
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
     top_p: Unit = 0.9
     stop: Stop = []
-    request_id: str | None = None  # a note of the caller's: the SDK's class has it, and nothing reads it there either
+    request_id: str | None = None  # the SDK's class has it; neither it nor this package reads it
 
 
 Request = Union[ChatCompletionRequest, CompletionRequest, EmbeddingRequest, RerankRequest, GenerateRequest]

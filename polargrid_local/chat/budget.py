@@ -11,11 +11,11 @@ PER_CHAR = 1
 MAX_WORK = 4_000_000
 PROBE = 20_000  # for each small conversation that `capabilities` tries a template with; known templates need 500
 
-CHARS_MADE = 16  # per unit: a character takes up to four bytes
-CHARS_READ = 1_024  # per unit: looking at text costs little
-ITEMS_MADE = 4  # per unit: list items, references to what exists already
+CHARS_MADE = 16  # characters of new text per unit: each takes up to four bytes
+CHARS_READ = 1_024  # characters compared or searched per unit
+ITEMS_MADE = 4  # items of a new list per unit
 
-MAX_DEPTH = 90  # of the syntax tree; also of data, and of macros that call macros
+MAX_DEPTH = 90  # levels: of the syntax tree, of data, and of macros that call macros
 MAX_ITEMS = 100_000
 MAX_BITS = 4_096  # of a whole number
 MAX_DIGITS = 1_200  # the same, as text

@@ -19,7 +19,7 @@ Message = dict[str, Any]
 
 _NOW = datetime(2026, 1, 1)
 _ASK, _RULE, _REPLY, _RESULT, _TOOL, _MORE = "kwyjask", "kwyjrule", "kwyjreply", "kwyjresult", "kwyjtool", "kwyjmore"
-_ID = "kwyjcall1"  # nine letters and digits: some templates insist
+_ID = "kwyjcall1"  # Mistral's templates refuse an id that is not nine letters and digits
 _CALLS = [{"id": _ID, "type": "function", "function": {"name": _TOOL, "arguments": {"x": "1"}}}]
 _TOOLS = [
     {
@@ -104,7 +104,7 @@ class _Probe:
             tools is not None and _TOOL in _text(tools),
         ), None
 
-    # conversations
+    # the conversations that it is tried with
 
     def _talk(self, roles: list[str]) -> list[Message]:
         made: dict[str, tuple[str, str, Message]] = {
@@ -120,7 +120,7 @@ class _Probe:
         content = text_parts(text) if role in self._parts else text
         return {"role": role, "content": content, **more}
 
-    # attempts
+    # what it makes of them
 
     def _try(self, messages: list[Message], **options: Any) -> list[Span] | None:
         try:

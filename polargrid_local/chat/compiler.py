@@ -23,13 +23,13 @@ MAX_SOURCE_BYTES = 262_144
 MAX_TOKENS = 20_000
 MAX_BRANCHED_NAMES = 500_000  # branches times names: Jinja copies its table of names at every branch
 
-MAX_LITERAL = 2_000  # digits: longer ones take Python quadratic time to read
+MAX_LITERAL = 2_000  # digits of a number: Python's time to read them grows with their square
 
 _DIGITS = re.compile(r"[0-9A-Fa-f_]+")
 
 
 class GenerationTag(Extension):
-    """{% generation %} marks the assistant's text for training; here it is nothing."""
+    """{% generation %}, which marks an assistant's text for training: its content is rendered, the tag ignored."""
 
     tags = {"generation"}
 
@@ -62,10 +62,10 @@ class TokenLimits(Extension):
 
 
 class SandboxCodeGenerator(CodeGenerator):
-    """Python in which everything that Jinja would do by itself goes through the sandbox."""
+    """Generates Python in which each operation that Jinja would do by itself is a call of the sandbox."""
 
     def visit_Call(self, node: nodes.Call, frame: Any, forward_caller: bool = False) -> None:
-        if isinstance(node.node, nodes.EnvironmentAttribute):  # one of ours, see `compile_template`
+        if isinstance(node.node, nodes.EnvironmentAttribute):  # a call that `compile_template` has put in
             self._ask(node.node.name, node.args, frame)
         else:
             super().visit_Call(node, frame, forward_caller=forward_caller)
@@ -111,7 +111,7 @@ class SandboxCodeGenerator(CodeGenerator):
         self.write(")")
 
     def visit_Tuple(self, node: nodes.Tuple, frame: Any) -> None:
-        if node.ctx != "load":  # names to unpack into
+        if node.ctx != "load":  # on the left of an assignment
             return super().visit_Tuple(node, frame)
         self.write("environment.weighed(")
         super().visit_Tuple(node, frame)
@@ -217,7 +217,7 @@ def compile_template(source: str, sandbox: jinja2.Environment) -> CodeType:
     _check(tree)
     bodies: list[Any] = list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)))
     for node in bodies:
-        # The parts of a body that nothing else charges: names, branches, constants.
+        # Each run of a body pays for those of its parts that cost nothing by themselves: names, branches, constants.
         price = 1 + sum(len(list(part.find_all(nodes.Node))) for part in node.body) // 16
         node.body.insert(0, nodes.ExprStmt(_ours("spend", nodes.Const(price))))
         if isinstance(node, nodes.For) and node.test is not None:

@@ -15,7 +15,9 @@ from jinja2.tests import TESTS as JINJA_TESTS
 from jinja2.utils import Cycler, Joiner, Namespace
 
 from polargrid_local.chat.budget import MAX_DIGITS, MAX_ITEMS, over_limit, printable
+from polargrid_local.chat.formatting import percent
 from polargrid_local.chat.taint import TaintedText, plain_of, to_json
+from polargrid_local.chat.values import NUMBERS
 from polargrid_local.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 MAX_DATE_FORMAT = 1_000  # characters
 
-_NUMBERS = (int, float, bool)
 _WIDE_DATE = re.compile(r"%[^A-Za-z%]*\d")  # glibc pads a field to a given width: %999d
 
 
@@ -86,13 +87,13 @@ def _method(name: str) -> Callable[..., Any]:
 
 
 def _jinjas(name: str) -> Callable[..., Any]:
-    """Jinja's own filter, as it is for templates that do not run in an event loop."""
+    """Jinja's own filter, without its wrapper for templates that run in an event loop."""
     filter: Callable[..., Any] = inspect.unwrap(JINJA_FILTERS[name])
     return filter
 
 
 def _lazy(name: str) -> Callable[..., Any]:
-    """One of Jinja's generators, run at once: a template cannot tell, and cannot nest a thousand of them."""
+    """One of Jinja's filters that are generators, run at once: a thousand nested ones would exhaust the stack."""
     func = _jinjas(name)
 
     def run(sandbox: Sandbox, context: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -111,7 +112,7 @@ def _default(sandbox: Sandbox, *args: Any, **kwargs: Any) -> Any:
 
 
 def _sorted(name: str) -> Callable[..., Any]:
-    """One of Jinja's that compares items with each other, by an attribute perhaps."""
+    """One of Jinja's filters that compare items with each other, or an attribute of each."""
     func = _jinjas(name)
 
     def run(sandbox: Sandbox, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -120,7 +121,7 @@ def _sorted(name: str) -> Callable[..., Any]:
         sizes = [sandbox.size(item) for item in items]
         steps = 1 + math.ceil(math.log2(len(sizes) + 1))
         sandbox.budget.items(4 * len(sizes))
-        sandbox.budget.make(sum(sizes))  # the keys, in lower case
+        sandbox.budget.make(sum(sizes))  # Jinja compares copies of the items in lower case
         sandbox.spend(2 * len(sizes) * steps)
         sandbox.budget.read(sum(sizes) * steps)
         sandbox.budget.read(2 * max(sizes, default=0) * steps)
@@ -194,7 +195,7 @@ def _replace(sandbox: Sandbox, value: Any, old: Any, new: Any, count: int | None
 def _format(sandbox: Sandbox, value: Any, *args: Any, **kwargs: Any) -> str:
     if args and kwargs:
         raise TypeError("can't handle positional and keyword arguments at the same time")
-    return sandbox.percent(sandbox.shown(value), kwargs or args)
+    return percent(sandbox, sandbox.shown(value), kwargs or args)
 
 
 def _indent(sandbox: Sandbox, value: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
@@ -244,13 +245,13 @@ def _number(name: str) -> Callable[..., Any]:
 
 
 def _round(sandbox: Sandbox, value: Any, precision: int = 0, method: str = "common") -> Any:
-    if type(value) not in _NUMBERS or not -300 <= precision <= 300:
+    if type(value) not in NUMBERS or not -300 <= precision <= 300:
         raise TemplateError("chat template: round takes a number, and -300 to 300 digits")
     return sandbox.number(JINJA_FILTERS["round"](value, precision, method))
 
 
 def _abs(sandbox: Sandbox, value: Any) -> Any:
-    if type(value) not in _NUMBERS:
+    if type(value) not in NUMBERS:
         raise TypeError(f"abs of a {type(value).__name__}")
     return abs(value)
 
@@ -265,7 +266,7 @@ def _to_json(
 ) -> str:
     before = sandbox.budget.left
     size = sandbox.size(value)
-    n_items = before - sandbox.budget.left  # at least: `size` pays one for each
+    n_items = before - sandbox.budget.left  # `size` has paid at least one unit for each
     gap = len(indent) if isinstance(indent, str) else max(indent or 0, 0)
     between = sum(len(part) for part in separators) if separators else 4
     sandbox.budget.make(3 * size + n_items * (gap * _depth(value) + between))
@@ -348,11 +349,11 @@ def _compared(op: str) -> Callable[..., Any]:
 
 
 def _numeric(name: str) -> Callable[..., Any]:
-    """odd, even, divisibleby: `%`, which on a string would format."""
+    """odd, even and divisibleby compute `%`, which would format a string: they take numbers only."""
     func: Any = JINJA_TESTS[name]
 
     def run(value: Any, *args: Any) -> Any:
-        if any(type(number) not in _NUMBERS for number in (value, *args)):
+        if any(type(number) not in NUMBERS for number in (value, *args)):
             raise TypeError(f"{name} takes numbers")
         return func(value, *args)
 

@@ -6,7 +6,7 @@ import re
 
 # In these shapes the words in capitals stand for Jinja expressions, which each format fills in.
 
-# Every role looks alike.
+# All roles have the same text around their content.
 _SAME_FOR_ALL = """\
 {%- for message in messages -%}
     {{- START + message.role + MIDDLE + CONTENT + END -}}

@@ -24,7 +24,7 @@ from polargrid_local.errors import TemplateError
 _FIRST, _LAST = 0x40000, 0xDFFFF  # the placeholders: planes 4 to 13, where no character has ever been assigned
 _PLACEHOLDER = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
 
-_PIECE_CHARS = 32  # memory of a piece and its TaintedText beside their characters, in characters
+_PIECE_CHARS = 32  # what the objects of a piece take beside its own characters
 
 Span = tuple[str, bool]  # text, and whether it is trusted
 
@@ -70,7 +70,7 @@ class TaintTable:
     def plain(self, text: str) -> str:
         """The text that a string with placeholders stands for."""
         if str.__len__(text) == 1 and 0 <= ord(_raw(text)) - _FIRST < len(self._pieces):
-            return self._pieces[ord(_raw(text)) - _FIRST]  # the usual case: one piece, not copied
+            return self._pieces[ord(_raw(text)) - _FIRST]  # most texts are one piece, which need not be copied
         parts = [part for part, _ in self.spans(text)]
         self.budget.make(sum(map(len, parts)))
         return "".join(parts)
@@ -127,7 +127,7 @@ class TaintedText(str):
     __slots__ = ("_known", "_taints")
 
     _taints: TaintTable
-    _known: str | None  # the plain text, once somebody has asked
+    _known: str | None  # the plain text, from the first question on
 
     def __new__(cls, raw: str, taints: TaintTable | None = None) -> TaintedText:
         if taints is None:
@@ -244,7 +244,7 @@ class TaintedText(str):
 
     format_map = format
 
-    # cutting
+    # methods that cut
 
     def strip(self, chars: str | None = None) -> str:
         plain = self._plain()

@@ -21,7 +21,7 @@ from polargrid_local.chat.sandbox import Sandbox
 from polargrid_local.chat.taint import Span, TaintTable, merge_spans, tainted
 from polargrid_local.errors import TemplateError, ValidationError
 
-# Templates written for Hugging Face tokenizers know these; one that the model does not have is empty text.
+# Special tokens that templates written for Hugging Face tokenizers name; those that a model lacks are empty text.
 TOKENS = (
     "bos_token",
     "eos_token",
