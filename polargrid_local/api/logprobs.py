@@ -20,6 +20,7 @@ def _token_text(entry: TokenLogprob) -> str:
 
 
 def chat_logprobs(entries: list[PlacedLogprob]) -> ChatLogprobs:
+    """As a choice of a chat or of its chunk has them."""
     return {
         "content": [
             {**_chat_logprob(entry), "top_logprobs": [_chat_logprob(top) for top in entry["top"]]}
@@ -33,6 +34,7 @@ def _chat_logprob(entry: TokenLogprob) -> ChatTopLogprob:
 
 
 def text_logprobs(entries: list[PlacedLogprob]) -> TextLogprobs:
+    """As a choice of a completion or of its chunk has them."""
     return {
         "tokens": [_token_text(entry) for _, entry in entries],
         "token_logprobs": [entry["logprob"] for _, entry in entries],

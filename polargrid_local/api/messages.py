@@ -11,7 +11,8 @@ from polargrid_local.chat.capabilities import Capabilities, text_parts
 
 
 def messages_of(messages: Sequence[Message], capabilities: Capabilities) -> list[dict[str, Any]]:
-    """Messages as this chat template takes them: `developer` is `system`, tool arguments are parsed."""
+    """One dict per message, or fewer where system messages are folded into user ones. The role `developer` is `system`,
+    and the arguments of tool calls are parsed where they are JSON."""
     plain: list[dict[str, Any]] = []
     held: list[str] = []  # system texts on their way into the user's next turn
     for message in messages:

@@ -114,6 +114,7 @@ def _check_supported(request: Any) -> None:
 
 
 def _explain(error: PydanticError) -> ValidationError:
+    """The first thing that pydantic found wrong, by its path, in plainer words."""
     first = error.errors(include_url=False)[0]
     field = path(first["loc"]) or "request"
     limits = {key: value for key, value in first.get("ctx", {}).items() if isinstance(value, (int, float))}

@@ -15,7 +15,7 @@ from polargrid_local.chat.formats import FORMATS
 from polargrid_local.chat.taint import Span
 from polargrid_local.errors import TemplateError
 
-Message = dict[str, Any]
+MessageDict = dict[str, Any]
 
 _NOW = datetime(2026, 1, 1)
 _ASK, _RULE, _REPLY, _RESULT, _TOOL, _MORE = "kwyjask", "kwyjrule", "kwyjreply", "kwyjresult", "kwyjtool", "kwyjmore"
@@ -49,7 +49,7 @@ class Capabilities(NamedTuple):
     tools: bool = False  # whether the tools that are given are shown
 
 
-def text_parts(text: str) -> list[Message]:
+def text_parts(text: str) -> list[MessageDict]:
     """A content of one typed part."""
     return [{"type": "text", "text": text}]
 
@@ -106,8 +106,8 @@ class _Probe:
 
     # the conversations that it is tried with
 
-    def _talk(self, roles: list[str]) -> list[Message]:
-        made: dict[str, tuple[str, str, Message]] = {
+    def _talk(self, roles: list[str]) -> list[MessageDict]:
+        made: dict[str, tuple[str, str, MessageDict]] = {
             "system": ("system", _RULE, {}),
             "user": ("user", _ASK, {}),
             "assistant": ("assistant", _REPLY, {}),
@@ -116,13 +116,13 @@ class _Probe:
         }
         return [self._message(*made[role]) for role in roles]
 
-    def _message(self, role: str, text: str, more: Message) -> Message:
+    def _message(self, role: str, text: str, more: MessageDict) -> MessageDict:
         content = text_parts(text) if role in self._parts else text
         return {"role": role, "content": content, **more}
 
     # what it makes of them
 
-    def _try(self, messages: list[Message], **options: Any) -> list[Span] | None:
+    def _try(self, messages: list[MessageDict], **options: Any) -> list[Span] | None:
         try:
             spans = self._render(messages, now=_NOW, **options)
         except TemplateError as error:
@@ -163,7 +163,7 @@ class _Probe:
             return "never"
         return "always" if self._keeps_null({}, self._talk(["user"])) else "tool calls"
 
-    def _keeps_null(self, more: Message, rest: list[Message]) -> bool:
+    def _keeps_null(self, more: MessageDict, rest: list[MessageDict]) -> bool:
         """Whether null passes, and is nowhere written as a word."""
 
         def tried(content: Any) -> str | None:

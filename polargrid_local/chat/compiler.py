@@ -20,7 +20,7 @@ from polargrid_local.errors import TemplateError
 
 # The largest template that llama.cpp carries has 17 KB, 4,000 tokens, 110 branches over 60 names, and is 30 deep.
 MAX_SOURCE_BYTES = 262_144
-MAX_TOKENS = 20_000
+MAX_SOURCE_TOKENS = 20_000
 MAX_BRANCHED_NAMES = 500_000  # branches times names: Jinja copies its table of names at every branch
 
 MAX_LITERAL = 2_000  # digits of a number: Python's time to read them grows with their square
@@ -54,8 +54,8 @@ class TokenLimits(Extension):
             if before == "block_begin" and token.type == "name":
                 blocks += (token.value in _OPENING) - token.value.startswith("end")
             before = token.type
-            if count > MAX_TOKENS:
-                raise over_limit(f"more than {MAX_TOKENS} tokens", MAX_TOKENS)
+            if count > MAX_SOURCE_TOKENS:
+                raise over_limit(f"more than {MAX_SOURCE_TOKENS} tokens", MAX_SOURCE_TOKENS)
             if max(brackets, blocks) > MAX_DEPTH:
                 raise over_limit(f"brackets or blocks nested deeper than {MAX_DEPTH}", MAX_DEPTH)
             yield token
