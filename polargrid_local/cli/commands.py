@@ -20,7 +20,7 @@ from polargrid_local.options import EngineOptions, limits, unit
 
 if TYPE_CHECKING:
     from polargrid_local.api.params import MessageParam
-    from polargrid_local.api.types import SystemInfo
+    from polargrid_local.api.replies import SystemInfo
     from polargrid_local.engine import Engine
     from polargrid_local.models.store import Store
 

@@ -32,7 +32,7 @@ from polargrid_local import (
     ValidationError,
     inspect_model,
 )
-from polargrid_local.api.types import ChatCompletionChunk, FileSummary, LoadedModelInfo, ModelStats
+from polargrid_local.api.replies import ChatCompletionChunk, FileSummary, LoadedModelInfo, ModelStats
 
 
 def run(program: str, *args: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
