@@ -395,7 +395,7 @@ def test_help_is_quick_and_version_is_printed(tmp_path):
     script = """
 import sys
 sys.argv = ["x", "--version"]
-from polargrid_local.cli.commands import main
+from polargrid_local.cli.main import main
 try:
     main()
 except SystemExit:
@@ -421,7 +421,7 @@ import fcntl, sys, termios
 if sys.stdin.isatty():
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # our terminal, whose Ctrl-C is our signal
 import polargrid_local.engine
-from polargrid_local.cli.commands import main
+from polargrid_local.cli.main import main
 from polargrid_local.errors import ContextLengthError
 from test_cli import FakeEngine
 polargrid_local.engine.Engine = FakeEngine

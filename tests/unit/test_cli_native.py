@@ -32,7 +32,7 @@ def test_ctrl_c_stops_the_native_engine_and_the_chat_goes_on(tiny):
     script = """
 import fcntl, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-from polargrid_local.cli.commands import main
+from polargrid_local.cli.main import main
 sys.argv[1:] = "chat -m endless --n-ctx 8192 --max-tokens 4096".split()
 main()
 """

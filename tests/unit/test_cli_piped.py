@@ -184,4 +184,4 @@ def test_who_feeds_a_pipe(tmp_path):
 
 def test_the_prompt_function_leaves_terminals_alone(monkeypatch):
     monkeypatch.setattr(piped, "is_terminal", lambda: True)
-    assert cli._prompt(None) is None
+    assert piped.prompt_of(None) is None

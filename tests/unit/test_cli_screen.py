@@ -285,7 +285,7 @@ def test_a_paste_in_tmux(tmp_path):
     script.write_text(f"""
 import atexit, sys
 import polargrid_local.engine
-from polargrid_local.cli.commands import main
+from polargrid_local.cli.main import main
 from test_cli import FakeEngine
 polargrid_local.engine.Engine = FakeEngine
 FakeEngine.answers = [["One"], ["Two"]]
