@@ -3,7 +3,7 @@
 // chat    {id, title, updated, system, messages}
 // message {id, role, content} and for answers {model, finish, error, stats}; what a running answer adds is not stored
 //
-// Tabs share the store. Each saves what it changed, into what is stored by then, and takes over what the others changed.
+// Tabs share the store. A tab that saves merges its changes into what is stored by then, and shows what others changed.
 
 import { applied, changes, isNothing } from './merge.js';
 import { FOLDER } from './place.js';
@@ -74,7 +74,7 @@ export class Chats {
 
   /**
    * Stores what changed in `chat`, and takes over what other tabs changed in it. Returns what became of it: "saved",
-   * "removed" (another tab removed the chat), "full" (no room), "failed", or "kept": in memory alone, there is no store.
+   * "removed" (another tab removed the chat), "full" (no room), "failed", or "kept" (in memory alone: no store).
    */
   save(chat) {
     if (!this.list.includes(chat)) this.list.push(chat);
@@ -98,7 +98,10 @@ export class Chats {
     return this.list.filter((chat) => !chat.removed && !isNothing(changes(this.#stored.get(chat.id), copied(chat))));
   }
 
-  /** For the moment the page goes away, which does not wait for a database: kept aside, for the next page that opens. */
+  /**
+   * For the moment the page goes away, when there is no time for a database: localStorage keeps the changes until the
+   * next page that opens stores them.
+   */
   saveAtOnce() {
     if (!this.#hasStore) return;
     try {
@@ -191,7 +194,8 @@ export class Chats {
     });
   }
 
-  // Stores what pages left behind as they went away, and forgets it then, not before. Returns the changes it has no room for.
+  // Stores the changes that closed pages left in localStorage, and removes them there once they are stored. Returns
+  // those that the database has no room for.
   async #recover() {
     const left = [];
     try {
@@ -212,8 +216,8 @@ export class Chats {
     return left;
   }
 
-  // {result} of one transaction, or {error, failure}: where there is no database, or it refused. The result is that of the
-  // request which `operation` returns, or what the step after a request, given to `then`, returns.
+  // {result} of one transaction, or {error, failure} where there is no database or it refused. The result is that of
+  // the request which `operation` returns, or what the step after a request, given to `then`, returns.
   async #run(mode, operation) {
     let database = null;
     try {

@@ -1,6 +1,6 @@
-// Markdown text -> DOM nodes. The parser (syntax.js) only finds the structure; every node is made here and all text is set as text,
-// so that nothing a model writes becomes markup. Images are shown as links: fetching one tells
-// its host about the chat.
+// Markdown text -> DOM nodes. The parser (syntax.js) only finds the structure; every node is made here, and all text is
+// set as text, so that nothing a model writes becomes markup. Images are shown as links: fetching one would tell its
+// host about the chat.
 
 import { copyButton, el } from './dom.js';
 import { tokensOf } from './syntax.js';
@@ -122,7 +122,8 @@ function render(token, depth) {
     case 'escape':
       return document.createTextNode(token.text);
     case 'text':
-      return token.tokens ? el('span', { dir: directionOf(token) }, inside()) : document.createTextNode(decoded(token.text));
+      if (!token.tokens) return document.createTextNode(decoded(token.text));
+      return el('span', { dir: directionOf(token) }, inside());
     case 'plain':
       return plain(token.raw);
     case 'html':
@@ -221,8 +222,8 @@ function isMostlyFromRight(text) {
   return fromRight > 0 && 2 * fromRight >= text.match(/\p{L}[\p{L}\p{M}]*/gu).length;
 }
 
-// The direction of a paragraph: that of its first letter, unless it is a text from right to left that begins with a foreign
-// word. Where lines differ, each goes by itself.
+// The direction of a paragraph: that of its first letter, unless it is a text from right to left that begins with a
+// foreign word. Where lines differ, each has its own direction.
 function directionOf(token) {
   const lines = proseOf(token).split('\n').filter((line) => /\p{L}/u.test(line));
   const odd = lines.some((line) => !FIRST_FROM_RIGHT.test(line));

@@ -14,7 +14,7 @@ export class Models {
   #menu = byId('model-menu');
   #loads = new Map(); // id -> promise of the load under way
 
-  /** `client` is a function: the client changes with the API key. `onError(error)` shows what went wrong; null: nothing. */
+  /** `client()` returns the client of the current API key. `onError(error)` shows what went wrong; null: nothing. */
   constructor(client, settings, onError) {
     this.#client = client;
     this.#settings = settings;
