@@ -177,7 +177,8 @@ class Bench:
         samples: Samples = {}
         shares: dict[str, list[float]] = {}
         mac, _, n_bytes = gguf_file.work_per_token(self.args.model)
-        # All loaded at once, in turn at every point: what neighbours leave of the memory halves and doubles within seconds.
+        # All are loaded at once and take turns at every point: on a shared machine the memory bandwidth that is left
+        # halves and doubles within seconds.
         engines = {OURS: self.worker("ours"), REPACK: self.worker("peer"), PLAIN: self.worker("plain")}
 
         def one(seed: int) -> None:

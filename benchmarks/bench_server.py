@@ -202,7 +202,7 @@ async def burst(server: Server, n_streams: int, n_tokens: int, seed: int) -> dic
 
 
 def framing_us(n: int = 20_000) -> float:
-    """CPU microseconds from a chunk dict to the bytes handed to the HTTP server, metrics and the watch over the client included."""
+    """CPU microseconds from a chunk dict to the bytes handed to the HTTP server, with metrics and disconnect watch."""
     from polargrid_local.server.config import ServeConfig
     from polargrid_local.server.metrics import Metrics
     from polargrid_local.server.sse import EventStream

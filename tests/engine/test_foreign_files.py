@@ -1,4 +1,4 @@
-"""Files as strangers write them: odd bytes, odd alignments, wrong widths, adapters that do not fit. Loaded or refused by name."""
+"""Files that others wrote: odd bytes and alignments, wrong widths, unfit adapters. Loaded, or refused by name."""
 
 from __future__ import annotations
 

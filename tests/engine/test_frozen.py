@@ -1,4 +1,4 @@
-"""A frozen application: PyInstaller builds one that chats, and it runs without an environment, elsewhere, without a console."""
+"""A frozen application: PyInstaller builds one that chats; it runs elsewhere, with no environment and no console."""
 
 import os
 import shutil

@@ -66,7 +66,7 @@ def test_perplexity_is_the_same_within_noise(smollm2: Path) -> None:
 
 
 def test_a_prefix_saved_to_host_memory_comes_back_exact(smollm2: Path) -> None:
-    """One slot and two conversations: each turn evicts the other, and takes its own state back as if it had never left."""
+    """One slot, two conversations: each turn evicts the other's state and restores its own; the answers stay."""
     one, two = ([{"role": "user", "content": text * 12}] for text in ("Tell me about tea. ", "Sing of the sea. "))
 
     def ask(engine: Engine, messages: list[dict[str, str]]) -> tuple[str, int]:

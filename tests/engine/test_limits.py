@@ -1,4 +1,4 @@
-"""Too little memory, too few threads, too much text: a typed error, and the process goes on. Each in a process of its own."""
+"""Too little memory, too few threads, too much text: a typed error, and the process lives. Each in its own process."""
 
 from __future__ import annotations
 

@@ -101,7 +101,10 @@ def test_llama31_chat_ids(llama31: Engine) -> None:
     ids = llama31.tokenize(
         messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello world"}]
     )
-    plain = lambda text: llama31.tokenize(text)[1:]  # noqa: E731
+
+    def plain(text: str) -> list[int]:
+        return llama31.tokenize(text)[1:]
+
     assert ids[0] == bos
     assert ids.count(bos) == 1
     turns: list[list[int]] = []

@@ -459,7 +459,7 @@ class Terminal:
         os.close(inside)
 
     def expect(self, text, again=""):
-        """Reads up to `text`. `again` is sent anew in a silence: a key that meets the terminal between two modes is lost."""
+        """Reads up to `text`. After a silence `again` is sent anew: a terminal that changes its mode loses a key."""
         for _ in range(30):
             while text not in self.seen and select.select([self.fd], [], [], 2)[0]:
                 try:
@@ -537,7 +537,8 @@ def test_commands_of_the_chat(tmp_path):
     ) as chat:
         for line, answer in [
             ("first", "One"), ("/help", "/system [TEXT]"), ("/?", "/system [TEXT]"),
-            ("/reset", "conversation forgotten"), ("second", "Two"), ("/system new", "system message set"), ("third", "Three"),
+            ("/reset", "conversation forgotten"), ("second", "Two"),
+            ("/system new", "system message set"), ("third", "Three"),
             ("/reset", "conversation forgotten"), ("/system", "system message removed"),
             ("//bye", "Four"), ("///x", "Five"), (" /exit", "Six"), ('"""', "... "),
         ]:  # fmt: skip

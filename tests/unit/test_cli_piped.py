@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parent))
-from test_cli import CATALOGUE_FILE, FakeEngine, _environment, _main, run  # noqa: F401
+from test_cli import CATALOGUE_FILE, FakeEngine, _environment, _main, run  # noqa: F401  # run: a fixture
 
-from polargrid_local.cli import commands as cli
 from polargrid_local.cli import piped
 
 
@@ -38,7 +37,7 @@ def _sent(command):
         (None, "日本語 👩‍🚀", "日本語 👩‍🚀"),
     ],
 )
-def test_stdin_follows_the_prompt(run, command, prompt, stdin, sent):  # noqa: F811
+def test_stdin_follows_the_prompt(run, command, prompt, stdin, sent):  # noqa: F811  # the fixture
     result = run(command, *([prompt] if prompt is not None else []), stdin=stdin)
     assert (result.exit_code, result.stderr) == (0, "")
     assert _sent(command) == sent
@@ -47,7 +46,7 @@ def test_stdin_follows_the_prompt(run, command, prompt, stdin, sent):  # noqa: F
 @pytest.mark.parametrize("command", ["chat", "complete"])
 @pytest.mark.parametrize("arguments", [[], ["-"]])
 @pytest.mark.parametrize("stdin", ["", "\n", " \r\n\t", b"\xef\xbb\xbf"])
-def test_nothing_to_send_is_wrong_usage(run, command, arguments, stdin):  # noqa: F811
+def test_nothing_to_send_is_wrong_usage(run, command, arguments, stdin):  # noqa: F811  # the fixture
     result = run(command, *arguments, stdin=stdin)
     assert result.exit_code == 2 and result.stdout == "" and FakeEngine.made == []
     assert "stdin is empty: give a prompt" in result.stderr
@@ -63,7 +62,7 @@ def test_nothing_to_send_is_wrong_usage(run, command, arguments, stdin):  # noqa
         (b"a\0b\0", "a zero byte"),
     ],
 )
-def test_what_is_no_text_is_one_line(run, stdin, why):  # noqa: F811
+def test_what_is_no_text_is_one_line(run, stdin, why):  # noqa: F811  # the fixture
     for arguments in (["chat"], ["chat", "Summarise"], ["complete", "-"]):
         result = run(*arguments, stdin=stdin)
         assert (result.exit_code, result.stdout) == (1, "") and FakeEngine.made == []
@@ -77,7 +76,7 @@ def test_another_locale_is_read_as_such():
     assert piped._decoded("café".encode(), "iso8859-1") == "café"
 
 
-def test_a_stdin_without_end_is_refused(run, monkeypatch):  # noqa: F811
+def test_a_stdin_without_end_is_refused(run, monkeypatch):  # noqa: F811  # the fixture
     monkeypatch.setattr(piped, "MOST_BYTES", 1 << 20)
     result = run("chat", stdin="y\n" * (1 << 20))
     assert result.exit_code == 1 and result.stderr.startswith("error: stdin brings more than 1 MiB")
@@ -93,7 +92,10 @@ import atexit
 import polargrid_local.cli.piped
 polargrid_local.cli.piped.SILENCE_S = {silence_s}
 sys.argv[1:] = {list(arguments)!r}
-atexit.register(lambda: [print("SENT", r["messages"][-1]["content"], flush=True) for e in FakeEngine.made for r in e.requests])
+def report():
+    for request in (request for engine in FakeEngine.made for request in engine.requests):
+        print("SENT", request["messages"][-1]["content"], flush=True)
+atexit.register(report)
 """
     command = [sys.executable, "-c", _main(setup).replace("sys.stdin.isatty()", "False")]
     return subprocess.Popen(

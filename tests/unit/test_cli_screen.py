@@ -1,4 +1,4 @@
-"""The interactive chat on a terminal that can move its cursor, as pyte shows it: pastes, keys, wrapped answers, history."""
+"""The interactive chat on a full terminal, as the emulator pyte shows it: pastes, keys, wrapped answers, history."""
 
 import contextlib
 import os
