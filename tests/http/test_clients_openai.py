@@ -79,7 +79,7 @@ def test_embeddings(client: openai.OpenAI) -> None:
     assert one != pytest.approx(two, abs=1e-2)
     plain = client.embeddings.create(
         model=SMOLLM2, input=["one", "two", "one"], encoding_format="float"
-    )  # left out, it is base64
+    )  # this client asks for base64 where it is left out
     assert [row.embedding for row in plain.data] == [pytest.approx(row.embedding, abs=1e-6) for row in answer.data]
 
 

@@ -225,7 +225,7 @@ def test_the_embedded_default_is_fetched_once_and_said_so(run, tmp_path, monkeyp
 
 def test_when_nothing_can_be_fetched_the_message_says_what_to_put_where(run, tmp_path, monkeypatch):
     (tmp_path / CATALOGUE_FILE).unlink()
-    monkeypatch.setattr(sys, "frozen", True, raising=False)  # no pip to be had
+    monkeypatch.setattr(sys, "frozen", True, raising=False)  # a frozen program has no pip
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     result = run("chat", "hi")
     assert result.exit_code == 1 and FakeEngine.made == []

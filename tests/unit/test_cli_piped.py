@@ -132,7 +132,7 @@ def test_a_pipe_of_the_parent_is_read_to_its_end(tmp_path):
 def test_a_pipe_that_only_the_parent_holds_and_never_fills_is_left_out(tmp_path):
     process = _start(tmp_path, "chat", "hi", silence_s=0.1, stdin=subprocess.PIPE)
     try:
-        assert process.stdout.readline() == "Hello, wörld 👍🏽\n"  # while our end is still open
+        assert process.stdout.readline() == "Hello, wörld 👍🏽\n"  # although our end of the pipe is still open
         assert process.stdout.readline() == "SENT hi\n"
         assert process.wait(120) == 0
         assert "stdin is open but silent" in process.stderr.read()
@@ -144,7 +144,7 @@ def test_a_pipe_that_only_the_parent_holds_and_never_fills_is_left_out(tmp_path)
 def test_a_command_that_takes_long_to_write_is_waited_for(tmp_path):
     reader, writer = os.pipe()
     go, start = os.pipe()
-    # The one who writes waits for a word from us, which comes after the chat said that it waits.
+    # The writer waits for a byte from us, sent once the chat has said that it waits.
     producer = subprocess.Popen(
         [sys.executable, "-c", f"import os; os.read({go}, 1); os.write({writer}, b'late')"], pass_fds=[go, writer]
     )
@@ -165,20 +165,20 @@ def test_a_pipe_that_was_left_unblocking_is_read_to_its_end(tmp_path):
     os.write(writer, b"text")
     os.close(writer)
     assert _end(process) == (0, "text\n", "")
-    assert os.get_blocking(reader)  # both processes have the same pipe
+    assert os.get_blocking(reader)  # the flag belongs to the pipe, which both processes share
     os.close(reader)
 
 
 def test_who_feeds_a_pipe(tmp_path):
     reader, writer = os.pipe()
     try:
-        assert not piped._is_fed(reader)  # only we ourselves
+        assert not piped._is_fed(reader)  # no process but this one holds it
         holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[writer])
         assert piped._is_fed(reader)
         holder.communicate(b"\n")
         assert not piped._is_fed(reader)
         holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[reader])
-        assert not piped._is_fed(reader)  # another reader
+        assert not piped._is_fed(reader)  # the other process can only read from it
         holder.communicate(b"\n")
     finally:
         os.close(reader), os.close(writer)

@@ -59,7 +59,7 @@ def requests(chat):
     """What reached the engine: ends the chat."""
     chat.send("\x04")
     rest = b""
-    with contextlib.suppress(OSError):  # its end
+    with contextlib.suppress(OSError):  # the process has ended
         while select.select([chat.fd], [], [], 120)[0]:
             rest += os.read(chat.fd, 65536)
     assert chat.process.wait(120) == 0
@@ -201,7 +201,7 @@ def test_ctrl_c_clears_then_warns_then_leaves(tmp_path):
         chat.wait(".*chat", ">")
         chat.send("\x03")
         chat.wait(".*", ">", "Ctrl-C again, Ctrl-D or /bye to leave", ">")
-        chat.send("\x1b[A")  # what was cleared
+        chat.send("\x1b[A")  # Up: brings back what was cleared
         chat.wait("> some text")
         chat.send("\x03")
         chat.wait("Ctrl-C again, Ctrl-D or /bye to leave", ">")
@@ -314,11 +314,11 @@ main()
     try:
         shows("ends the chat", ">")
         tmux("load-buffer", "-", stdin="line one\n    line two\n")
-        tmux("paste-buffer", "-p")  # as its key does, marked for programs that ask for that
+        tmux("paste-buffer", "-p")  # as tmux's paste key does: marked as a paste, for programs that ask for that
         shows("> line one", "...     line two")
         tmux("send-keys", "Enter")
         shows("One", ">")
-        tmux("paste-buffer")  # unmarked, and with its last line break as an Enter
+        tmux("paste-buffer")  # not marked as a paste: its last line break arrives as an Enter
         shows("Two", ">")
         tmux("send-keys", "/bye", "Enter")
         until(lambda: log.exists() and log.read_text())
