@@ -3,12 +3,9 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parent))
-from test_cli import CATALOGUE_FILE, FakeEngine, _environment, _main, run  # noqa: F401  # run: a fixture
+from command_line import CATALOGUE_FILE, FakeEngine, environment, program
 
 from polargrid_local.cli import piped
 
@@ -37,7 +34,7 @@ def _sent(command):
         (None, "日本語 👩‍🚀", "日本語 👩‍🚀"),
     ],
 )
-def test_stdin_follows_the_prompt(run, command, prompt, stdin, sent):  # noqa: F811  # the fixture
+def test_stdin_follows_the_prompt(run, command, prompt, stdin, sent):
     result = run(command, *([prompt] if prompt is not None else []), stdin=stdin)
     assert (result.exit_code, result.stderr) == (0, "")
     assert _sent(command) == sent
@@ -46,7 +43,7 @@ def test_stdin_follows_the_prompt(run, command, prompt, stdin, sent):  # noqa: F
 @pytest.mark.parametrize("command", ["chat", "complete"])
 @pytest.mark.parametrize("arguments", [[], ["-"]])
 @pytest.mark.parametrize("stdin", ["", "\n", " \r\n\t", b"\xef\xbb\xbf"])
-def test_nothing_to_send_is_wrong_usage(run, command, arguments, stdin):  # noqa: F811  # the fixture
+def test_nothing_to_send_is_wrong_usage(run, command, arguments, stdin):
     result = run(command, *arguments, stdin=stdin)
     assert result.exit_code == 2 and result.stdout == "" and FakeEngine.made == []
     assert "stdin is empty: give a prompt" in result.stderr
@@ -62,7 +59,7 @@ def test_nothing_to_send_is_wrong_usage(run, command, arguments, stdin):  # noqa
         (b"a\0b\0", "a zero byte"),
     ],
 )
-def test_what_is_no_text_is_one_line(run, stdin, why):  # noqa: F811  # the fixture
+def test_what_is_no_text_is_one_line(run, stdin, why):
     for arguments in (["chat"], ["chat", "Summarise"], ["complete", "-"]):
         result = run(*arguments, stdin=stdin)
         assert (result.exit_code, result.stdout) == (1, "") and FakeEngine.made == []
@@ -76,7 +73,7 @@ def test_another_locale_is_read_as_such():
     assert piped._decoded("café".encode(), "iso8859-1") == "café"
 
 
-def test_a_stdin_without_end_is_refused(run, monkeypatch):  # noqa: F811  # the fixture
+def test_a_stdin_without_end_is_refused(run, monkeypatch):
     monkeypatch.setattr(piped, "MOST_BYTES", 1 << 20)
     result = run("chat", stdin="y\n" * (1 << 20))
     assert result.exit_code == 1 and result.stderr.startswith("error: stdin brings more than 1 MiB")
@@ -97,9 +94,9 @@ def report():
         print("SENT", request["messages"][-1]["content"], flush=True)
 atexit.register(report)
 """
-    command = [sys.executable, "-c", _main(setup).replace("sys.stdin.isatty()", "False")]
+    command = [sys.executable, "-c", program(setup).replace("sys.stdin.isatty()", "False")]
     return subprocess.Popen(
-        command, env=_environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **streams
+        command, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **streams
     )
 
 
