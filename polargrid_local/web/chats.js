@@ -37,11 +37,11 @@ export class Chats {
   #stored = new Map(); // id -> the chat as it was last read or written
   #removing = new Set(); // ids that the store still has to remove
   #onChange;
-  #watched = new Set(); // ids of messages whose end, in another tab, is waited for
+  #watched = new Set(); // ids of messages that another tab is writing, until they end
   #database;
   #hasStore = true;
   #setAside = new Set(); // keys of what an earlier page left behind and the store has no room for; shown meanwhile
-  #last = Promise.resolve(); // work on the store goes one after another: each step stands on what the one before read
+  #last = Promise.resolve(); // steps on the store run one after another: each starts from what the one before read
   #channel = typeof BroadcastChannel === 'function' ? new BroadcastChannel(`polargrid.chats${FOLDER}`) : null;
 
   /** `onChange(chat)` is called when another tab changed, added or removed a chat. */
@@ -133,7 +133,7 @@ export class Chats {
 
   /** Runs `answering()` while other tabs can see that this message is being written. */
   async hold(message, answering) {
-    if (!navigator.locks) return answering(); // a page from another machine over plain http
+    if (!navigator.locks) return answering(); // no locks on a page from another machine over plain http
     return navigator.locks.request(lockOf(message), answering);
   }
 
@@ -246,7 +246,7 @@ export class Chats {
     }
   }
 
-  // Refused with an error where the browser has no database for this page. One that is taken away is opened anew.
+  // Rejects where the browser has no database for this page. A database that the browser closed is opened again.
   #open() {
     this.#database = new Promise((resolve, reject) => {
       const request = indexedDB.open(`polargrid${FOLDER}`, 1);
@@ -257,7 +257,7 @@ export class Chats {
       };
       request.onerror = () => reject(request.error);
     });
-    this.#database.catch(() => {}); // said where it is used
+    this.#database.catch(() => {}); // reported by each use of the database
   }
 }
 

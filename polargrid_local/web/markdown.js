@@ -128,7 +128,7 @@ function render(token, depth) {
       return plain(token.raw);
     case 'html':
       return token.block ? plain(token.raw.trim()) : document.createTextNode(token.raw);
-    case 'def': // also a note or a source that no link refers to
+    case 'def': // shown too: models write notes and sources that no link refers to
       return plain(token.raw.trim());
     default:
       return document.createTextNode(token.raw ?? '');
@@ -156,7 +156,7 @@ function codeBlock({ text, lang }) {
 
 const plain = (text) => el('div', { class: 'plain', dir: 'auto' }, text);
 
-// Numbers as they are written: Markdown goes on from the first, whatever stands before the other items.
+// Each item keeps the number that it was written with; Markdown would count on from the first.
 function list(token, depth) {
   const numbers = token.items.map(({ raw }) => Number(/^\s*(\d{1,9})[.)]/.exec(raw)?.[1]));
   const counted = numbers.every((number, at) => number === numbers[0] + at) || new Set(numbers).size < numbers.length;
@@ -182,7 +182,7 @@ function table(token, depth) {
       'tr',
       {},
       cells.map((one) => cell(tag, one)),
-      cellsOf(line) // more of them than the header has: Markdown drops them
+      cellsOf(line) // Markdown drops cells beyond those of the header
         .slice(header.length)
         .map((text) => cell(tag, { tokens: [{ type: 'verbatim', raw: text }] })),
     );

@@ -41,7 +41,7 @@ export class Models {
     this.#list = list.data;
     this.#show();
     const { current } = this;
-    // Begun elsewhere: joined, to show how far it is.
+    // A load that another client began: joined, to show its progress.
     if (this.#states[current] === 'loading') this.load(current).catch(this.#onError);
   }
 
@@ -81,7 +81,7 @@ export class Models {
       );
     }
     const load = this.#loads.get(id);
-    load.catch(() => {}); // reported below, to whoever still waits
+    load.catch(() => {}); // the callers that still wait get the error below
     const stopped = new Promise((_, reject) =>
       signal?.addEventListener('abort', () => reject(signal.reason), { once: true }),
     );

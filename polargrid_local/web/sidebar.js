@@ -38,7 +38,7 @@ export class Sidebar {
     const list = byId('chat-list');
     const entry = (chat) => [chat.id, titleOf(chat), chat.id === currentId, busy.has(chat.id)];
     const shown = JSON.stringify(chats.map(entry));
-    if (this.#renaming || shown === this.#shown) return; // what is typed there, and what has the focus, stays
+    if (this.#renaming || shown === this.#shown) return; // a redraw would lose a title being typed, and the focus
     this.#shown = shown;
     const focused = list.contains(document.activeElement) ? document.activeElement.dataset.chat : null;
     list.replaceChildren(...chats.map((chat) => this.#row(chat, chat.id === currentId, busy.has(chat.id))));
