@@ -37,8 +37,8 @@ from polargrid import types
 from polargrid.errors import create_error_from_response
 
 from polargrid_local.errors import NotFoundError, PolarGridError, RateLimitError, ServerError
-from polargrid_local.server.config import ServeConfig
 from polargrid_local.service.backend import Backend, OpenStream
+from polargrid_local.service.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from polargrid_local.engine import AsyncEngine
@@ -96,13 +96,13 @@ class PolarGrid(polargrid.PolarGrid):
 
     @functools.cached_property
     def _backend(self) -> Backend:
-        return Backend.shared(ServeConfig.load({"no_api_key": True}, os.environ))
+        return Backend.shared(ServiceSettings.load(env=os.environ))
 
     @classmethod
-    def over(cls, engine: AsyncEngine, config: ServeConfig | None = None) -> PolarGrid:
+    def over(cls, engine: AsyncEngine, settings: ServiceSettings | None = None) -> PolarGrid:
         """A client of an AsyncEngine that you made and will close."""
         client = cls()
-        client._backend = Backend(config or ServeConfig(), engine)
+        client._backend = Backend(settings or ServiceSettings(), engine)
         return client
 
     async def __aenter__(self) -> PolarGrid:
@@ -241,10 +241,10 @@ class PolarGridSync(polargrid.PolarGridSync):
         self._async_client: PolarGrid = PolarGrid(*args, **kwargs)
 
     @classmethod
-    def over(cls, engine: AsyncEngine, config: ServeConfig | None = None) -> PolarGridSync:
+    def over(cls, engine: AsyncEngine, settings: ServiceSettings | None = None) -> PolarGridSync:
         """A client of an AsyncEngine that you made and will close."""
         client = cls()
-        client._async_client = PolarGrid.over(engine, config)
+        client._async_client = PolarGrid.over(engine, settings)
         return client
 
     def __enter__(self) -> PolarGridSync:

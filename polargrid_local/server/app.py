@@ -52,7 +52,7 @@ def create_app(engine: AsyncEngine, config: ServeConfig) -> FastAPI:
     app.state.service = service
     app.state.stop = lambda: None
     app.state.end_requests = end_requests
-    app.include_router(api(service, metrics, ends))
+    app.include_router(api(service, config, metrics, ends))
     if config.loopback:
         document = _openapi(app, config.root_path)
         page = HTMLResponse(docs.render(document), headers=docs.HEADERS)

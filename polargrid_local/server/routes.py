@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from polargrid_local.errors import PolarGridError, TimeoutError, ValidationError
 from polargrid_local.server.body import read_json
+from polargrid_local.server.config import ServeConfig
 from polargrid_local.server.metrics import Metrics
 from polargrid_local.server.openapi import describe
 from polargrid_local.server.replies import JsonReply, not_supported
@@ -35,10 +36,11 @@ class _ModelName(Convertor[str]):
 register_url_convertor("model_name", _ModelName())
 
 
-def api(service: Service, metrics: Metrics, ends: set[asyncio.Future[PolarGridError]]) -> APIRouter:
+def api(
+    service: Service, config: ServeConfig, metrics: Metrics, ends: set[asyncio.Future[PolarGridError]]
+) -> APIRouter:
     """`ends`: one future per answer being waited for; set to an error, it ends that request."""
     router = APIRouter()
-    config = service.config
 
     async def body(request: Request) -> dict[str, Any]:
         return await read_json(request.scope, request.receive, config)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Protocol, TypeVar, Union
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -16,11 +16,10 @@ from polargrid_local.server.body import ClientGone
 from polargrid_local.server.config import ServeConfig
 from polargrid_local.server.metrics import Metrics
 from polargrid_local.server.replies import dump, error_body, internal_error
-from polargrid_local.api.types import ChatCompletionChunk, CompletionChunk, Usage
+from polargrid_local.service.chunks import ChunkStream
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Chunk = Union[ChatCompletionChunk, CompletionChunk]
 
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": keep-alive\n\n"
@@ -30,19 +29,6 @@ HEADERS = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 ]
-
-
-class Chunks(Protocol):
-    """A generation: an AsyncChatStream, or what stands for one."""
-
-    def __aiter__(self) -> AsyncIterator[Chunk]: ...
-    async def start(self) -> Any: ...
-    def cancel(self) -> None: ...
-    async def aclose(self) -> None: ...
-    @property
-    def usage(self) -> Usage: ...
-    @property
-    def prefill(self) -> tuple[int, int] | None: ...
 
 
 class EventStream(Response):
@@ -55,7 +41,7 @@ class EventStream(Response):
     """
 
     def __init__(
-        self, chunks: Chunks, started: float, config: ServeConfig, metrics: Metrics, on_end: Callable[[], None]
+        self, chunks: ChunkStream, started: float, config: ServeConfig, metrics: Metrics, on_end: Callable[[], None]
     ) -> None:
         self.status_code = 200
         self.background = None

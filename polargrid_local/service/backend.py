@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from polargrid_local.api.types import parse_request
 from polargrid_local.errors import ForkedEngineError
-from polargrid_local.server.config import ServeConfig
 from polargrid_local.service.service import Service
+from polargrid_local.service.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from polargrid_local.engine import AsyncEngine
-    from polargrid_local.server.sse import Chunk, Chunks
+    from polargrid_local.service.chunks import Chunk, ChunkStream
     from polargrid_local.service.service import Reply
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ T = TypeVar("T")
 class OpenStream:
     """A started generation: chunk dicts by `async for`, on the loop that opened it. `close` from any thread, any number of times."""
 
-    def __init__(self, chunks: Chunks, release: Callable[[int], Any]) -> None:
+    def __init__(self, chunks: ChunkStream, release: Callable[[int], Any]) -> None:
         self._chunks = chunks
         self._steps = chunks.__aiter__()
         self._release = release
@@ -53,12 +53,12 @@ class Backend:
     _shared: ClassVar[weakref.WeakValueDictionary[str, Backend]] = weakref.WeakValueDictionary()
     _sharing: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, config: ServeConfig, engine: AsyncEngine | None = None) -> None:
+    def __init__(self, settings: ServiceSettings, engine: AsyncEngine | None = None) -> None:
         if engine is None:  # ours; its models close themselves when nobody refers to them any more
             from polargrid_local import AsyncEngine
 
-            engine = AsyncEngine(**config.engine_options())
-        self.service = Service(engine, config)
+            engine = AsyncEngine(**settings.engine_options())
+        self.service = Service(engine, settings)
         self.service.ready = True
         self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
@@ -67,12 +67,12 @@ class Backend:
         weakref.finalize(self, _stop, self._loop, self._thread, self._pid)
 
     @classmethod
-    def shared(cls, config: ServeConfig) -> Backend:
-        key = config.model_dump_json()
+    def shared(cls, settings: ServiceSettings) -> Backend:
+        key = settings.model_dump_json()
         with cls._sharing:
             backend = cls._shared.get(key)
             if backend is None or backend._pid != os.getpid():
-                backend = cls._shared[key] = cls(config)
+                backend = cls._shared[key] = cls(settings)
             return backend
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,6 @@ from polargrid_local.api.types import (
     RerankResponse,
     UnloadAllModelsResponse,
     UnloadModelResponse,
-    Usage,
 )
 from polargrid_local.errors import (
     InvalidModelError,
@@ -47,12 +46,13 @@ from polargrid_local.errors import (
     ValidationError,
 )
 from polargrid_local.models.store import Store
-from polargrid_local.server.config import ServeConfig
+from polargrid_local.service.chunks import RenamedStream
+from polargrid_local.service.settings import ServiceSettings
 from polargrid_local.service.usage import UsageCounter
 
 if TYPE_CHECKING:
     from polargrid_local.engine import AsyncEngine
-    from polargrid_local.server.sse import Chunk, Chunks
+    from polargrid_local.service.chunks import ChunkStream
 
     Asked = ChatCompletionRequest | CompletionRequest | EmbeddingRequest | RerankRequest
     Reply = ChatCompletionResponse | CompletionResponse | EmbeddingResponse[Any] | RerankResponse
@@ -83,15 +83,15 @@ class Service:
     One event loop at a time uses it.
     """
 
-    def __init__(self, engine: AsyncEngine, config: ServeConfig) -> None:
+    def __init__(self, engine: AsyncEngine, settings: ServiceSettings) -> None:
         self.engine = engine
-        self.config = config
-        self.store = Store(config.models_dir)
+        self.settings = settings
+        self.store = Store(settings.models_dir)
         self.counter = UsageCounter(datetime.date.today())
         self.startup_error: PolarGridError | None = None
         self.ready = False  # the configured models are loaded
         self._own: dict[str, str] = {}  # id -> what the engine loads
-        for name in config.model:
+        for name in settings.model:
             found = self.store.resolve(name)
             taken = self._own.get(found.id)
             same = taken is None or self.store.resolve(taken).path == found.path
@@ -104,7 +104,7 @@ class Service:
 
     async def start(self) -> None:
         """Loads the models of the configuration. A failure is kept in `startup_error` and raised."""
-        if self.config.keep_alive_s >= 0:
+        if self.settings.keep_alive_s >= 0:
             self._reaper = asyncio.create_task(self._reap())
         try:
             for model in self._own:
@@ -127,7 +127,7 @@ class Service:
         """The id behind a requested name, never a path; NotFoundError, code model_not_loaded, for an unknown one."""
         if name is None:
             name = next(iter(self._own), None) or self.store.default()
-        aliases = self.config.aliases
+        aliases = self.settings.aliases
         model = self._known(aliases.get(name, name)) or self._known(aliases.get("*"))
         if model is None:
             hint = f"; polargrid-local pull {name} would fetch it" if self.store.entry(name) else ""
@@ -143,7 +143,7 @@ class Service:
             model = self.store.resolve(name, paths=False).id
         except NotFoundError:
             return None
-        return model if self.config.on_demand or model in self._own else None
+        return model if self.settings.on_demand or model in self._own else None
 
     async def lease(self, name: str | None) -> Lease:
         """Loads the model first where needed."""
@@ -193,7 +193,7 @@ class Service:
     async def _make_room(self, model: str) -> None:
         """Unloads idle models, the longest unused first, until the file fits into what the budget leaves."""
         need = self.store.resolve(self._own.get(model, model)).n_bytes
-        budget = self.config.memory_budget_bytes or 0.8 * _memory_bytes()
+        budget = self.settings.memory_budget_bytes or 0.8 * _memory_bytes()
         while (have := budget - sum(map(self._bytes, self._loaded))) < need:
             idle = sorted((used, other) for other, used in self._loaded.items() if not self._active[other])
             if not idle:
@@ -212,7 +212,7 @@ class Service:
         await self.engine.unload_model(model)
 
     async def _reap(self) -> None:
-        keep = self.config.keep_alive_s
+        keep = self.settings.keep_alive_s
         while True:
             await asyncio.sleep(min(30.0, max(0.1, keep / 4)))
             now = time.monotonic()
@@ -223,13 +223,13 @@ class Service:
 
     # --- text ---
 
-    def stream(self, kind: str, request: ChatCompletionRequest | CompletionRequest, lease: Lease) -> Chunks:
+    def stream(self, kind: str, request: ChatCompletionRequest | CompletionRequest, lease: Lease) -> ChunkStream:
         """An AsyncChatStream, or one that differs only in the name its chunks carry."""
         asked = request.model_copy(update={"model": lease.model})
-        chunks: Chunks = (
+        chunks: ChunkStream = (
             self.engine.chat_completion_stream(asked) if kind == "chat" else self.engine.completion_stream(asked)
         )
-        return chunks if lease.alias == lease.model else _Renamed(chunks, lease.alias)
+        return chunks if lease.alias == lease.model else RenamedStream(chunks, lease.alias)
 
     async def answer(self, kind: str, request: Asked, lease: Lease) -> Reply:
         """`kind`: chat, completion, embedding or rerank."""
@@ -247,10 +247,12 @@ class Service:
 
     async def list_models(self) -> ListModelsResponse:
         listed = (await self.engine.list_models())["data"]
-        if not self.config.on_demand:
+        if not self.settings.on_demand:
             listed = [row for row in listed if row["id"] in self._own]
         by_id = {row["id"]: row for row in listed}
-        aliases = {alias: model for alias, model in self.config.aliases.items() if alias != "*"}  # that one is no name
+        aliases = {
+            alias: model for alias, model in self.settings.aliases.items() if alias != "*"
+        }  # that one is no name
         renamed: list[ModelInfo] = [{**by_id[model], "id": alias} for alias, model in aliases.items() if model in by_id]
         return {"object": "list", "data": [*listed, *renamed]}
 
@@ -344,28 +346,6 @@ def _unavailable(model: str, error: PolarGridError) -> ServerError:
     return ServerError(
         message, status_code=503, code="model_unavailable", param="model", details=error.details, path=error.path
     )
-
-
-class _Renamed:
-    """A stream whose chunks carry the name that the request used."""
-
-    def __init__(self, chunks: Chunks, name: str) -> None:
-        self._chunks = chunks
-        self._name = name
-        self.start, self.cancel, self.aclose = chunks.start, chunks.cancel, chunks.aclose
-
-    @property
-    def usage(self) -> Usage:
-        return self._chunks.usage
-
-    @property
-    def prefill(self) -> tuple[int, int] | None:
-        return self._chunks.prefill
-
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        async for chunk in self._chunks:
-            chunk["model"] = self._name
-            yield chunk
 
 
 def _memory_bytes() -> float:

@@ -28,7 +28,7 @@ from serving import REPOSITORY, SAID, SMOLLM2
 
 from polargrid_local import AsyncEngine, sdk
 from polargrid_local.sdk import PolarGrid, PolarGridSync
-from polargrid_local.server import ServeConfig
+from polargrid_local.service.settings import ServiceSettings
 
 SAY = [{"role": "user", "content": "\ue001"}]
 TEXT = "".join(SAID)
@@ -292,9 +292,21 @@ def test_a_forked_client_says_so() -> None:
     assert "new one after fork" in output_of(program)
 
 
+def test_a_client_needs_nothing_of_the_server() -> None:
+    """Neither its modules nor the packages of its extra."""
+    program = """
+        import sys
+        sys.modules.update(dict.fromkeys(["fastapi", "starlette", "uvicorn", "prometheus_client"]))  # as if not there
+        from polargrid_local.sdk import PolarGridSync
+        print(PolarGridSync().health().status)
+        print([name for name in sys.modules if name.startswith("polargrid_local.server")])
+    """
+    assert output_of(program) == "healthy\n[]\n"
+
+
 async def test_a_client_over_an_engine_of_ones_own(tiny_dir: Path) -> None:
     async with AsyncEngine(models_dir=tiny_dir, n_ctx=512, n_threads=1) as engine:
-        client = PolarGrid.over(engine, ServeConfig(models_dir=tiny_dir, aliases={"gpt2": "scripted"}))
+        client = PolarGrid.over(engine, ServiceSettings(models_dir=tiny_dir, aliases={"gpt2": "scripted"}))
         answer = await client.completion({"model": "gpt2", "prompt": "\ue000"})
         assert (answer.model, answer.choices[0].text) == ("gpt2", TEXT)
         assert list(engine.stats()) == ["scripted"]

@@ -14,6 +14,7 @@ from polargrid_local.server import ServeConfig
 from polargrid_local.server.config import is_loopback
 from polargrid_local.server.metrics import Histogram, Metrics
 from polargrid_local.server.process import bind
+from polargrid_local.service.settings import SERVER_SETTINGS, ServiceSettings
 from polargrid_local.service.usage import UsageCounter
 
 FILE = """
@@ -80,6 +81,22 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("port = = 1")
     with pytest.raises(ValidationError, match="broken.toml"):
         ServeConfig.load({}, {}, tmp_path / "broken.toml")
+
+
+def test_a_client_in_process_reads_its_part_of_the_servers_settings(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file and the variables are shared: what is the server's alone is passed over, a mistake is not."""
+    assert set(ServeConfig.model_fields) - set(ServiceSettings.model_fields) == SERVER_SETTINGS
+    file = tmp_path / "serve.toml"
+    file.write_text(FILE)
+    env = {f"POLARGRID_LOCAL_{name.upper()}": "1" for name in SERVER_SETTINGS}
+    settings = ServiceSettings.load({}, env, file)
+    assert (settings.model, settings.n_ctx, settings.keep_alive_s) == (("a", "b"), 512, 60)
+    assert not caplog.text
+    file.write_text("n_ctxx = 512")
+    with pytest.raises(ValidationError, match="n_ctxx: unknown setting; did you mean 'n_ctx'"):
+        ServiceSettings.load({}, {}, file)
 
 
 def test_a_key_is_not_shown() -> None:
