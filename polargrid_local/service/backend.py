@@ -18,7 +18,7 @@ from polargrid_local.service.settings import ServiceSettings
 if TYPE_CHECKING:
     from polargrid_local.engine import AsyncEngine
     from polargrid_local.service.chunks import Chunk, ChunkStream
-    from polargrid_local.service.service import Reply
+    from polargrid_local.service.service import Kind, Reply
 
 T = TypeVar("T")
 
@@ -88,11 +88,11 @@ class Backend:
             return await work
         return await asyncio.wrap_future(self.submit(work))
 
-    async def answer(self, kind: str, body: dict[str, Any]) -> Reply:
+    async def answer(self, kind: Kind, body: dict[str, Any]) -> Reply:
         """`kind`: chat, completion or embedding."""
         return await self.wait(self._answer(kind, body))
 
-    async def _answer(self, kind: str, body: dict[str, Any]) -> Reply:
+    async def _answer(self, kind: Kind, body: dict[str, Any]) -> Reply:
         asked = parse_request(kind, body)
         lease = await self.service.lease(asked.model)
         tokens = 0
@@ -103,7 +103,7 @@ class Backend:
         finally:
             lease.release(tokens)
 
-    async def open(self, kind: str, body: dict[str, Any]) -> OpenStream:
+    async def open(self, kind: Kind, body: dict[str, Any]) -> OpenStream:
         """Raises what is wrong with the request; then the answer has begun, on the caller's loop."""
         asked = parse_request(kind, body)
         lease = await self.wait(self.service.lease(asked.model))

@@ -53,9 +53,13 @@ class BrokenEngine:
     load_error: Exception | None = None
     status = "healthy"
 
-    async def load_model(self, *args: Any, **kwargs: Any) -> None:
+    async def load_model(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if self.load_error is not None:
             raise self.load_error
+        return {"status": "success"}
+
+    def info(self, model: str) -> dict[str, Any]:
+        return {}
 
     async def health(self) -> dict[str, Any]:
         return {"status": self.status}
