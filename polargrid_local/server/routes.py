@@ -25,8 +25,8 @@ from polargrid_local.service.service import Service
 NOT_OK = {"/health": ("degraded", "unhealthy"), "/livez": ("unhealthy",)}
 
 
-class _RestOfPath(Convertor[str]):
-    """Starlette's own `path` ends at a line break, which the names of files may have."""
+class _ModelName(Convertor[str]):
+    """The rest of the path. Starlette's own `path` ends at a line break, which the names of files may have."""
 
     regex = "(?s:.*)"
 
@@ -37,7 +37,7 @@ class _RestOfPath(Convertor[str]):
         return value
 
 
-register_url_convertor("rest_of_path", _RestOfPath())
+register_url_convertor("model_name", _ModelName())
 
 
 def api(
@@ -98,7 +98,7 @@ def api(
         async def route(request: Request) -> Response:
             return await handle(request, endpoint)
 
-        path = endpoint.path.replace("}", ":rest_of_path}")
+        path = endpoint.path.replace("{model_id}", "{model_id:model_name}")
         router.add_api_route(path, route, methods=[endpoint.method], **describe(endpoint))
         if endpoint.other_path is not None:
             router.add_api_route(endpoint.other_path, route, methods=[endpoint.method], include_in_schema=False)
