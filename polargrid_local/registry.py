@@ -313,7 +313,7 @@ class Models:
         }
 
     def _tasks(self, path: Path) -> list[Task]:
-        """Of a file that is not loaded, read once as long as it stays the same; none of one that could not be loaded."""
+        """Of a file on disk, which is read again only when it has changed; none of one that could not be loaded."""
         try:
             stat = path.stat()
             key = (path, stat.st_size, stat.st_mtime_ns)

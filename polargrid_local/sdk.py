@@ -1,10 +1,11 @@
-"""The official SDK without the network: `from polargrid_local.sdk import PolarGrid` is the only line that changes (extra [sdk]).
+"""The official SDK without the network (extra [sdk]): `from polargrid_local.sdk import PolarGrid` replaces its import.
 
 Same constructors, methods, request and response types, and errors; requests are answered in this process. Keys, URLs,
 regions, time-outs and retries are accepted and mean nothing here. Models are found by name on this disk and loaded when
-first asked for; clients of one process share them. Settings are the server's POLARGRID_LOCAL_* variables, of which matter
-most: POLARGRID_LOCAL_MODELS (where models lie), POLARGRID_LOCAL_ALIASES ("llama-3.1-8b=smollm2-135m"; "*=NAME" answers for
-every name that is not on this disk), POLARGRID_LOCAL_N_CTX. Voice methods raise ServerError with status_code 501.
+first asked for; clients of one process share them. Settings are the server's POLARGRID_LOCAL_* variables and its file
+(service/settings.py), of which matter most: POLARGRID_LOCAL_MODELS (where models lie), POLARGRID_LOCAL_ALIASES
+("llama-3.1-8b=smollm2-135m"; "*=NAME" answers for every name that is not on this disk), POLARGRID_LOCAL_N_CTX.
+Voice methods raise ServerError with status_code 501.
 
 As with the official classes, an answer without `max_tokens` ends after 150 tokens (completions: 100).
 Beyond them: `temperature=0` is greedy, a caller's dict stays as it is, PolarGridSync really streams, and `with` and

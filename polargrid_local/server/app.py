@@ -68,7 +68,7 @@ def create_app(engine: AsyncEngine, config: ServeConfig) -> FastAPI:
 
     @app.exception_handler(ClientGone)
     async def gone(request: Request, error: ClientGone) -> Response:
-        return Response(status_code=499)  # nobody reads it; the log does
+        return Response(status_code=499)  # the client has left, so only the log shows this
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:

@@ -34,9 +34,9 @@ HEADERS = [
 class EventStream(Response):
     """One event per chunk, flushed as it comes.
 
-    A comment when nothing else was written for `heartbeat_s`; `: prefill DONE TOTAL`, in tokens, while a long prompt is read.
-    Ends with [DONE], or with an error event and no [DONE]. The generation is cancelled when the client leaves, takes nothing
-    for `write_timeout_s`, or the request exceeds its time.
+    A comment when nothing else was written for `heartbeat_s`; `: prefill DONE TOTAL`, in tokens, while a long prompt is
+    read. Ends with [DONE], or with an error event and no [DONE]. The generation is cancelled when the client leaves,
+    takes nothing for `write_timeout_s`, or the request exceeds its time.
     `started`: when the request came, monotonic. `on_end` is called once, whatever happened.
     """
 
@@ -67,7 +67,7 @@ class EventStream(Response):
         try:
             await self._watch(pump, gone, send)
             if self._stalled():
-                # Closing would first wait for the reader to take what is buffered.
+                # An ordinary close waits until the reader has taken what is buffered, which this one does not do.
                 scope.get("state", {}).get("abort", lambda: None)()
                 await gone
         finally:

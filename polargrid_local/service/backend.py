@@ -24,7 +24,9 @@ T = TypeVar("T")
 
 
 class OpenStream:
-    """A started generation: chunk dicts by `async for`, on the loop that opened it. `close` from any thread, any number of times."""
+    """A started generation: chunk dicts by `async for`, on the loop that opened it.
+
+    `close` from any thread, any number of times."""
 
     def __init__(self, chunks: ChunkStream, release: Callable[[int], Any]) -> None:
         self._chunks = chunks
@@ -47,14 +49,16 @@ class OpenStream:
 
 
 class Backend:
-    """Models are loaded once for all clients with the same settings, as they would be behind one address. Closed with the last."""
+    """Models are loaded once for all clients with the same settings, as they would be behind one address.
 
-    # Weak: it remembers what lives and keeps nothing alive.
+    Closed when the last client that refers to it is gone."""
+
+    # Weak references: a backend lives as long as its clients, and finding it here must not prolong that.
     _shared: ClassVar[weakref.WeakValueDictionary[str, Backend]] = weakref.WeakValueDictionary()
     _sharing: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, settings: ServiceSettings, engine: AsyncEngine | None = None) -> None:
-        if engine is None:  # ours; its models close themselves when nobody refers to them any more
+        if engine is None:  # this one is never closed here: its models close when nobody refers to them
             from polargrid_local import AsyncEngine
 
             engine = AsyncEngine(**settings.engine_options())
@@ -89,7 +93,7 @@ class Backend:
         return await asyncio.wrap_future(self.submit(work))
 
     async def answer(self, kind: Kind, body: dict[str, Any]) -> Reply:
-        """`kind`: chat, completion or embedding."""
+        """`body`: the fields of a request. Raises what `parse_request`, a lease and the engine raise."""
         return await self.wait(self._answer(kind, body))
 
     async def _answer(self, kind: Kind, body: dict[str, Any]) -> Reply:

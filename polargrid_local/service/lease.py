@@ -17,7 +17,7 @@ class Lease:
         self._held = True
 
     def release(self, tokens: int = 0) -> None:
-        """Tells `on_release` the model, the `tokens` of prompt and answer, and the milliseconds it was held; only once."""
+        """Calls `on_release` once: the model, the `tokens` of prompt and answer, the milliseconds it was held."""
         if self._held:
             self._held = False
             self._on_release(self.model, tokens, (time.monotonic() - self.started) * 1e3)

@@ -1,4 +1,4 @@
-"""The list of endpoints adds up: each is routed, documented, and what the official SDK asks for where that has a method."""
+"""The list of endpoints adds up: each is routed and documented, and the official SDK asks for no others."""
 
 from __future__ import annotations
 

@@ -44,10 +44,17 @@ def test_flags_win_over_variables_over_the_file(tmp_path: Path) -> None:
 
 
 def test_what_a_variable_can_say() -> None:
-    config = ServeConfig.load({}, {
-        "POLARGRID_LOCAL_MODEL": "a, b", "POLARGRID_LOCAL_ALIASES": "x=a,*=b", "POLARGRID_LOCAL_MODELS": "/srv/models",
-        "POLARGRID_LOCAL_KERNELS": "false", "POLARGRID_LOCAL_ALLOW_ORIGINS": "https://a.example", "POLARGRID_LOCAL_HOST": "",
-    })  # fmt: skip
+    config = ServeConfig.load(
+        {},
+        {
+            "POLARGRID_LOCAL_MODEL": "a, b",
+            "POLARGRID_LOCAL_ALIASES": "x=a,*=b",
+            "POLARGRID_LOCAL_MODELS": "/srv/models",
+            "POLARGRID_LOCAL_KERNELS": "false",
+            "POLARGRID_LOCAL_ALLOW_ORIGINS": "https://a.example",
+            "POLARGRID_LOCAL_HOST": "",
+        },
+    )
     assert (config.model, config.aliases, config.models_dir) == (("a", "b"), {"x": "a", "*": "b"}, Path("/srv/models"))
     assert (config.kernels, config.allow_origins, config.host) == (False, ("https://a.example",), "127.0.0.1")
 
@@ -127,10 +134,15 @@ def test_usage_counts_by_day_and_model() -> None:
     report = counter.report(later, None, None)
     assert report["period"] == {"start_date": "2026-05-01", "end_date": "2026-05-03"}
     assert report["usage"] == {
-        "total_requests": 3, "total_tokens": 22, "total_cost": 0.0,
-        "by_model": [{"model_id": "a", "requests": 2, "tokens": 15, "cost": 0.0}, {"model_id": "b", "requests": 1, "tokens": 7, "cost": 0.0}],
+        "total_requests": 3,
+        "total_tokens": 22,
+        "total_cost": 0.0,
+        "by_model": [
+            {"model_id": "a", "requests": 2, "tokens": 15, "cost": 0.0},
+            {"model_id": "b", "requests": 1, "tokens": 7, "cost": 0.0},
+        ],
         "by_region": [{"region": "local", "requests": 3, "avg_latency_ms": 200}],
-    }  # fmt: skip
+    }
     assert counter.report(later, "2026-05-02", None)["usage"]["total_requests"] == 2
     assert counter.report(later, None, "2026-05-02")["usage"]["total_requests"] == 1
     assert counter.report(later, "2027-01-01", None)["usage"]["by_region"] == []
