@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.1  # how often to look after a load that another user of the engine began: the engine has no wait for that
+POLL_S = 0.1  # how often to ask after a load that another user of the engine began; the engine has no call that waits
 
 
 class ModelPool:
@@ -98,12 +98,20 @@ class ModelPool:
         self._on_release(model, tokens, latency_ms)
 
     async def load(self, model: str, force: bool = False) -> None:
-        """Many may wait for one load, and it goes on when they leave: they will be back."""
+        """Waits until it is loaded; many may wait for one load. `force`: again, where it is loaded already.
+
+        The load goes on when those who wait are cancelled, since the next request for the model needs it as well."""
         task = self._loads.get(model)
         if task is None:
+
+            def end(task: asyncio.Task[None]) -> None:
+                del self._loads[model]
+                if not task.cancelled():
+                    task.exception()  # asyncio logs an exception that nobody took, and those who waited may have left
+
             before = list(self._loads.values())
             task = self._loads[model] = asyncio.create_task(self._load_after(before, model, force))
-            task.add_done_callback(lambda task: (self._loads.pop(model, None), task.cancelled() or task.exception()))
+            task.add_done_callback(end)
         await asyncio.shield(task)
 
     async def _load_after(self, others: list[asyncio.Task[None]], model: str, force: bool) -> None:
@@ -115,7 +123,7 @@ class ModelPool:
             await self._make_room(model)
             source = self._names.source(model)
             reply = await self._engine.load_model(source, force_reload=force)
-            while reply["status"] == "loading":
+            while reply["status"] == "loading":  # another user of the engine began it
                 await asyncio.sleep(POLL_S)
                 reply = await self._engine.load_model(source)
             self._last_used[model] = time.monotonic()
