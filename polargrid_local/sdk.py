@@ -33,7 +33,7 @@ if how := how_to_install("sdk"):
     raise ModuleNotFoundError(f"polargrid_local.sdk {how}", name="polargrid")
 
 import polargrid
-from polargrid import *  # noqa: F403 - whatever else a program imports from the official package
+from polargrid import *  # noqa: F403  # whatever else a program imports from the official package
 from polargrid import types
 from polargrid.errors import create_error_from_response
 

@@ -223,7 +223,7 @@ async def test_a_dropped_async_stream_ends(client: PolarGrid) -> None:
     ):
         if chunk.choices[0].delta.content:
             break
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()
     deadline = time.monotonic() + 120
     while client._backend.service.stats()["random"]["n_running"]:
         assert time.monotonic() < deadline
@@ -405,7 +405,7 @@ async def test_readme_example(number: int, client: PolarGrid, monkeypatch: pytes
         with pytest.raises(TypeError, match="routing_scope"):  # nor does the official constructor know it
             await run()
         with pytest.raises(TypeError, match="routing_scope"):
-            polargrid.PolarGrid(routing_scope="country")  # type: ignore[call-arg]
+            polargrid.PolarGrid(routing_scope="country")
     elif "memory.memory[0]" in code and not (await client.get_gpu_memory()).memory:
         with pytest.raises(IndexError):  # a machine without a GPU has no first one
             await run()

@@ -284,7 +284,7 @@ def test_depth_and_size_within_the_limits_pass(server: ServerProcess) -> None:
 ])  # fmt: skip
 def test_an_offer_to_upgrade_is_passed_over(server: ServerProcess, offer: str) -> None:
     """Whatever else is installed: uvicorn prefers httptools, which answers the first of these with 400."""
-    import httptools  # noqa: F401 - shows that the server's process could import it too
+    import httptools  # noqa: F401  # shows that the server's process could import it too
 
     body = json.dumps(BODY).encode()
     request = raw_post(server, CHAT, body, offer)
