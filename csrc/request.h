@@ -73,9 +73,7 @@ constexpr auto names(Task) {
 
 struct Request {
     Task task = Task::generate;
-    std::vector<Span>
-        prompt;  // one of prompt and tokens; to rank: query and document, or a template of the model filled in
-    std::vector<Token> tokens;
+    std::vector<Span> prompt;  // to rank: query and document, or a template of the model filled in
     int32_t max_tokens = 150;  // capped by the room left in the context
     std::vector<std::string> stop;  // matched in the text, never delivered
     std::vector<std::string> filter;  // as stop, but ends with content_filter
@@ -86,7 +84,6 @@ struct Request {
     template <typename Visit> static constexpr void fields(Visit && field) {
         field("task", &Request::task);
         field("prompt", &Request::prompt);
-        field("tokens", &Request::tokens);
         field("max_tokens", &Request::max_tokens);
         field("stop", &Request::stop);
         field("filter", &Request::filter);
