@@ -118,6 +118,7 @@ bool Loop::step() {
         drop_cancelled(cancelled);
         admit();
         std::vector<Running> running;
+        running.reserve(running_.size());
         for (const SequencePtr & sequence : running_) {
             running.push_back({sequence->slot, sequence->n_remaining()});
         }
@@ -386,7 +387,7 @@ void Loop::flush() {
     count();
     std::map<std::shared_ptr<Outbox>, std::vector<Event>> mail;   // a reader is woken once per step
     for (Event & event : events_) {
-        const std::shared_ptr<Outbox> outbox = event.outbox ? std::move(event.outbox) : shared_.outbox;
+        const std::shared_ptr<Outbox> outbox = event.outbox ? event.outbox : shared_.outbox;
         mail[outbox].push_back(std::move(event));
     }
     events_.clear();

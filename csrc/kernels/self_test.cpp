@@ -67,13 +67,14 @@ std::string test(const Isa & isa, Type type, int64_t n_rows, int64_t row_length,
     }
     // Starts and sums have each instruction set's own form; codes and scales are the same.
     const bool small = format.block == 32;
-    const size_t n_codes = static_cast<size_t>(format.block / 4 * n_tokens),
-                 scale = static_cast<size_t>((small ? panel_32::scale : panel_256::scale) * n_tokens);
+    const auto width = static_cast<size_t>(n_tokens);
+    const size_t n_codes = static_cast<size_t>(format.block) / 4 * width;
+    const size_t scale = (small ? panel_32::scale : panel_256::scale) * width;
     for (size_t at = 0; at < words; at += words / static_cast<size_t>(planes.n_blocks)) {
         const auto same = [&](size_t first, size_t n) {
             return std::equal(panel.begin() + first, panel.begin() + first + n, expected_panel.begin() + first);
         };
-        if (!same(at, n_codes) || !same(at + scale, static_cast<size_t>(n_tokens))) {
+        if (!same(at, n_codes) || !same(at + scale, width)) {
             return name + ": activations quantise differently";
         }
     }
