@@ -5,7 +5,7 @@ The native border: eight verbs (Engine(), submit, cancel, wait_events, tokenize,
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['Engine', 'Error', 'Event', 'Outbox', 'bare_loop', 'drain_log', 'inspect', 'system']
+__all__: list[str] = ['Engine', 'Error', 'Event', 'Outbox', 'drain_log', 'inspect', 'system']
 class Error(Exception):
     """
     A refusal or failure by name: args = (code, message, details).
@@ -87,10 +87,6 @@ class Engine:
         ...
     def wait_events(self, timeout_ms: typing.SupportsInt | typing.SupportsIndex) -> list[Event]:
         ...
-def bare_loop(path: str, n_prompt: typing.SupportsInt | typing.SupportsIndex, n_tokens: typing.SupportsInt | typing.SupportsIndex, n_ctx: typing.SupportsInt | typing.SupportsIndex = 2048, n_threads: typing.SupportsInt | typing.SupportsIndex = 0, kernels: bool = True) -> dict[str, typing.Any]:
-    """
-    llama.cpp's own greedy loop on this build, for benchmarks: times in milliseconds.
-    """
 def drain_log() -> list[typing.Any]:
     """
     llama.cpp's log lines that belong to no engine, since the last call: (level as in logging, text).
