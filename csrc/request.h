@@ -161,7 +161,7 @@ struct Event {
     Timings timings;
     std::vector<TokenLogprob> logprobs;  // of the tokens whose text this event completes
     std::vector<float> embedding;
-    std::shared_ptr<Outbox> outbox;  // its address, until it is there
+    std::shared_ptr<Outbox> outbox;  // where it is to be delivered; null: the engine's own
 };
 
 enum class Device : uint8_t { automatic, cpu, gpu };
@@ -227,8 +227,8 @@ struct DeviceInfo {
 
 struct ModelInfo {
     std::string path, architecture, description, quantization, chat_template, bos_text, eos_text;
-    std::string
-        rerank_template;  // with {query} and {document}; "" where a pair is framed by the vocabulary's own tokens
+    // With {query} and {document}; "" where a pair is framed by the vocabulary's own tokens.
+    std::string rerank_template;
     std::vector<Task> tasks;  // what this model can be asked for
     std::map<std::string, std::string> special_tokens;  // by the names that chat templates use: "bos_token", ...
     std::vector<std::string> additional_special_tokens;  // the other control tokens, by id

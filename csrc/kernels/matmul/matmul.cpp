@@ -131,15 +131,15 @@ RowBlock row_block_of(const Isa & isa, const Planes & planes, const Panels & pan
     return {n_groups, run, panels.n_panels, isa.lanes == group_rows && planes.type != q5_k, streaming};
 }
 
-/// With few activations a thread first reads a share of its own, one linear stream, begin: its first row group; even,
-/// for the pairs. The rest, from thread `nth`'s begin on, goes to whoever is done: no two threads get the same of the
-/// memory.
+/// The first row group of thread `ith`'s share, an even number because kernels take row groups in pairs. With few
+/// activations each thread first reads its own share as one linear stream. The last quarter of the groups, from
+/// share_begin(n_groups, nth, nth) on, goes to whoever is done first: threads do not get equal bandwidth.
 int64_t share_begin(int64_t n_groups, int64_t ith, int64_t nth) {
     const int64_t fixed = n_groups - n_groups / 4;
     return std::min(n_groups, (fixed + 1) / 2 * ith / nth * 2);
 }
 
-/// Starts the memory on what this thread reads next, while the others finish.
+/// Prefetches the beginning of this thread's share of the next product while other threads finish this one.
 void fetch_share(const ggml_tensor * weights, int64_t ith, int64_t nth) {
     const Planes planes = Planes::of(type_of(weights->type), weights->ne[1], weights->ne[0], weights->data);
     const int64_t run = planes.n_blocks * block_formats[planes.type].code_bytes;

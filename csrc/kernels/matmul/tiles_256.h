@@ -43,7 +43,7 @@ template <Type T, int s, int o> inline I operand(const uint8_t * unit) {
     }
 }
 
-/// Starts the memory on what operand o will be made of, further on; every vector once.
+/// Prefetches the vectors, `ahead` bytes further on, that a later operand o is made of; every vector once.
 template <Type T, int s, int o> PGL_INLINE void prefetch(const uint8_t * unit, int64_t ahead) {
     // In the order of memory, at an even rate: Q6_K's three vectors per sub-block too.
     if constexpr (T == q6_k ? o < 3 : o % 2 == 0) {
