@@ -87,14 +87,13 @@ def protocol(config: ServeConfig) -> type[asyncio.Protocol]:
     `state["abort"]` to drop a connection."""
 
     class BoundedProtocol(H11Protocol):
-        # uvicorn narrows the argument too: it has transports of this kind only.
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
             super().connection_made(transport)
             self.app_state: dict[str, Any] = {**self.app_state, "abort": lambda: _reset(transport)}
             self._head_timer: asyncio.TimerHandle | None = None
             # Browsers and pools open connections ahead of their requests: one without a request yet is idle, not slow.
             # uvicorn declares whole seconds; call_later takes fractions as well.
-            self.timeout_keep_alive = config.idle_connection_s  # type: ignore[assignment]
+            self.timeout_keep_alive = config.idle_connection_s  # type: ignore[assignment]  # see above
             self.timeout_keep_alive_task = self.loop.call_later(
                 config.idle_connection_s, self.timeout_keep_alive_handler
             )
