@@ -387,7 +387,9 @@ void Loop::flush() {
     count();
     std::map<std::shared_ptr<Outbox>, std::vector<Event>> mail;   // a reader is woken once per step
     for (Event & event : events_) {
-        const std::shared_ptr<Outbox> outbox = event.outbox ? event.outbox : shared_.outbox;
+        // An outbox must not hold events that hold the outbox: it would never be freed.
+        std::shared_ptr<Outbox> outbox = std::move(event.outbox);
+        outbox = outbox ? outbox : shared_.outbox;
         mail[outbox].push_back(std::move(event));
     }
     events_.clear();
