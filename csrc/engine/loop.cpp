@@ -387,7 +387,11 @@ void Loop::flush() {
     count();
     std::map<std::shared_ptr<Outbox>, std::vector<Event>> mail;   // a reader is woken once per step
     for (Event & event : events_) {
-        const std::shared_ptr<Outbox> outbox = event.id == 0 ? shared_.loading : std::move(event.outbox);
+        // An outbox must not hold events that hold the outbox: it would never be freed.
+        std::shared_ptr<Outbox> outbox = std::move(event.outbox);
+        if (event.id == 0) {
+            outbox = shared_.loading;
+        }
         mail[outbox].push_back(std::move(event));
     }
     events_.clear();

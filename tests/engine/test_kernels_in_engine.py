@@ -51,7 +51,8 @@ class Native:
 
 
 def perplexity(path: Path, **options: Any) -> float:
-    """Of 2,048 tokens: of windows of 1,600 letters a third is read at once and not judged, then 256 tokens one by one."""
+    """Of 2,048 tokens: a third of each window of 1,600 letters is read at once and not judged, then 256 tokens one by
+    one."""
     native = Native(path, **options)
     prose = PROSE.read_bytes().decode("ascii", "ignore")  # so that every token is whole characters
     nats = []
