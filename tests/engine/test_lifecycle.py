@@ -121,8 +121,8 @@ def test_ctrl_c_in_a_stream_cancels_and_leaves_the_engine_usable(engine: Engine)
         signal.raise_signal(signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
-    thread.start()
     with pytest.raises(KeyboardInterrupt):
+        thread.start()  # which the interrupt may come to as well
         for _ in stream:
             pass
         threading.Event().wait(120)  # for a stream that ended before the signal came

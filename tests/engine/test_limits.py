@@ -112,8 +112,8 @@ def test_tokenizing_can_be_interrupted(call: str, smollm2: Path) -> None:
                 signal.raise_signal(signal.SIGINT)
 
             threading.Thread(target=interrupt).start()
-            begun.set()
             try:
+                begun.set()
                 {call}
                 time.sleep(60)   # on a fast machine the signal comes after the call, and so here
             except KeyboardInterrupt:
