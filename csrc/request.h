@@ -96,6 +96,17 @@ struct Request {
     }
 };
 
+// What an answer is held to: `kind` json_schema, lark or regex, and its text; no kind = nothing.
+struct Constraint {
+    std::string kind;
+    std::string text;
+
+    template <typename Visit> static constexpr void fields(Visit && field) {
+        field("kind", &Constraint::kind);
+        field("text", &Constraint::text);
+    }
+};
+
 enum class FinishReason : uint8_t { none, stop, length, content_filter };
 constexpr auto names(FinishReason) {
     return std::array{"", "stop", "length", "content_filter"};
