@@ -49,6 +49,8 @@ def json_schema(schema: Any, field: str, compile: Compile, *, strict: bool = Tru
     schema = json.loads(_checked_text(schema, field))  # a copy of our own, of JSON's types alone
     _check_limits(schema, field)
     while True:
+        if schema is True:
+            schema = {}
         options = {"x-guidance": OPTIONS} if isinstance(schema, dict) else {}
         constraint = Constraint("json_schema", json.dumps({**schema, **options} if options else schema))
         try:
@@ -57,7 +59,7 @@ def json_schema(schema: Any, field: str, compile: Compile, *, strict: bool = Tru
         except SchemaError as error:
             culprits = list(_culprits(error.message, schema))
             place = "".join((field, *(_step(step) for step in culprits[0]))) if culprits else field
-            if strict or not culprits:
+            if strict or not culprits or culprits[0][-1] in _ESSENTIAL:
                 raise _refused(place, error.message) from None
             for steps in culprits:
                 _remove(schema, steps)
@@ -153,22 +155,31 @@ def _scaled(number: float) -> float:
 
 
 def _check_chains(references: dict[str, str], field: str) -> None:
-    """A reference to something that holds a reference, and so on: how long the longest is, circles aside."""
-    depth: dict[str, int] = {}
-    for target in references.values():
-        seen: list[str] = []
-        while target not in depth and target not in seen:
-            seen.append(target)
-            inside = [to for place, to in references.items() if place == target or place.startswith(f"{target}/")]
-            if not inside:
-                break
-            target = inside[0]
-        n = depth.get(target, 0)
-        for place in reversed(seen):
-            n += 1
-            depth[place] = n
-            if n > MAX_DEPTH:
-                raise _refused(field, f"{place} is the end of a chain of more than {MAX_DEPTH} references")
+    """`references`: {place: target}, both as JSON pointers. How long is the longest chain of a target that holds a
+    reference, whose target holds one, and so on: circles aside, which the compiler knows how to close."""
+    inside: dict[str, set[str]] = {}  # targets of the references that lie in a place, however deep in it
+    for place, target in references.items():
+        steps = place.split("/")
+        for n in range(len(steps)):
+            inside.setdefault("/".join(steps[: n + 1]), set()).add(target)
+    length: dict[str, int] = {}
+    for first in references.values():
+        path: list[tuple[str, Iterator[str]]] = [(first, iter(inside.get(first, ())))]
+        open_places = {first}
+        while path:
+            place, rest = path[-1]
+            if len(path) > MAX_DEPTH:
+                raise _refused(field, f"a chain of more than {MAX_DEPTH} references, by way of {place}")
+            following = next((target for target in rest if target not in length and target not in open_places), None)
+            if following is not None:
+                open_places.add(following)
+                path.append((following, iter(inside.get(following, ()))))
+                continue
+            length[place] = 1 + max((length.get(target, 0) for target in inside.get(place, ())), default=0)
+            if length[place] > MAX_DEPTH:
+                raise _refused(field, f"a chain of more than {MAX_DEPTH} references begins at {place}")
+            open_places.discard(place)
+            path.pop()
 
 
 def _walk(schema: Any) -> Iterator[tuple[tuple[str | int, ...], Any]]:
@@ -196,6 +207,7 @@ _BLAMES = (
     (re.compile(r"regex parse error"), "pattern"),
     (re.compile(r"Pointer '|Resource '"), "$ref"),
 )
+_ESSENTIAL = {"$ref", "type"}  # a schema without them would be another one: wrong ones are mistakes, not mere wishes
 _NAMED = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}  # whose keys are no keywords
 _DATA = {"enum", "const", "default", "examples"}  # whose values are no schemas
 
