@@ -14,7 +14,8 @@ PACKAGES = {
 def how_to_install(extra: str) -> str | None:
     """What to do about the missing packages of an extra; None when all are there.
 
-    They are named themselves: this package is installed from its repository, and its name on an index is nobody's promise.
+    The advice names those packages, not `polargrid-local[extra]`: this package is installed from its repository, and
+    whatever an index may have under its name is not ours.
     """
     missing = {module: package for module, package in PACKAGES[extra].items() if find_spec(module) is None}
     if not missing:

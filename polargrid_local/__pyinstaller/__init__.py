@@ -1,4 +1,4 @@
-"""What a frozen application needs of this package: PyInstaller finds this folder through the entry point `pyinstaller40`."""
+"""What a frozen application needs of this package. PyInstaller finds this folder by the entry point `pyinstaller40`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""PyInstaller hook: what no import statement shows. Modules imported by name, the catalogue, the web page, the metadata."""
+"""PyInstaller hook: what no import statement shows, which is modules imported by name, the catalogue, the web page and
+the metadata of the package."""
 
 import contextlib
 from importlib.metadata import PackageNotFoundError
@@ -6,7 +7,7 @@ from importlib.util import find_spec
 
 from PyInstaller.utils.hooks import collect_data_files, copy_metadata
 
-from polargrid_local.models.store import shipped_catalog
+from polargrid_local.models.catalog import shipped_catalog
 
 hiddenimports = ["polargrid_local.engine", "polargrid_local.errors"]
 native = find_spec("polargrid_local._core")

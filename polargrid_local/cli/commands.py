@@ -263,8 +263,8 @@ def list_models(
     store = _store(models_dir)
     on_disk = store.list()
     rows: list[dict[str, Any]] = []
-    for id in dict.fromkeys([*store.entries, *on_disk]):
-        entry, found = store.entries.get(id), on_disk.get(id)
+    for id in dict.fromkeys([*store.catalog.entries, *on_disk]):
+        entry, found = store.catalog.entries.get(id), on_disk.get(id)
         row = {field: getattr(entry, field, None) for field in ("bytes", "context", "licence", "aliases", "source")}
         if found is not None:
             row["bytes"] = found.n_bytes
@@ -481,10 +481,10 @@ def _model_on_disk(store: Store, model: str | None) -> str:
     if model is not None:
         return model
     name = store.default()
-    if name == store.embedded and name not in store.list():
-        entry = store.entries[name]
+    if name == store.catalog.embedded and name not in store.list():
+        entry = store.catalog.entries[name]
         size = f"{_size(entry.bytes)}, " if entry.bytes else ""
-        note(f"No --model and no {store.preferred} on this disk: fetching {name} once ({size}{entry.licence})")
+        note(f"No --model and no {store.catalog.preferred} on this disk: fetching {name} once ({size}{entry.licence})")
         _pull(store, name)
     return name
 

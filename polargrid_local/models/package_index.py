@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
-from urllib.request import url2pathname
 
 from polargrid_local.errors import NetworkError, NotFoundError
+from polargrid_local.models.names import url_path
 
 PYPI = "https://pypi.org/simple"
+# The two forms in which an index lists the files of a project: PEP 691 and PEP 503.
 JSON, HTML = "application/vnd.pypi.simple.v1+json", "text/html"
 
 
@@ -34,11 +35,10 @@ class IndexSettings:
     def read(cls) -> IndexSettings:
         """From pip's files and, above them, its PIP_* variables. Raises NetworkError where they forbid any index."""
         values: dict[str, str] = {}
-        for path in _config_files():
+        for path in config_files():
             parser = configparser.RawConfigParser()
-            with contextlib.suppress(
-                OSError, configparser.Error, UnicodeDecodeError
-            ):  # pip's own business, not ours to judge
+            # A missing or broken file is for pip to complain of.
+            with contextlib.suppress(OSError, configparser.Error, UnicodeDecodeError):
                 parser.read_string(path.read_text(encoding="utf-8"))
             for section in ("global", "download"):
                 if parser.has_section(section):
@@ -71,8 +71,8 @@ def _is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-def _config_files() -> Iterator[Path]:
-    """Lowest first."""
+def config_files() -> Iterator[Path]:
+    """The files that pip reads its settings from, whether they exist or not; a later one wins over an earlier one."""
     from platformdirs import site_config_dir, user_config_dir
 
     chosen = os.environ.get("PIP_CONFIG_FILE")
@@ -93,7 +93,7 @@ def _config_files() -> Iterator[Path]:
 
 
 @dataclass(frozen=True)
-class Wheel:
+class IndexedWheel:
     """`sha256` and `n_bytes` as the index states them, None where it does not."""
 
     url: str
@@ -103,12 +103,15 @@ class Wheel:
 
 
 Read = Callable[[str, str], "tuple[str, bytes, str]"]
-"""(URL, accepted types) -> (final URL, body, content type). Raises FileNotFoundError for a 404, other OSErrors for the rest."""
+"""(URL, accepted types) -> (final URL, body, content type). Raises FileNotFoundError for a page that is not there, and
+another OSError for whatever else goes wrong."""
 
 
-def find_wheel(requirement: str, settings: IndexSettings, read: Read) -> Wheel:
-    """The pure Python wheel of `name==version`. Raises NotFoundError, NetworkError for an address that is not safe, or the
-    OSError of the first index that does not answer."""
+def find_wheel(requirement: str, settings: IndexSettings, read: Read) -> IndexedWheel:
+    """The pure Python wheel of `name==version`.
+
+    Raises NotFoundError, NetworkError for an address that is not safe, or the OSError of the first index that failed.
+    """
     name, _, version = requirement.partition("==")
     project = _project(name)
     failure: OSError | None = None
@@ -139,29 +142,32 @@ def find_wheel(requirement: str, settings: IndexSettings, read: Read) -> Wheel:
 
 
 def _project(name: str) -> str:
+    """A project's name as the addresses of an index spell it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _page(base: str, project: str) -> str:
+    """The address of the page that lists a project's files."""
     if urlsplit(base).scheme == "file":  # a folder that looks like an index
-        folder = url2pathname(urlsplit(base).path)
-        return (Path(folder) / project / "index.html").as_uri()
+        return (Path(url_path(base)) / project / "index.html").as_uri()
     return f"{base.rstrip('/')}/{project}/"
 
 
 def _shown(url: str) -> str:
-    """Without the password that may be in it."""
+    """An address without the login that may be in it."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def _from_json(page: str, body: bytes) -> Iterator[Wheel]:
+def _from_json(page: str, body: bytes) -> Iterator[IndexedWheel]:
     for file in json.loads(body)["files"]:
         size, sha256 = file.get("size"), file.get("hashes", {}).get("sha256")
-        yield Wheel(urljoin(page, file["url"]), file["filename"], sha256, size if isinstance(size, int) else None)
+        yield IndexedWheel(
+            urljoin(page, file["url"]), file["filename"], sha256, size if isinstance(size, int) else None
+        )
 
 
-def _from_html(page: str, body: bytes) -> Iterator[Wheel]:
+def _from_html(page: str, body: bytes) -> Iterator[IndexedWheel]:
     links: list[str] = []
 
     class Links(HTMLParser):
@@ -172,4 +178,4 @@ def _from_html(page: str, body: bytes) -> Iterator[Wheel]:
     for link in links:
         url, _, fragment = urljoin(page, link).partition("#")
         stated = re.fullmatch(r"sha256=([0-9a-f]{64})", fragment)
-        yield Wheel(url, unquote(urlsplit(url).path.rpartition("/")[2]), stated[1] if stated else None, None)
+        yield IndexedWheel(url, unquote(urlsplit(url).path.rpartition("/")[2]), stated[1] if stated else None, None)

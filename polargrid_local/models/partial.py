@@ -6,12 +6,13 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from polargrid_local.errors import NetworkError, ServerError
 
-BLOCK_BYTES = 16 << 20  # the most that kill -9 or a power cut can cost
+BLOCK_BYTES = 16 << 20  # after each so many, what came is made safe; kill -9 or a power cut costs at most as many
 
 
 def storage_error(cause: OSError, path: Path, n_needed_bytes: int | None = None) -> ServerError:
@@ -23,6 +24,15 @@ def storage_error(cause: OSError, path: Path, n_needed_bytes: int | None = None)
         code="disk_full" if full else "storage_error",
         details={"path": str(path), "errno": cause.errno, "need_bytes": n_needed_bytes},
     )
+
+
+def require_space(folder: Path, n_bytes: int | None, n_have_bytes: int = 0) -> None:
+    """Raises ServerError, code disk_full, if what is still to come does not fit on the disk of `folder`."""
+    need = (n_bytes or 0) - n_have_bytes
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        cause = OSError(errno.ENOSPC, f"only {free} bytes free on this disk")
+        raise storage_error(cause, folder, need)
 
 
 def file_sha256(path: Path) -> str:
@@ -46,12 +56,12 @@ class Partial:
         self.path = path
         self._journal_path = path.with_name(path.name + ".sums")
         self.size, self._digest = 0, hashlib.sha256()
-        self._n_block, self._block_digest = 0, hashlib.sha256()  # what no line covers yet
+        self._n_block, self._block_digest = 0, hashlib.sha256()  # of the bytes after the last sealed block
         with self._storage(), contextlib.ExitStack() as undo:
             self._file = undo.enter_context(open(path, "r+b" if path.exists() else "w+b"))
             self._journal = undo.enter_context(open(self._journal_path, "a+", encoding="ascii", errors="replace"))
             self._recover()
-            undo.pop_all()
+            undo.pop_all()  # all went well: the files stay open
 
     @property
     def sha256(self) -> str:
@@ -59,6 +69,7 @@ class Partial:
         return self._digest.hexdigest()
 
     def _recover(self) -> None:
+        """Keep the leading blocks that the journal proves."""
         self._journal.seek(0)
         kept: list[str] = []
         for line in self._journal.read().splitlines(keepends=True):
@@ -74,6 +85,7 @@ class Partial:
         self._cut("".join(kept))
 
     def _cut(self, journal: str) -> None:
+        """Drop what lies behind `size`, and let the journal say no more than `journal`."""
         self._journal.truncate(0)
         self._journal.write(journal)
         self._journal.flush()
@@ -96,6 +108,7 @@ class Partial:
                     self._seal()
 
     def _seal(self) -> None:
+        """Make the bytes since the last block safe on the disk, then note them in the journal."""
         self._file.flush()
         os.fsync(self._file.fileno())
         if self._n_block:
@@ -128,6 +141,7 @@ class Partial:
         self.close()
 
     def discard(self) -> None:
+        """Delete file and journal."""
         self._close_files()
         for path in (self.path, self._journal_path):
             path.unlink(missing_ok=True)

@@ -130,7 +130,7 @@ class Service:
         aliases = self.config.aliases
         model = self._known(aliases.get(name, name)) or self._known(aliases.get("*"))
         if model is None:
-            hint = f"; polargrid-local pull {name} would fetch it" if self.store.entry(name) else ""
+            hint = f"; polargrid-local pull {name} would fetch it" if self.store.catalog.find(name) else ""
             raise NotFoundError(
                 f"Model not loaded: '{name[:200]}' is not on this machine{hint}", code="model_not_loaded", param="model"
             )

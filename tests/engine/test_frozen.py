@@ -11,7 +11,7 @@ import pytest
 import tiny_model
 
 import polargrid_local
-from polargrid_local.models.store import shipped_catalog
+from polargrid_local.models.catalog import shipped_catalog
 
 pytest.importorskip("PyInstaller")
 

