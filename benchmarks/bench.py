@@ -3,7 +3,10 @@
     python benchmarks/bench.py MODEL.gguf [--sections load,stream,...] [--rounds 5] [--threads N] [--n-ctx 2048]
 
 Every engine runs in a process of its own and takes its turn in every round. Prints tables of medians (min..max) and,
-last, one line of JSON. Needs the package installed, and llama-cpp-python built for this CPU.
+last, one line of JSON. Needs the package installed, and llama-cpp-python built for this CPU. Section stream also needs the
+program bare_loop (--bare-loop says where), which `poe build-bench` builds:
+
+    cmake -S . -B build/bench -DPGL_BENCHMARKS=ON -DPGL_PYTHON=OFF && cmake --build build/bench
 
     load     seconds to load, memory after it        stream   first text cold and warm, tokens per second of one stream
     turns    chats A, A's next turn, B, A again      streams  1, 2, 4, 8 readers at once
@@ -28,6 +31,7 @@ import measure
 from measure import Samples, Worker, record
 
 ENGINES = measure.HERE / "engines.py"
+BARE_LOOP = measure.HERE.parent / "build" / "bench" / "benchmarks" / "bare_loop"
 OURS, PEER, REPACK, PLAIN = "polargrid_local", "llama-cpp-python", "llama.cpp default", "llama.cpp no repack"
 SECTIONS = ("load", "stream", "turns", "streams", "modes", "cancel", "loop", "chunk")
 
@@ -50,6 +54,7 @@ class Bench:
             name,
             str(self.args.model),
             self.args.clock,
+            str(self.args.bare_loop),
             *map(str, (self.args.threads, n_ctx or self.args.n_ctx, streams)),
         )
         worker("load")
@@ -113,7 +118,7 @@ class Bench:
             record(
                 samples,
                 "bare loop",
-                {"streamed, tokens/s": self.shared("ours")("bare", n_prompt=n_prompt, n_tokens=n_tokens)},
+                {"streamed, tokens/s": self.shared("bare")("bare", n_prompt=n_prompt, n_tokens=n_tokens)},
             )
 
         self.rounds(one)
@@ -276,11 +281,14 @@ def main() -> None:
     parser.add_argument("--counts", default="1,2,4,8", help="concurrent streams in sections streams and modes")
     parser.add_argument("--tokens", type=int, default=64, help="per answer")
     parser.add_argument("--n-ctx", type=int, default=2048)
+    parser.add_argument("--bare-loop", type=Path, default=BARE_LOOP, help="the program, by default %(default)s")
     parser.add_argument("--long", type=int, default=8000, help="tokens of the prompt in section loop")
     args = parser.parse_args()
     unknown = set(args.sections.split(",")) - set(SECTIONS)
     if unknown or not args.model.is_file():
         parser.error(f"no such section: {', '.join(unknown)}" if unknown else f"no model file at {args.model}")
+    if "stream" in args.sections.split(",") and not args.bare_loop.is_file():
+        parser.error(f"section stream needs the program {args.bare_loop}: poe build-bench, or --bare-loop PATH")
     machine = measure.machine(args.threads)
     print(
         f"`python benchmarks/bench.py {' '.join(sys.argv[1:])}`\n\n"

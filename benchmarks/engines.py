@@ -4,16 +4,21 @@ ours    polargrid_local through its public API
 peer    llama-cpp-python through its public API, and llama.cpp's bare decode loop on the same model (its default mode:
         weights repacked for this CPU where it can)
 plain   llama.cpp's bare decode loop with repacking off, its other CPU mode (tiled products, weights in the file)
+bare    llama.cpp's bare decode loop in our build, with our kernels (the program bare_loop)
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import random
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,25 +218,6 @@ class Ours(Chats):
             pass
         return (stream.usage["prompt_tokens"] - stream.timings["cached_tokens"]) / (now() - start)
 
-    def bare(self, n_prompt: int, n_tokens: int) -> float:
-        """llama.cpp's own greedy loop in this process, with our kernels, the model loaded anew: what we could reach at most.
-
-        Tokens per second. In CPU time: from what three times the tokens take longer.
-        """
-        from polargrid_local import _core
-
-        def loop(n: int) -> Any:
-            return _core.bare_loop(self._path, n_prompt, n, self._n_ctx, self._threads, True)
-
-        if now is time.perf_counter:
-            times = loop(n_tokens)["token_ms"]
-            return 1000 * len(times) / sum(times)
-        marks = [now()]
-        for n in (n_tokens, 3 * n_tokens):
-            loop(n)
-            marks.append(now())
-        return 2 * n_tokens / (marks[2] - 2 * marks[1] + marks[0])
-
     def decode(self, n_streams: int, n_tokens: int, seed: int) -> float:
         """Tokens per second over all of `n_streams` concurrent streams, from when all run until the first ends."""
         # The first ones already answer while the prompts of the last ones are read: give them tokens for that
@@ -298,6 +284,47 @@ class Ours(Chats):
 
     def memory(self) -> dict[str, float]:
         return {"load_s": self.load_s, **measure.memory_mib()}
+
+
+class Bare:
+    """llama.cpp's own greedy loop with our kernels and nothing around it: what we could reach at most.
+
+    A program of its own (bare_loop.cpp), which loads the model anew for every run.
+    """
+
+    # As the package starts its own threads (native/runtime.py): otherwise the two would wait at barriers in two ways.
+    THREADS = {"GOMP_SPINCOUNT": "1000", "OMP_WAIT_POLICY": "active"}
+
+    def __init__(self, program: str, path: str, threads: int, n_ctx: int, streams: int) -> None:
+        chosen = any(name in os.environ for name in self.THREADS)
+        self._process = subprocess.Popen(
+            [program, path, str(n_ctx), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            env=os.environ if chosen else {**os.environ, **self.THREADS},
+        )
+        self.load_s = 0.0
+
+    def _run(self, n_prompt: int, n_tokens: int) -> dict[str, Any]:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(f"{n_prompt} {n_tokens}\n")
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"bare_loop ended with status {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(f"bare_loop: {answer['error']}")
+        return answer
+
+    def bare(self, n_prompt: int, n_tokens: int) -> float:
+        """Tokens per second. In CPU time: from what three times the tokens take longer."""
+        if now is time.perf_counter:
+            times = self._run(n_prompt, n_tokens)["token_ms"]
+            return 1000 * len(times) / sum(times)
+        once, thrice = (self._run(n_prompt, n)["cpu_ms"] for n in (n_tokens, 3 * n_tokens))
+        return 1000 * 2 * n_tokens / (thrice - once)
 
 
 class Ticker:
@@ -469,9 +496,9 @@ ENGINES: dict[str, Callable[..., Any]] = {"ours": Ours, "peer": Peer, "plain": P
 
 
 def main() -> None:
-    """Worker: engine, model path, clock (wall or cpu), threads, context, streams."""
+    """Worker: engine, model path, clock (wall or cpu), the bare_loop program, threads, context, streams."""
     global now
-    _, flag, name, path, clock, *numbers = sys.argv
+    _, flag, name, path, clock, program, *numbers = sys.argv
     assert flag == "--worker" and Path(path).is_file()
     now = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
     engine: Any = None
@@ -479,7 +506,8 @@ def main() -> None:
     def run(operation: str, arguments: dict[str, Any]) -> Any:
         nonlocal engine
         if operation == "load":
-            engine = ENGINES[name](path, *map(int, numbers))
+            make = partial(Bare, program) if name == "bare" else ENGINES[name]
+            engine = make(path, *map(int, numbers))
             return engine.load_s
         return getattr(engine, operation)(**arguments)
 

@@ -10,8 +10,8 @@ constexpr int32_t kChunkStep = 32;   // shorter chunks pay a whole pass over the
 
 }  // namespace
 
-Plan Scheduler::plan(const std::vector<Running> & running) {
-    Plan plan;
+StepPlan Scheduler::plan(const std::vector<Running> & running) {
+    StepPlan plan;
     std::vector<Running> prompts;
     for (const Running & sequence : running) {
         if (sequence.n_remaining > 0) {

@@ -1,4 +1,4 @@
-// Scheduler: running sequences -> a Plan, who feeds which tokens in this step. Decides; runs nothing. Pure.
+// Scheduler: running sequences -> a StepPlan, who feeds which tokens in this step. Decides; runs nothing. Pure.
 #pragma once
 
 #include "request.h"
@@ -16,7 +16,7 @@ struct Running {
 
 // A step: one token for each decoding sequence, then a chunk of one prompt. They are two passes over the weights: the
 // non-unified cache runs sequences of unequal length apart anyway, and between them the decoded tokens leave.
-struct Plan {
+struct StepPlan {
     std::vector<int32_t> decode;    // slots, ascending
     std::vector<int32_t> fillers;   // slots between them that must ride along: one pass wants consecutive slots
     int32_t prefill = -1;           // slot, -1 = none
@@ -29,7 +29,7 @@ class Scheduler {
 
     // Prompts take turns, a chunk each, so a long one never holds back a short one. While others decode, a chunk is no
     // longer than they may be kept waiting (stall_ms); alone it is a whole batch.
-    Plan plan(const std::vector<Running> & running);
+    StepPlan plan(const std::vector<Running> & running);
 
     // What a prefill of n tokens really took: the next chunk is sized by it.
     void observe_prefill(int32_t n_tokens, double elapsed_ms);

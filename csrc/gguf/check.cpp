@@ -1,9 +1,10 @@
 // GGUF check: what the values mean. Each rule stands for a way in which the loader, the tokenizer or the first
-// computation would otherwise end the process or go wrong without a word; the container's own rules are in gguf_file.
+// computation would otherwise end the process or go wrong without a word; the container's own rules are in file.cpp.
 #include "gguf/check.h"
 
 #include "gguf/facts.h"
 #include "gguf/file.h"
+#include "gguf/splits.h"
 #include "gguf/vocab.h"
 
 #include <algorithm>
@@ -18,10 +19,6 @@ namespace {
 using Type = GgufFile::Type;
 using Value = GgufFile::Value;
 
-bool ends_with(std::string_view text, std::string_view end) {
-    return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
-}
-
 class Check {
   public:
     Check(const GgufFile & file, const std::string & path, GgufRole role) : file_(file), path_(path), role_(role) {}
@@ -33,9 +30,7 @@ class Check {
         } else {
             shape();
             floats();
-            const GgufVocab vocab = check_vocab(file_, key("vocab_size"));
-            out_.tokenizer = vocab.tokenizer;
-            out_.n_vocab = static_cast<int32_t>(vocab.n_tokens);
+            out_.n_vocab = static_cast<int32_t>(check_vocab(file_, key("vocab_size")));
         }
         tensors(file_);
         splits();
@@ -107,9 +102,7 @@ class Check {
                 out_.metadata.emplace(clean_utf8(value.key, 256), GgufFile::scalar_text(value));
             }
         }
-        out_.version = file_.version();
         out_.alignment = file_.alignment();
-        out_.n_kv = file_.values().size();
 
         const auto architecture = file_.string("general.architecture");
         if (!architecture) {
@@ -138,7 +131,6 @@ class Check {
         out_.pre_tokenizer = clean_utf8(file_.string("tokenizer.ggml.pre").value_or(""), 256);
         if (const auto text = file_.string("tokenizer.chat_template")) {
             out_.chat_template = clean_utf8(*text);
-            out_.has_chat_template = true;
         }
     }
 
@@ -206,7 +198,6 @@ class Check {
             }
             count(key("expert_group_used_count"), 1, n_groups - 1, true);
         }
-        out_.n_expert = static_cast<int32_t>(n_expert);
     }
 
     void heads(uint32_t n_layer, uint32_t n_embd) {
@@ -257,8 +248,6 @@ class Check {
         }
         out_.n_head = static_cast<int32_t>(*std::max_element(heads.begin(), heads.end()));
         out_.n_head_kv = static_cast<int32_t>(*std::max_element(kv.begin(), kv.end()));
-        out_.head_dim_k = static_cast<int32_t>(k_dim);
-        out_.head_dim_v = static_cast<int32_t>(v_dim);
     }
 
     void rotation(std::string_view name, uint64_t head_dim) {
@@ -404,6 +393,7 @@ class Check {
     const std::string & path_;
     GgufRole role_;
     GgufSummary out_;
+    std::vector<GgufFile> splits_;                 // beside file_; the names below are views into them
     std::unordered_set<std::string_view> names_;   // of tensors, over all splits
     std::map<uint32_t, uint64_t> bytes_by_type_;
     uint64_t dense_out_ = 0;   // rows of the layer after the pooling; 0 = there is none
@@ -450,58 +440,13 @@ void Check::tensors(const GgufFile & file) {
     }
 }
 
-// The ending of the i-th of n files.
-std::string split_ending(uint32_t i, uint32_t n) {
-    char text[32];
-    std::snprintf(text, sizeof(text), "-%05u-of-%05u.gguf", i + 1, n);
-    return text;
-}
-
-uint32_t split_number(const GgufFile & file, const char * name) {
-    const Value * value = file.find(name);
-    if (value == nullptr || value->is_array || value->type != Type::u16) {
-        refuse("key", name, value == nullptr ? "missing" : "of another type", "u16");
-    }
-    return GgufFile::element<uint16_t>(*value, 0);
-}
-
 void Check::splits() {
-    if (file_.find("split.count") == nullptr) {
+    splits_ = later_splits(file_, path_);
+    if (splits_.empty()) {
         return;
     }
-    const uint32_t n = split_number(file_, "split.count");
-    if (n <= 1) {
-        return;
-    }
-    if (n > 1000) {
-        refuse("key", "split.count", std::to_string(n), range(0, 1000));
-    }
-    const std::string first = split_ending(0, n);
-    if (split_number(file_, "split.no") != 0) {
-        refuse("key", "split.no",
-               std::to_string(split_number(file_, "split.no")) + ", one of the later files of a model",
-               "0: open the first file, whose name ends in " + first);
-    }
-    if (!ends_with(path_, first)) {
-        refuse("file", "name", "not that of the first of " + std::to_string(n), "a name that ends in " + first);
-    }
-    const std::string stem = path_.substr(0, path_.size() - first.size());
-    std::vector<GgufFile> files;   // their tensors' names are views
-    files.reserve(n);
-    for (uint32_t i = 1; i < n; ++i) {
-        try {
-            files.emplace_back(stem + split_ending(i, n));
-        } catch (const Error & error) {
-            if (error.code != "not_found") {
-                throw;
-            }
-            refuse("file", split_ending(i, n), "missing", "all " + std::to_string(n) + " files in one directory");
-        }
-        const uint32_t no = split_number(files.back(), "split.no");
-        if (no != i) {
-            refuse("key", "split.no", std::to_string(no) + " in file " + std::to_string(i + 1), std::to_string(i));
-        }
-        tensors(files.back());
+    for (const GgufFile & file : splits_) {
+        tensors(file);
     }
     const Value * total = file_.find("split.tensors.count");
     if (total == nullptr || total->is_array || total->type != Type::i32 ||
@@ -509,83 +454,10 @@ void Check::splits() {
         refuse("key", "split.tensors.count", total == nullptr ? "missing" : GgufFile::scalar_text(*total),
                std::to_string(out_.n_tensors) + " as i32, the tensors of all files");
     }
-    out_.n_splits = static_cast<int32_t>(n);
-}
-
-using Shape = std::array<uint64_t, 4>;
-using Tensors = std::map<std::string, GgufFile::Tensor>;
-
-void add_tensors(const GgufFile & file, Tensors & tensors) {
-    for (const GgufFile::Tensor & tensor : file.tensors()) {
-        tensors.emplace(tensor.name, tensor);   // its own `name` is a view that may outlive the file: not used
-    }
-}
-
-std::string shape_text(const Shape & shape) {
-    std::string text;
-    for (const uint64_t n : shape) {
-        text += (text.empty() ? "" : " x ") + std::to_string(n);
-    }
-    return text;
+    out_.n_splits = static_cast<int32_t>(splits_.size() + 1);
 }
 
 }  // namespace
-
-void check_adapter(const std::string & path, const std::string & model_path) {
-    check_gguf(path, GgufRole::adapter);
-    Tensors model, adapter;
-    const GgufFile first(model_path);
-    add_tensors(first, model);
-    if (first.find("split.count") != nullptr) {
-        const uint32_t n = split_number(first, "split.count");
-        const std::string stem = model_path.substr(0, model_path.size() - split_ending(0, n).size());
-        for (uint32_t i = 1; i < n; ++i) {
-            add_tensors(GgufFile(stem + split_ending(i, n)), model);
-        }
-    }
-    add_tensors(GgufFile(path), adapter);
-    // Where the output layer is the embedding itself, one pair would have to fit both ways round.
-    const bool tied = model.count("output.weight") == 0 &&
-                      !facts::contains(facts::encoders, first.string("general.architecture").value_or(""));
-    if (adapter.empty()) {
-        refuse("file", "adapter", "without tensors", "pairs of lora_a and lora_b");
-    }
-    for (const auto & [name, half] : adapter) {
-        if (ends_with(name, "_norm.weight")) {   // the loader would leave it out without a word
-            refuse("tensor", name, "a norm of its own", "pairs of lora_a and lora_b: train the adapter without norms");
-        }
-        if (!ends_with(name, ".lora_a")) {
-            continue;   // a pair is looked at once; what belongs to no pair, the loader refuses
-        }
-        const std::string target = name.substr(0, name.size() - std::string_view(".lora_a").size());
-        const auto other = adapter.find(target + ".lora_b");
-        const auto base = model.find(target);
-        if (other == adapter.end()) {
-            refuse("tensor", name, "without its other half", "a tensor " + target + ".lora_b beside it");
-        }
-        if (base == model.end()) {
-            refuse("tensor", name, "for a tensor that the model does not have", "an adapter made for this model");
-        }
-        const Shape &w = base->second.ne, &a = half.ne, &b = other->second.ne;
-        // The embedding is looked up, not multiplied: its pair lies the other way round.
-        const bool lookup = ends_with(target, "token_embd.weight");
-        if (lookup && tied) {
-            refuse("tensor", name, "for an embedding that is the output layer too",
-                   "a model with a tensor output.weight");
-        }
-        if (std::string_view(GgufFile::tensor_type(base->second.type)->name) == "NVFP4") {
-            refuse("tensor", name, "for a tensor of type NVFP4", "any other type of the model's tensors");
-        }
-        const Shape fits_a = lookup ? Shape{a[0], w[1], 1, 1} : Shape{w[0], a[1], w[2], w[3]};
-        const Shape fits_b = lookup ? Shape{a[0], w[0], 1, 1} : Shape{a[1], w[1], w[2], w[3]};
-        if (a != fits_a) {
-            refuse("tensor", name, "of shape " + shape_text(a), shape_text(fits_a) + " for this model");
-        }
-        if (b != fits_b) {
-            refuse("tensor", other->first, "of shape " + shape_text(b), shape_text(fits_b) + " for this model");
-        }
-    }
-}
 
 GgufSummary check_gguf(const std::string & path, GgufRole role) {
     const GgufFile file(path);

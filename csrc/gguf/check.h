@@ -13,8 +13,7 @@ namespace pgl {
 // What a file says about itself, after every rule has passed. Sizes are of the whole model, all splits together.
 // Counts that the file does not state are 0; per-layer values are the largest of any layer.
 struct GgufSummary {
-    uint32_t version = 0;
-    uint64_t n_kv = 0, n_tensors = 0;
+    uint64_t n_tensors = 0;
     uint64_t file_bytes = 0, tensor_bytes = 0, n_params = 0;
     int32_t n_splits = 1;
     bool vocab_only = false;             // no tensors: a tokenizer, not a model that can run
@@ -22,18 +21,14 @@ struct GgufSummary {
     std::string type;                        // general.type: "model" (also if absent) or "adapter"
     std::string architecture, name;
     std::string quantization;                // "Q4_K_M": general.file_type's, else the type that holds most bytes
-    std::string tokenizer;                   // tokenizer.ggml.model: "gpt2", "llama", ...
     std::string pre_tokenizer;               // tokenizer.ggml.pre: "llama-bpe", ...; "" if absent
     std::string chat_template;
-    bool has_chat_template = false;
     std::string rerank_template;             // tokenizer.chat_template.rerank
     std::vector<Task> tasks;                 // what it can be asked for; none for a part of another model
     std::vector<std::string> labels;         // of a classifier's scores
     uint32_t alignment = 32;              // of the tensors' data, in bytes
 
     int32_t n_layer = 0, n_embd = 0, n_head = 0, n_head_kv = 0, n_ctx_train = 0, n_vocab = 0;
-    int32_t head_dim_k = 0, head_dim_v = 0;
-    int32_t n_expert = 0;
     int32_t pooling = -1;  // llama.cpp's number: 0 none, 1 mean, 2 first, 3 last token, 4 rank
     bool whole_text = false;  // attention in both directions: a text is computed in one pass
 
@@ -69,7 +64,7 @@ struct GgufSummary {
 
 enum class GgufRole : uint8_t {
     model,  // weights or a vocabulary: container, shape, vocabulary, tensor types, splits
-    adapter,  // a LoRA file: container, tensor types, general.type; check_adapter looks at the shapes too
+    adapter,  // a LoRA file: container, tensor types, general.type; adapter.h looks at the shapes too
 };
 
 // Reads the header only (the file is mapped, never read whole). Errors, as pgl::Error:
@@ -77,8 +72,5 @@ enum class GgufRole : uint8_t {
 //   invalid_model  a rule is broken; the message names key or tensor, value and what is allowed, and so do details
 //                  ("key" or "tensor", "value", "allowed"). Never the path.
 GgufSummary check_gguf(const std::string & path, GgufRole role = GgufRole::model);
-
-// A LoRA file for a model: every pair of tensors has a tensor of the model that it fits in all its dimensions.
-void check_adapter(const std::string & path, const std::string & model_path);
 
 }  // namespace pgl

@@ -20,6 +20,10 @@ namespace pgl {
 [[noreturn]] void refuse(const char * what, std::string_view name, const std::string & value,
                          const std::string & allowed);
 
+inline bool ends_with(std::string_view text, std::string_view end) {
+    return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
+}
+
 std::string range(uint64_t lo, uint64_t hi);   // "lo..hi"
 
 // A string from the file as valid UTF-8, cut to at most `limit` bytes: what is invalid becomes '?'.

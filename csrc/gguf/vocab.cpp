@@ -157,7 +157,7 @@ void special_ids(const GgufFile & file, const facts::Tokenizer & tokenizer, uint
 
 }  // namespace
 
-GgufVocab check_vocab(const GgufFile & file, const std::string & vocab_size_key) {
+uint32_t check_vocab(const GgufFile & file, const std::string & vocab_size_key) {
     const auto model = file.string("tokenizer.ggml.model");
     const facts::Tokenizer * tokenizer = nullptr;
     for (const facts::Tokenizer & row : facts::tokenizers) {
@@ -168,14 +168,13 @@ GgufVocab check_vocab(const GgufFile & file, const std::string & vocab_size_key)
     if (tokenizer == nullptr) {
         refuse("key", "tokenizer.ggml.model", model ? std::string(*model) : "missing", "a tokenizer of this build");
     }
-    const std::string name(tokenizer->name);
     constexpr uint64_t max_tokens = 1024 * 1024, max_token_bytes = 1024;
     if (tokenizer->vocab == facts::Vocab::none) {
         const uint32_t n = file.u32(vocab_size_key).value_or(0);
         if (n > max_tokens) {
             refuse("key", vocab_size_key, std::to_string(n), range(0, max_tokens));
         }
-        return {name, n};
+        return n;
     }
 
     const std::string tokens_key = "tokenizer.ggml.tokens";
@@ -212,7 +211,7 @@ GgufVocab check_vocab(const GgufFile & file, const std::string & vocab_size_key)
             }
         }
     }
-    if (name == "rwkv") {
+    if (tokenizer->name == "rwkv") {
         rwkv_first_bytes(tokens);
     }
 
@@ -263,7 +262,7 @@ GgufVocab check_vocab(const GgufFile & file, const std::string & vocab_size_key)
         }
     }
     special_ids(file, *tokenizer, list->n);
-    return {name, static_cast<uint32_t>(list->n)};
+    return static_cast<uint32_t>(list->n);
 }
 
 }  // namespace pgl

@@ -8,13 +8,8 @@
 
 namespace pgl {
 
-struct GgufVocab {
-    std::string tokenizer;     // tokenizer.ggml.model
-    uint32_t n_tokens = 0;
-};
-
 // Refuses (pgl::Error "invalid_model", as check_gguf) a vocabulary that the tokenizers could not survive.
-// vocab_size_key names the key that counts the tokens of a model without a vocabulary.
-GgufVocab check_vocab(const GgufFile & file, const std::string & vocab_size_key);
+// Returns the number of its tokens; `vocab_size_key` names the key that counts those of a model without a vocabulary.
+uint32_t check_vocab(const GgufFile & file, const std::string & vocab_size_key);
 
 }  // namespace pgl

@@ -14,14 +14,11 @@
 #include "ggml-cpu.h"
 #include <traits.h>
 
+#include "kernels/attention/attention.h"
 #include "kernels/dispatch.h"
 #include "kernels/matmul/layout.h"
 #include "kernels/matmul/matmul.h"
 #include "platform/pages.h"
-#if __has_include("attention.h")
-#include "kernels/attention/attention.h"
-#define PGL_ATTENTION 1
-#endif
 
 namespace pgl::kernels {
 namespace {
@@ -47,7 +44,6 @@ struct MatmulTraits : ggml::cpu::tensor_traits {
     }
 } matmul_traits;
 
-#ifdef PGL_ATTENTION
 struct AttentionTraits : ggml::cpu::tensor_traits {
     bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
         // The plan is made on the engine's own thread, which knows its choice; the threads that compute read it here.
@@ -63,7 +59,6 @@ struct AttentionTraits : ggml::cpu::tensor_traits {
         return true;
     }
 } attention_traits;
-#endif
 
 ggml_backend_buffer_type_t buffer_type();
 
@@ -87,11 +82,9 @@ struct Extra : ggml::cpu::extra_buffer_type {
         if (op->op == GGML_OP_MUL_MAT) {
             return holds(op->src[0]) ? &matmul_traits : nullptr;
         }
-#ifdef PGL_ATTENTION
         if (op->op == GGML_OP_FLASH_ATTN_EXT && attention_supports(op)) {
             return &attention_traits;
         }
-#endif
         return nullptr;
     }
 };

@@ -120,8 +120,14 @@ void write(Level level, const std::string & line) {
     target().push(level, line);
 }
 
-std::string complaint() {
-    return target().complaint();
+std::string complaint(const std::string & path) {
+    std::string text = target().complaint();
+    const size_t slash = path.find_last_of("/\\");
+    const std::string folder = path.substr(0, slash == std::string::npos ? 0 : slash + 1);
+    for (size_t at; !folder.empty() && (at = text.find(folder)) != std::string::npos;) {
+        text.erase(at, folder.size());
+    }
+    return text.empty() ? "it does not say why" : text;
 }
 
 }  // namespace pgl::log

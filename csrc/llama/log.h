@@ -55,7 +55,8 @@ void expect_abort(bool on);
 
 void write(Level level, const std::string & line);
 
-// This thread's queue's complaint().
-std::string complaint();
+// This thread's queue's complaint(), for a message of ours: without the folder of `path`, which a message never shows.
+// Where llama.cpp said nothing: "it does not say why".
+std::string complaint(const std::string & path = "");
 
 }  // namespace pgl::log

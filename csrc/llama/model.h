@@ -1,7 +1,9 @@
-// A loaded model and its context: RAII over llama.h. Used by one thread, the engine's; only `tokenizer()` is for any.
+// Model: weights, tokenizer and the context that generates. Used by one thread, the engine's; only `tokenizer()` and
+// `info()` are for any.
 #pragma once
 
 #include "llama/tokenizer.h"
+#include "llama/weights.h"
 #include "request.h"
 
 #include <atomic>
@@ -9,13 +11,9 @@
 #include <memory>
 #include <vector>
 
-struct llama_adapter_lora;
-struct llama_model;
-struct llama_context;
-struct ggml_threadpool;
-
 namespace pgl {
 
+class Pooler;
 struct GgufSummary;
 
 // Tokens of one llama_decode, all of one shape: every sequence brings the same number of tokens, and sequence ids are
@@ -57,52 +55,21 @@ class Model {
 
     bool can(Task task) const;
 
-    // L2-normalised embedding [n_embd], pooled as the model says (mean where it does not).
-    // Throws Error: cancelled, out_of_memory, numeric_error, internal_error.
-    std::vector<float> embed(const std::vector<Token> & tokens);
-    // A cross-encoder's scores [one per label] as they come out of the model. Throws as embed does.
-    std::vector<float> rank(const std::vector<Token> & tokens);
+    Pooler & pooler() { return *pooler_; }
     int32_t max_pooled_tokens() const { return info_.n_ctx_train; }   // of a text to embed or to rank
 
   private:
-    void load(const std::string & path, const GgufSummary & summary, const std::function<bool(float)> & on_progress);
-    void load_adapters(const std::string & path);
-    void plan_memory(const GgufSummary & summary);
-    void create_pool();
     void create_context();
     void describe(const std::string & path, const GgufSummary & summary);
     void describe_special_tokens(const GgufSummary & summary);
 
-    std::vector<float> pooled(const std::vector<Token> & tokens);
-    void create_pooler(int32_t n_tokens);
-    std::vector<float> pool_whole(std::vector<Token> tokens);
-    std::vector<float> pool_in_chunks(std::vector<Token> tokens);
-    void compute_pooled(Token * tokens, int32_t n_tokens);
-    std::vector<float> sequence_values(size_t n) const;
-    size_t n_pooled() const;   // values of one text
-
-    struct Free {
-        void operator()(llama_model * model) const;
-        void operator()(llama_context * context) const;
-        void operator()(ggml_threadpool * pool) const;
-    };
-
-    EngineOptions options_;
-    const std::atomic<bool> & abort_;
+    EngineOptions options_;   // as given, with what was left open settled
     ModelInfo info_;
-    uint64_t cache_bytes_per_token_ = 0;
-    uint64_t n_head_ = 0, cache_bytes_f16_ = 0;       // of the file's own, for the pooler's memory
-    int32_t pooling_ = -1;                           // llama.cpp's number; -1 = the file says nothing
-    bool whole_text_ = false;                     // every token sees every other: no text can be computed in parts
-    std::unique_ptr<llama_model, Free> model_;
-    std::vector<llama_adapter_lora *> adapters_;      // freed with the model
-    std::vector<float> adapter_scales_;
-    std::unique_ptr<ggml_threadpool, Free> pool_;
-    std::unique_ptr<llama_context, Free> context_;    // null for a model that cannot generate
-    std::unique_ptr<llama_context, Free>
-        pooler_;     // embeds and ranks; made when first needed, for texts as long as needed
-    int32_t n_pooler_ = 0;                            // tokens it was made for
+    uint64_t cache_bytes_per_token_ = 0;   // of one stream
+    std::unique_ptr<Weights> weights_;
     std::unique_ptr<Tokenizer> tokenizer_;
+    ContextPtr context_;                   // null for a model that cannot generate
+    std::unique_ptr<Pooler> pooler_;
 };
 
 }  // namespace pgl

@@ -14,7 +14,7 @@
 #include "ggml.h"
 #include "traits.h"
 
-#include "kernels/attention.h"
+#include "kernels/attention/attention.h"
 #include "kernels/dispatch.h"
 
 namespace attention_case {

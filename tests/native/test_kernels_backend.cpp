@@ -200,6 +200,18 @@ void registers_once() {
     CHECK_EQ(std::string(ggml_backend_buft_name(our_buffer_type())), std::string("CPU_POLARGRID"));
 }
 
+/// A graph's attention reaches our kernel without a hook of the tests: the registered buffer type takes it.
+void attention_is_registered() {
+    ggml_context * context = ggml_init({ggml_tensor_overhead() * 8, nullptr, true});
+    ggml_tensor * q = ggml_new_tensor_3d(context, GGML_TYPE_F32, 64, 1, 9);
+    ggml_tensor * k = ggml_new_tensor_3d(context, GGML_TYPE_F16, 64, 256, 3);
+    ggml_tensor * v = ggml_new_tensor_3d(context, GGML_TYPE_F16, 64, 256, 3);
+    const ggml_tensor * op = ggml_flash_attn_ext(context, q, k, v, nullptr, 0.125f, 0, 0);
+    auto * ours = static_cast<ggml::cpu::extra_buffer_type *>(our_buffer_type()->context);
+    CHECK(ours->get_tensor_traits(op) != nullptr);
+    ggml_free(context);
+}
+
 void names_choose() {
     using namespace kernels;
     const Isa * chosen = active_isa();
@@ -219,6 +231,7 @@ void names_choose() {
 
 int main() {
     registers_once();
+    attention_is_registered();
     supports_what_it_accelerates();
     weights_come_back();
     three_dimensional_input();

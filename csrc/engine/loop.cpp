@@ -1,0 +1,439 @@
+#include "engine/loop.h"
+
+#include "engine/kv_cache.h"
+#include "engine/scheduler.h"
+#include "llama/model.h"
+#include "llama/pooler.h"
+#include "platform/machine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <utility>
+
+namespace pgl {
+namespace {
+
+// Bytes. Deep graphs and regular expressions of libstdc++ recurse; musl gives a thread no more than 128 KiB.
+constexpr uint64_t kEngineStack = uint64_t{16} << 20;
+
+}  // namespace
+
+Loop::Loop(SharedState & shared) : shared_(shared) {}
+
+Loop::~Loop() = default;
+
+void Loop::run() {
+    try {
+        machine::run_with_stack(kEngineStack, [this] {
+            const log::Scope scope(shared_.log);
+            work();
+        });
+    } catch (const std::exception & e) {  // no memory for the thread itself
+        Event failure;
+        failure.kind = EventKind::error;
+        failure.code = "out_of_memory";
+        failure.text = e.what();
+        publish(std::move(failure));
+        flush();
+    }
+}
+
+void Loop::work() {
+    if (!load()) {
+        return;
+    }
+    while (step()) {
+    }
+    running_.clear();
+    waiting_.clear();
+    cache_.reset();
+    {
+        const std::lock_guard lock(shared_.mutex);
+        shared_.model.reset();
+    }
+    model_.reset();
+}
+
+bool Loop::load() {
+    Event failure;
+    failure.kind = EventKind::error;
+    try {
+        float shown = -1;
+        const auto on_progress = [&](float value) {
+            if (value - shown >= 0.01f || value >= 1) {
+                shown = value;
+                Event event;
+                event.kind = EventKind::progress;
+                event.progress = value;
+                publish(std::move(event));
+                flush();
+            }
+            const std::lock_guard lock(shared_.mutex);
+            return !shared_.closing && shared_.cancelled.count(0) == 0;
+        };
+        const auto model = std::make_shared<Model>(shared_.path, shared_.options, on_progress, shared_.abort);
+        cache_ = std::make_unique<KvCache>(*model, shared_.options.max_streams, model->info().prefix_cache_bytes);
+        scheduler_ = std::make_unique<Scheduler>(shared_.options.n_batch);
+        model_ = model;
+        {
+            const std::lock_guard lock(shared_.mutex);
+            shared_.stats.n_cells = model->can(Task::generate) ? model->info().n_ctx * shared_.options.max_streams : 0;
+            shared_.model = model;
+        }
+        Event event;
+        event.kind = EventKind::loaded;
+        event.progress = 1;
+        publish(std::move(event));
+        flush();
+        return true;
+    } catch (const Error & e) {
+        failure.code = e.code;
+        failure.text = e.what();
+        failure.details = e.details;
+    } catch (const std::bad_alloc &) {
+        failure.code = "out_of_memory";
+        failure.text = "memory ran out while loading the model";
+    } catch (const std::exception & e) {
+        failure.code = "internal_error";
+        failure.text = e.what();
+    }
+    publish(std::move(failure));
+    flush();
+    return false;
+}
+
+bool Loop::step() {
+    std::vector<SequencePtr> arrived;
+    std::unordered_set<RequestId> cancelled;
+    bool closing = false;
+    take_inbox(arrived, cancelled, closing);
+    std::move(arrived.begin(), arrived.end(), std::back_inserter(waiting_));
+    if (closing) {
+        end_all("engine_closed", "the engine was closed while this request ran");
+        flush();
+        return false;
+    }
+    try {
+        drop_cancelled(cancelled);
+        admit();
+        std::vector<Running> running;
+        for (const SequencePtr & sequence : running_) {
+            running.push_back({sequence->slot, sequence->n_remaining()});
+        }
+        const StepPlan plan = scheduler_->plan(running);
+        decode(plan);
+        flush();  // decoded tokens leave before the prompt chunk is computed
+        prefill(plan);
+        remove_ended();
+    } catch (const Error & e) {
+        // The model rebuilt its context: every running sequence's state is gone with it.
+        for (const SequencePtr & sequence : running_) {
+            if (!sequence->ended()) {
+                publish(sequence->failed(e.code, e.what()));
+            }
+        }
+        cache_->forget_all();
+        running_.clear();
+    } catch (const std::exception & e) {
+        end_all("internal_error", e.what());
+        cache_->forget_all();
+    }
+    flush();
+    return true;
+}
+
+// Blocks while there is nothing to do.
+void Loop::take_inbox(std::vector<SequencePtr> & arrived, std::unordered_set<RequestId> & cancelled, bool & closing) {
+    std::unique_lock lock(shared_.mutex);
+    if (running_.empty() && waiting_.empty()) {
+        if (shared_.inbox.empty() && !shared_.closing && !checked_) {
+            lock.unlock();
+            idle_check();
+            lock.lock();
+        }
+        shared_.wake_engine.wait(lock, [this] { return !shared_.inbox.empty() || shared_.closing; });
+    }
+    arrived = std::exchange(shared_.inbox, {});
+    cancelled = std::exchange(shared_.cancelled, {});
+    closing = shared_.closing;
+}
+
+void Loop::drop_cancelled(const std::unordered_set<RequestId> & cancelled) {
+    if (cancelled.empty()) {
+        return;
+    }
+    const auto drop = [&](const SequencePtr & sequence) {
+        if (cancelled.count(sequence->id()) == 0) {
+            return false;
+        }
+        publish(sequence->failed("cancelled", "the request was cancelled"));
+        if (sequence->slot >= 0) {
+            cache_->release(sequence->slot);
+        }
+        return true;
+    };
+    waiting_.erase(std::remove_if(waiting_.begin(), waiting_.end(), drop), waiting_.end());
+    running_.erase(std::remove_if(running_.begin(), running_.end(), drop), running_.end());
+}
+
+void Loop::admit() {
+    // A text to embed or to rank needs no slot. One a step, so that running streams wait for no more than that.
+    const auto text = std::find_if(waiting_.begin(), waiting_.end(),
+                                   [](const SequencePtr & sequence) { return sequence->task() != Task::generate; });
+    if (text != waiting_.end()) {
+        const SequencePtr sequence = std::move(*text);
+        waiting_.erase(text);
+        pool(*sequence);
+    }
+    for (auto next = waiting_.begin(); next != waiting_.end();) {
+        if ((*next)->task() != Task::generate) {
+            ++next;
+            continue;
+        }
+        const auto claim = cache_->claim((*next)->prompt());
+        if (!claim) {
+            return;
+        }
+        (*next)->admitted(claim->slot, claim->n_cached);
+        checked_ = false;
+        running_.push_back(std::move(*next));
+        next = waiting_.erase(next);
+    }
+}
+
+Sequence * Loop::in_slot(int32_t slot) const {
+    for (const SequencePtr & sequence : running_) {
+        if (sequence->slot == slot) {
+            return sequence.get();
+        }
+    }
+    return nullptr;
+}
+
+// Runs one batch for these sequences. False: all of them were cancelled, or the engine closes; nothing was committed.
+bool Loop::compute(const Batch & batch, const std::vector<Sequence *> & participants) {
+    {
+        const std::lock_guard lock(shared_.mutex);
+        for (const Sequence * sequence : participants) {
+            if (shared_.cancelled.count(sequence->id()) == 0) {
+                shared_.computing.insert(sequence->id());
+            }
+        }
+        if (shared_.computing.empty() || shared_.closing) {
+            shared_.computing.clear();
+            return false;
+        }
+    }
+    const auto finish = [this] {
+        const std::lock_guard lock(shared_.mutex);
+        shared_.computing.clear();
+        shared_.abort = shared_.closing;
+        ++shared_.stats.n_steps;
+    };
+    bool done = false;
+    try {
+        done = model_->decode(batch);
+    } catch (...) {
+        finish();
+        throw;
+    }
+    finish();
+    return done;
+}
+
+void Loop::decode(const StepPlan & plan) {
+    if (plan.decode.empty()) {
+        return;
+    }
+    const int32_t n_ctx = model_->info().n_ctx;
+    std::vector<Sequence *> participants;
+    std::vector<int32_t> fillers;
+    Batch batch;
+    for (const int32_t slot : plan.decode) {
+        participants.push_back(in_slot(slot));
+        batch.rows.push_back({participants.back()->next_token(), participants.back()->n_past, slot, true});
+    }
+    if (model_->can_trim()) {
+        for (const int32_t slot : plan.fillers) {
+            if (cache_->length(slot) < n_ctx) {
+                fillers.push_back(slot);
+                batch.rows.push_back({batch.rows.front().token, cache_->length(slot), slot, false});
+            }
+        }
+        std::sort(batch.rows.begin(), batch.rows.end(),
+                  [](const Batch::Row & a, const Batch::Row & b) { return a.sequence < b.sequence; });
+    }
+    const bool done = compute(batch, participants);
+    for (const int32_t slot : fillers) {
+        cache_->rollback(slot);
+    }
+    if (!done) {
+        for (const int32_t slot : plan.decode) {
+            cache_->rollback(slot);
+        }
+        return;
+    }
+    for (size_t row = 0; row < batch.rows.size(); ++row) {
+        if (batch.rows[row].logits) {
+            Sequence & sequence = *in_slot(batch.rows[row].sequence);
+            cache_->append(sequence.slot, batch.rows[row].token);
+            ++sequence.n_past;
+            sample(sequence, model_->logits(static_cast<int32_t>(row)));
+        }
+    }
+    remove_ended();
+}
+
+void Loop::prefill(const StepPlan & plan) {
+    Sequence * sequence = plan.prefill < 0 ? nullptr : in_slot(plan.prefill);
+    if (sequence == nullptr) {
+        return;
+    }
+    Batch batch;
+    for (int32_t i = 0; i < plan.n_prefill; ++i) {
+        const int32_t position = sequence->n_past + i;
+        const bool last = position == sequence->n_prompt() - 1;
+        batch.rows.push_back({sequence->prompt()[static_cast<size_t>(position)], position, sequence->slot, last});
+    }
+    const auto start = Sequence::Clock::now();
+    if (!compute(batch, {sequence})) {
+        cache_->rollback(sequence->slot);
+        return;
+    }
+    for (const Batch::Row & row : batch.rows) {
+        cache_->append(sequence->slot, row.token);
+    }
+    sequence->n_past += plan.n_prefill;
+    if (sequence->n_remaining() == 0) {
+        float * logits = model_->logits(plan.n_prefill - 1);
+        sequence->prefilled();
+        sample(*sequence, logits);
+    } else {
+        publish(sequence->progress());
+    }
+    scheduler_->observe_prefill(plan.n_prefill,
+                                std::chrono::duration<double, std::milli>(Sequence::Clock::now() - start).count());
+}
+
+void Loop::sample(Sequence & sequence, float * logits) {
+    try {
+        publish(sequence.sample(logits, model_->tokenizer()));
+    } catch (const Error & e) {
+        publish(sequence.failed(e.code, e.what()));
+        cache_->discard(sequence.slot);
+        sequence.slot = -1;
+    }
+}
+
+void Loop::pool(Sequence & sequence) {
+    {
+        const std::lock_guard lock(shared_.mutex);
+        shared_.computing.insert(sequence.id());
+    }
+    sequence.admitted(-1, 0);
+    Event event;
+    try {
+        event = sequence.pooled(sequence.task() == Task::rank ? model_->pooler().rank(sequence.prompt())
+                                                              : model_->pooler().embed(sequence.prompt()));
+    } catch (const Error & e) {
+        event = sequence.failed(e.code, e.what());
+        event.details = e.details;
+    }
+    const std::lock_guard lock(shared_.mutex);
+    if (shared_.closing && event.code == "cancelled") {
+        const Error reason = engine_closed();
+        event.code = reason.code;
+        event.text = reason.what();
+    }
+    publish(std::move(event));
+    shared_.computing.clear();
+    shared_.abort = shared_.closing;
+}
+
+void Loop::remove_ended() {
+    running_.erase(std::remove_if(running_.begin(), running_.end(),
+                                  [&](const SequencePtr & sequence) {
+                                      if (sequence->ended() && sequence->slot >= 0) {
+                                          cache_->release(sequence->slot);
+                                      }
+                                      return sequence->ended();
+                                  }),
+                   running_.end());
+}
+
+void Loop::end_all(const std::string & code, const std::string & message) {
+    for (const SequencePtr & sequence : running_) {
+        if (!sequence->ended()) {
+            publish(sequence->failed(code, message));
+        }
+    }
+    for (const SequencePtr & sequence : waiting_) {
+        publish(sequence->failed(code, message));
+    }
+    running_.clear();
+    waiting_.clear();
+}
+
+void Loop::publish(Event event) {
+    if (event.kind == EventKind::text && event.text.empty() && event.logprobs.empty() && event.usage.n_generated != 1) {
+        return;  // all of it is held back; the first token is told anyway, for its time
+    }
+    events_.push_back(std::move(event));
+}
+
+void Loop::flush() {
+    count();
+    std::map<std::shared_ptr<Outbox>, std::vector<Event>> mail;   // a reader is woken once per step
+    for (Event & event : events_) {
+        const std::shared_ptr<Outbox> outbox = event.id == 0 ? shared_.loading : std::move(event.outbox);
+        mail[outbox].push_back(std::move(event));
+    }
+    events_.clear();
+    std::vector<OutboxId> rung;
+    for (auto & [outbox, events] : mail) {
+        if (outbox->push(std::move(events)) && outbox->id() != 0) {
+            rung.push_back(outbox->id());
+        }
+    }
+    if (!rung.empty()) {
+        shared_.bell.ring(rung);
+    }
+}
+
+void Loop::count() {
+    const std::lock_guard lock(shared_.mutex);
+    for (const Event & event : events_) {
+        const bool finished = event.kind == EventKind::finished || event.kind == EventKind::embedding;
+        if (event.id != 0 && (finished || event.kind == EventKind::error)) {
+            --shared_.n_live;
+            ++(finished                    ? shared_.stats.n_finished
+               : event.code == "cancelled" ? shared_.stats.n_cancelled
+                                           : shared_.stats.n_failed);
+            shared_.stats.n_prompt_tokens += static_cast<uint64_t>(event.usage.n_prompt);
+            shared_.stats.n_cached_tokens += static_cast<uint64_t>(event.usage.n_cached);
+            n_generated_by_ended_ += static_cast<uint64_t>(event.usage.n_generated);
+        }
+    }
+    shared_.stats.n_generated_tokens = n_generated_by_ended_;
+    for (const SequencePtr & sequence : running_) {
+        shared_.stats.n_generated_tokens +=
+            sequence->ended() ? 0 : static_cast<uint64_t>(sequence->usage().n_generated);
+    }
+    shared_.stats.n_running = static_cast<int32_t>(running_.size());
+    shared_.stats.n_waiting = static_cast<int32_t>(waiting_.size());
+    if (cache_) {
+        shared_.stats.n_cells_used = cache_->n_tokens();
+        shared_.stats.prefix_cache_bytes = cache_->host_bytes();
+    }
+}
+
+void Loop::idle_check() {
+    checked_ = true;
+    if (!cache_->check() || !cache_->used_slots().empty()) {
+        log::write(log::error, "the prefix cache's book does not agree with itself; it was emptied");
+        cache_->forget_all();
+    }
+}
+
+}  // namespace pgl

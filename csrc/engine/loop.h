@@ -1,0 +1,61 @@
+// Loop: the engine's own thread. It loads the model, then over and over: admit, plan, decode, sample, prefill, publish.
+#pragma once
+
+#include "engine/shared_state.h"
+#include "request.h"
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+namespace pgl {
+
+class KvCache;
+class Scheduler;
+struct Batch;
+struct StepPlan;
+
+// Everything here runs on one thread, the only one that touches llama.cpp's state.
+class Loop {
+  public:
+    explicit Loop(SharedState & shared);
+    ~Loop();
+
+    // Returns when the load failed or the engine was closed; every request has had its last event then, and the model
+    // is freed. Never throws: a failure is an `error` event of id 0.
+    void run();
+
+  private:
+    void work();
+    bool load();
+    bool step();
+    void take_inbox(std::vector<SequencePtr> & arrived, std::unordered_set<RequestId> & cancelled, bool & closing);
+    void drop_cancelled(const std::unordered_set<RequestId> & cancelled);
+    void admit();
+    void decode(const StepPlan & plan);
+    void prefill(const StepPlan & plan);
+    void pool(Sequence & sequence);
+    bool compute(const Batch & batch, const std::vector<Sequence *> & participants);
+    void sample(Sequence & sequence, float * logits);
+    void end_all(const std::string & code, const std::string & message);
+    void remove_ended();
+    void publish(Event event);
+    void flush();
+    void count();
+    void idle_check();
+    Sequence * in_slot(int32_t slot) const;
+
+    SharedState & shared_;
+    std::shared_ptr<Model> model_;
+    std::unique_ptr<KvCache> cache_;
+    std::unique_ptr<Scheduler> scheduler_;
+    std::deque<SequencePtr> waiting_;
+    std::vector<SequencePtr> running_;
+    std::vector<Event> events_;  // of this step, not yet delivered
+    uint64_t n_generated_by_ended_ = 0;  // tokens
+    bool checked_ = true;  // the cache was checked since it last changed
+};
+
+}  // namespace pgl

@@ -1,0 +1,52 @@
+// Shared state: what the engine's verbs, which any thread calls, and its own thread have in common.
+#pragma once
+
+#include "engine/outbox.h"
+#include "engine/sequence.h"
+#include "llama/log.h"
+#include "request.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+namespace pgl {
+
+class Model;
+
+using SequencePtr = std::unique_ptr<Sequence>;
+
+struct SharedState {
+    const std::string path;   // of the model file
+    const EngineOptions options;
+    const std::shared_ptr<log::Queue> log = std::make_shared<log::Queue>();
+    const std::shared_ptr<Outbox> loading = Outbox::make();  // of the load's events
+    Bell bell;
+    std::atomic<bool> abort{false};                          // polled inside a decode
+
+    // The rest under this mutex.
+    mutable std::mutex mutex;
+    std::condition_variable wake_engine;
+    std::shared_ptr<Model> model;                  // shared, so that a tokenize outlives a close beside it
+    std::vector<SequencePtr> inbox;                // submitted, not yet seen by the engine's thread
+    std::unordered_set<RequestId> cancelled;       // asked for, not yet acted on
+    std::unordered_set<RequestId> computing;       // requests that wait for the decode under way
+    Stats stats;
+    RequestId last_id = 0;
+    int32_t n_live = 0;                            // submitted, no last event yet
+    std::vector<std::weak_ptr<Outbox>> outboxes;  // to be closed with the engine
+    OutboxId last_outbox = 0;
+    bool closing = false, ended = false;
+
+    SharedState(std::string path_, EngineOptions options_) : path(std::move(path_)), options(std::move(options_)) {}
+};
+
+inline Error engine_closed() {
+    return Error("engine_closed", "the engine is closed");
+}
+
+}  // namespace pgl

@@ -1,0 +1,152 @@
+#include "llama/weights.h"
+
+#include "gguf/adapter.h"
+#include "gguf/check.h"
+#include "kernels/kernels.h"
+#include "llama/log.h"
+#include "llama/memory_plan.h"
+#include "platform/machine.h"
+
+#include <ggml-cpu.h>
+#include <llama.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace pgl {
+namespace {
+
+bool abort_requested(void * flag) {
+    const bool requested = static_cast<const std::atomic<bool> *>(flag)->load(std::memory_order_relaxed);
+    if (requested) {
+        log::expect_abort(true);  // polled on the thread that called decode
+    }
+    return requested;
+}
+
+}  // namespace
+
+void FreeHandle::operator()(llama_model * model) const {
+    llama_model_free(model);
+}
+void FreeHandle::operator()(llama_context * context) const {
+    llama_free(context);
+}
+void FreeHandle::operator()(ggml_threadpool * pool) const {
+    ggml_threadpool_free(pool);
+}
+
+Weights::Weights(const std::string & path, const GgufSummary & summary, const EngineOptions & options,
+                 const std::function<bool(float)> & on_progress, const std::atomic<bool> & abort)
+    : options_(options), abort_(abort) {
+    load(path, summary, on_progress);
+    load_adapters(path);
+    start_threads();
+}
+
+void Weights::load(const std::string & path, const GgufSummary & summary,
+                   const std::function<bool(float)> & on_progress) {
+    llama_model_params params = llama_model_default_params();
+    ggml_backend_dev_t no_devices[] = {nullptr};
+    if (options_.n_gpu_layers == 0) {
+        params.devices = no_devices;
+    }
+    params.n_gpu_layers = options_.n_gpu_layers;
+    // Weights that are computed on where they are mapped must lie as ggml wants them.
+    constexpr uint32_t kTensorAlignment = 32;
+    const bool mmap = options_.mmap && summary.alignment % kTensorAlignment == 0;
+    if (mmap != options_.mmap) {
+        log::write(log::info, "the file aligns its tensors to " + std::to_string(summary.alignment) +
+                                  " bytes, too few to map it: it is read instead");
+    }
+    params.load_mode = mmap ? LLAMA_LOAD_MODE_MMAP : LLAMA_LOAD_MODE_NONE;
+    params.check_tensors = options_.check_tensors;
+    params.no_host = options_.n_gpu_layers > 0 &&
+                     options_.n_gpu_layers <= summary.n_layer;  // layers left to the CPU get our kernels
+    struct Progress {
+        const std::function<bool(float)> & report;
+        std::string release;   // the mapped file, where its weights are copied and not computed on in place
+        float step;            // of progress between two releases: each reads the process's list of mappings
+        float released = 0;
+        bool stopped = false;
+    } progress{on_progress, options_.kernels && mmap && options_.n_gpu_layers == 0 ? path : "",
+               std::max(0.02f, static_cast<float>(64 * kMiB) / static_cast<float>(summary.file_bytes))};
+    params.progress_callback_user_data = &progress;
+    params.progress_callback = [](float value, void * data) {
+        auto & p = *static_cast<Progress *>(data);
+        if (!p.release.empty() && (value - p.released >= p.step || value >= 1)) {
+            p.released = value;
+            machine::release_mapped_pages(p.release);  // or the peak would be file and copy together
+        }
+        p.stopped = p.stopped || !p.report(value);
+        return !p.stopped;
+    };
+    kernels::set_enabled(options_.kernels);
+    model_.reset(llama_model_load_from_file(path.c_str(), params));
+    if (!model_) {
+        if (progress.stopped) {
+            throw Error("cancelled", "the load was cancelled");
+        }
+        throw Error("invalid_model", "llama.cpp refused the file: " + log::complaint(path));
+    }
+}
+
+void Weights::load_adapters(const std::string & path) {
+    for (const auto & [file, scale] : options_.lora) {
+        if (!std::isfinite(scale)) {
+            throw Error("invalid_request", "lora: a scale must be a finite number", {{"field", "lora"}});
+        }
+        check_adapter(file, path);
+        llama_adapter_lora * adapter = llama_adapter_lora_init(model_.get(), file.c_str());
+        if (adapter == nullptr) {
+            throw Error("invalid_model", "the LoRA adapter does not fit this model: " + log::complaint(file),
+                        {{"kind", "lora"}});
+        }
+        adapters_.push_back(adapter);
+        adapter_scales_.push_back(scale);
+    }
+}
+
+// The OpenMP run-time that ggml computes with ends the process when it cannot start a thread, so they are tried first
+// and started here, where a lack of them can still be told.
+void Weights::start_threads() {
+    const int32_t n_threads = options_.n_threads;
+    if (n_threads > 1 && !machine::can_start_threads(n_threads)) {
+        throw Error("out_of_memory",
+                    std::to_string(n_threads) +
+                        " compute threads cannot be started: this process's limits on threads or memory"
+                        " are reached; give n_threads a smaller number",
+                    {{"field", "n_threads"}, {"value", std::to_string(n_threads)}});
+    }
+    ggml_threadpool_params pool = ggml_threadpool_params_default(n_threads);
+    pool_.reset(ggml_threadpool_new(&pool));
+    if (!pool_) {
+        throw Error("out_of_memory", "the compute threads could not be started");
+    }
+    ggml_init_params params{kMiB, nullptr, false};
+    const std::unique_ptr<ggml_context, void (*)(ggml_context *)> scratch(ggml_init(params), ggml_free);
+    ggml_tensor * ones = ggml_new_tensor_1d(scratch.get(), GGML_TYPE_F32, n_threads);
+    ggml_set_zero(ones);
+    ggml_cgraph * graph = ggml_new_graph(scratch.get());
+    ggml_build_forward_expand(graph, ggml_add(scratch.get(), ones, ones));
+    ggml_graph_compute_with_ctx(scratch.get(), graph, n_threads);
+}
+
+ContextPtr Weights::make_context(llama_context_params params, const std::string & name) {
+    params.n_threads = params.n_threads_batch = options_.n_threads;
+    params.flash_attn_type = options_.flash_attention ? LLAMA_FLASH_ATTN_TYPE_AUTO : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    params.abort_callback = abort_requested;
+    params.abort_callback_data = const_cast<std::atomic<bool> *>(&abort_);
+    params.no_perf = true;
+    ContextPtr context(llama_init_from_model(model_.get(), params));
+    if (!context) {
+        throw Error("out_of_memory", name + " could not be created: " + log::complaint());
+    }
+    llama_attach_threadpool(context.get(), pool_.get(), pool_.get());
+    if (!adapters_.empty()) {
+        llama_set_adapters_lora(context.get(), adapters_.data(), adapters_.size(), adapter_scales_.data());
+    }
+    return context;
+}
+
+}  // namespace pgl
