@@ -276,6 +276,13 @@ PYBIND11_MODULE(_core, m) {
         .def("listen", &Engine::listen, py::arg("timeout_ms"), py::call_guard<ReleasedGil>())
         .def("cancel", &Engine::cancel, py::arg("id"), py::call_guard<ReleasedGil>())
         .def(
+            "compile",
+            [](Engine & engine, const py::dict & constraint) {
+                const auto native = from_dict<Constraint>(constraint);
+                without_gil([&] { engine.compile(native); });
+            },
+            py::arg("constraint"))
+        .def(
             "tokenize",
             [](const Engine & engine, const std::vector<std::pair<std::string, bool>> & spans, bool add_bos) {
                 std::vector<Span> native;
