@@ -71,6 +71,10 @@ void read(const py::object & value, const std::string &, std::vector<Span> & out
     }
 }
 
+void read(const py::object & value, const std::string &, std::string & out, PathBytes) {
+    out = path_from(value);
+}
+
 void read(const py::object & value, const std::string &, std::vector<std::pair<std::string, float>> & out, PathBytes) {
     for (const auto & [path, number] : py::cast<std::vector<std::pair<py::object, float>>>(value)) {
         out.emplace_back(path_from(path), number);
