@@ -3,7 +3,7 @@
     python benchmarks/bench.py MODEL.gguf [--sections load,stream,...] [--rounds 5] [--threads N] [--n-ctx 2048]
 
 Every engine runs in a process of its own and takes its turn in every round. Prints tables of medians (min..max) and,
-last, one line of JSON. Needs the package installed, and llama-cpp-python built for this CPU. Section stream also needs the
+last, one line of JSON. Needs the package installed, and llama-cpp-python built for this CPU. Section stream needs the
 program bare_loop (--bare-loop says where), which `poe build-bench` builds:
 
     cmake -S . -B build/bench -DPGL_BENCHMARKS=ON -DPGL_PYTHON=OFF && cmake --build build/bench
@@ -182,7 +182,8 @@ class Bench:
         samples: Samples = {}
         shares: dict[str, list[float]] = {}
         mac, _, n_bytes = gguf_file.work_per_token(self.args.model)
-        # All loaded at once, in turn at every point: what neighbours leave of the memory halves and doubles within seconds.
+        # All are loaded at once and take turns at every point: on a shared machine the memory bandwidth that is left
+        # halves and doubles within seconds.
         engines = {OURS: self.worker("ours"), REPACK: self.worker("peer"), PLAIN: self.worker("plain")}
 
         def one(seed: int) -> None:

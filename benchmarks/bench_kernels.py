@@ -1,8 +1,8 @@
 """Times MUL_MAT per type, shape and number of tokens: our kernels per instruction set against ggml's paths.
 
-Drives the `bench_kernels` executable (configure with -DPGL_BENCHMARKS=ON, build target bench_kernels). All paths run
-in one process, round by round in turn, so that they meet the same machine. One thread is timed in CPU time, more in wall
-time. Prints a table in GMAC/s (one MAC = one int8 multiply-add), best of the rounds, then one JSON line with everything.
+Drives the `bench_kernels` executable (configure with -DPGL_BENCHMARKS=ON, build target bench_kernels). All paths take
+turns in one process, round by round, so that they meet the same machine. One thread is timed in CPU time, more in
+wall time. Prints a table in GMAC/s (one MAC: one int8 multiply-add), best of the rounds, then one JSON line with all.
 """
 
 import argparse

@@ -40,56 +40,16 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        model, threads, port = str(args.model), str(args.threads), str(self.port)
+        model, port, threads, n_ctx = str(args.model), self.port, args.threads, args.n_ctx
+        ours = f"--port {port} --threads {threads} --max-streams {streams} --n-ctx {n_ctx} --log-level warning"
+        server = f"--port {port} -t {threads} -np {streams} -c {streams * n_ctx} --no-webui"
+        peer = f"--port {port} --n_threads {threads} --n_threads_batch {threads} --n_ctx {n_ctx}"
         command = {
-            OURS: [
-                sys.executable,
-                "-m",
-                "polargrid_local",
-                "serve",
-                "-m",
-                model,
-                "--port",
-                port,
-                "--threads",
-                threads,
-                "--max-streams",
-                str(streams),
-                "--n-ctx",
-                str(args.n_ctx),
-                "--log-level",
-                "warning",
-            ],
-            SERVER: [
-                str(args.llama_server),
-                "-m",
-                model,
-                "--port",
-                port,
-                "-t",
-                threads,
-                "-np",
-                str(streams),
-                "-c",
-                str(streams * args.n_ctx),
-                "--no-webui",
-            ],
+            OURS: [sys.executable, "-m", "polargrid_local", "serve", "-m", model, *ours.split()],
+            SERVER: [str(args.llama_server), "-m", model, *server.split()],
             PEER: [
-                sys.executable,
-                "-m",
-                "llama_cpp.server",
-                "--model",
-                model,
-                "--port",
-                port,
-                "--n_threads",
-                threads,
-                "--n_threads_batch",
-                threads,
-                "--n_ctx",
-                str(args.n_ctx),
-                "--interrupt_requests",
-                "false",
+                *(sys.executable, "-m", "llama_cpp.server", "--model", model),
+                *f"{peer} --interrupt_requests false".split(),
             ],
         }[name]
         self.name = name
@@ -138,24 +98,15 @@ async def stream(server: Server, prompt: str, n_tokens: int) -> tuple[float, lis
 
     Raises RuntimeError for anything but a whole stream.
     """
-    body = json.dumps(
-        {
-            "model": server.model,
-            "messages": [{"role": "user", "content": prompt}],
-            "max_tokens": n_tokens,
-            "temperature": 0,
-            "stream": True,
-            "ignore_eos": True,
-            "stream_options": {"include_usage": True},
-        }
-        if server.name != PEER
-        else {
-            "messages": [{"role": "user", "content": prompt}],
-            "max_tokens": n_tokens,
-            "temperature": 0,
-            "stream": True,
-        }
-    )
+    request = {
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": n_tokens,
+        "temperature": 0,
+        "stream": True,
+    }
+    if server.name != PEER:
+        request |= {"model": server.model, "ignore_eos": True, "stream_options": {"include_usage": True}}
+    body = json.dumps(request)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1 << 20)
     writer.write(
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Type: application/json\r\n"
@@ -202,7 +153,7 @@ async def burst(server: Server, n_streams: int, n_tokens: int, seed: int) -> dic
 
 
 def framing_us(n: int = 20_000) -> float:
-    """CPU microseconds from a chunk dict to the bytes handed to the HTTP server, metrics and the watch over the client included."""
+    """CPU microseconds from a chunk dict to the bytes handed to the HTTP server, with metrics and disconnect watch."""
     from polargrid_local.server.config import ServeConfig
     from polargrid_local.server.metrics import Metrics
     from polargrid_local.server.sse import EventStream

@@ -171,7 +171,7 @@ class Reader:
 
 
 def work_per_token(path: str | Path) -> tuple[int, int, int]:
-    """Of a Llama file: multiply-adds of a prompt token (layers only) and of a decoded one, weight bytes per decode step."""
+    """Of a Llama file: multiply-adds per prompt token (layers only) and per decoded one, weight bytes per step."""
     types = {t.code: t for t in TYPES.values()}
     tensors = Reader(path).tensors
     head = "output.weight" if "output.weight" in tensors else "token_embd.weight"

@@ -21,10 +21,12 @@ static void * read_all(void * data) {
     const uint64_t * p = data;
     uint64_t s[32] = {0};
     for (size_t i = 0; i < PIECE / 8; i += 32)
-        for (int k = 0; k < 32; k++) s[k] += p[i + k];
+        for (int k = 0; k < 32; k++)
+            s[k] += p[i + k];
     uint64_t sum = 0;
-    for (int k = 0; k < 32; k++) sum += s[k];
-    return (void *) (uintptr_t) sum;
+    for (int k = 0; k < 32; k++)
+        sum += s[k];
+    return (void *)(uintptr_t)sum;
 }
 
 #if defined(__AVX512VNNI__)
@@ -42,14 +44,17 @@ typedef __m256i vec;
 #define DOTS 200000000L
 static void * dot_all(void * data) {
 #ifdef LANES
-    vec a[16], x = SET1((char) (intptr_t) data), y = SET1(1);
-    for (int k = 0; k < 16; k++) a[k] = SET1(0);
+    vec a[16], x = SET1((char)(intptr_t)data), y = SET1(1);
+    for (int k = 0; k < 16; k++)
+        a[k] = SET1(0);
     for (long i = 0; i < DOTS / 16; i++) {
-        for (int k = 0; k < 16; k++) a[k] = DOT(a[k], x, y);
+        for (int k = 0; k < 16; k++)
+            a[k] = DOT(a[k], x, y);
         __asm__ volatile("" : "+v"(x));  // or the loop folds into a multiplication
     }
-    for (int k = 1; k < 16; k++) a[0] = DOT(a[0], a[k], y);
-    return (void *) (uintptr_t) (*(int *) a & 1);
+    for (int k = 1; k < 16; k++)
+        a[0] = DOT(a[0], a[k], y);
+    return (void *)(uintptr_t)(*(int *)a & 1);
 #else
     return data;
 #endif
@@ -60,23 +65,29 @@ static double best(void * (*work)(void *), void ** data, int n_threads) {
     for (int round = 0; round < 5; round++) {
         pthread_t thread[256];
         const double start = now();
-        for (int i = 0; i < n_threads; i++) pthread_create(&thread[i], NULL, work, data[i]);
-        for (int i = 0; i < n_threads; i++) pthread_join(thread[i], NULL);
+        for (int i = 0; i < n_threads; i++)
+            pthread_create(&thread[i], NULL, work, data[i]);
+        for (int i = 0; i < n_threads; i++)
+            pthread_join(thread[i], NULL);
         const double s = (now() - start) / n_threads;
-        if (s < best_s) best_s = s;
+        if (s < best_s)
+            best_s = s;
     }
     return best_s;
 }
 
 int main(int argc, char ** argv) {
     const int n_threads = argc > 1 ? atoi(argv[1]) : 1;
-    if (n_threads < 1 || n_threads > 256) return 2;
+    if (n_threads < 1 || n_threads > 256)
+        return 2;
     void * data[256];
     for (int i = 0; i < n_threads; i++) {
         char * p = data[i] = mmap(NULL, PIECE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (p == MAP_FAILED) return 1;
+        if (p == MAP_FAILED)
+            return 1;
         madvise(p, PIECE, MADV_HUGEPAGE);
-        for (size_t k = 0; k < PIECE; k += 4096) p[k] = (char) k;
+        for (size_t k = 0; k < PIECE; k += 4096)
+            p[k] = (char)k;
     }
     const double read_s = best(read_all, data, n_threads);
     const double dot_s = best(dot_all, data, n_threads);

@@ -1,7 +1,10 @@
-"""Memory over time under ever new conversations: `python benchmarks/soak.py MODEL [--seconds 420] [--prefix-cache-bytes N]`.
+"""Memory over time while new conversations begin without end.
 
-Prints one JSON line a period: seconds, requests, resident MiB, MiB of kept prefixes and their limit. Flat is what it should
-be once the kept prefixes have reached their limit: what grows beyond is fragmentation or a leak."""
+    python benchmarks/soak.py MODEL [--seconds 420] [--prefix-cache-bytes N]
+
+Prints one JSON line a period: seconds, requests, resident MiB, MiB of the prefix cache and its limit. Once the cache
+has reached its limit, resident memory should stay flat: growth beyond is fragmentation or a leak.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +15,9 @@ import threading
 import time
 from pathlib import Path
 
-from polargrid_local import Engine
+from engines import WORDS
 
-WORDS = [
-    "time",
-    "year",
-    "people",
-    "way",
-    "day",
-    "man",
-    "thing",
-    "woman",
-    "life",
-    "child",
-    "world",
-    "school",
-    "state",
-    "family",
-    "student",
-    "group",
-    "country",
-]
+from polargrid_local import Engine
 
 
 def resident_mib() -> float:

@@ -18,12 +18,10 @@ _HOME = {
     ),
     "errors": (
         "AuthenticationError",
-        "BillingError",
         "ContextLengthError",
         "EngineClosed",
         "EngineCrashed",
         "ForkedEngineError",
-        "GrammarError",
         "InvalidModelError",
         "MemoryEstimateError",
         "ModelFileChanged",
@@ -32,7 +30,6 @@ _HOME = {
         "NumericError",
         "PolarGridError",
         "RateLimitError",
-        "SchemaError",
         "ServerError",
         "TemplateError",
         "TimeoutError",
@@ -44,8 +41,8 @@ _HOME = {
 __all__ = sorted(name for names in _HOME.values() for name in names)
 
 if TYPE_CHECKING:
-    from polargrid_local.engine import *  # noqa: F403
-    from polargrid_local.errors import *  # noqa: F403
+    from polargrid_local.engine import *  # noqa: F403  # for type checkers alone
+    from polargrid_local.errors import *  # noqa: F403  # likewise
 
 
 def __getattr__(name: str) -> Any:

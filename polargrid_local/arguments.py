@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from polargrid_local.api.types import parse_fields, plain
+from polargrid_local.api.parse import parse_fields
+from polargrid_local.api.plain import plain
 from polargrid_local.errors import ValidationError, did_you_mean
 from polargrid_local.options import EngineKeywords
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from typing_extensions import Never, Unpack
 
+from polargrid_local.api.assemble import Assembler
 from polargrid_local.api.params import (
     ChatChanges,
     ChatParams,
@@ -28,8 +29,10 @@ from polargrid_local.api.params import (
     RerankParams,
     UnloadModelParams,
 )
-from polargrid_local.api.pipeline import CHAT, COMPLETION, EMBEDDING, GENERATE, RERANK, Assembler, Job, Kind
-from polargrid_local.api.types import (
+from polargrid_local.api.parse import parse_filter
+from polargrid_local.api.plain import plain
+from polargrid_local.api.prepare import CHAT, COMPLETION, EMBEDDING, GENERATE, RERANK, Job, Kind
+from polargrid_local.api.replies import (
     ChatCompletionChunk,
     ChatCompletionResponse,
     CompletionChunk,
@@ -51,8 +54,6 @@ from polargrid_local.api.types import (
     SystemInfo,
     UnloadAllModelsResponse,
     UnloadModelResponse,
-    parse_filter,
-    plain,
 )
 from polargrid_local.arguments import (
     adapters_of,
@@ -75,7 +76,7 @@ from polargrid_local.streams import AsyncChatStream, Batch, ChatStream
 from polargrid_local.text import sentences, text_of
 
 if TYPE_CHECKING:
-    from polargrid_local.api.types import FloatArray
+    from polargrid_local.api.replies import FloatArray
 
 __all__ = [
     "AsyncChatStream",

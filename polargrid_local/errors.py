@@ -1,14 +1,11 @@
-"""Every error this package raises.
+"""The errors: every one that this package raises.
 
     PolarGridError
     |- ValidationError             400  a bad argument or request field; the message names it and its limits
     |  |- ContextLengthError       400  prompt longer than the context; both counts in `details`
     |  |- InvalidModelError        400  a model file refused; key or tensor, value and limits in `details`
-    |  |- TemplateError            400  a broken or hostile chat template
-    |  |- GrammarError             400  a broken or hostile grammar
-    |  `- SchemaError              400  an unsupported JSON schema
+    |  `- TemplateError            400  a broken or hostile chat template
     |- AuthenticationError         401  missing or wrong API key (403: foreign Host or Origin)
-    |- BillingError                402  never raised here; exists so that remote code catches it unchanged
     |- NotFoundError               404  unknown model, or one not on this disk
     |- RateLimitError              429  queue full
     |- NetworkError                 -   a download failed
@@ -64,7 +61,7 @@ class PolarGridError(Exception):
 
 
 def _printable(text: str) -> str:
-    """With bytes of a file name that are not UTF-8, and half characters, written out: printing an error must not be another."""
+    """With lone surrogates, which a file name that is not UTF-8 has too, as escapes: printing them would fail."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:
@@ -73,6 +70,11 @@ def _printable(text: str) -> str:
 
 class ValidationError(PolarGridError):
     code, type, status = "invalid_request", "invalid_request_error", 400
+
+
+def refused(field: str, problem: str, **details: Any) -> ValidationError:
+    """What is wrong with one argument or request field, named by its path."""
+    return ValidationError(f"{field}: {problem}", param=field, details={"field": field, **details})
 
 
 class ContextLengthError(ValidationError):
@@ -87,20 +89,8 @@ class TemplateError(ValidationError):
     code = "invalid_template"
 
 
-class GrammarError(ValidationError):
-    code = "invalid_grammar"
-
-
-class SchemaError(ValidationError):
-    code = "invalid_schema"
-
-
 class AuthenticationError(PolarGridError):
     code, type, status = "invalid_api_key", "authentication_error", 401
-
-
-class BillingError(PolarGridError):
-    code, type, status = "billing_error", "billing_error", 402
 
 
 class NotFoundError(PolarGridError):
@@ -176,7 +166,7 @@ def is_polargrid_error(error: object) -> bool:
     )
 
 
-# Other engines' names for our words, which spelling alone would not lead to.
+# What other engines call a field of ours, where the two names are not spelt alike.
 _OTHERS_SAY = {
     "text": "content",
     "message": "messages",
@@ -205,24 +195,19 @@ _BY_CODE: dict[str, type[PolarGridError]] = {
         ValidationError,
         ContextLengthError,
         InvalidModelError,
-        TemplateError,
-        GrammarError,
-        SchemaError,
         NotFoundError,
         RateLimitError,
-        TimeoutError,
         EngineClosed,
         ForkedEngineError,
         MemoryEstimateError,
         EngineCrashed,
-        ModelFileChanged,
         NumericError,
     )
 }
 
 
 def from_code(code: str, message: str, details: dict[str, Any] | None = None) -> PolarGridError:
-    """The error that the native engine or a server means by `code`; ServerError for a code without a class."""
+    """The error that the native engine means by `code`; ServerError for a code without a class."""
     cls = _BY_CODE.get(code, ServerError)
     numbers = {
         key: int(value) if isinstance(value, str) and value.isdigit() else value

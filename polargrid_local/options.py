@@ -120,7 +120,7 @@ def described(function: F) -> F:
         for name, hint in hints.items()
     ]
     own = [parameter for parameter in signature.parameters.values() if parameter.kind != inspect.Parameter.VAR_KEYWORD]
-    function.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]  # what help() looks for
+    function.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]  # read by help()
     function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{table()}"
     return function
 
@@ -130,7 +130,7 @@ def limits(name: str) -> tuple[int, int] | None:
     metadata = EngineOptions.model_fields[name].metadata
     low = next((item.ge for item in metadata if isinstance(item, Ge)), None)
     high = next((item.le for item in metadata if isinstance(item, Le)), None)
-    return None if low is None or high is None else (low, high)  # type: ignore[return-value]  # of anything comparable; ours are int
+    return (low, high) if isinstance(low, int) and isinstance(high, int) else None
 
 
 def unit(name: str) -> str:

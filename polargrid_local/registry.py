@@ -14,8 +14,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from polargrid_local.api.pipeline import Job, Kind, Target, check_length, messages_of, prepare, texts_of
-from polargrid_local.api.types import (
+from polargrid_local.api.parse import parse_request
+from polargrid_local.api.plain import plain
+from polargrid_local.api.prepare import Job, Kind, Target, chat_prompt, check_length, prepare
+from polargrid_local.api.replies import (
     Device,
     GPUInfo,
     GPUMemoryResponse,
@@ -35,8 +37,6 @@ from polargrid_local.api.types import (
     Task,
     UnloadAllModelsResponse,
     UnloadModelResponse,
-    parse_request,
-    plain,
 )
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import (
@@ -244,16 +244,14 @@ class Models:
             raise ValidationError("tokenize: give either text or messages", param="text")
         if messages is not None:
             request = parse_request("chat", None, {"messages": messages})
-            if not unlimited:
-                check_length(texts_of(request.messages), entry.target, "messages", UNLIMITED)
-            template = entry.target.template
-            spans = template.render(messages_of(request.messages, template.abilities), now=datetime.now().astimezone())
+            now = datetime.now().astimezone()
+            spans = chat_prompt(request.messages, entry.target, now=now, limited=not unlimited, hint=UNLIMITED)
         elif isinstance(text, str):
             spans = [(plain(text, "text"), False)]
+            if not unlimited:
+                check_length(spans, entry.target, "text", hint=UNLIMITED)
         else:
             raise ValidationError(f"text: must be a string, got {type(text).__name__}", param="text")
-        if not unlimited:
-            check_length(spans, entry.target, "messages" if text is None else "text", UNLIMITED)
         return entry.model.tokenize(spans)
 
     def models(self) -> ListModelsResponse:

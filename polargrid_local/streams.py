@@ -8,8 +8,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-from polargrid_local.api.pipeline import Assembler, Job
-from polargrid_local.api.types import Event, FinishReason, Timings, Usage
+from polargrid_local.api.assemble import Assembler
+from polargrid_local.api.events import Event
+from polargrid_local.api.prepare import Job
+from polargrid_local.api.replies import FinishReason, Timings, Usage
 from polargrid_local.errors import EngineClosed, ValidationError
 from polargrid_local.native.delivery import Reader, TaskReader, ThreadReader, rest_if_leaving
 from polargrid_local.native.loaded_model import LoadedModel

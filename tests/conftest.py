@@ -15,7 +15,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure() -> None:
-    """llama-cpp-python, our peer, opens /dev/null twice when it is imported and leaves both for the interpreter to complain of."""
+    """llama-cpp-python opens /dev/null twice when imported and never closes it, which would warn at exit."""
     if peer := sys.modules.get("llama_cpp._utils"):
         peer.outnull_file.close()
         peer.errnull_file.close()

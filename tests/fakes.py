@@ -326,8 +326,8 @@ def factory(
 
     def make(path: str, native_options: dict[str, Any]) -> Engine:
         engine = Engine(path, native_options, script, **options)
-        make.made.append(engine)  # type: ignore[attr-defined]
+        make.made.append(engine)
         return engine
 
-    make.made = []  # type: ignore[attr-defined]
+    make.made = []
     return make

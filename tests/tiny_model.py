@@ -274,7 +274,7 @@ def split(text: str | bytes, cuts: Iterable[int]) -> list[bytes]:
 
 
 def cut_in_shards(path: str | Path, n: int) -> list[Path]:
-    """Replaces a file that was written here by a split model of `n` files, as llama.cpp's own splitter names and marks them."""
+    """Replaces a file that was written here by a split model of `n` files, as llama.cpp's splitter would write it."""
     path, whole = Path(path), gguf_file.Reader(path)
     types = {kind.code: (name, kind) for name, kind in gguf_file.TYPES.items()}
     data, at = path.read_bytes(), -(-whole.n_header_bytes // gguf_file.ALIGNMENT) * gguf_file.ALIGNMENT

@@ -1,8 +1,8 @@
-"""The keyword arguments and the dicts that requests are made of, for type checkers and editors.
+"""Params: the keyword arguments and the dicts that requests are made of, as TypedDicts for type checkers and editors.
 
-Nothing is checked here: `types.parse_request` does that, and a test compares these fields with its models. None stands for
-a field that is left out. Of each request there are two: its fields as keywords or as a dict (`ChatParams`), and the same, none of
-them required, as keywords on top of a dict or an SDK object (`ChatChanges`).
+Nothing is checked here: `parse.parse_request` does that, and a test compares these fields with its models. None stands
+for a field that is left out. Of each request there are two: its fields as keywords or as a dict (`ChatParams`), and the
+same, none of them required, as keywords on top of a dict or an SDK object (`ChatChanges`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from typing_extensions import TypedDict
 
-from polargrid_local.api.types import ChatMessage
+from polargrid_local.api.replies import ChatMessage
 
 
 class Dumpable(Protocol):
@@ -71,7 +71,7 @@ class StreamOptions(TypedDict, total=False):
     include_usage: bool | None
 
 
-class _Sampled(TypedDict, total=False):
+class _GeneratingParams(TypedDict, total=False):
     model: str | None
     temperature: float | None
     top_p: float | None
@@ -99,7 +99,7 @@ class _Sampled(TypedDict, total=False):
     guided_grammar: Any
 
 
-class _Chat(_Sampled, total=False):
+class _Chat(_GeneratingParams, total=False):
     logprobs: bool | None
     top_logprobs: int | None
     enable_thinking: bool | None
@@ -116,7 +116,7 @@ class ChatChanges(_Chat, total=False):
     messages: Messages | None
 
 
-class _Completion(_Sampled, total=False):
+class _Completion(_GeneratingParams, total=False):
     logprobs: int | None
     echo: bool | None
     best_of: int | None

@@ -1,21 +1,21 @@
-"""How much a chat template may take. Pure: work is counted, not timed, so a slow machine refuses nothing more."""
+"""The budget: how much work a chat template may do. Counted, not timed: slow machines refuse no more than fast ones."""
 
 from __future__ import annotations
 
 from polargrid_local.errors import TemplateError
 
 # One unit of work is about a microsecond of an ordinary core, or 64 bytes of new memory, whichever is more.
-BASE = 400_000
+PER_RENDER = 400_000
 PER_MESSAGE = 2_000  # some templates look back through the whole conversation at every message
 PER_CHAR = 1
-MOST = 4_000_000
-PROBE = 20_000  # for each of the small conversations that a template is tried with; known ones need 500
+MAX_WORK = 4_000_000
+PROBE = 20_000  # for each small conversation that `capabilities` tries a template with; known templates need 500
 
-CHARS_MADE = 16  # per unit: a character takes up to four bytes
-CHARS_READ = 1_024  # per unit: looking at text costs little
-ITEMS_MADE = 4  # per unit: list items, references to what exists already
+CHARS_MADE = 16  # characters of new text per unit: each takes up to four bytes
+CHARS_READ = 1_024  # characters compared or searched per unit
+ITEMS_MADE = 4  # items of a new list per unit
 
-MAX_DEPTH = 90  # of the syntax tree; also of data, and of macros that call macros
+MAX_DEPTH = 90  # levels: of the syntax tree, of data, and of macros that call macros
 MAX_ITEMS = 100_000
 MAX_BITS = 4_096  # of a whole number
 MAX_DIGITS = 1_200  # the same, as text
@@ -30,7 +30,7 @@ class Budget:
 
     @classmethod
     def for_input(cls, n_messages: int, n_chars: int) -> Budget:
-        return cls(min(BASE + PER_MESSAGE * n_messages + PER_CHAR * n_chars, MOST))
+        return cls(min(PER_RENDER + PER_MESSAGE * n_messages + PER_CHAR * n_chars, MAX_WORK))
 
     def spend(self, work: int) -> None:
         """Raises TemplateError when so much work is not left."""
@@ -54,10 +54,10 @@ class Budget:
         self.spend(1 + n // ITEMS_MADE)
 
 
-def too_much(what: str, limit: int) -> TemplateError:
+def over_limit(what: str, limit: int) -> TemplateError:
     return TemplateError(f"chat template: {what}", details={"limit": limit})
 
 
-def said(message: str) -> str:
+def printable(message: str) -> str:
     """A template's or Jinja's message as an error may hold it: of bounded size, sendable, and without user text."""
     return "".join("…" if ord(char) >= 0x30000 or 0xD800 <= ord(char) < 0xE000 else char for char in message[:500])

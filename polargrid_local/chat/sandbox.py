@@ -1,117 +1,33 @@
-"""Where a chat template runs: Jinja's immutable sandbox, narrowed to what can be priced. Pure: the date is an argument.
+"""The sandbox in which a chat template runs: Jinja's immutable one, narrowed to what has a known cost.
 
-A template is a program from a stranger. Two rules hold it, beside those of `template_code`:
-- Every type has a list of what a template may ask of it (`_ATTRIBUTES`), and only those, macros and a few functions can be
-  called. Filters, tests, globals and kinds of syntax are lists too. What is on no list is refused.
+A template is a program from a stranger. Two rules hold it, beside those of `compiler`:
+- Every type has a list of what a template may ask of it (`values.ATTRIBUTES`), and only those, macros and a few
+  functions can be called. Filters, tests, globals and kinds of syntax are lists too. What is on no list is refused.
 - Whatever can make something large, or take long, is paid for out of the render's Budget before it runs.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from types import BuiltinMethodType, MethodType
 from typing import Any
 
 from jinja2.exceptions import SecurityError
-from jinja2.filters import _GroupTuple
 from jinja2.runtime import LoopContext, Macro, Undefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
-from jinja2.utils import Cycler, Joiner, Namespace
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Joiner, Namespace
 
-from polargrid_local.chat.budget import MAX_BITS, MAX_DEPTH, MAX_ITEMS, MAX_WIDTH, too_much
-from polargrid_local.chat.taint import Ledger, Text, joined, plain_of
-from polargrid_local.chat.template_code import Bounded, Generation, Generator
-from polargrid_local.chat.template_filters import CALLABLES, FILTERS, GLOBALS, LINE_ENDS, TESTS
+from polargrid_local.chat.budget import MAX_BITS, MAX_DEPTH, MAX_ITEMS, over_limit
+from polargrid_local.chat.compiler import GenerationTag, SandboxCodeGenerator, TokenLimits
+from polargrid_local.chat.filters import CALLABLES, FILTERS, GLOBALS, LINE_ENDS, TESTS
+from polargrid_local.chat.formatting import formatted, percent
+from polargrid_local.chat.taint import TaintedText, TaintTable, join_tainted, plain_of
+from polargrid_local.chat.values import ATTRIBUTES, DATA, NUMBERS, ROWS, SCALARS, STRINGS, VIEWS
 from polargrid_local.errors import TemplateError
 
 _SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))  # Unicode's last one is U+3000
-_NUMBER = re.compile(r"\d+")
-_FIELD = re.compile(r"%(?:\(([^()]*)\))?([#0\- +]*)(\d*)(?:\.(\d*))?[hlL]?(.)?", re.DOTALL)
 
-_STRING = frozenset(
-    [
-        "capitalize",
-        "casefold",
-        "center",
-        "count",
-        "endswith",
-        "find",
-        "format",
-        "index",
-        "isalnum",
-        "isalpha",
-        "isascii",
-        "isdecimal",
-        "isdigit",
-        "isidentifier",
-        "islower",
-        "isnumeric",
-        "isprintable",
-        "isspace",
-        "istitle",
-        "isupper",
-        "join",
-        "ljust",
-        "lower",
-        "lstrip",
-        "partition",
-        "removeprefix",
-        "removesuffix",
-        "replace",
-        "rfind",
-        "rindex",
-        "rjust",
-        "rpartition",
-        "rsplit",
-        "rstrip",
-        "split",
-        "splitlines",
-        "startswith",
-        "strip",
-        "swapcase",
-        "title",
-        "upper",
-        "zfill",
-    ]
-)
-_LIST = frozenset(("count", "index"))
-_ATTRIBUTES: dict[type, frozenset[str]] = {
-    str: _STRING,
-    Text: _STRING,
-    list: _LIST,
-    tuple: _LIST,
-    _GroupTuple: _LIST | {"grouper", "list"},
-    dict: frozenset(("copy", "get", "items", "keys", "values")),
-    range: frozenset(("start", "step", "stop")),
-    float: frozenset(("is_integer",)),
-    Cycler: frozenset(("current", "next", "reset")),
-    Macro: frozenset(("arguments", "caller", "catch_kwargs", "catch_varargs", "name")),
-    LoopContext: frozenset(
-        (
-            "changed",
-            "cycle",
-            "depth",
-            "depth0",
-            "first",
-            "index",
-            "index0",
-            "last",
-            "length",
-            "nextitem",
-            "previtem",
-            "revindex",
-            "revindex0",
-        )
-    ),
-}
-_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
-_NUMBERS = (int, float, bool)
-_STRINGS = (str, Text)
-_ROWS = (list, tuple, _GroupTuple)
-_SCALARS = (str, Text, int, float, bool, type(None))
-_DATA = (*_SCALARS, list, tuple, _GroupTuple, dict, range, *_VIEWS)
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "eq": lambda a, b: a == b,
     "ne": lambda a, b: a != b,
@@ -123,27 +39,28 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def _search(n: int, m: int) -> int:
-    """Characters that looking for m among n may compare: Python gives up the naive way only on larger texts."""
+    """The most comparisons that finding m characters among n takes: up to some size Python tries place by place, and
+    only for larger texts it takes a linear algorithm."""
     return n + min(n * m, 3_000_000)
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """The environment of one render: it holds that render's ledger, and with it the budget. `now` is what strftime_now tells."""
+    """The environment of one render, with its taint table and budget. `now` is the time that strftime_now tells."""
 
-    code_generator_class = Generator
+    code_generator_class = SandboxCodeGenerator
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
-    def __init__(self, ledger: Ledger, now: datetime) -> None:
+    def __init__(self, taints: TaintTable, now: datetime) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
             optimized=False,
             cache_size=0,
-            extensions=("jinja2.ext.loopcontrols", Generation, Bounded),
+            extensions=("jinja2.ext.loopcontrols", GenerationTag, TokenLimits),
         )
-        self.ledger = ledger
-        self.budget = ledger.budget
-        self.spend = ledger.budget.spend
+        self.taints = taints
+        self.budget = taints.budget
+        self.spend = taints.budget.spend
         self.now = now
         self.filters = FILTERS
         self.tests = TESTS
@@ -151,46 +68,46 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._depth = 0
 
     def handle_exception(self, source: str | None = None) -> Any:
-        """As it is: Jinja's rewritten traceback would hold the exception, and with it the callers' frames, in a circle."""
+        """The exception as it is. Jinja's rewritten traceback would be a reference cycle that keeps callers' frames."""
         raise
 
-    # text out of values
+    # values as text
 
     def shown(self, value: Any) -> str:
         """str() of a string, number, list or dict; anything else would show the interpreter's insides."""
         kind = type(value)
-        if kind is str or kind is Text:
+        if kind is str or kind is TaintedText:
             text: str = value
             return text
         if isinstance(value, Undefined):
             if value._undefined_exception is SecurityError:
                 value._fail_with_undefined_error()
             return str(value)
-        if kind in _SCALARS:
+        if kind in SCALARS:
             return str(value)
         self.budget.make(self.size(value))
-        return self.kept(str(value))  # the user's strings inside are stand-ins
+        return self.retaint(str(value))  # the user's strings inside are placeholders
 
     def represented(self, value: Any) -> str:
         self.budget.make(self.size(value))
-        return self.kept(repr(value))
+        return self.retaint(repr(value))
 
     def size(self, value: Any) -> int:
-        """The most characters that repr or JSON may need. Walks shared parts as often as those would, and pays for it."""
+        """The most characters that repr or JSON may need. Walks shared parts as often as they do, and pays for it."""
         total, stack = 0, [(value, 0)]
         while stack:
             item, depth = stack.pop()
             self.spend(1)
             kind = type(item)
-            if kind in _STRINGS:
+            if kind in STRINGS:
                 total += 4 * len(item)
-            elif kind not in _DATA and not isinstance(item, Undefined):
+            elif kind not in DATA and not isinstance(item, Undefined):
                 raise TemplateError(f"chat template: uses a {kind.__name__} as text")
             elif depth > MAX_DEPTH:
-                raise too_much(f"data nested deeper than {MAX_DEPTH}", MAX_DEPTH)
+                raise over_limit(f"data nested deeper than {MAX_DEPTH}", MAX_DEPTH)
             elif kind is dict:
                 stack += [(part, depth + 1) for pair in item.items() for part in pair]
-            elif kind in _ROWS or kind in _VIEWS:
+            elif kind in ROWS or kind in VIEWS:
                 self.budget.items(len(item))
                 stack += [(part, depth + 1) for part in item]
             elif kind is int:
@@ -204,7 +121,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             self.budget.make(str.__len__(part))
             kept.append(part)
         self.budget.make(sum(map(str.__len__, kept)))
-        return joined(kept)
+        return join_tainted(kept)
 
     def glue(self, items: Iterable[Any]) -> str:
         return self.concat(map(self.shown, items))
@@ -227,28 +144,28 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if op == "notin":
             return not self.contains(right, left)
         kinds = type(left), type(right)
-        if kinds[0] in _STRINGS and kinds[1] in _STRINGS:
+        if kinds[0] in STRINGS and kinds[1] in STRINGS:
             self.budget.read(min(str.__len__(left), str.__len__(right)))
-        elif kinds[0] in _SCALARS or kinds[1] in _SCALARS:
+        elif kinds[0] in SCALARS or kinds[1] in SCALARS:
             self.spend(1)
-        elif kinds[0] in _VIEWS or kinds[1] in _VIEWS:
+        elif kinds[0] in VIEWS or kinds[1] in VIEWS:
             raise TemplateError("chat template: compares the keys or items of a dict as a whole")
-        elif kinds[0] in _DATA and kinds[1] in _DATA and kinds[0] is not range:
+        elif kinds[0] in DATA and kinds[1] in DATA and kinds[0] is not range:
             self.budget.read(min(self.size(left), self.size(right)))
         return _COMPARE[op](left, right)
 
     def contains(self, many: Any, item: Any) -> Any:
         kind = type(many)
-        if kind in _STRINGS:
-            if type(item) not in _STRINGS:
+        if kind in STRINGS:
+            if type(item) not in STRINGS:
                 raise TypeError(f"'in <string>' requires string as left operand, not {type(item).__name__}")
             many, item = plain_of(many), plain_of(item)
             self.budget.read(_search(len(many), len(item)))
-        elif kind is dict or kind is _VIEWS[0]:
+        elif kind is dict or kind is VIEWS[0]:
             self.key(item)
         elif kind is range:
             self.spend(1 if type(item) is int else len(many))
-        elif kind in _ROWS or kind in _VIEWS:
+        elif kind in ROWS or kind in VIEWS:
             self.each_compared(many, item)
         elif not isinstance(many, Undefined):
             many = self.listed(many)
@@ -258,18 +175,18 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def each_compared(self, many: Any, item: Any) -> None:
         """Before `item` is compared with every one of many: no comparison takes more than its own size."""
         self.spend(1 + len(many))
-        size = str.__len__(item) if type(item) in _STRINGS else self.size(item) if type(item) in _DATA else 0
+        size = str.__len__(item) if type(item) in STRINGS else self.size(item) if type(item) in DATA else 0
         self.budget.read(size * len(many))
 
     def key(self, value: Any) -> Any:
-        """A key of a dict. Only text and numbers: others can be made to collide by the thousand."""
+        """A key of a dict. Only text and numbers: of others thousands could have the same hash, and slow it down."""
         kind = type(value)
-        if kind in _STRINGS:
+        if kind in STRINGS:
             self.budget.read(len(value))
         elif kind is int or kind is float:
             if not abs(value) < 2**60:
                 raise TemplateError("chat template: a number beyond 2**60 as a key")
-        elif kind not in _SCALARS and not isinstance(value, Undefined):
+        elif kind not in SCALARS and not isinstance(value, Undefined):
             raise TemplateError(f"chat template: a {kind.__name__} as a key")
         return value
 
@@ -283,7 +200,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return out
 
     def weighed(self, value: Any) -> Any:
-        """Refuses lists of lists that share their parts: small in memory, endless to walk."""
+        """Refuses nested lists of more than MAX_ITEMS items in all, which by sharing parts may take little memory."""
         n_items, stack = 0, [value]
         while stack:
             item = stack.pop()
@@ -293,36 +210,36 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 continue
             n_items += len(item)
             if n_items > MAX_ITEMS:
-                raise too_much(f"makes a list of more than {MAX_ITEMS} items", MAX_ITEMS)
+                raise over_limit(f"makes a list of more than {MAX_ITEMS} items", MAX_ITEMS)
             self.spend(1 + len(item) // 16)
             stack += [part for part in item if isinstance(part, (list, tuple, dict))]
         return value
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         kinds = type(left), type(right)
-        if operator == "%" and kinds[0] in _STRINGS:
-            return self.percent(left, right)
-        if kinds[0] in _NUMBERS and kinds[1] in _NUMBERS:
+        if operator == "%" and kinds[0] in STRINGS:
+            return percent(self, left, right)
+        if kinds[0] in NUMBERS and kinds[1] in NUMBERS:
             self.spend(1)
             if operator == "**" and not abs(right) <= 64:
                 raise TemplateError("chat template: ** with an exponent beyond 64")
-        elif operator == "+" and kinds[0] in _STRINGS and kinds[1] in _STRINGS:
+        elif operator == "+" and kinds[0] in STRINGS and kinds[1] in STRINGS:
             self.budget.make(str.__len__(left) + str.__len__(right))
-        elif operator == "+" and kinds[0] in _ROWS and kinds[1] in _ROWS:
+        elif operator == "+" and kinds[0] in ROWS and kinds[1] in ROWS:
             self.budget.items(len(left) + len(right))
-        elif operator == "*" and kinds[0] is int and (kinds[1] in _STRINGS or kinds[1] in _ROWS):
+        elif operator == "*" and kinds[0] is int and (kinds[1] in STRINGS or kinds[1] in ROWS):
             return self.call_binop(context, operator, right, left)
-        elif operator == "*" and kinds[0] in _STRINGS and kinds[1] in (int, bool):
+        elif operator == "*" and kinds[0] in STRINGS and kinds[1] in (int, bool):
             self.budget.make(str.__len__(left) * max(right, 0))
-        elif operator == "*" and kinds[0] in _ROWS and kinds[1] in (int, bool):
+        elif operator == "*" and kinds[0] in ROWS and kinds[1] in (int, bool):
             self.budget.items(len(left) * max(right, 0))
-        elif not isinstance(left, Undefined) and not isinstance(right, Undefined):  # these raise what they should
+        elif not isinstance(left, Undefined) and not isinstance(right, Undefined):  # they raise UndefinedError
             raise TypeError(f"unsupported operand types for {operator}: {kinds[0].__name__} and {kinds[1].__name__}")
         return self.number(self.binop_table[operator](left, right))
 
     def number(self, value: Any) -> Any:
         if type(value) is int and value.bit_length() > MAX_BITS:
-            raise too_much(f"makes a number of more than {MAX_BITS} bits", MAX_BITS)
+            raise over_limit(f"makes a number of more than {MAX_BITS} bits", MAX_BITS)
         return value
 
     # attributes, items, calls
@@ -330,10 +247,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def getattr(self, obj: Any, attribute: str) -> Any:
         self.spend(1)
         kind = type(obj)
-        if attribute in _ATTRIBUTES.get(kind, ()):
+        if attribute in ATTRIBUTES.get(kind, ()):
             return getattr(obj, attribute)
         if isinstance(obj, Undefined):
-            return obj[attribute]  # raises
+            return obj[attribute]  # raises UndefinedError, which names what is undefined
         if kind is Namespace:
             if attribute.startswith("_"):
                 return self.unsafe_undefined(obj, attribute)
@@ -354,15 +271,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.spend(1)
         kind = type(obj)
         if isinstance(obj, Undefined):
-            return obj[argument]  # raises
+            return obj[argument]  # raises UndefinedError, which names what is undefined
         if type(argument) is slice:
             return self.sliced(obj, argument)
-        if kind is dict or kind in _STRINGS or kind in _ROWS or kind is range:
+        if kind is dict or kind in STRINGS or kind in ROWS or kind is range:
             try:
                 return obj[self.key(argument)]
             except (TypeError, LookupError):
                 pass
-        if type(argument) in _STRINGS:
+        if type(argument) in STRINGS:
             name = plain_of(argument)
             return (
                 self.undefined(obj=obj, name=name)
@@ -375,9 +292,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         kind = type(obj)
         if kind is str:
             self.budget.make(len(obj))
-        elif kind in _ROWS:
+        elif kind in ROWS:
             self.budget.items(len(obj))
-        elif kind is not Text and kind is not range:
+        elif kind is not TaintedText and kind is not range:
             raise TypeError(f"a {kind.__name__} has no slices")
         return obj[part]
 
@@ -386,9 +303,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         kind = type(obj)
         if kind is BuiltinMethodType or kind is MethodType:
             owner, name = obj.__self__, obj.__name__
-            for internal in "_loop_vars", "_block_vars":  # for functions that want the context
+            for internal in "_loop_vars", "_block_vars":  # Jinja adds them for functions that take the context
                 kwargs.pop(internal, None)
-            if name not in _ATTRIBUTES.get(type(owner), ()):
+            if name not in ATTRIBUTES.get(type(owner), ()):
                 raise TemplateError(f"chat template: {name} is not available")
             if isinstance(owner, str):
                 return self.text_call(owner, name, *args, **kwargs)
@@ -404,7 +321,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if kind is Macro or kind is LoopContext:
             self._depth += 1
             if self._depth > MAX_DEPTH:
-                raise too_much(f"macros or loops nested deeper than {MAX_DEPTH}", MAX_DEPTH)
+                raise over_limit(f"macros or loops nested deeper than {MAX_DEPTH}", MAX_DEPTH)
             try:
                 return context.call(obj, *args, **kwargs)
             finally:
@@ -416,22 +333,22 @@ class Sandbox(ImmutableSandboxedEnvironment):
     # strings
 
     def text_call(self, owner: str, name: str, /, *args: Any, **kwargs: Any) -> Any:
-        """owner.name(...), priced first."""
+        """owner.name(...), paid for first."""
         if name == "format":
-            return self.formatted(owner, args, kwargs)
+            return formatted(self, owner, args, kwargs)
         values = [*args, *kwargs.values()]
         if name == "join":
             if len(values) != 1:
                 raise TypeError("join takes one list")
             return self.join(owner, values[0])
         for value in values:
-            if isinstance(value, tuple):  # startswith and endswith take several
+            if isinstance(value, tuple):  # of prefixes or suffixes
                 self.budget.items(len(value))
                 self.budget.read(sum(len(part) for part in value if isinstance(part, str)))
             elif type(value) is int and abs(value) > MAX_ITEMS:
-                raise too_much(f"{name} with a number beyond {MAX_ITEMS}", MAX_ITEMS)
-        if type(owner) is str and any(isinstance(value, (Text, tuple)) for value in values):
-            owner = Text(owner, self.ledger)  # so that what stands behind the stand-ins is compared
+                raise over_limit(f"{name} with a number beyond {MAX_ITEMS}", MAX_ITEMS)
+        if type(owner) is str and any(isinstance(value, (TaintedText, tuple)) for value in values):
+            owner = TaintedText(owner, self.taints)  # so that what stands behind the placeholders is compared
         self._price(name, plain_of(owner), [plain_of(value) if isinstance(value, str) else value for value in values])
         return getattr(owner, name)(*args, **kwargs)
 
@@ -440,7 +357,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         first = values[0] if values else None
         m = len(first) if isinstance(first, str) else 0
         budget = self.budget
-        if name in ("rfind", "rindex", "rsplit", "rpartition"):  # Python looks backwards the naive way
+        if name in ("rfind", "rindex", "rsplit", "rpartition"):  # Python searches backwards place by place
             budget.read(n * max(m, 1))
         elif name in ("strip", "lstrip", "rstrip"):
             budget.read(n * max(m, 1))
@@ -461,80 +378,23 @@ class Sandbox(ImmutableSandboxedEnvironment):
             budget.make(n)
             budget.items(4 * sum(map(text.count, LINE_ENDS)))
         elif name.startswith(("is", "starts", "ends")) or name in ("count", "find", "rfind", "index", "rindex"):
-            budget.read(8 * n)  # character by character
+            budget.read(8 * n)  # characters are looked at one by one
         else:
             budget.make(3 * n)  # the most that changing case makes of a character
 
     def join(self, separator: str, items: Any) -> str:
         parts: list[str] = []
         for item in self.listed(items):
-            if type(item) not in _STRINGS:
+            if type(item) not in STRINGS:
                 raise TypeError(f"join: {type(item).__name__} found, only strings can be joined")
             if parts:
                 parts.append(separator)
             parts.append(item)
         return self.concat(parts)
 
-    def formatted(self, form: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        """form.format(...). The user's parts of the form are text, never fields."""
-        self.budget.make(str.__len__(form))
-        return self.kept(_Formatter(self).vformat(str.__str__(form), args, kwargs))
-
-    def percent(self, form: str, args: Any) -> str:
-        """form % args. The user's parts of the form are text, never fields."""
-        raw = str.__str__(form)
-        named = args if type(args) is dict else None
-        left = list(args) if isinstance(args, tuple) else [args]
-        parts: list[str] = []
-        at = n_used = 0
-        for field in _FIELD.finditer(raw):
-            parts.append(raw[at : field.start()])
-            at = field.end()
-            key, flags, width, precision, kind = field.groups()
-            if kind == "%":
-                parts.append("%")
-                continue
-            if kind is None or kind not in "sdiufFeEgGxXocr":
-                raise ValueError(f"unsupported format character {kind or ''!r}")
-            if key is not None:
-                if named is None:
-                    raise TypeError("format requires a mapping")
-                value = named[self.key(key)]
-            elif n_used == len(left):
-                raise TypeError("not enough arguments for format string")
-            else:
-                value = left[n_used]
-                n_used += 1
-            parts.append(self._field(value, "%" + flags, width, precision, kind))
-        if named is None and n_used < len(left):
-            raise TypeError("not all arguments converted during string formatting")
-        return self.concat([*parts, raw[at:]])
-
-    def _field(self, value: Any, start: str, width: str, precision: str | None, kind: str) -> str:
-        self.check_width(width + " " + (precision or ""))
-        if kind in "sr":
-            text = value = self.represented(value) if kind == "r" else self.shown(value)
-            kind = "s"
-            if not width and precision is None:
-                return text
-        elif type(value) not in _SCALARS:
-            raise TypeError(f"%{kind} format: a number is required, not {type(value).__name__}")
-        self.budget.make(2 * MAX_WIDTH if width or precision else MAX_BITS)
-        if isinstance(value, str):
-            self.budget.make(len(value))
-        marked = isinstance(value, Text)
-        text = (start + width + ("" if precision is None else "." + precision) + kind) % (
-            plain_of(value) if marked else value
-        )
-        return self.ledger.mark(text) if marked else text
-
-    def check_width(self, spec: str) -> None:
-        if any(len(number) > 4 for number in _NUMBER.findall(spec)):
-            raise too_much(f"a format field wider than {MAX_WIDTH}", MAX_WIDTH)
-
-    def kept(self, text: str) -> str:
-        """A plain string that may hold stand-ins, as one that knows."""
-        return text if text.isascii() else joined((Text(text, self.ledger),))
+    def retaint(self, text: str) -> str:
+        """A plain string that may hold placeholders, as TaintedText."""
+        return text if text.isascii() else join_tainted((TaintedText(text, self.taints),))
 
     # lists
 
@@ -542,12 +402,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Something sized with the same items. Raises TypeError for what has none."""
         if isinstance(items, Undefined):
             return []
-        if type(items) in _STRINGS:
+        if type(items) in STRINGS:
             self.spend(len(items))
             return list(items)
-        if type(items) not in _DATA and not isinstance(items, Iterator):
+        if type(items) not in DATA and not isinstance(items, Iterator):
             raise TypeError(f"a {type(items).__name__} is not a list")
-        if type(items) in (*_ROWS, range, dict, *_VIEWS):
+        if type(items) in (*ROWS, range, dict, *VIEWS):
             self.budget.items(len(items))
             return items
         return list(self.each(items))
@@ -557,33 +417,3 @@ class Sandbox(ImmutableSandboxedEnvironment):
         for item in items:
             self.spend(1)
             yield item
-
-
-class _Formatter(SandboxedFormatter):
-    """str.format with attributes and items through the sandbox, and widths bounded."""
-
-    def __init__(self, sandbox: Sandbox) -> None:
-        super().__init__(sandbox)
-        self._sandbox = sandbox
-
-    def format_field(self, value: Any, format_spec: str) -> str:
-        sandbox = self._sandbox
-        if not format_spec:
-            text = sandbox.shown(value)
-        else:
-            sandbox.check_width(format_spec)
-            if type(value) not in _SCALARS:
-                raise TypeError(f"a {type(value).__name__} has no format")
-            sandbox.budget.make(3 * MAX_WIDTH + (len(value) if isinstance(value, str) else MAX_BITS))
-            text = format(value, format_spec)
-        sandbox.budget.make(str.__len__(text))
-        return text
-
-    def convert_field(self, value: Any, conversion: str | None) -> Any:
-        if conversion is None:
-            return value
-        if conversion == "s":
-            return self._sandbox.shown(value)
-        if conversion == "r":
-            return self._sandbox.represented(value)
-        raise ValueError(f"conversion !{conversion} is not available")

@@ -1,12 +1,14 @@
-"""Strings that remember which of their parts the user wrote, whatever a chat template does with them. Pure.
+"""Taint tracking: strings that remember which of their parts came from outside, whatever a template does with them.
 
-Each piece of user text travels as ONE character from an unassigned Unicode plane, its stand-in; a ledger knows what it
-stands for. A stand-in cannot be split, trimmed away by halves or matched by a template's own literals, and it survives
-every way of joining strings, also those in C. `Text` is a string of stand-ins and template text that answers questions
-(length, startswith, split, ...) as the plain text would, so that templates decide as they would on the plain text. Where
-some operation loses the subclass only those answers get worse, never the mark.
+Tainted is all text of a request: what users, assistants and tools said. Trusted is what the template itself writes, and
+only that may become control tokens. Each tainted piece travels through the template as ONE character of an unassigned
+Unicode plane, its placeholder; a TaintTable knows which text it stands for. A placeholder cannot be split, trimmed by
+halves or matched by a template's own literals, and it survives every way of joining strings, also those in C.
 
-User text itself cannot hold a live stand-in: all of it is behind stand-ins.
+`TaintedText` is a string of placeholders and template text that answers questions (length, startswith, split, ...) as
+the plain text would, so that templates decide as they would on the plain text. Where some operation makes a plain str
+of it, those answers are about placeholders, but the taint stays. Tainted text cannot forge a placeholder of its own:
+whatever characters it holds are in the table, never in the string.
 """
 
 from __future__ import annotations
@@ -14,21 +16,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 from polargrid_local.chat.budget import Budget
 from polargrid_local.errors import TemplateError
 
-_FIRST, _LAST = 0x40000, 0xDFFFF  # planes 4 to 13: no character has ever been assigned there
-_STAND_IN = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
+_FIRST, _LAST = 0x40000, 0xDFFFF  # the placeholders: planes 4 to 13, where no character has ever been assigned
+_PLACEHOLDER = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
 
-_PIECE_CHARS = 32  # what a piece and its Text take beside the characters
+_PIECE_CHARS = 32  # what the objects of a piece take beside its own characters
 
-Span = tuple[str, bool]  # text, trusted
+Span = tuple[str, bool]  # text, and whether it is trusted
 
 
-class Ledger:
-    """The user's pieces of one prompt, in the order of their stand-ins. What is done to them is paid out of `budget`."""
+class TaintTable:
+    """The tainted pieces of one prompt, in the order of their placeholders. Work on them is paid out of `budget`."""
 
     def __init__(self, budget: Budget | None = None) -> None:
         self.budget = budget or Budget()
@@ -38,11 +40,11 @@ class Ledger:
     def n_chars(self) -> int:
         return sum(map(len, self._pieces))
 
-    def mark(self, text: str) -> str:
-        """User text as a string to give to a template."""
-        return Text(self._stand_in(text), self) if text else ""
+    def taint(self, text: str) -> str:
+        """Text from outside as a string to give to a template."""
+        return TaintedText(self._placeholder(text), self) if text else ""
 
-    def _stand_in(self, text: str) -> str:
+    def _placeholder(self, text: str) -> str:
         if len(self._pieces) > _LAST - _FIRST:
             raise TemplateError("the chat template cuts its input into too many pieces")
         self.budget.make(len(text) + _PIECE_CHARS)
@@ -50,14 +52,14 @@ class Ledger:
         return chr(_FIRST + len(self._pieces) - 1)
 
     def spans(self, text: str) -> Iterator[Span]:
-        """Template text (trusted) and user text (not), in order; pieces as they were marked or cut."""
+        """The trusted and the tainted parts of `text` in order; tainted pieces as they were entered or cut."""
         raw, at = _raw(text), 0
         self.budget.read(len(raw))
-        for match in _STAND_IN.finditer(raw):
+        for match in _PLACEHOLDER.finditer(raw):
             self.budget.spend(1)
             index = ord(match[0]) - _FIRST
             if index >= len(self._pieces):
-                continue  # the template's own character
+                continue  # a character that the template itself writes, and no placeholder yet
             if match.start() > at:
                 yield raw[at : match.start()], True
             yield self._pieces[index], False
@@ -66,19 +68,21 @@ class Ledger:
             yield raw[at:], True
 
     def plain(self, text: str) -> str:
+        """The text that a string with placeholders stands for."""
         if str.__len__(text) == 1 and 0 <= ord(_raw(text)) - _FIRST < len(self._pieces):
-            return self._pieces[ord(_raw(text)) - _FIRST]  # the usual case: one piece, not copied
+            return self._pieces[ord(_raw(text)) - _FIRST]  # most texts are one piece, which need not be copied
         parts = [part for part, _ in self.spans(text)]
         self.budget.make(sum(map(len, parts)))
         return "".join(parts)
 
     def build(self, spans: Iterable[Span]) -> str:
-        raw = "".join(text if trusted else self._stand_in(text) for text, trusted in spans if text)
-        return Text(raw, self)
+        """The reverse of `spans`: a string with new placeholders for the parts that are not trusted."""
+        raw = "".join(text if trusted else self._placeholder(text) for text, trusted in spans if text)
+        return TaintedText(raw, self)
 
 
-def merged(spans: Iterable[Span]) -> list[Span]:
-    """Neighbours of one kind joined."""
+def merge_spans(spans: Iterable[Span]) -> list[Span]:
+    """Neighbours that are both trusted, or both not, as one span."""
     out: list[Span] = []
     run: list[str] = []
     kind = True
@@ -93,54 +97,55 @@ def merged(spans: Iterable[Span]) -> list[Span]:
     return out
 
 
-def joined(items: Iterable[Any]) -> str:
-    """ "".join of strings, marked where one of them is."""
+def join_tainted(items: Iterable[Any]) -> str:
+    """ "".join of strings, tainted where one of them is."""
     parts = list(items)
-    ledger = next((part._ledger for part in parts if isinstance(part, Text)), None)
+    taints = next((part._taints for part in parts if isinstance(part, TaintedText)), None)
     raw = "".join(parts)
-    return raw if ledger is None else Text(raw, ledger)
+    return raw if taints is None else TaintedText(raw, taints)
 
 
 def _raw(text: str) -> str:
-    """With its stand-ins, as a str that nobody has taught anything."""
+    """The string with its placeholders, as a plain str."""
     return str.__str__(text)
 
 
 def plain_of(text: str) -> str:
     """The text that any string stands for."""
-    return text._plain() if isinstance(text, Text) else text
+    return text._plain() if isinstance(text, TaintedText) else text
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Text):
+    if isinstance(value, TaintedText):
         return value._plain()
     return tuple(map(_plain, value)) if isinstance(value, tuple) else value
 
 
-class Text(str):
-    """Template text and stand-ins. Private to a render: never leaves it."""
+class TaintedText(str):
+    """Template text and placeholders. Private to a render: never leaves it."""
 
-    __slots__ = ("_known", "_ledger")
+    __slots__ = ("_known", "_taints")
 
-    _ledger: Ledger
-    _known: str | None  # the plain text, once somebody has asked
+    _taints: TaintTable
+    _known: str | None  # the plain text, from the first question on
 
-    def __new__(cls, raw: str, ledger: Ledger | None = None) -> Text:
-        if ledger is None:  # some library builds one: without a ledger it is a plain string, its stand-ins still marked
-            return str.__new__(str, raw)  # type: ignore[return-value]  # no Text, as said above
+    def __new__(cls, raw: str, taints: TaintTable | None = None) -> TaintedText:
+        if taints is None:
+            # Python's and Jinja's own code may call the class with a text alone. The placeholders in it stay tainted.
+            return str.__new__(str, raw)  # type: ignore[return-value]  # a plain str, for want of a table
         text = super().__new__(cls, raw)
-        text._ledger = ledger
+        text._taints = taints
         text._known = None
         return text
 
     def _plain(self) -> str:
         if self._known is None:
-            self._known = self._ledger.plain(self)
+            self._known = self._taints.plain(self)
         return self._known
 
     def _cuts(self, bounds: Iterable[tuple[int, int]]) -> list[str]:
-        """The plain text's [start:stop] for each of the bounds, marks kept; in one pass, so the bounds must ascend."""
-        spans = list(self._ledger.spans(self))
+        """The plain text's [start:stop] for each of the bounds, still tainted. One pass: the bounds must ascend."""
+        spans = list(self._taints.spans(self))
         out: list[str] = []
         first = at = 0  # the first span that may still matter, and where it begins
         for start, stop in bounds:
@@ -154,7 +159,7 @@ class Text(str):
                 part.append((text[max(start - offset, 0) : stop - offset], trusted))
                 offset += len(text)
                 i += 1
-            out.append(self._ledger.build(part))
+            out.append(self._taints.build(part))
         return out
 
     def _cut(self, start: int, stop: int) -> str:
@@ -167,10 +172,10 @@ class Text(str):
 
     def __repr__(self) -> str:
         inner = repr(self._plain())
-        return inner[0] + self._ledger.mark(inner[1:-1]) + inner[-1]
+        return inner[0] + self._taints.taint(inner[1:-1]) + inner[-1]
 
     def __format__(self, spec: str) -> str:
-        return self._ledger.mark(format(self._plain(), spec)) if spec else self
+        return self._taints.taint(format(self._plain(), spec)) if spec else self
 
     def __hash__(self) -> int:
         return hash(self._plain())
@@ -200,12 +205,12 @@ class Text(str):
         return len(self._plain())
 
     def __bool__(self) -> bool:
-        return str.__len__(self) > 0  # no stand-in stands for nothing
+        return str.__len__(self) > 0  # a placeholder never stands for empty text
 
     def __iter__(self) -> Iterator[str]:
-        for text, trusted in self._ledger.spans(self):
+        for text, trusted in self._taints.spans(self):
             for char in text:
-                yield char if trusted else self._ledger.mark(char)
+                yield char if trusted else self._taints.taint(char)
 
     def __getitem__(self, key: Any) -> str:
         size = len(self)
@@ -213,20 +218,20 @@ class Text(str):
             start, stop, step = key.indices(size)
             if step == 1:
                 return self._cut(start, stop)
-            self._ledger.budget.items(20 * size)
-            chars = [(char, trusted) for text, trusted in self._ledger.spans(self) for char in text]
-            return self._ledger.build(merged(chars[key]))
+            self._taints.budget.items(20 * size)
+            chars = [(char, trusted) for text, trusted in self._taints.spans(self) for char in text]
+            return self._taints.build(merge_spans(chars[key]))
         index = range(size)[key]
         return self._cut(index, index + 1)
 
     def __add__(self, other: str) -> str:
-        return Text(_raw(self) + _raw(other), self._ledger) if isinstance(other, str) else NotImplemented
+        return TaintedText(_raw(self) + _raw(other), self._taints) if isinstance(other, str) else NotImplemented
 
     def __radd__(self, other: str) -> str:
-        return Text(_raw(other) + _raw(self), self._ledger) if isinstance(other, str) else NotImplemented
+        return TaintedText(_raw(other) + _raw(self), self._taints) if isinstance(other, str) else NotImplemented
 
     def __mul__(self, n: Any) -> str:
-        return Text(_raw(self) * n, self._ledger)
+        return TaintedText(_raw(self) * n, self._taints)
 
     __rmul__ = __mul__
 
@@ -234,12 +239,12 @@ class Text(str):
         raise TypeError("user text is not a format")
 
     def format(self, *args: Any, **kwargs: Any) -> str:
-        """Python's own would reach any attribute that the format names. The sandbox formats, under its guard."""
+        """Refused: str.format would read any attribute that the format names. The sandbox has a bounded one."""
         raise TypeError("user text is not a format")
 
     format_map = format
 
-    # cutting
+    # methods that cut
 
     def strip(self, chars: str | None = None) -> str:
         plain = self._plain()
@@ -260,7 +265,7 @@ class Text(str):
         return self._cut(0, len(self) - len(suffix)) if suffix and self.endswith(suffix) else self
 
     def _found(self, parts: Iterable[str]) -> list[str]:
-        """The marked counterparts of plain parts that lie in this order in the plain text."""
+        """The tainted counterparts of plain parts that lie in this order in the plain text."""
         plain, at, bounds = self._plain(), 0, []
         for part in parts:
             at = plain.index(part, at)
@@ -269,18 +274,18 @@ class Text(str):
         return self._cuts(bounds)
 
     def _between(self, parts: Iterable[str], gap: int) -> list[str]:
-        """The marked counterparts of plain parts with `gap` characters between them."""
+        """The tainted counterparts of plain parts with `gap` characters between them."""
         at, bounds = 0, []
         for part in parts:
             bounds.append((at, at + len(part)))
             at += len(part) + gap
         return self._cuts(bounds)
 
-    def split(self, sep: str | None = None, maxsplit: int = -1) -> list[str]:  # type: ignore[override]  # templates give an int
+    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
         parts = self._plain().split(_plain(sep), maxsplit)
         return self._found(parts) if sep is None else self._between(parts, len(sep))
 
-    def rsplit(self, sep: str | None = None, maxsplit: int = -1) -> list[str]:  # type: ignore[override]  # templates give an int
+    def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
         parts = self._plain().rsplit(_plain(sep), maxsplit)
         return self._found(parts) if sep is None else self._between(parts, len(sep))
 
@@ -296,13 +301,13 @@ class Text(str):
         head, found, tail = self._between(self._plain().rpartition(_plain(sep)), 0)
         return head, found, tail
 
-    def replace(self, old: str, new: str, count: int = -1) -> str:  # type: ignore[override]  # templates give an int
+    def replace(self, old: str, new: str, count: SupportsIndex = -1) -> str:
         if not old:
-            return self._ledger.mark(self._plain().replace("", _plain(new), count))
-        return Text("".join(_join(_raw(new), self.split(old, count))), self._ledger)
+            return self._taints.taint(self._plain().replace("", _plain(new), count))
+        return TaintedText("".join(_join(_raw(new), self.split(old, count))), self._taints)
 
     def join(self, items: Iterable[str]) -> str:
-        return Text("".join(_join(_raw(self), items)), self._ledger)
+        return TaintedText("".join(_join(_raw(self), items)), self._taints)
 
     def encode(self, *args: Any, **kwargs: Any) -> bytes:
         return self._plain().encode(*args, **kwargs)
@@ -315,69 +320,69 @@ def _join(separator: str, items: Iterable[str]) -> Iterator[str]:
         yield item
 
 
-def _ask(name: str) -> Any:
-    """A question about the plain text."""
+def _question(name: str) -> Any:
+    """A method that only asks about the plain text."""
 
-    def method(self: Text, *args: Any) -> Any:
+    def method(self: TaintedText, *args: Any) -> Any:
         return getattr(self._plain(), name)(*map(_plain, args))
 
     return method
 
 
-def _change(name: str) -> Any:
-    """Any other change: the result counts as the user's, all of it."""
+def _whole_change(name: str) -> Any:
+    """A method that changes text in any other way: the whole result is tainted."""
 
-    def method(self: Text, *args: Any, **kwargs: Any) -> Any:
-        return self._ledger.mark(getattr(self._plain(), name)(*map(_plain, args), **kwargs))
+    def method(self: TaintedText, *args: Any, **kwargs: Any) -> Any:
+        return self._taints.taint(getattr(self._plain(), name)(*map(_plain, args), **kwargs))
 
     return method
 
 
-def _each(name: str) -> Any:
-    """A change that works character by character."""
+def _char_change(name: str) -> Any:
+    """A method that changes each character by itself: trusted parts stay trusted, tainted ones tainted."""
 
-    def method(self: Text) -> Any:
-        spans = self._ledger.spans(self)
-        return self._ledger.build([(getattr(text, name)(), trusted) for text, trusted in spans])
+    def method(self: TaintedText) -> Any:
+        spans = self._taints.spans(self)
+        return self._taints.build([(getattr(text, name)(), trusted) for text, trusted in spans])
 
     return method
 
 
 for _kind, _names in (
     (
-        _ask,
+        _question,
         "startswith endswith find rfind index rindex count isalnum isalpha isascii isdecimal isdigit isidentifier "
         "islower isnumeric isprintable isspace istitle isupper",
     ),
-    (_each, "upper lower swapcase casefold"),
-    (_change, "capitalize title center ljust rjust zfill expandtabs translate"),
+    (_char_change, "upper lower swapcase casefold"),
+    (_whole_change, "capitalize title center ljust rjust zfill expandtabs translate"),
 ):
     for _name in _names.split():
         _made = _kind(_name)
         _made.__name__ = _name
-        setattr(Text, _name, _made)
+        setattr(TaintedText, _name, _made)
 
 
-def marked(value: Any, ledger: Ledger) -> Any:
-    """A copy of plain data with every string marked, dict keys too."""
+def tainted(value: Any, taints: TaintTable) -> Any:
+    """A copy of plain data with every string tainted, dict keys too."""
     if isinstance(value, str):
-        return ledger.mark(value)
+        return taints.taint(value)
     if isinstance(value, Mapping):
-        return {marked(key, ledger): marked(item, ledger) for key, item in value.items()}
+        return {tainted(key, taints): tainted(item, taints) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [marked(item, ledger) for item in value]
+        return [tainted(item, taints) for item in value]
     return value
 
 
-def to_json(value: Any, ledger: Ledger, **options: Any) -> str:
-    """json.dumps with the marks kept: punctuation is the template's, what stands inside user strings is the user's."""
+def to_json(value: Any, taints: TaintTable, **options: Any) -> str:
+    """json.dumps of data with tainted strings: their contents stay tainted, JSON's punctuation is trusted."""
     options.setdefault("ensure_ascii", False)
     ascii_only = options["ensure_ascii"]
 
     def escaped(text: str) -> str:
-        spans = ledger.spans(_raw(text))
+        spans = taints.spans(_raw(text))
         return "".join(
-            part if trusted else _raw(ledger.mark(json.dumps(part, ensure_ascii=ascii_only)[1:-1]))
+            part if trusted else _raw(taints.taint(json.dumps(part, ensure_ascii=ascii_only)[1:-1]))
             for part, trusted in spans
         )
 
@@ -390,10 +395,12 @@ def to_json(value: Any, ledger: Ledger, **options: Any) -> str:
             return [walk(part) for part in item]
         return item
 
-    # Stand-ins pass through unescaped; the template's own text is made ASCII afterwards, where that is asked for.
+    # Placeholders pass through unescaped; the template's own text is made ASCII afterwards, where that is asked for.
     text = json.dumps(walk(value), **{**options, "ensure_ascii": False})
     if ascii_only:
         text = re.sub(
-            r"[^\x00-\x7f]", lambda found: found[0] if _STAND_IN.match(found[0]) else json.dumps(found[0])[1:-1], text
+            r"[^\x00-\x7f]",
+            lambda found: found[0] if _PLACEHOLDER.match(found[0]) else json.dumps(found[0])[1:-1],
+            text,
         )
-    return Text(text, ledger) if _STAND_IN.search(text) else text
+    return TaintedText(text, taints) if _PLACEHOLDER.search(text) else text

@@ -1,7 +1,7 @@
-"""Messages -> prompt, by the chat template in the model file. Pure: the date is an argument.
+"""The chat template of a model: messages -> prompt.
 
-A template is a program from a stranger: `sandbox` runs it, within a budget that the size of its input sets. What it can do
-with messages is found by trying it (`abilities`), once.
+A template is a program from a stranger: `sandbox` runs it, within a budget that the size of its input sets. What it can
+do with messages is found by trying it (`capabilities`), once.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 
 import jinja2
 
-from polargrid_local.chat.abilities import Abilities, again, probe
-from polargrid_local.chat.budget import PROBE, Budget, said
-from polargrid_local.chat.named_templates import CHATML, NAMES, named
+from polargrid_local.chat.budget import PROBE, Budget, printable
+from polargrid_local.chat.capabilities import Capabilities, probe, without_traceback
+from polargrid_local.chat.compiler import compile_template
+from polargrid_local.chat.formats import CHATML, FORMATS, format_name
 from polargrid_local.chat.sandbox import Sandbox
-from polargrid_local.chat.taint import Ledger, Span, marked, merged
-from polargrid_local.chat.template_code import compiled
+from polargrid_local.chat.taint import Span, TaintTable, merge_spans, tainted
 from polargrid_local.errors import TemplateError, ValidationError
 
-# Templates written for Hugging Face tokenizers know these; one that the model does not have is empty text.
+# Special tokens that templates written for Hugging Face tokenizers name; those that a model lacks are empty text.
 TOKENS = (
     "bos_token",
     "eos_token",
@@ -41,7 +41,7 @@ TOKENS = (
 
 
 class ChatTemplate:
-    """`source`: Jinja source, or one of the well-known names (`named_templates`); None = ChatML, which is then `assumed`.
+    """`source`: Jinja source, or one of the well-known names of `formats`; None = ChatML, which is then `assumed`.
     `tokens`: the names of the model's special tokens -> their text; `additional_special_tokens` is a list of texts.
 
     Compiled at the first use: a broken one fails the chat, not the load. `check` fails at once."""
@@ -50,37 +50,37 @@ class ChatTemplate:
         if source is not None and not isinstance(source, str):
             raise ValidationError(f"chat_template: must be text, not {type(source).__name__}", param="chat_template")
         self.assumed = source is None
-        self.name = "chatml" if source is None else named(source)
-        self.source: str = CHATML if source is None else NAMES[self.name] if self.name else source
+        self.name = "chatml" if source is None else format_name(source)
+        self.source: str = CHATML if source is None else FORMATS[self.name] if self.name else source
         self._tokens = {**dict.fromkeys(TOKENS, ""), "additional_special_tokens": [], **(tokens or {})}
         self._code: CodeType | TemplateError | None = None
-        self._abilities: Abilities | TemplateError | None = None
+        self._capabilities: Capabilities | TemplateError | None = None
         self._refusal: TemplateError | None = None
         self._absent: dict[str, Any] = {"tools": None, "documents": None}
 
     @property
-    def abilities(self) -> Abilities:
+    def capabilities(self) -> Capabilities:
         """What the template does with messages. Raises TemplateError for one that shows none."""
-        if self._abilities is None:
+        if self._capabilities is None:
             try:
-                self._abilities, self._refusal = probe(self._attempt)
-                if self._refusal is not None:  # it may want tools and documents, if only an empty list of them
+                self._capabilities, self._refusal = probe(self._attempt)
+                if self._refusal is not None:  # some templates need lists of tools and documents, if only empty ones
                     absent, self._absent = self._absent, {"tools": [], "documents": []}
-                    abilities, refusal = probe(self._attempt)
+                    capabilities, refusal = probe(self._attempt)
                     if refusal is None:
-                        self._abilities, self._refusal = abilities, None
+                        self._capabilities, self._refusal = capabilities, None
                     else:
                         self._absent = absent
             except TemplateError as error:
-                self._abilities = again(error)
-        if isinstance(self._abilities, TemplateError):
-            raise again(self._abilities)
-        return self._abilities
+                self._capabilities = without_traceback(error)
+        if isinstance(self._capabilities, TemplateError):
+            raise without_traceback(self._capabilities)
+        return self._capabilities
 
     def check(self) -> None:
         """Raises TemplateError for a template that shows no message, or cannot run."""
-        if self.abilities and self._refusal is not None:
-            raise again(self._refusal)
+        if self.capabilities and self._refusal is not None:
+            raise without_traceback(self._refusal)
 
     def render(
         self,
@@ -90,55 +90,59 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         **options: Any,
     ) -> list[Span]:
-        """Spans (text, trusted); joined they are what plain Jinja would render. Trusted is what the template wrote, the roles
-        and the model's special tokens; every other string, dict keys included, is not. `options` are variables the template
-        may know (`tools`, `enable_thinking`). Raises TemplateError."""
+        """Spans (text, trusted); joined they are what plain Jinja would render. Trusted is what the template wrote, the
+        roles and the model's special tokens; every other string, dict keys included, is tainted. `options`: variables
+        that the template may know (`tools`, `enable_thinking`). Raises TemplateError."""
         return self._render(messages, now, {**options, "add_generation_prompt": add_generation_prompt}, None)
 
     def _attempt(self, messages: Sequence[Mapping[str, Any]], *, now: datetime, **options: Any) -> list[Span]:
-        """`render` for trying the template out: a hostile one does not get its full share twenty times."""
+        """`render` for `probe`, which calls it some twenty times: on a small budget, since templates may be hostile."""
         return self._render(messages, now, {**options, "add_generation_prompt": True}, Budget(PROBE))
 
     def _compiled(self) -> CodeType:
         if self._code is None:
             try:
-                self._code = compiled(self.source, Sandbox(Ledger(), datetime.min))
-            except Exception as error:  # once: a broken one may have taken long
-                self._code = again(_typed(error))
+                self._code = compile_template(self.source, Sandbox(TaintTable(), datetime.min))
+            except Exception as error:  # kept: compiling a broken one again may take as long again
+                self._code = without_traceback(_template_error(error))
         if isinstance(self._code, TemplateError):
-            raise again(self._code)
+            raise without_traceback(self._code)
         return self._code
 
     def _render(
         self, messages: Sequence[Mapping[str, Any]], now: datetime, options: dict[str, Any], budget: Budget | None
     ) -> list[Span]:
         code = self._compiled()
-        ledger = Ledger()
+        taints = TaintTable()
         try:
             given = [
-                {key: item if key == "role" else marked(item, ledger) for key, item in message.items()}
+                {key: item if key == "role" else tainted(item, taints) for key, item in message.items()}
                 for message in messages
             ]
-            known = {**self._absent, **self._tokens, **{name: marked(value, ledger) for name, value in options.items()}}
-            ledger.budget = budget or Budget.for_input(len(given), ledger.n_chars)
-            sandbox = Sandbox(ledger, now)
+            known = {
+                **self._absent,
+                **self._tokens,
+                **{name: tainted(value, taints) for name, value in options.items()},
+            }
+            taints.budget = budget or Budget.for_input(len(given), taints.n_chars)
+            sandbox = Sandbox(taints, now)
             template = jinja2.Template.from_code(sandbox, code, sandbox.globals)
             text = template.render({**known, "messages": given})
-            spans = merged(ledger.spans("".join((text,))))
+            spans = merge_spans(taints.spans("".join((text,))))
         except (Exception, MemoryError) as error:
-            raise _typed(error) from None
+            raise _template_error(error) from None
         _check_text(spans)
         return spans
 
 
-def _typed(error: BaseException) -> TemplateError:
+def _template_error(error: BaseException) -> TemplateError:
     if isinstance(error, TemplateError):
         return error
     if isinstance(error, RecursionError):
         return TemplateError("chat template: nested or recursive beyond the interpreter's limit")
     if isinstance(error, jinja2.TemplateSyntaxError):
-        return TemplateError(f"chat template, line {error.lineno}: {said(error.message or '')}")
-    return TemplateError(f"chat template: {said(str(error)) or type(error).__name__}")
+        return TemplateError(f"chat template, line {error.lineno}: {printable(error.message or '')}")
+    return TemplateError(f"chat template: {printable(str(error)) or type(error).__name__}")
 
 
 def _check_text(spans: list[Span]) -> None:

@@ -9,13 +9,35 @@ import re
 import select
 import stat
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
+import typer
+
+from polargrid_local.cli.answer import note
 from polargrid_local.errors import ValidationError
 
-MOST_BYTES = 64 << 20  # beyond any context
-SILENCE_S = 5.0
+MOST_BYTES = 64 << 20  # more than any model's context holds
+SILENCE_S = 5.0  # how long a pipe that nobody seems to feed is waited for
+
+
+def prompt_of(argument: str | None) -> str | None:
+    """The prompt of a command: its argument and, below a blank line, what stdin brings. None: ask the person at the
+    terminal."""
+    if argument is None and is_terminal():
+        return None
+    if argument in (None, "-"):
+        return not_empty(read_text())
+    piped = read_beside_prompt()
+    return f"{argument}\n\n{piped}" if piped.strip() else argument
+
+
+def not_empty(text: str) -> str:
+    """`text`, unless it is blank: that is wrong usage."""
+    if not text.strip():
+        raise typer.BadParameter(
+            "stdin is empty: give a prompt as an argument, or pipe a text into it", param_hint="PROMPT"
+        )
+    return text
 
 
 def is_terminal() -> bool:
@@ -24,11 +46,11 @@ def is_terminal() -> bool:
 
 
 def read_text() -> str:
-    """All of stdin, without its last line breaks; "" where stdin is closed. Raises ValidationError for what is no text."""
+    """All of stdin, without its last line breaks; "" where stdin is closed. ValidationError: too much, or no text."""
     if sys.stdin is None:
         return ""
     with contextlib.suppress(OSError, ValueError):
-        os.set_blocking(sys.stdin.fileno(), True)  # a parent may have left it so that a read ends before the text does
+        os.set_blocking(sys.stdin.fileno(), True)  # where a parent made it non-blocking, a read would end too early
     data = sys.stdin.buffer.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise ValidationError(
@@ -37,19 +59,20 @@ def read_text() -> str:
     return re.sub("\r\n?", "\n", _decoded(data, sys.stdin.encoding)).rstrip("\n")
 
 
-def read_beside_prompt(note: Callable[[str], None]) -> str:
+def read_beside_prompt() -> str:
     """What stdin brings to a command that has its prompt already, "" for nothing.
 
-    A file is read, and so is a pipe that some other command writes into, however long that takes. Terminals and /dev/null
-    are not touched. A pipe or socket that only our own parents hold open (a program that started us with a pipe and forgot
-    it, ssh, a CI runner) need never say anything: after SILENCE_S seconds without a byte `note` tells that it is left out.
+    A file is read, and so is a pipe that another command writes into, however long that takes. Terminals and
+    /dev/null are not read. A pipe or socket that only our own parents hold open (a program that started us with a pipe
+    and forgot it, ssh, a CI runner) may stay silent for ever: after SILENCE_S seconds it is left out, and a note says
+    so.
     """
     try:
         fd = sys.stdin.fileno()
         kind = os.fstat(fd).st_mode
     except AttributeError:  # closed
         return ""
-    except (OSError, ValueError):  # no file of the system: whoever put it there knows its end
+    except (OSError, ValueError):  # an object without a file descriptor, put there by a program: reading it ends
         return read_text()
     if stat.S_ISCHR(kind):
         return ""
@@ -57,9 +80,8 @@ def read_beside_prompt(note: Callable[[str], None]) -> str:
         waiting = False
         while not select.select([fd], [], [], SILENCE_S)[0]:
             if not _is_fed(fd):
-                note(
-                    f"stdin is open but silent for {SILENCE_S:.0f} s: sending the prompt alone (</dev/null saves the wait)"
-                )
+                silence = f"stdin is open but silent for {SILENCE_S:.0f} s"
+                note(f"{silence}: sending the prompt alone (</dev/null saves the wait)")
                 return ""
             if not waiting:
                 note("waiting for the command that writes into stdin")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-ASK, MORE = "> ", "... "
+ASK, MORE = "> ", "... "  # before the first line of a message, and before the others
 QUOTES = '"""'
 HISTORY_BYTES = 1 << 20
 PASTE_GAP_S = 0.02  # a key that comes this soon after Enter was pasted with it, not typed
@@ -40,10 +40,10 @@ def is_open_block(text: str) -> bool:
 
 
 def message_of(typed: str) -> tuple[str, bool]:
-    """(The message, whether it stood between three quotes and is meant as it is.) Raises ValidationError for what is no text.
+    """(The message, whether it stood between three quotes, where nothing is a command). ValidationError: it is no text.
 
-    Indentation stays; blank lines around it and blanks after it go. Quotes that are part of pasted code, with text behind
-    the closing ones or with pairs of them inside, are text like any other.
+    Indentation stays; blank lines around it and blanks after it go. Quotes that are part of pasted code, with text
+    behind the closing ones or with pairs of them inside, are text like any other.
     """
     try:
         # Bytes that the terminal's declared encoding could not read came through as surrogates.
@@ -69,10 +69,10 @@ class LinePrompt:
         with contextlib.suppress(AttributeError):
             sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # absent: suppressed above
         with contextlib.suppress(ImportError):
-            import readline  # noqa: F401 - gives input() editing and history
+            import readline  # noqa: F401  # its import alone gives input() editing and history
 
     def ask(self, offered: str = "") -> str:
-        """What was typed; EOFError after Ctrl-D, KeyboardInterrupt after Ctrl-C. `offered` can be had from the history."""
+        """What was typed; EOFError after Ctrl-D, KeyboardInterrupt after Ctrl-C. `offered` waits in the history."""
         text = self._line(ASK)
         while is_open_block(text):
             text += "\n" + self._line(MORE)
@@ -115,9 +115,8 @@ Up and Down bring back what was typed, also in earlier chats; Ctrl-R searches it
 
         self._input, self._output = create_input(), create_output(always_prefer_tty=True)
         if isinstance(self._output, Vt100_Output):
-            self._output.enable_cpr = (
-                False  # not every terminal answers, and nothing here needs to know where the cursor is
-            )
+            # Asks the terminal where the cursor is: not every one answers, and nothing here needs to know.
+            self._output.enable_cpr = False
         self._session: PromptSession[str] = PromptSession(
             multiline=True,
             prompt_continuation=MORE,
@@ -132,7 +131,7 @@ Up and Down bring back what was typed, also in earlier chats; Ctrl-R searches it
         self._at_end = contextlib.ExitStack()
 
     def ask(self, offered: str = "") -> str:
-        """What was typed; EOFError after Ctrl-D, KeyboardInterrupt after Ctrl-C. `offered` stands there to be edited."""
+        """What was typed; EOFError after Ctrl-D, KeyboardInterrupt after Ctrl-C. `offered` is there to be edited."""
         self._typed_ahead = self._keys_left or self._can_read(0)
         try:
             return self._session.prompt(ASK, default=offered)
@@ -151,16 +150,14 @@ Up and Down bring back what was typed, also in earlier chats; Ctrl-R searches it
         return answer.strip().lower() in ("y", "yes")
 
     def __enter__(self) -> EditorPrompt:
-        """From here to the end of the chat keys that come between two prompts are kept for the next one and not shown, a
-        paste stays one piece, and Ctrl-C is a signal."""
+        """Until the chat ends: keys that come between two prompts are kept for the next one and not shown, a paste is
+        one piece, and Ctrl-C is a signal."""
         with contextlib.suppress(ImportError):  # Windows keeps keys by itself
             import termios
 
             fd = self._input.fileno()
             before, silent = termios.tcgetattr(fd), termios.tcgetattr(fd)
-            silent[3] = (
-                silent[3] & ~(termios.ECHO | termios.ICANON) | termios.NOFLSH
-            )  # Ctrl-C drops nothing that was typed
+            silent[3] = silent[3] & ~(termios.ECHO | termios.ICANON) | termios.NOFLSH  # NOFLSH: Ctrl-C keeps typed keys
             silent[0] &= ~termios.ICRNL
             self._at_end.callback(termios.tcsetattr, fd, termios.TCSANOW, before)
             termios.tcsetattr(fd, termios.TCSANOW, silent)
@@ -237,8 +234,8 @@ Up and Down bring back what was typed, also in earlier chats; Ctrl-R searches it
 
 
 def _history() -> History:
-    """What was typed in earlier runs, out of the file that $POLARGRID_LOCAL_HISTORY names (empty: no file), else one in the
-    user's state directory. Nobody else may read it, and it is bounded."""
+    """What was typed in earlier runs, out of the file that $POLARGRID_LOCAL_HISTORY names (empty: no file), else one in
+    the user's state directory. Only the user may read it, and its size is limited."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     class BoundedHistory(FileHistory):

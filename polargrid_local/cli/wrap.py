@@ -1,4 +1,4 @@
-"""Word wrap of a text that comes in pieces, for a terminal: a word is written when it is whole, on a line where it fits."""
+"""Word wrap for a terminal, of a text that comes in pieces: a word is written when it is whole, where it fits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from wcwidth import wcswidth, wcwidth
 
 TAB = 8
-# What a terminal would obey rather than show is shown as its picture: an answer must not move the cursor or set colours.
+# Control characters are shown as their Unicode pictures: an answer must not move the cursor or set colours.
 PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 PICTURES |= dict.fromkeys(range(128, 160), 65533)
 # Small kana, and the marks that lengthen or repeat: they belong to the character before them.
@@ -23,8 +23,8 @@ def columns(text: str) -> int:
 
 
 def may_break(before: str, after: str) -> bool:
-    """Whether a line may end between two characters without a space: beside an ideograph or kana, but not before a closing
-    mark nor after an opening one."""
+    """Whether a line may end between two characters without a space: beside an ideograph or kana, but not before a
+    closing mark nor after an opening one."""
     if not (_is_ideographic(before) or _is_ideographic(after)) or after in CLINGING:
         return False
     return unicodedata.category(before) not in OPENING and unicodedata.category(after) not in CLOSING

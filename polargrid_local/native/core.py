@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from polargrid_local.api.types import Event, FileSummary, SystemInfo
+from polargrid_local.api.events import Event
+from polargrid_local.api.replies import FileSummary, SystemInfo
 from polargrid_local.errors import (
     InvalidModelError,
     NotFoundError,

@@ -11,7 +11,7 @@ import asyncio
 import threading
 from collections import deque
 
-from polargrid_local.api.types import Event
+from polargrid_local.api.events import Event
 from polargrid_local.native.core import translated
 from polargrid_local.native.handle import Handle, ring
 

@@ -41,8 +41,8 @@ _TEXTS = {
 
 
 def file_kind(head: bytes, n_bytes: int, name: str = "") -> str | None:
-    """What a file of `n_bytes` looks like whose first HEAD_BYTES are `head`, in words that follow "looks like"; None for
-    a GGUF and for what nobody knows."""
+    """What a file of `n_bytes` looks like whose first HEAD_BYTES are `head`, in words that follow "looks like"; None
+    for a GGUF and for what nobody knows."""
     if n_bytes == 0:
         return "an empty file: a download that was not begun, or a full disk?"
     if re.search(r"\.(part|partial|crdownload|download|incomplete|aria2|tmp)$", name, re.IGNORECASE):

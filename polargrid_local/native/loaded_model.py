@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from polargrid_local.api.types import ModelStats, NativeInfo
+from polargrid_local.api.replies import ModelStats, NativeInfo
 from polargrid_local.errors import ModelFileChanged, NotFoundError, from_code
 from polargrid_local.native.core import NativeEngine, core, native_path, refused, translated
 from polargrid_local.native.delivery import SLICE_MS, Reader

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, TypeAdapter
 from starlette.responses import Response
 
-from polargrid_local.api import types
+from polargrid_local.api import replies, requests
 from polargrid_local.server.requests import ENCODINGS
 
 DESCRIPTION = (
@@ -29,10 +29,10 @@ class GPUPurgeRequest(BaseModel):
 
 
 _BODIES: tuple[type[BaseModel], ...] = (
-    types.ChatCompletionRequest,
-    types.CompletionRequest,
-    types.EmbeddingRequest,
-    types.RerankRequest,
+    requests.ChatCompletionRequest,
+    requests.CompletionRequest,
+    requests.EmbeddingRequest,
+    requests.RerankRequest,
     LoadModelRequest,
     UnloadModelRequest,
     GPUPurgeRequest,
@@ -61,7 +61,7 @@ _STREAMS = "With `stream: true`: Server-Sent Events, one chunk each, then [DONE]
 class _Route(NamedTuple):
     tag: str
     summary: str
-    answer: Any  # a TypedDict of types.py, or the keys of the object
+    answer: Any  # a TypedDict of replies.py, or the keys of the object
     body: type[BaseModel] | None = None
     chunk: Any = None  # of its event stream
     text: str = ""
@@ -71,21 +71,28 @@ _ROUTES = {
     "chat": _Route(
         "Text",
         "Chat completion",
-        types.ChatCompletionResponse,
-        types.ChatCompletionRequest,
-        types.ChatCompletionChunk,
+        replies.ChatCompletionResponse,
+        requests.ChatCompletionRequest,
+        replies.ChatCompletionChunk,
         _STREAMS,
     ),
     "completion": _Route(
-        "Text", "Text completion", types.CompletionResponse, types.CompletionRequest, types.CompletionChunk, _STREAMS
+        "Text",
+        "Text completion",
+        replies.CompletionResponse,
+        requests.CompletionRequest,
+        replies.CompletionChunk,
+        _STREAMS,
     ),
     "completion_stream": _Route(
-        "Text", "Text completion, always streamed", None, types.CompletionRequest, types.CompletionChunk
+        "Text", "Text completion, always streamed", None, requests.CompletionRequest, replies.CompletionChunk
     ),
     "embedding": _Route(
-        "Text", "Embeddings: one vector of floats per input", types.EmbeddingResponse, types.EmbeddingRequest
+        "Text", "Embeddings: one vector of floats per input", replies.EmbeddingResponse, requests.EmbeddingRequest
     ),
-    "rerank": _Route("Text", "Documents by how well they answer a query", types.RerankResponse, types.RerankRequest),
+    "rerank": _Route(
+        "Text", "Documents by how well they answer a query", replies.RerankResponse, requests.RerankRequest
+    ),
     "models": _Route("Models", "Models of this machine", ("object", "data")),
     "model": _Route("Models", "One model", ("id", "object", "created", "owned_by", "permission", "root", "parent")),
     "model_status": _Route(

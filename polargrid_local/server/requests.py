@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from polargrid_local.api import types
+from polargrid_local.api.parse import parse_request
 from polargrid_local.errors import ValidationError
 
 ENCODINGS = ("float", "base64")
@@ -15,7 +15,7 @@ def read_request(kind: str, body: dict[str, Any], *, always_stream: bool = False
 
     Without `max_tokens` an answer may fill the context; `max_tokens_limit`, where it is not 0, is the most that one may have.
     Raises ValidationError naming the field."""
-    request = types.parse_request(kind, body, max_tokens_limit=None, strict=False)
+    request = parse_request(kind, body, max_tokens_limit=None, strict=False)
     if kind == "embedding" and request.encoding_format not in ENCODINGS:
         raise _refused("encoding_format", f"must be 'float' or 'base64' over HTTP, got {request.encoding_format!r}")
     if kind not in ("chat", "completion"):

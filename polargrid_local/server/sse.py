@@ -11,12 +11,12 @@ from typing import Any, Protocol, TypeVar, Union
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from polargrid_local.api.replies import ChatCompletionChunk, CompletionChunk, Usage
 from polargrid_local.errors import PolarGridError, TimeoutError
 from polargrid_local.server.body import ClientGone
 from polargrid_local.server.config import ServeConfig
 from polargrid_local.server.metrics import Metrics
 from polargrid_local.server.replies import dump, error_body, internal_error
-from polargrid_local.api.types import ChatCompletionChunk, CompletionChunk, Usage
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from polargrid_local.api.types import parse_request
+from polargrid_local.api.parse import parse_request
 from polargrid_local.errors import ForkedEngineError
 from polargrid_local.server.config import ServeConfig
 from polargrid_local.service.service import Service

@@ -14,12 +14,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polargrid_local.api.types import (
-    ChatCompletionRequest,
+from polargrid_local.api.replies import (
     ChatCompletionResponse,
-    CompletionRequest,
     CompletionResponse,
-    EmbeddingRequest,
     EmbeddingResponse,
     GPUMemoryResponse,
     GPUPurgeResponse,
@@ -31,12 +28,12 @@ from polargrid_local.api.types import (
     ModelInfo,
     ModelStats,
     ModelStatusResponse,
-    RerankRequest,
     RerankResponse,
     UnloadAllModelsResponse,
     UnloadModelResponse,
     Usage,
 )
+from polargrid_local.api.requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, RerankRequest
 from polargrid_local.errors import (
     InvalidModelError,
     MemoryEstimateError,

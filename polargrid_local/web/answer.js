@@ -23,7 +23,8 @@ export class Answer {
   #abort = new AbortController();
 
   constructor(chat, message) {
-    Object.assign(this, { chat, message, asked: turns(chat, message) }); // what is on the screen when it is asked
+    // `asked`: the turns as they stand on the screen now; another tab may change them.
+    Object.assign(this, { chat, message, asked: turns(chat, message) });
   }
 
   stop() {

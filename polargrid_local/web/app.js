@@ -20,8 +20,8 @@ const health = new Health(() => client, showHealth);
 const store = new Chats(changedElsewhere);
 const answers = new Map(); // chat id -> the answer being generated
 let chat = newChat(settings.system);
-let listIsLate = false; // a change of the list of chats is still to be shown
-let connected = false; // what is shown of the models is what the server says
+let listIsLate = false; // the list of chats changed and is not drawn again yet
+let connected = false; // the models shown are those that the server told of
 
 const transcript = new Transcript({
   regenerate,
@@ -43,7 +43,7 @@ async function connect() {
     await models.refresh();
     showError(null);
   } catch (error) {
-    connected = Boolean(showError(error).key); // without the right key it is of no use to try again
+    connected = Boolean(showError(error).key); // a wrong key: trying again would change nothing
   }
   showComposer();
 }
@@ -62,7 +62,7 @@ function showError(error) {
   const problem = explained(error);
   const words = `${problem.title}. ${problem.text}`;
   const [text, button] = byId('banner').children;
-  if (text.textContent !== words) text.textContent = words; // said once, not at every attempt
+  if (text.textContent !== words) text.textContent = words; // the same text set again would be read aloud again
   button.textContent = problem.key ? 'Enter the key' : 'Try again';
   button.onclick = problem.key ? () => openSettings('apiKey') : connect;
   return problem;
@@ -78,7 +78,7 @@ function submit(text) {
 
 function edit(message, text) {
   answers.get(chat.id)?.stop();
-  // It becomes a message of its own: another tab may edit the old one, too, or have replaced it.
+  // The edited text is a new message: another tab may be editing the old one, or have replaced it.
   if (chat.messages.includes(message)) chat.messages.length = chat.messages.indexOf(message);
   chat.messages.push(newMessage('user', text.trim()));
   answer(chat);
@@ -114,7 +114,8 @@ async function answer(asked) {
     });
     clearTimeout(later);
     if (answers.get(asked.id) === running) answers.delete(asked.id);
-    if (asked === chat) announce(message.error ? '' : `Answer: ${message.content}`); // errors are alerts of their own
+    // An error is read aloud by the alert that shows it.
+    if (asked === chat) announce(message.error ? '' : `Answer: ${message.content}`);
     await save(asked);
   });
   if (message.error) health.check();
@@ -140,7 +141,7 @@ function showUnsaved(outcome) {
   const [text, button] = banner.children;
   const why = outcome === 'full' ? 'The storage of this browser is full' : 'This browser could not store the chat';
   const words = `${why}: what is new is on the screen only. Copy what you need, or delete old chats to make room.`;
-  if (text.textContent !== words) text.textContent = words; // said once, not at every attempt
+  if (text.textContent !== words) text.textContent = words; // the same text set again would be read aloud again
   button.onclick = saveAll;
   banner.hidden = false;
 }
@@ -161,8 +162,8 @@ function changedElsewhere(other) {
       listIsLate = false;
       showChats();
     });
-  listIsLate = true; // many may have changed at once
-  if (other.removed) saveAll(); // there may be room now
+  listIsLate = true; // drawn once, however many chats changed
+  if (other.removed) saveAll(); // the removed chat made room for what could not be stored
 }
 
 /** An answer without an end was interrupted, unless another tab is writing it. */
@@ -219,7 +220,7 @@ async function remove(id) {
   if (chat.id === id) create();
   else showChats();
   await removing;
-  await saveAll(); // there may be room now
+  await saveAll(); // the removed chat made room for what could not be stored
 }
 
 async function restore(removed) {

@@ -3,7 +3,7 @@
 // chat    {id, title, updated, system, messages}
 // message {id, role, content} and for answers {model, finish, error, stats}; what a running answer adds is not stored
 //
-// Tabs share the store. Each saves what it changed, into what is stored by then, and takes over what the others changed.
+// Tabs share the store. A tab that saves merges its changes into what is stored by then, and shows what others changed.
 
 import { applied, changes, isNothing } from './merge.js';
 import { FOLDER } from './place.js';
@@ -37,11 +37,11 @@ export class Chats {
   #stored = new Map(); // id -> the chat as it was last read or written
   #removing = new Set(); // ids that the store still has to remove
   #onChange;
-  #watched = new Set(); // ids of messages whose end, in another tab, is waited for
+  #watched = new Set(); // ids of messages that another tab is writing, until they end
   #database;
   #hasStore = true;
   #setAside = new Set(); // keys of what an earlier page left behind and the store has no room for; shown meanwhile
-  #last = Promise.resolve(); // work on the store goes one after another: each step stands on what the one before read
+  #last = Promise.resolve(); // steps on the store run one after another: each starts from what the one before read
   #channel = typeof BroadcastChannel === 'function' ? new BroadcastChannel(`polargrid.chats${FOLDER}`) : null;
 
   /** `onChange(chat)` is called when another tab changed, added or removed a chat. */
@@ -74,7 +74,7 @@ export class Chats {
 
   /**
    * Stores what changed in `chat`, and takes over what other tabs changed in it. Returns what became of it: "saved",
-   * "removed" (another tab removed the chat), "full" (no room), "failed", or "kept": in memory alone, there is no store.
+   * "removed" (another tab removed the chat), "full" (no room), "failed", or "kept" (in memory alone: no store).
    */
   save(chat) {
     if (!this.list.includes(chat)) this.list.push(chat);
@@ -98,7 +98,10 @@ export class Chats {
     return this.list.filter((chat) => !chat.removed && !isNothing(changes(this.#stored.get(chat.id), copied(chat))));
   }
 
-  /** For the moment the page goes away, which does not wait for a database: kept aside, for the next page that opens. */
+  /**
+   * For the moment the page goes away, when there is no time for a database: localStorage keeps the changes until the
+   * next page that opens stores them.
+   */
   saveAtOnce() {
     if (!this.#hasStore) return;
     try {
@@ -130,7 +133,7 @@ export class Chats {
 
   /** Runs `answering()` while other tabs can see that this message is being written. */
   async hold(message, answering) {
-    if (!navigator.locks) return answering(); // a page from another machine over plain http
+    if (!navigator.locks) return answering(); // no locks on a page from another machine over plain http
     return navigator.locks.request(lockOf(message), answering);
   }
 
@@ -191,7 +194,8 @@ export class Chats {
     });
   }
 
-  // Stores what pages left behind as they went away, and forgets it then, not before. Returns the changes it has no room for.
+  // Stores the changes that closed pages left in localStorage, and removes them there once they are stored. Returns
+  // those that the database has no room for.
   async #recover() {
     const left = [];
     try {
@@ -212,8 +216,8 @@ export class Chats {
     return left;
   }
 
-  // {result} of one transaction, or {error, failure}: where there is no database, or it refused. The result is that of the
-  // request which `operation` returns, or what the step after a request, given to `then`, returns.
+  // {result} of one transaction, or {error, failure} where there is no database or it refused. The result is that of
+  // the request which `operation` returns, or what the step after a request, given to `then`, returns.
   async #run(mode, operation) {
     let database = null;
     try {
@@ -242,7 +246,7 @@ export class Chats {
     }
   }
 
-  // Refused with an error where the browser has no database for this page. One that is taken away is opened anew.
+  // Rejects where the browser has no database for this page. A database that the browser closed is opened again.
   #open() {
     this.#database = new Promise((resolve, reject) => {
       const request = indexedDB.open(`polargrid${FOLDER}`, 1);
@@ -253,7 +257,7 @@ export class Chats {
       };
       request.onerror = () => reject(request.error);
     });
-    this.#database.catch(() => {}); // said where it is used
+    this.#database.catch(() => {}); // reported by each use of the database
   }
 }
 

@@ -1,6 +1,9 @@
 // DOM building without markup: text is only ever set as text.
 
-/** An element with properties (attributes by name, `on*` as listeners; null and false are left out) and children, in lists or not. */
+/**
+ * An element with properties (attributes by name, `on*` as listeners; null and false are left out) and children, which
+ * may come in lists.
+ */
 export function el(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const child of children.flat()) if (child != null && child !== false) node.append(child);

@@ -1,6 +1,6 @@
-// Markdown text -> DOM nodes. The parser (syntax.js) only finds the structure; every node is made here and all text is set as text,
-// so that nothing a model writes becomes markup. Images are shown as links: fetching one tells
-// its host about the chat.
+// Markdown text -> DOM nodes. The parser (syntax.js) only finds the structure; every node is made here, and all text is
+// set as text, so that nothing a model writes becomes markup. Images are shown as links: fetching one would tell its
+// host about the chat.
 
 import { copyButton, el } from './dom.js';
 import { tokensOf } from './syntax.js';
@@ -122,12 +122,13 @@ function render(token, depth) {
     case 'escape':
       return document.createTextNode(token.text);
     case 'text':
-      return token.tokens ? el('span', { dir: directionOf(token) }, inside()) : document.createTextNode(decoded(token.text));
+      if (!token.tokens) return document.createTextNode(decoded(token.text));
+      return el('span', { dir: directionOf(token) }, inside());
     case 'plain':
       return plain(token.raw);
     case 'html':
       return token.block ? plain(token.raw.trim()) : document.createTextNode(token.raw);
-    case 'def': // also a note or a source that no link refers to
+    case 'def': // shown too: models write notes and sources that no link refers to
       return plain(token.raw.trim());
     default:
       return document.createTextNode(token.raw ?? '');
@@ -155,7 +156,7 @@ function codeBlock({ text, lang }) {
 
 const plain = (text) => el('div', { class: 'plain', dir: 'auto' }, text);
 
-// Numbers as they are written: Markdown goes on from the first, whatever stands before the other items.
+// Each item keeps the number that it was written with; Markdown would count on from the first.
 function list(token, depth) {
   const numbers = token.items.map(({ raw }) => Number(/^\s*(\d{1,9})[.)]/.exec(raw)?.[1]));
   const counted = numbers.every((number, at) => number === numbers[0] + at) || new Set(numbers).size < numbers.length;
@@ -181,7 +182,7 @@ function table(token, depth) {
       'tr',
       {},
       cells.map((one) => cell(tag, one)),
-      cellsOf(line) // more of them than the header has: Markdown drops them
+      cellsOf(line) // Markdown drops cells beyond those of the header
         .slice(header.length)
         .map((text) => cell(tag, { tokens: [{ type: 'verbatim', raw: text }] })),
     );
@@ -221,8 +222,8 @@ function isMostlyFromRight(text) {
   return fromRight > 0 && 2 * fromRight >= text.match(/\p{L}[\p{L}\p{M}]*/gu).length;
 }
 
-// The direction of a paragraph: that of its first letter, unless it is a text from right to left that begins with a foreign
-// word. Where lines differ, each goes by itself.
+// The direction of a paragraph: that of its first letter, unless it is a text from right to left that begins with a
+// foreign word. Where lines differ, each has its own direction.
 function directionOf(token) {
   const lines = proseOf(token).split('\n').filter((line) => /\p{L}/u.test(line));
   const odd = lines.some((line) => !FIRST_FROM_RIGHT.test(line));

@@ -1,6 +1,6 @@
 // What one tab changed in a chat, and that change applied to what another tab has stored in the meantime. Pure.
 //
-// What either tab adds stays, what either removes is gone, and a message changes in one tab alone: the one that answers.
+// What either tab adds stays and what either removes is gone. Only the tab that streams an answer changes its message.
 
 const FIELDS = ['title', 'system'];
 
@@ -25,7 +25,7 @@ export function changes(before, after) {
 export const isNothing = ({ isNew, fields, removed, added, changed }) =>
   !isNew && !Object.keys(fields).length && !removed.length && !added.length && !changed.length;
 
-/** The stored chat with the change in it; null when another tab removed the chat. Applied twice it does no more than once. */
+/** The stored chat with the change in it; null when another tab removed the chat. Applying it twice is harmless. */
 export function applied(stored, { id, isNew, updated, fields, removed, added, changed }) {
   if (!stored && !isNew) return null;
   const gone = new Set(removed);

@@ -14,7 +14,7 @@ export class Models {
   #menu = byId('model-menu');
   #loads = new Map(); // id -> promise of the load under way
 
-  /** `client` is a function: the client changes with the API key. `onError(error)` shows what went wrong; null: nothing. */
+  /** `client()` returns the client of the current API key. `onError(error)` shows what went wrong; null: nothing. */
   constructor(client, settings, onError) {
     this.#client = client;
     this.#settings = settings;
@@ -41,7 +41,7 @@ export class Models {
     this.#list = list.data;
     this.#show();
     const { current } = this;
-    // Begun elsewhere: joined, to show how far it is.
+    // A load that another client began: joined, to show its progress.
     if (this.#states[current] === 'loading') this.load(current).catch(this.#onError);
   }
 
@@ -81,7 +81,7 @@ export class Models {
       );
     }
     const load = this.#loads.get(id);
-    load.catch(() => {}); // reported below, to whoever still waits
+    load.catch(() => {}); // the callers that still wait get the error below
     const stopped = new Promise((_, reject) =>
       signal?.addEventListener('abort', () => reject(signal.reason), { once: true }),
     );

@@ -1,5 +1,5 @@
-// Where the page is served: every address and every name kept in the browser is relative to it. A proxy may put the server
-// at https://host/llm/, beside other servers of the same origin, which share this browser's storage.
+// Where the page is served: every address and every name kept in the browser is relative to it. A proxy may put the
+// server at https://host/llm/, beside other servers of the same origin, which share this browser's storage.
 
 /** The address of the server, with a slash at its end. */
 export const BASE = new URL('.', import.meta.url).href;

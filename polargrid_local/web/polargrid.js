@@ -107,7 +107,7 @@ function rename(value, convert) {
   );
 }
 
-// Server-sent events out of bytes that may be cut anywhere: yields {event, data} per event and {comment} per comment line.
+// Server-sent events out of bytes that may be cut anywhere: yields {event, data} per event, {comment} per comment line.
 async function* events(body, onBytes) {
   const reader = body.getReader();
   const decoder = new TextDecoder();
@@ -194,7 +194,7 @@ const pause = (ms, signal) =>
   });
 
 const environment = (name) => globalThis.process?.env?.[name];
-// Where a page got this module from: the folder of polargrid.js, which may lie below a proxy's path; of a bundle, its origin.
+// Where a page got this module from: the folder of polargrid.js, perhaps below a proxy's path; a bundle: its origin.
 function ownPlace() {
   if (!/^https?:/.test(import.meta.url ?? '')) return undefined;
   const { origin, pathname } = new URL(import.meta.url);
@@ -217,7 +217,8 @@ export class PolarGrid {
 
   /**
    * @param options.apiKey     a server without a configured key accepts any or none (Node: POLARGRID_API_KEY)
-   * @param options.baseUrl    may have a path; default: the folder this module came from; in Node POLARGRID_BASE_URL or http://127.0.0.1:8484
+   * @param options.baseUrl    may have a path; default: the folder this module came from; in Node POLARGRID_BASE_URL or
+   *                           http://127.0.0.1:8484
    * @param options.timeout    milliseconds: of a whole plain call, or between two reads of a stream; 0 = none
    * @param options.maxRetries of plain calls after a failed connection, of GETs after a timeout; pauses of 1, 2, 4 s
    * @param options.region     accepted for compatibility; the region served here is always "local"

@@ -36,8 +36,9 @@ export class Sidebar {
   /** Shows `chats`, marking the chosen one and those that are being answered. */
   show(chats, currentId, busy) {
     const list = byId('chat-list');
-    const shown = JSON.stringify(chats.map((chat) => [chat.id, titleOf(chat), chat.id === currentId, busy.has(chat.id)]));
-    if (this.#renaming || shown === this.#shown) return; // what is typed there, and what has the focus, stays
+    const entry = (chat) => [chat.id, titleOf(chat), chat.id === currentId, busy.has(chat.id)];
+    const shown = JSON.stringify(chats.map(entry));
+    if (this.#renaming || shown === this.#shown) return; // a redraw would lose a title being typed, and the focus
     this.#shown = shown;
     const focused = list.contains(document.activeElement) ? document.activeElement.dataset.chat : null;
     list.replaceChildren(...chats.map((chat) => this.#row(chat, chat.id === currentId, busy.has(chat.id))));

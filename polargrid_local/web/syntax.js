@@ -1,26 +1,31 @@
 // Which Markdown is honoured: what marked reads, except where a model writes the same characters to mean themselves.
 //
-// TeX, paths, regular expressions, ranges and products keep every character: \(a_1\), C:\new\table, \d+\.\d, 3~5, 2*3*4.
+// TeX, paths, regular expressions, ranges and products keep every character:
+// \(a_1\), C:\new\table, \d+\.\d, 3~5, 2*3*4.
 
 import { Lexer, Marked, Tokenizer } from './vendor/marked.js';
 
 const MAX_MATH = 5000; // characters of one formula
-const MAX_MISSES = 200; // marks without their end: a text with more of them is not TeX, and searching it would take long
+const MAX_MISSES = 200; // opening marks without an end: a text with more is not TeX, and searching it would take long
 const PAIRS = [
   ['\\(', '\\)'],
   ['\\[', '\\]'],
   ['$$', '$$'],
 ];
 const ENVIRONMENT = /^\\begin\{([a-zA-Z]{1,20}\*?)\}/;
-// $x$: no space inside the marks, no word after them ($5-$10, $HOME/$USER), and within them one word or a formula's signs.
-const DOLLARS = /^\$(?![\s$])(?:[^\s$`]{1,200}?|(?=[^$\n]*[\\^_{}=<>+|])(?:\\.|[^\\$\n`]){1,500}?)(?<![\s\\])\$(?![\w$])/;
+// $x$: no space inside the marks, no word after them ($5-$10, $HOME/$USER), and within them one word, or a text with
+// one of a formula's signs.
+const ONE_WORD = /[^\s$`]{1,200}?/.source;
+const WITH_SIGNS = /(?=[^$\n]*[\\^_{}=<>+|])(?:\\.|[^\\$\n`]){1,500}?/.source;
+const DOLLARS = new RegExp(`^\\$(?![\\s$])(?:${ONE_WORD}|${WITH_SIGNS})(?<![\\s\\\\])\\$(?![\\w$])`);
 const FORMULA_BEGINS = /^ {0,3}(?=\\\[|\$\$|\\begin\{)/;
 
-// One character of a run without spaces, or a backslash and what it stands before. Emphasis marks at a word's end are not of it.
+// One character of a run without spaces, or a backslash and the character after it. Emphasis marks at the end of a word
+// do not belong to the run.
 const UNIT =
   '(?:\\\\(?![(\\[])[!-~]|[*_~](?=[*_~]*[\\p{L}\\p{N}\\\\])|(?![\\[\\]`<$\\\\*_~])[!-~\\p{L}\\p{M}\\p{N}])';
 const RUN = new RegExp(`${UNIT}{1,300}`, 'uy');
-// A backslash before a letter or digit is no escape of Markdown: the run is a path, a regular expression, a command of TeX.
+// A backslash before a letter or digit is no escape of Markdown: the run is a path, a regular expression or TeX.
 const LITERAL_RUN = new RegExp(`(?=${UNIT}{0,60}?\\\\[A-Za-z0-9])${UNIT}{1,300}`, 'uy');
 const DUNDER = /(?<![\w*])__[a-z]\w*?__(?!\w)/y;
 
@@ -90,7 +95,8 @@ const formula = {
     if (indent === undefined) return undefined;
     const math = mathAt(this.lexer, text, indent.length);
     if (!math) {
-      const open = text.length < MAX_MATH && /^ *(?:\\\[|\$\$[ \t]*\n)/.test(text) && !/\n[ \t]*\n/.test(text.trimEnd());
+      const isShort = text.length < MAX_MATH;
+      const open = isShort && /^ *(?:\\\[|\$\$[ \t]*\n)/.test(text) && !/\n[ \t]*\n/.test(text.trimEnd());
       return open ? { type: 'formula', raw: text } : undefined;
     }
     const rest = /^[ \t]*[.,;:]?[ \t]*(?:\n|$)/.exec(text.slice(indent.length + math.length));
@@ -114,7 +120,8 @@ class Source extends Lexer {
 }
 
 class Marks extends Tokenizer {
-  // A mark that was masked is none. What stands before it decides with what follows; after tokens of ours it is not given.
+  // A masked mark is text. The characters before and after a mark decide what it does; after tokens of our own, marked
+  // does not say which character came before, but `masked` holds it.
   emStrong(text, masked, before) {
     if (masked.at(-text.length) !== text[0]) return undefined;
     return super.emStrong(text, masked, before || (masked[masked.length - text.length - 1] ?? ''));
@@ -126,8 +133,9 @@ class Marks extends Tokenizer {
   }
 }
 
-// `masked`, where marked looks for the ends of emphasis, lacks code, links and escapes already; here also the marks that mean
-// themselves. Those within a word, as in 2*3*4 and x**2, do, unless they end what began at the start of a word: **word**s.
+// marked looks for the ends of emphasis in `masked`, where code, links and escapes are already blanked out. Here the
+// marks that mean themselves are, too: those within a word, as in 2*3*4 and x**2, unless they end an emphasis that
+// began at the start of a word, as in **word**s.
 function emStrongMask(masked) {
   const text = this.lexer.source;
   const open = new Set(); // lengths of the runs of * that may still be ended
@@ -159,4 +167,5 @@ function emStrongMask(masked) {
 const { defaults } = new Marked({ gfm: true, breaks: true, extensions: [source, formula] });
 
 /** The tokens of marked's lexer and three more: "math" in a line, "formula" on lines of its own, "verbatim" text. */
-export const tokensOf = (text) => new Source({ ...defaults, tokenizer: new Marks(), hooks: { emStrongMask } }).lex(text);
+export const tokensOf = (text) =>
+  new Source({ ...defaults, tokenizer: new Marks(), hooks: { emStrongMask } }).lex(text);

@@ -3,7 +3,8 @@
   const folder = new URL('.', document.currentScript.src).pathname;
   let theme = null;
   try {
-    theme = localStorage.getItem(`polargrid.theme${folder === '/' ? '' : folder}`); // as place.js has it
+    // The key that place.js makes with FOLDER; modules load too late for the first paint.
+    theme = localStorage.getItem(`polargrid.theme${folder === '/' ? '' : folder}`);
   } catch {
     /* storage may be forbidden; then the system decides */
   }

@@ -54,7 +54,7 @@ export class Transcript {
     }
     for (const [id, parts] of this.#shown) {
       parts.gone = !kept.has(id);
-      if (parts.gone && !parts.article.classList.contains('editing')) this.#drop(id); // what is being typed stays
+      if (parts.gone && !parts.article.classList.contains('editing')) this.#drop(id); // an open editor stays
     }
     const goneOnes = new Set([...this.#shown.values()].filter(({ gone }) => gone).map(({ article }) => article));
     let there = this.#root.firstElementChild;
@@ -250,7 +250,7 @@ export class Transcript {
     if (state === 'writing') return [el('small', { class: 'figures' }, `${tokens(live)}${speed(live)}`)];
     const why = {
       stopped: 'You stopped this answer.',
-      interrupted: 'This answer was interrupted.', // stored without an end, and nobody writes it
+      interrupted: 'This answer was interrupted.', // stored without an end, and no tab is writing it
       content_filter: 'The content filter ended this answer.',
       length: 'The answer was cut: it reached the longest length set, or the end of what the model can hold.',
     }[finish ?? 'interrupted'];

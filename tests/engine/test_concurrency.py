@@ -140,7 +140,7 @@ def test_two_engines_in_one_process(smollm2: Path, engine: Engine) -> None:
 
 
 def test_slots_apart_still_answer_alike(smollm2: Path) -> None:
-    """Streams that end leave holes between the running slots; those ride along without touching what they hold."""
+    """Streams that end leave free slots between running ones; these are computed along, and keep their prefix."""
     with Engine(smollm2, n_ctx=512, max_streams=4) as engine:
         requests = [
             sampled(question, 1) | {"max_tokens": 8 if i % 2 else 48} for i, question in enumerate(QUESTIONS[:4])

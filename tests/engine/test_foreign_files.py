@@ -1,4 +1,4 @@
-"""Files as strangers write them: odd bytes, odd alignments, wrong widths, adapters that do not fit. Loaded or refused by name."""
+"""Files that others wrote: odd bytes and alignments, wrong widths, unfit adapters. Loaded, or refused by name."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_bytes_that_are_no_text_are_loaded_and_shown_as_well_as_can_be(tmp_path:
     assert "caf" in inspect_model(path)["metadata"]["general.name"]
     with Engine(path) as engine:
         assert engine.chat_completion(**chat("hello", max_tokens=2))["usage"]["completion_tokens"] == 2
-        engine.info()["metadata"]["general.name"].encode()  # valid text by now
+        engine.info()["metadata"]["general.name"].encode()  # the odd bytes were replaced: it can be encoded
 
 
 def test_one_models_log_reaches_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""A frozen application: PyInstaller builds one that chats, and it runs without an environment, elsewhere, without a console."""
+"""A frozen application: PyInstaller builds one that chats; it runs elsewhere, with no environment and no console."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ if out == "-":
 else:
     open(out, "w").write(said)
 """
-# Only what other tests brought along.
+# Modules that only other tests need.
 NOT_OURS = (
     "hypothesis",
     "mypy",
@@ -78,7 +78,7 @@ def application(tmp_path_factory):
     env = {**os.environ, "PYTHONPATH": str(package.parent)}
     done = subprocess.run([*command, "chat.py"], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    shutil.rmtree(package.parent)  # what it needs is inside
+    shutil.rmtree(package.parent)  # the application has all it needs inside
     return folder / "dist" / "chat" / "chat"
 
 

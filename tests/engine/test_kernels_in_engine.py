@@ -48,7 +48,7 @@ class Native:
 
 
 def perplexity(path: Path, **options: Any) -> float:
-    """Of 2,048 tokens: windows of 384, the first 128 read at once and not judged, the others one by one."""
+    """Perplexity over 2,048 tokens in windows of 384: the first 128 are read at once and not counted."""
     native = Native(path, **options)
     try:
         tokens = native.engine.tokenize([(PROSE.read_text()[:20_000], False)])
@@ -62,12 +62,12 @@ def perplexity(path: Path, **options: Any) -> float:
 
 def test_perplexity_is_the_same_within_noise(smollm2: Path) -> None:
     ours, ggmls = (perplexity(smollm2, kernels=kernels) for kernels in (True, False))
-    assert 5 < ggmls < 200  # it is a language model
+    assert 5 < ggmls < 200  # such as a working language model has
     assert ours == pytest.approx(ggmls, rel=0.01)
 
 
 def test_a_prefix_saved_to_host_memory_comes_back_exact(smollm2: Path) -> None:
-    """One slot and two conversations: each turn evicts the other, and takes its own state back as if it had never left."""
+    """One slot, two conversations: each turn evicts the other's state and restores its own; the answers stay."""
     one, two = ([{"role": "user", "content": text * 12}] for text in ("Tell me about tea. ", "Sing of the sea. "))
 
     def ask(engine: Engine, messages: list[dict[str, str]]) -> tuple[str, int]:
@@ -83,7 +83,7 @@ def test_a_prefix_saved_to_host_memory_comes_back_exact(smollm2: Path) -> None:
             assert n_cached == 0 or messages is two
             stayed.append(ask(engine, messages))
             assert stayed[-1][1] > 40
-            # ggml's own kernels give other bits for one row than for many: equal to cold is our kernels' promise
+            # ggml's own kernels round one row differently than many. Ours do not: a restored state equals a fresh one.
             assert stayed[-1][0] == cold or not invariant
     with Engine(smollm2, n_ctx=1024, max_streams=1) as engine:
         for messages in (one, two):

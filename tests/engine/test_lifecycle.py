@@ -1,4 +1,4 @@
-"""Birth and death: loading, cancelling a load, closing under load, leaving the interpreter, quiet streams of output."""
+"""From load to close: loading, cancelling a load, closing under load, leaving the interpreter, no stray output."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from polargrid_local import (
     ValidationError,
     inspect_model,
 )
-from polargrid_local.api.types import ChatCompletionChunk, FileSummary, LoadedModelInfo, ModelStats
+from polargrid_local.api.replies import ChatCompletionChunk, FileSummary, LoadedModelInfo, ModelStats
 
 
 def run(program: str, *args: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
@@ -125,7 +125,7 @@ def test_ctrl_c_in_a_stream_cancels_and_leaves_the_engine_usable(engine: Engine)
     with pytest.raises(KeyboardInterrupt):
         for _ in stream:
             pass
-        threading.Event().wait(120)  # where the answer was the faster one
+        threading.Event().wait(120)  # for a stream that ended before the signal came
     thread.join()
     stream.close()
     wait_until_idle(engine)
@@ -259,7 +259,7 @@ def test_the_thread_settings_of_the_process_stay_its_own(chosen: dict[str, str])
 
 
 def test_a_cache_costs_what_it_holds(smollm2: Path) -> None:
-    """The room of every stream is there from the start, and takes memory only when a chat comes to fill it."""
+    """Every stream's KV cache is reserved from the start, and takes memory only when a chat fills it."""
     from test_concurrency import resident_bytes
 
     def opened(n_ctx: int, max_streams: int) -> tuple[int, int, str]:
@@ -268,7 +268,7 @@ def test_a_cache_costs_what_it_holds(smollm2: Path) -> None:
             text = engine.completion(prompt="Once upon a time", max_tokens=8, temperature=0)["choices"][0]["text"]
             return resident_bytes() - before, engine.info()["cache_bytes"], text
 
-    opened(256, 1)  # what the first engine of a process brings with it
+    opened(256, 1)  # the first engine of a process allocates what later ones share
     small, _, text = opened(256, 1)
     large, room, same = opened(8192, 8)
     assert same == text
@@ -311,7 +311,7 @@ def test_bad_options_are_named(smollm2: Path, option: str, value: Any) -> None:
 
 
 def test_mmap_off_and_kernels_off_say_the_same(smollm2: Path, engine: Engine) -> None:
-    """Other kernels round otherwise, so the text is one that leaves no doubt on any processor: counting."""
+    """Kernels differ in rounding, so the text is one with a clear next token on any processor: counting."""
     request = {"prompt": ", ".join(map(str, range(1, 21))) + ",", "max_tokens": 12, "temperature": 0}
     expected = engine.completion(**request)["choices"][0]["text"]
     assert expected.startswith(" 21, 22,")
@@ -324,7 +324,7 @@ def test_mmap_off_and_kernels_off_say_the_same(smollm2: Path, engine: Engine) ->
 
 @pytest.mark.parametrize("call", ["embeddings", "rerank"])
 def test_closing_ends_a_batch_of_texts_as_closed(call: str, tmp_path: Path) -> None:
-    """Neither "cancelled", which nobody asked for, nor an endless wait."""
+    """A close ends waiting calls with EngineClosed: not with "cancelled", which nobody asked for, nor never."""
     engine = Engine(tiny_archs.write(tmp_path / "m.gguf", {"embeddings": "bert", "rerank": "bert-reranker"}[call]))
     texts = ["a b c d e f " * 8] * 2048
     ended: list[BaseException] = []

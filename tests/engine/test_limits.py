@@ -1,4 +1,4 @@
-"""Too little memory, too few threads, too much text: a typed error, and the process goes on. Each in a process of its own."""
+"""Too little memory, too few threads, too much text: a typed error, and the process lives. Each in its own process."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_tokenizing_can_be_interrupted(call: str, smollm2: Path) -> None:
             begun.set()
             try:
                 {call}
-                time.sleep(60)   # the signal may come after a short call: then here
+                time.sleep(60)   # on a fast machine the signal comes after the call, and so here
             except KeyboardInterrupt:
                 print("interrupted")
             print(engine.completion(prompt="a", max_tokens=2)["usage"]["completion_tokens"])

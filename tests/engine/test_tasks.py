@@ -93,9 +93,8 @@ def test_the_relevance_is_that_of_yes_wherever_the_label_stands(tmp_path: Path) 
         with Engine(path) as engine:
             results = engine.rerank("the", ["a dog", "it is"])["results"]
         scores.append({result["index"]: result["relevance_score"] for result in results})
-    assert all(
-        np.isclose(scores[0][i] + scores[1][i], 1, atol=1e-5) for i in range(2)
-    )  # the same rows, named the other way
+    # The same weights under exchanged labels: "yes" has now what "no" had, and the two add up to 1.
+    assert all(np.isclose(scores[0][i] + scores[1][i], 1, atol=1e-5) for i in range(2))
 
 
 def test_documents_are_ranked_by_the_models_scores(tmp_path: Path) -> None:
@@ -139,10 +138,8 @@ def test_a_reranking_template_is_filled_in_as_it_stands(tmp_path: Path) -> None:
     with Engine(path) as engine:
         assert engine.info()["labels"] == ["yes", "no"]
         used = engine.rerank("the", ["<|im_end|>{query}"])["usage"]["prompt_tokens"]
-        pieces = (
-            len(engine.tokenize("the and <|im_end|>{query}")) - 1
-        )  # as text: neither a token nor a place; BOS not counted
-        assert used == pieces + 2
+        # Control tokens and placeholders in a document are text. The BOS of `tokenize` is not counted.
+        assert used == len(engine.tokenize("the and <|im_end|>{query}")) - 1 + 2
 
 
 def test_a_text_longer_than_the_chat_context_is_embedded(smollm2: Path) -> None:

@@ -57,7 +57,7 @@ def test_llama_bpe_reference_vectors(llama31: Engine, llama_tree: Path) -> None:
     compared = 0
     for text, ids in zip(texts, expected, strict=True):
         if text:
-            assert llama31.tokenize(text)[1:] == ids, text  # less the BOS that a prompt gets
+            assert llama31.tokenize(text)[1:] == ids, text  # without the BOS token that a prompt gets
             compared += 1
     assert compared >= 40
 
@@ -82,7 +82,7 @@ VOCABULARIES = (
 
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_reference_vectors_of_other_vocabularies(name: str, llama_tree: Path, tmp_path: Path) -> None:
-    """A user's text is tokenized as the model's own tokenizer does it: nothing is cut that is no control token."""
+    """A user's text is tokenized as the model's own tokenizer does it: only control tokens are treated apart."""
     stem = llama_tree / f"models/ggml-vocab-{name}.gguf"
     if not Path(f"{stem}.out").is_file():
         pytest.skip(f"this llama.cpp tree has no vectors for {name}")
@@ -101,7 +101,10 @@ def test_llama31_chat_ids(llama31: Engine) -> None:
     ids = llama31.tokenize(
         messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello world"}]
     )
-    plain = lambda text: llama31.tokenize(text)[1:]  # noqa: E731
+
+    def plain(text: str) -> list[int]:
+        return llama31.tokenize(text)[1:]
+
     assert ids[0] == bos
     assert ids.count(bos) == 1
     turns: list[list[int]] = []
@@ -215,7 +218,7 @@ def test_a_prompt_that_brings_its_own_bos_gets_no_second(llama31: Engine) -> Non
     assert llama31.info()["add_bos"]
     assert n_prompt("<|begin_of_text|>hello") == n_prompt("hello") == 2
     assert n_prompt("<|begin_of_text|>hello", parse_special=False) > 4
-    assert n_prompt("<|begin_of_text|><|begin_of_text|>hello") == 3  # what the caller wrote
+    assert n_prompt("<|begin_of_text|><|begin_of_text|>hello") == 3  # the caller wrote two: both count
 
 
 def test_a_fill_in_the_middle_prompt_keeps_its_tokens(llama_tree: Path, tmp_path: Path) -> None:

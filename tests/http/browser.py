@@ -123,7 +123,7 @@ def finished(page: Any, n: int = 1) -> Any:
 
 
 def until(page: Any, expression: str) -> None:
-    """Waits for a JavaScript expression to hold. (Playwright's own way needs a policy that allows eval.)"""
+    """Waits for a JavaScript expression to hold. (Playwright's wait_for_function needs a policy that allows eval.)"""
     deadline = time.monotonic() + 60
     while not page.evaluate(expression):
         assert time.monotonic() < deadline, expression

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import tiny_model
-from browser import chromium, context, page, scripted  # noqa: F401 - fixtures
+from browser import chromium, context, page, scripted  # noqa: F401  # fixtures
 from serving import ALIAS, SAID, SMOLLM2, ServerProcess
 
 

@@ -23,7 +23,7 @@ def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
 
 
 def test_chat(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(model="scripted", messages=SAY, stop="caf")  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model="scripted", messages=SAY, stop="caf")
     assert answer.choices[0].message.content == "".join(SAID[:2]) + " "
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None
@@ -36,7 +36,7 @@ def test_chat_stream_with_usage(client: openai.OpenAI) -> None:
         messages=SAY,
         stream=True,
         stream_options={"include_usage": True},
-        max_completion_tokens=50,  # type: ignore[arg-type]
+        max_completion_tokens=50,
     )
     chunks = list(stream)
     assert [c.choices[0].delta.content for c in chunks if c.choices][1:-1] == SAID
@@ -48,13 +48,13 @@ def test_chat_stream_with_usage(client: openai.OpenAI) -> None:
 
 
 def test_the_stream_helper_accumulates(client: openai.OpenAI) -> None:
-    with client.chat.completions.stream(model="scripted", messages=SAY) as stream:  # type: ignore[arg-type]
+    with client.chat.completions.stream(model="scripted", messages=SAY) as stream:
         deltas = [event.delta for event in stream if event.type == "content.delta"]
         assert stream.get_final_completion().choices[0].message.content == "".join(deltas) == "".join(SAID)
 
 
 def test_logprobs(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(model="scripted", messages=SAY, logprobs=True, top_logprobs=2)  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model="scripted", messages=SAY, logprobs=True, top_logprobs=2)
     assert answer.choices[0].logprobs is not None
     content = answer.choices[0].logprobs.content
     assert content is not None
@@ -79,7 +79,7 @@ def test_embeddings(client: openai.OpenAI) -> None:
     assert one != pytest.approx(two, abs=1e-2)
     plain = client.embeddings.create(
         model=SMOLLM2, input=["one", "two", "one"], encoding_format="float"
-    )  # left out, it is base64
+    )  # this client asks for base64 where it is left out
     assert [row.embedding for row in plain.data] == [pytest.approx(row.embedding, abs=1e-6) for row in answer.data]
 
 
@@ -88,7 +88,7 @@ def test_langchain_embeddings(server: ServerProcess) -> None:
 
     model = OpenAIEmbeddings(
         base_url=f"{server.url}/v1", api_key="any", model=SMOLLM2, check_embedding_ctx_length=False, max_retries=0
-    )  # type: ignore[arg-type]
+    )
     one, two = model.embed_documents(["one", "two"])
     assert len(one) == len(two) == 576
     assert model.embed_query("one") == pytest.approx(one, abs=1e-4)
@@ -97,7 +97,7 @@ def test_langchain_embeddings(server: ServerProcess) -> None:
 
 def test_without_a_limit_an_answer_ends_where_the_model_or_the_context_does(client: openai.OpenAI) -> None:
     body = {"ignore_eos": True}
-    chat = client.chat.completions.create(model="random", messages=SAY, extra_body=body)  # type: ignore[arg-type]
+    chat = client.chat.completions.create(model="random", messages=SAY, extra_body=body)
     text = client.completions.create(model="random", prompt="the", extra_body=body)
     for answer in (chat, text):
         assert answer.choices[0].finish_reason == "length"
@@ -122,7 +122,7 @@ def test_models(client: openai.OpenAI) -> None:
 
 def test_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
-        client.chat.completions.create(model="nope", messages=SAY)  # type: ignore[arg-type]
+        client.chat.completions.create(model="nope", messages=SAY)
     assert (missing.value.code, missing.value.param, missing.value.type) == (
         "model_not_loaded",
         "model",
@@ -131,13 +131,13 @@ def test_errors(client: openai.OpenAI) -> None:
     assert missing.value.message.startswith("Error code: 404")
     assert missing.value.request_id
     with pytest.raises(openai.BadRequestError) as bad:
-        client.chat.completions.create(model="scripted", messages=SAY, n=3)  # type: ignore[arg-type]
+        client.chat.completions.create(model="scripted", messages=SAY, n=3)
     assert bad.value.param == "n"
     with pytest.raises(openai.BadRequestError) as unstreamed:
-        client.chat.completions.create(model="scripted", messages=SAY, stream_options={"include_usage": True})  # type: ignore[call-overload]
+        client.chat.completions.create(model="scripted", messages=SAY, stream_options={"include_usage": True})
     assert unstreamed.value.param == "stream_options"
     with pytest.raises(openai.BadRequestError) as old:
-        client.chat.completions.create(model="scripted", messages=SAY, functions=[{"name": "f"}])  # type: ignore[arg-type]
+        client.chat.completions.create(model="scripted", messages=SAY, functions=[{"name": "f"}])
     assert old.value.param == "functions"
     with pytest.raises(openai.BadRequestError) as long:
         client.completions.create(model=SMOLLM2, prompt="word " * 5000)
@@ -162,7 +162,7 @@ async def test_async_client_and_early_end(server: ServerProcess) -> None:
             messages=SAY,
             stream=True,
             max_tokens=2000,
-            extra_body={"ignore_eos": True},  # type: ignore[arg-type]
+            extra_body={"ignore_eos": True},
         )
         async for chunk in stream:
             if chunk.choices[0].delta.content:
@@ -181,7 +181,7 @@ async def test_langchain(server: ServerProcess) -> None:
             api_key="any",
             model="scripted",
             max_retries=0,
-            http_async_client=http_async_client,  # type: ignore[arg-type]
+            http_async_client=http_async_client,
         )
         messages = [SystemMessage("Be brief"), HumanMessage("\ue001")]
         answer = model.invoke(messages)
@@ -206,7 +206,8 @@ def test_httpx_sse(server: ServerProcess) -> None:
 def test_curl(server: ServerProcess) -> None:
     run = subprocess.run(
         ["curl", "-sSN", "--noproxy", "*", "--max-time", "60", f"{server.url}/v1/chat/completions",
-         "-H", "Content-Type: application/json", "-d", json.dumps({"model": "scripted", "messages": SAY, "stream": True})],
+         "-H", "Content-Type: application/json",
+         "-d", json.dumps({"model": "scripted", "messages": SAY, "stream": True})],
         capture_output=True, check=True, timeout=90,
     )  # fmt: skip
     lines = run.stdout.split(b"\n\n")

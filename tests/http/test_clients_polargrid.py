@@ -147,8 +147,13 @@ async def test_errors(client: polargrid.PolarGrid, server: ServerProcess) -> Non
     with pytest.raises(polargrid.ServerError) as voice:
         await client.text_to_speech({"model": "tts-1", "input": "x", "voice": "alloy"})
     assert voice.value.status_code == 501
-    for call in (client.transcribe(b"x", {"model": "whisper-1"}), client.translate(b"x", {"model": "whisper-1"}),
-                 client.get_transcription_job("1"), gathered(client.text_to_speech_stream({"model": "tts-1", "input": "x", "voice": "alloy"}))):  # fmt: skip
+    speech = client.text_to_speech_stream({"model": "tts-1", "input": "x", "voice": "alloy"})
+    for call in (
+        client.transcribe(b"x", {"model": "whisper-1"}),
+        client.translate(b"x", {"model": "whisper-1"}),
+        client.get_transcription_job("1"),
+        gathered(speech),
+    ):
         with pytest.raises(polargrid.ServerError):
             await call
 
@@ -169,7 +174,7 @@ async def test_key_and_queue_errors(start: Callable[..., ServerProcess]) -> None
     await anext(running)
     with pytest.raises(polargrid.RateLimitError):
         await right.chat_completion({**request, "messages": list(MESSAGES)})
-    await running.aclose()  # type: ignore[attr-defined]
+    await running.aclose()
 
 
 async def test_a_failure_in_the_middle_is_an_error(start: Callable[..., ServerProcess]) -> None:

@@ -111,7 +111,7 @@ async def test_other_methods(client: PolarGrid) -> None:
     assert (await client.get_model("HuggingFaceTB/SmolLM2-135M-Instruct")).root == SMOLLM2
     assert "random" in (await client.get_model_status()).loaded
     health = await client.health()
-    assert (health.status, "random" in health.backend.info.models_loaded) == ("healthy", True)  # type: ignore[attr-defined]
+    assert (health.status, "random" in health.backend.info.models_loaded) == ("healthy", True)
     assert (await client.get_gpu_status()).status == (await client.get_gpu_memory()).status == "success"
     vectors = await client.embeddings(EmbeddingRequest(model="random", input=["the", "of"]))
     assert len(vectors.data) == 2
@@ -222,7 +222,7 @@ async def test_a_dropped_async_stream_ends(client: PolarGrid) -> None:
     ):
         if chunk.choices[0].delta.content:
             break
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()
     deadline = time.monotonic() + 120
     while client._backend.service.stats()["random"]["n_running"]:
         assert time.monotonic() < deadline
@@ -381,7 +381,7 @@ async def test_readme_example(number: int, client: PolarGrid, monkeypatch: pytes
         with pytest.raises(TypeError, match="routing_scope"):  # nor does the official constructor know it
             await run()
         with pytest.raises(TypeError, match="routing_scope"):
-            polargrid.PolarGrid(routing_scope="country")  # type: ignore[call-arg]
+            polargrid.PolarGrid(routing_scope="country")
     elif "memory.memory[0]" in code and not (await client.get_gpu_memory()).memory:
         with pytest.raises(IndexError):  # a machine without a GPU has no first one
             await run()

@@ -288,7 +288,7 @@ def one_reply(reader: Any) -> tuple[int, dict[str, str], bytes]:
 async def test_idle_connections_are_kept_as_long_as_pools_expect() -> None:
     assert ServeConfig().idle_connection_s == 75
     config = uvicorn.Config(create_app(Mock(), ServeConfig()), lifespan="off")
-    connection: Any = protocol(ServeConfig(idle_connection_s=123.5))(config, ServerState(), {})  # type: ignore[call-arg]
+    connection: Any = protocol(ServeConfig(idle_connection_s=123.5))(config, ServerState(), {})
     connection.connection_made(Mock(get_extra_info=Mock(return_value=None)))
     assert connection.timeout_keep_alive == 123.5  # after an answer
     assert (

@@ -192,7 +192,7 @@ async def test_health_sees_an_engine_that_has_failed(tiny_dir: Path) -> None:
             for name in ("random", "scripted"):
                 assert (await client.post("/v1/chat/completions", json={**CHAT, "model": name})).status_code == 200
             assert (await client.get("/health")).status_code == 200
-            await asyncio.to_thread(make.made[0].close)  # type: ignore[attr-defined]
+            await asyncio.to_thread(make.made[0].close)
             while (reply := await client.get("/health")).status_code == 200:
                 await asyncio.sleep(0.01)
             assert reply.json()["status"] == "unhealthy"

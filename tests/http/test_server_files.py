@@ -85,7 +85,7 @@ def test_both_clients_take_them(server: ServerProcess) -> None:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any") as client:
         for name in NAMES:
             assert client.models.retrieve(name).id == name
-        answer = client.chat.completions.create(model=NAMES[-2], messages=MESSAGES)  # type: ignore[arg-type]
+        answer = client.chat.completions.create(model=NAMES[-2], messages=MESSAGES)
         assert answer.choices[0].message.content == "Hi there"
     sdk = PolarGridSync(base_url=server.url, api_key="any")
     for name in NAMES:

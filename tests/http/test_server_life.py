@@ -157,7 +157,7 @@ def test_a_burst_is_queued_or_refused_and_forgotten(start: Callable[..., ServerP
             assert {r.status_code for r in refused} == {429}
             assert {r.json()["error"]["code"] for r in refused} == {"queue_full"}
             assert all(int(r.headers["retry-after"]) >= 1 for r in refused)
-            a.close()  # type: ignore[attr-defined]
+            a.close()
     with ThreadPoolExecutor(1):
         assert Counter(f.result().status_code for f in futures) == {429: 96, 200: 4}
     server.wait_for(lambda: busy(server) == 0)

@@ -134,7 +134,7 @@ def test_histograms_are_cumulative() -> None:
 
 
 def test_two_registries_do_not_meet() -> None:
-    one, two = Metrics(lambda: {}), Metrics(lambda: {"m": {"n_running": 2}})
+    one, two = Metrics(dict), Metrics(lambda: {"m": {"n_running": 2}})
     one.requests["/health", 200] += 1
     assert b'polargrid_requests_total{route="/health"' in one.render()
     assert b'route="/health"' not in two.render()

@@ -70,7 +70,9 @@ def test_the_browser_example(context: Any, site: tuple[Path, str], server: Serve
     page.click("#ask")
     page.locator("#output[data-done]").wait_for()
     assert page.locator("#output").text_content() == "".join(SAID) * 2
-    assert page.locator("#output").get_attribute("data-done") == server.url  # the module knows where it came from
+    assert (
+        page.locator("#output").get_attribute("data-done") == server.url
+    )  # the module asks the server that it was loaded from
 
 
 @pytest.mark.node

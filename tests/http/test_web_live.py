@@ -92,7 +92,7 @@ def test_a_question_that_waits_for_its_turn_can_be_stopped(endless: tuple[Any, S
     }
     with httpx.Client(timeout=60, trust_env=False) as client:
         with client.stream("POST", f"{server.url}/v1/chat/completions", json={**talk, "stream": True}) as other:
-            lines = other.iter_lines()  # kept: an iterator that is dropped closes the stream
+            lines = other.iter_lines()  # kept in a name: an iterator that is dropped closes the stream
             assert any('"content":' in line for line in lines)
             ask(page, "of the " * 5000)
             server.wait_for(lambda: server.metric("polargrid_waiting_requests") == 1)

@@ -66,7 +66,7 @@ def test_markdown_has_its_structure_and_code_can_be_copied(page: Any, scripted: 
     until(page, "navigator.clipboard.readText().then(text => text.startsWith('## Head'))")
 
 
-# What must be on the page as it was written, and what besides: the elements that stand in the answer.
+# What is written, and the elements that must stand in the answer; its text must be there as it was written.
 AS_WRITTEN = [
     r"Inline \(x\), \(a_1 * b * c_2\) and $x_1*y*z_2$.",
     r"\[ \frac{a}{b} \\ \sqrt{x_1*y*z} \]",
@@ -89,7 +89,7 @@ AS_WRITTEN = [
     "#hashtag, 1) one, C# and F#",
     "(see [1], [x] and [^2])",
 ]
-# Markdown as Markdown means it: what is written, what is read, and an element that must be there.
+# Markdown that stays Markdown: what is written, what is shown, and an element that must be there.
 STILL_MARKDOWN = [
     (r"\*not\* snake\_case \`x\` \# \~~no\~~ \<b\>", "*not* snake_case `x` # ~~no~~ <b>", None),
     (r"costs \$5", "costs $5", None),

@@ -410,7 +410,9 @@ def test_a_failed_answer_shows_at_once_that_the_server_is_gone(
     page.clock.install()
     page.reload()
     page.locator("#model-dot[data-state=loaded]").wait_for()
-    page.clock.pause_at(page.evaluate("Date.now()") + 3_600_000)  # nobody looks by the clock
+    page.clock.pause_at(
+        page.evaluate("Date.now()") + 3_600_000
+    )  # the page's clock stands still: no timer asks for /health
     context.set_offline(True)
     ask(page, "anyone?")
     page.locator("#model-dot[data-state=gone]").wait_for()

@@ -1,4 +1,4 @@
-"""The chat page behind a proxy that serves it below a path, as https://host/llm/: it loads, it streams, it keeps its own chats."""
+"""The chat page behind a proxy, below a path such as https://host/llm/: it loads, streams, keeps its own chats."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_a_chat_is_renamed_while_another_tab_adds_to_it(
     right.get_by_label("Rename one").click()
     right.keyboard.type("A better ")
     ask(left, "two")
-    shows(right, "one", "first", "two", "so")  # what is typed in the list stays
+    shows(right, "one", "first", "two", "so")  # the title being typed in the list stays
     right.keyboard.type("name")
     right.keyboard.press("Enter")
     left.locator("#chat-list .chat", has_text="A better name").wait_for()
@@ -113,7 +113,9 @@ def test_a_chat_deleted_elsewhere_stops_and_can_be_brought_back(
     shows(left, "one", "first", "two", "half")  # nothing vanishes under the reader's eyes
     left.get_by_text("You stopped this answer.").wait_for()
     assert left.locator("#chat-list .chat").count() == 0
-    assert opened(context, scripted).locator("#chat-list .chat").count() == 0  # the answer's end did not bring it back
+    assert (
+        opened(context, scripted).locator("#chat-list .chat").count() == 0
+    )  # the end of the answer did not store the chat again
     left.locator("#toast").get_by_text("Undo").click()
     right.locator("#chat-list .chat", has_text="one").wait_for()
     shows(opened(context, scripted, "one"), "one", "first", "two", "half")

@@ -22,11 +22,12 @@ from polargrid_local import (
     system_info,
     text_of,
 )
-from polargrid_local.api.params import ChatParams, MessageParam
-from polargrid_local.api.types import (
+from polargrid_local.server import ServeConfig, create_app
+from polargrid_local.types import (
     ChatCompletionChunk,
     ChatCompletionResponse,
     ChatDelta,
+    ChatParams,
     CompletionChunk,
     CompletionResponse,
     EmbeddingResponse,
@@ -40,6 +41,7 @@ from polargrid_local.api.types import (
     ListModelsResponse,
     LoadedModelInfo,
     LoadModelResponse,
+    MessageParam,
     ModelInfo,
     ModelStats,
     ModelStatusResponse,
@@ -50,7 +52,6 @@ from polargrid_local.api.types import (
     UnloadModelResponse,
     Usage,
 )
-from polargrid_local.server import ServeConfig, create_app
 
 
 class SdkRequest(BaseModel):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from polargrid_local import AsyncEngine, Engine
-from polargrid_local.api.params import MessageParam
 from polargrid_local.server import create_app
+from polargrid_local.types import MessageParam
 
 
 class SdkRequest(BaseModel):

@@ -1,106 +1,18 @@
 """The command line over a scripted engine: what reaches stdout, stderr, the exit code, and the engine."""
 
-import contextlib
-import errno
-import fcntl
 import json
 import os
-import pty
-import select
-import struct
 import subprocess
 import sys
-import termios
-import threading
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from command_line import CATALOGUE_FILE, FakeEngine, FakeStream, environment, open_chat, program
 
-import polargrid_local.cli.commands
-from polargrid_local.cli import commands as cli
+import polargrid_local
 from polargrid_local.errors import ContextLengthError, EngineClosed, NetworkError
 from polargrid_local.models.store import Store
 from polargrid_local.options import EngineOptions, limits
-
-ROOT = Path(polargrid_local.cli.commands.__file__).parents[2]
-CATALOGUE_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-class FakeStream:
-    """A ChatStream that says `pieces`; an exception among them ends it, None waits until Ctrl-C comes."""
-
-    def __init__(self, kind, pieces):
-        self.kind, self.text, self.finish_reason, self.closed = kind, "", None, False
-        self.usage = {"prompt_tokens": 8, "completion_tokens": 4, "total_tokens": 12}
-        self.timings = {"cached_tokens": 0}
-        self._steps = self._run(pieces)
-
-    def _chunk(self, text, reason=None):
-        body = {"delta": {"content": text} if text else {}} if self.kind == "chat" else {"text": text}
-        return {"id": "x", "choices": [{"index": 0, **body, "finish_reason": reason}]}
-
-    def _run(self, pieces):
-        for piece in pieces:
-            if isinstance(piece, BaseException):
-                raise piece
-            if piece is None:
-                threading.Event().wait()
-            self.text += piece
-            yield self._chunk(piece)
-        self.finish_reason = "stop"
-        yield self._chunk("", "stop")
-
-    def __iter__(self):
-        return self._steps
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        self.closed = True
-
-
-class FakeEngine:
-    answers = []  # one list of pieces per request to come; a lone exception is raised by the call itself
-    made = []
-
-    def __init__(self, model, **options):
-        self.model, self.options, self.requests, self.streams, self.closed = model, options, [], [], False
-        FakeEngine.made.append(self)
-        if options["on_load_progress"]:
-            options["on_load_progress"](0.5)
-
-    def _begin(self, kind, request):
-        self.requests.append(request)
-        answer = FakeEngine.answers.pop(0) if FakeEngine.answers else ["Hello", ", ", "wörld 👍🏽"]
-        if isinstance(answer, BaseException):
-            raise answer
-        self.streams.append(FakeStream(kind, answer))
-        return self.streams[-1]
-
-    def chat_completion_stream(self, **request):
-        return self._begin("chat", request)
-
-    def completion_stream(self, **request):
-        return self._begin("completion", request)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        self.closed = True
-
-
-@pytest.fixture
-def run(monkeypatch, tmp_path):
-    """run("chat", "hi") -> result with stdout, stderr, exit_code; the models directory holds the embedded default."""
-    (tmp_path / CATALOGUE_FILE).write_bytes(b"GGUF" + bytes(100))
-    monkeypatch.setenv("POLARGRID_LOCAL_MODELS", str(tmp_path))
-    monkeypatch.setattr("polargrid_local.engine.Engine", FakeEngine)
-    FakeEngine.made, FakeEngine.answers = [], []
-    runner = CliRunner()
-    return lambda *arguments, stdin="": runner.invoke(cli.app, [str(a) for a in arguments], input=stdin)
 
 
 def test_stdout_is_the_answer_and_nothing_else(run):
@@ -225,7 +137,7 @@ def test_the_embedded_default_is_fetched_once_and_said_so(run, tmp_path, monkeyp
 
 def test_when_nothing_can_be_fetched_the_message_says_what_to_put_where(run, tmp_path, monkeypatch):
     (tmp_path / CATALOGUE_FILE).unlink()
-    monkeypatch.setattr(sys, "frozen", True, raising=False)  # no pip to be had
+    monkeypatch.setattr(sys, "frozen", True, raising=False)  # a frozen program has no pip
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     result = run("chat", "hi")
     assert result.exit_code == 1 and FakeEngine.made == []
@@ -395,123 +307,33 @@ def test_help_is_quick_and_version_is_printed(tmp_path):
     script = """
 import sys
 sys.argv = ["x", "--version"]
-from polargrid_local.cli.commands import main
+from polargrid_local.cli.main import main
 try:
     main()
 except SystemExit:
     heavy = ("polargrid_local.engine", "huggingface_hub", "jinja2", "numpy", "fastapi", "prompt_toolkit", "wcwidth")
     print([m for m in heavy if m in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", script], env=_environment(tmp_path), capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], env=environment(tmp_path), capture_output=True, text=True)
     assert done.stdout.splitlines() == [polargrid_local.__version__, "[]"], done.stderr
 
 
 # --- at a terminal ---
 
 
-def _environment(models_dir):
-    paths = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
-    ours = {"POLARGRID_LOCAL_MODELS": str(models_dir), "POLARGRID_LOCAL_HISTORY": str(models_dir / "history")}
-    return {**os.environ, "PYTHONPATH": paths, **ours, "TERM": "dumb"}
-
-
-def _main(setup):
-    return f"""
-import fcntl, sys, termios
-if sys.stdin.isatty():
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # our terminal, whose Ctrl-C is our signal
-import polargrid_local.engine
-from polargrid_local.cli.commands import main
-from polargrid_local.errors import ContextLengthError
-from test_cli import FakeEngine
-polargrid_local.engine.Engine = FakeEngine
-{setup}
-main()
-"""
-
-
-def _script(setup, models_dir, rest, text=True, **environment):
+def _script(setup, models_dir, rest, text=True, **variables):
     (models_dir / CATALOGUE_FILE).write_bytes(b"GGUF")
     command = f'"$0" -c "$1" {rest}'
     return subprocess.run(
-        ["bash", "-c", command, sys.executable, _main(setup)],
-        env={**_environment(models_dir), **environment},
+        ["bash", "-c", command, sys.executable, program(setup)],
+        env={**environment(models_dir), **variables},
         capture_output=True,
         text=text,
     )
 
 
-class Terminal:
-    """A command under a pseudo-terminal. `expect` waits for a text; nothing here waits for a time."""
-
-    def __init__(self, script, models_dir, size=(0, 0), **environment):
-        self.seen = ""
-        self.fd, inside = pty.openpty()
-        self.resize(*size)
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", script],
-            env={**_environment(models_dir), **environment},
-            stdin=inside,
-            stdout=inside,
-            stderr=inside,
-            start_new_session=True,
-        )
-        os.close(inside)
-
-    def expect(self, text, again=""):
-        """Reads up to `text`. `again` is sent anew in a silence: a key that meets the terminal between two modes is lost."""
-        for _ in range(30):
-            while text not in self.seen and select.select([self.fd], [], [], 2)[0]:
-                try:
-                    data = os.read(self.fd, 65536)
-                except OSError as error:
-                    if error.errno != errno.EIO:
-                        raise
-                    data = b""
-                if not data:
-                    raise AssertionError(f"ended without {text!r}: {self.seen!r}")
-                self.seen += data.decode(errors="replace")
-            if text in self.seen:
-                before, _, self.seen = self.seen.partition(text)
-                return before
-            self.send(again)
-        raise AssertionError(f"no {text!r} after {self.seen!r}")
-
-    def resize(self, columns, lines):
-        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-
-    def send(self, text):
-        os.write(self.fd, text.encode())
-
-    def end(self):
-        """The exit status; reads what is left."""
-        with contextlib.suppress(OSError):
-            while select.select([self.fd], [], [], 120)[0] and os.read(self.fd, 65536):
-                pass
-        return self.process.wait(120)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        os.close(self.fd)
-        self.process.kill()
-        self.process.wait()
-
-
-def _chat(tmp_path, answers, *flags, make=Terminal, **terminal):
-    (tmp_path / CATALOGUE_FILE).write_bytes(b"GGUF")
-    setup = f"""
-import atexit
-FakeEngine.answers = {answers}
-sys.argv[1:] = {["chat", *flags]!r}
-atexit.register(lambda: print("REQUESTS", [r["messages"] for r in FakeEngine.made[0].requests]))
-"""
-    return make(_main(setup), tmp_path, **terminal)
-
-
 def test_ctrl_c_stops_the_answer_and_keeps_the_chat(tmp_path):
-    with _chat(tmp_path, "[['One', ' moment', None], ['Two']]") as chat:
+    with open_chat(tmp_path, "[['One', ' moment', None], ['Two']]") as chat:
         chat.expect("Ctrl-D ends the chat")
         chat.expect("> ")
         chat.send("first\r")
@@ -532,12 +354,13 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(tmp_path):
 
 
 def test_commands_of_the_chat(tmp_path):
-    with _chat(
+    with open_chat(
         tmp_path, "[['One'], ['Two'], ['Three'], ['Four'], ['Five'], ['Six'], ['Seven']]", "--system", "old"
     ) as chat:
         for line, answer in [
             ("first", "One"), ("/help", "/system [TEXT]"), ("/?", "/system [TEXT]"),
-            ("/reset", "conversation forgotten"), ("second", "Two"), ("/system new", "system message set"), ("third", "Three"),
+            ("/reset", "conversation forgotten"), ("second", "Two"),
+            ("/system new", "system message set"), ("third", "Three"),
             ("/reset", "conversation forgotten"), ("/system", "system message removed"),
             ("//bye", "Four"), ("///x", "Five"), (" /exit", "Six"), ('"""', "... "),
         ]:  # fmt: skip
@@ -568,7 +391,7 @@ def test_commands_of_the_chat(tmp_path):
     "line, why", [("/etc/hosts", "unknown command /etc/hosts"), ("/help me", "/help takes nothing more")]
 )
 def test_what_looks_like_a_command_is_asked_about(tmp_path, line, why):
-    with _chat(tmp_path, "[['One']]") as chat:
+    with open_chat(tmp_path, "[['One']]") as chat:
         for answer in ("n", "", "\x04", "y"):
             chat.expect("> ")
             chat.send(line + "\r")
@@ -591,7 +414,7 @@ def test_what_looks_like_a_command_is_asked_about(tmp_path, line, why):
     ],
 )
 def test_an_error_is_told_and_the_chat_goes_on_without_that_turn(tmp_path, failure, told):
-    with _chat(tmp_path, f"[{failure}, ['Two']]") as chat:
+    with open_chat(tmp_path, f"[{failure}, ['Two']]") as chat:
         chat.expect("> ")
         chat.send("first\r")
         chat.expect(told)

@@ -1,17 +1,12 @@
 """The command line over the native engine: Ctrl-C at a terminal while a real model speaks."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
+from command_line import Terminal
 from typer.testing import CliRunner
 
-sys.path.append(str(Path(__file__).parent))
-from test_cli import ROOT, Terminal
-
 pytest.importorskip("polargrid_local._core", exc_type=ImportError)
-sys.path.append(str(ROOT / "tests"))
 import tiny_model
 
 from polargrid_local.cli import commands as cli
@@ -32,7 +27,7 @@ def test_ctrl_c_stops_the_native_engine_and_the_chat_goes_on(tiny):
     script = """
 import fcntl, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-from polargrid_local.cli.commands import main
+from polargrid_local.cli.main import main
 sys.argv[1:] = "chat -m endless --n-ctx 8192 --max-tokens 4096".split()
 main()
 """

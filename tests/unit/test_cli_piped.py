@@ -3,14 +3,10 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from command_line import CATALOGUE_FILE, FakeEngine, environment, program
 
-sys.path.append(str(Path(__file__).parent))
-from test_cli import CATALOGUE_FILE, FakeEngine, _environment, _main, run  # noqa: F401
-
-from polargrid_local.cli import commands as cli
 from polargrid_local.cli import piped
 
 
@@ -38,7 +34,7 @@ def _sent(command):
         (None, "日本語 👩‍🚀", "日本語 👩‍🚀"),
     ],
 )
-def test_stdin_follows_the_prompt(run, command, prompt, stdin, sent):  # noqa: F811
+def test_stdin_follows_the_prompt(run, command, prompt, stdin, sent):
     result = run(command, *([prompt] if prompt is not None else []), stdin=stdin)
     assert (result.exit_code, result.stderr) == (0, "")
     assert _sent(command) == sent
@@ -47,7 +43,7 @@ def test_stdin_follows_the_prompt(run, command, prompt, stdin, sent):  # noqa: F
 @pytest.mark.parametrize("command", ["chat", "complete"])
 @pytest.mark.parametrize("arguments", [[], ["-"]])
 @pytest.mark.parametrize("stdin", ["", "\n", " \r\n\t", b"\xef\xbb\xbf"])
-def test_nothing_to_send_is_wrong_usage(run, command, arguments, stdin):  # noqa: F811
+def test_nothing_to_send_is_wrong_usage(run, command, arguments, stdin):
     result = run(command, *arguments, stdin=stdin)
     assert result.exit_code == 2 and result.stdout == "" and FakeEngine.made == []
     assert "stdin is empty: give a prompt" in result.stderr
@@ -63,7 +59,7 @@ def test_nothing_to_send_is_wrong_usage(run, command, arguments, stdin):  # noqa
         (b"a\0b\0", "a zero byte"),
     ],
 )
-def test_what_is_no_text_is_one_line(run, stdin, why):  # noqa: F811
+def test_what_is_no_text_is_one_line(run, stdin, why):
     for arguments in (["chat"], ["chat", "Summarise"], ["complete", "-"]):
         result = run(*arguments, stdin=stdin)
         assert (result.exit_code, result.stdout) == (1, "") and FakeEngine.made == []
@@ -77,7 +73,7 @@ def test_another_locale_is_read_as_such():
     assert piped._decoded("café".encode(), "iso8859-1") == "café"
 
 
-def test_a_stdin_without_end_is_refused(run, monkeypatch):  # noqa: F811
+def test_a_stdin_without_end_is_refused(run, monkeypatch):
     monkeypatch.setattr(piped, "MOST_BYTES", 1 << 20)
     result = run("chat", stdin="y\n" * (1 << 20))
     assert result.exit_code == 1 and result.stderr.startswith("error: stdin brings more than 1 MiB")
@@ -93,11 +89,14 @@ import atexit
 import polargrid_local.cli.piped
 polargrid_local.cli.piped.SILENCE_S = {silence_s}
 sys.argv[1:] = {list(arguments)!r}
-atexit.register(lambda: [print("SENT", r["messages"][-1]["content"], flush=True) for e in FakeEngine.made for r in e.requests])
+def report():
+    for request in (request for engine in FakeEngine.made for request in engine.requests):
+        print("SENT", request["messages"][-1]["content"], flush=True)
+atexit.register(report)
 """
-    command = [sys.executable, "-c", _main(setup).replace("sys.stdin.isatty()", "False")]
+    command = [sys.executable, "-c", program(setup).replace("sys.stdin.isatty()", "False")]
     return subprocess.Popen(
-        command, env=_environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **streams
+        command, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **streams
     )
 
 
@@ -130,7 +129,7 @@ def test_a_pipe_of_the_parent_is_read_to_its_end(tmp_path):
 def test_a_pipe_that_only_the_parent_holds_and_never_fills_is_left_out(tmp_path):
     process = _start(tmp_path, "chat", "hi", silence_s=0.1, stdin=subprocess.PIPE)
     try:
-        assert process.stdout.readline() == "Hello, wörld 👍🏽\n"  # while our end is still open
+        assert process.stdout.readline() == "Hello, wörld 👍🏽\n"  # although our end of the pipe is still open
         assert process.stdout.readline() == "SENT hi\n"
         assert process.wait(120) == 0
         assert "stdin is open but silent" in process.stderr.read()
@@ -142,7 +141,7 @@ def test_a_pipe_that_only_the_parent_holds_and_never_fills_is_left_out(tmp_path)
 def test_a_command_that_takes_long_to_write_is_waited_for(tmp_path):
     reader, writer = os.pipe()
     go, start = os.pipe()
-    # The one who writes waits for a word from us, which comes after the chat said that it waits.
+    # The writer waits for a byte from us, sent once the chat has said that it waits.
     producer = subprocess.Popen(
         [sys.executable, "-c", f"import os; os.read({go}, 1); os.write({writer}, b'late')"], pass_fds=[go, writer]
     )
@@ -163,20 +162,20 @@ def test_a_pipe_that_was_left_unblocking_is_read_to_its_end(tmp_path):
     os.write(writer, b"text")
     os.close(writer)
     assert _end(process) == (0, "text\n", "")
-    assert os.get_blocking(reader)  # both processes have the same pipe
+    assert os.get_blocking(reader)  # the flag belongs to the pipe, which both processes share
     os.close(reader)
 
 
 def test_who_feeds_a_pipe(tmp_path):
     reader, writer = os.pipe()
     try:
-        assert not piped._is_fed(reader)  # only we ourselves
+        assert not piped._is_fed(reader)  # no process but this one holds it
         holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[writer])
         assert piped._is_fed(reader)
         holder.communicate(b"\n")
         assert not piped._is_fed(reader)
         holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[reader])
-        assert not piped._is_fed(reader)  # another reader
+        assert not piped._is_fed(reader)  # the other process can only read from it
         holder.communicate(b"\n")
     finally:
         os.close(reader), os.close(writer)
@@ -184,4 +183,4 @@ def test_who_feeds_a_pipe(tmp_path):
 
 def test_the_prompt_function_leaves_terminals_alone(monkeypatch):
     monkeypatch.setattr(piped, "is_terminal", lambda: True)
-    assert cli._prompt(None) is None
+    assert piped.prompt_of(None) is None

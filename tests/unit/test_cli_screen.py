@@ -1,4 +1,4 @@
-"""The interactive chat on a terminal that can move its cursor, as pyte shows it: pastes, keys, wrapped answers, history."""
+"""The interactive chat on a full terminal, as the emulator pyte shows it: pastes, keys, wrapped answers, history."""
 
 import contextlib
 import os
@@ -9,23 +9,20 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pyte
 import pytest
-
-sys.path.append(str(Path(__file__).parent))
-from test_cli import CATALOGUE_FILE, Terminal, _chat, _environment, _main
+from command_line import CATALOGUE_FILE, Terminal, environment, open_chat, program
 
 
 class Screen(Terminal):
     """A Terminal seen on its screen. `wait` reads until the screen shows something; nothing here waits for a time."""
 
-    def __init__(self, script, models_dir, size=(60, 40), **environment):
+    def __init__(self, script, models_dir, size=(60, 40), **variables):
         self.screen = pyte.Screen(*size)
         self.stream = pyte.ByteStream(self.screen)
         self.raw = b""
-        super().__init__(script, models_dir, size, **{"TERM": "xterm-256color", **environment})
+        super().__init__(script, models_dir, size, **{"TERM": "xterm-256color", **variables})
 
     @property
     def lines(self):
@@ -59,7 +56,7 @@ def requests(chat):
     """What reached the engine: ends the chat."""
     chat.send("\x04")
     rest = b""
-    with contextlib.suppress(OSError):  # its end
+    with contextlib.suppress(OSError):  # the process has ended
         while select.select([chat.fd], [], [], 120)[0]:
             rest += os.read(chat.fd, 65536)
     assert chat.process.wait(120) == 0
@@ -67,7 +64,7 @@ def requests(chat):
 
 
 def test_a_paste_is_one_message(tmp_path):
-    with _chat(tmp_path, "[['One'], ['Two'], ['Three']]", make=Screen) as chat:
+    with open_chat(tmp_path, "[['One'], ['Two'], ['Three']]", make=Screen) as chat:
         chat.wait(".*", ">")
         chat.send(paste("def f():\r    return 1\r\r/bye\r"))
         chat.wait("> def f.*", r"\.\.\.     return 1", r"\.\.\.", r"\.\.\. /bye", r"\.\.\.")
@@ -82,7 +79,7 @@ def test_a_paste_is_one_message(tmp_path):
 
 def test_a_paste_of_a_megabyte_arrives_whole(tmp_path):
     text = "\n".join(f"{i} äöü 日本" for i in range(40_000))
-    with _chat(tmp_path, "[['One']]", make=Screen) as chat:
+    with open_chat(tmp_path, "[['One']]", make=Screen) as chat:
         chat.wait(".*", ">")
         os.set_blocking(chat.fd, False)
         left = paste(text).encode()
@@ -99,7 +96,7 @@ def test_a_paste_of_a_megabyte_arrives_whole(tmp_path):
 
 
 def test_what_comes_during_an_answer_waits_for_the_prompt(tmp_path):
-    with _chat(tmp_path, "[['One ', 'moment ', None], ['Two'], ['Three']]", make=Screen) as chat:
+    with open_chat(tmp_path, "[['One ', 'moment ', None], ['Two'], ['Three']]", make=Screen) as chat:
         chat.wait(".*", ">")
         chat.send("first\r")
         chat.wait("> first", "One moment")
@@ -115,7 +112,7 @@ def test_what_comes_during_an_answer_waits_for_the_prompt(tmp_path):
 
 def test_what_comes_while_the_model_loads_waits_for_the_prompt(tmp_path):
     loaded = tmp_path / "loaded"
-    script = _main(f"""
+    script = program(f"""
 import time, pathlib
 class Slow(FakeEngine):
     def __init__(self, *arguments, **options):
@@ -161,7 +158,7 @@ def test_words_are_not_split_whatever_the_width(tmp_path):
         "end",
     ]
     pieces = [piece for word in words for piece in (word[:3], word[3:] + " ") if piece]
-    with _chat(tmp_path, f"[{pieces!r}] * 2", make=Screen, size=(30, 60)) as chat:
+    with open_chat(tmp_path, f"[{pieces!r}] * 2", make=Screen, size=(30, 60)) as chat:
         chat.wait(".*", ">")
         chat.send("a\r")
         lines = chat.wait("> a", *[".*"] * 4, ">")
@@ -177,7 +174,7 @@ def test_words_are_not_split_whatever_the_width(tmp_path):
 def test_an_answer_to_a_pipe_or_a_file_is_not_touched(tmp_path):
     text = "word " * 100 + "\x1b[1m日本\r\n"
     out = tmp_path / "out"
-    script = _main(f"""
+    script = program(f"""
 FakeEngine.answers = [[{text!r}]]
 sys.argv[1:] = ['chat']
 sys.stdout = open({str(out)!r}, 'w', newline='')
@@ -193,7 +190,7 @@ sys.stdout = open({str(out)!r}, 'w', newline='')
 
 
 def test_ctrl_c_clears_then_warns_then_leaves(tmp_path):
-    with _chat(tmp_path, "[]", make=Screen) as chat:
+    with open_chat(tmp_path, "[]", make=Screen) as chat:
         chat.wait(".*", ">")
         chat.send("some text")
         chat.wait("> some text")
@@ -201,7 +198,7 @@ def test_ctrl_c_clears_then_warns_then_leaves(tmp_path):
         chat.wait(".*chat", ">")
         chat.send("\x03")
         chat.wait(".*", ">", "Ctrl-C again, Ctrl-D or /bye to leave", ">")
-        chat.send("\x1b[A")  # what was cleared
+        chat.send("\x1b[A")  # Up: brings back what was cleared
         chat.wait("> some text")
         chat.send("\x03")
         chat.wait("Ctrl-C again, Ctrl-D or /bye to leave", ">")
@@ -211,7 +208,7 @@ def test_ctrl_c_clears_then_warns_then_leaves(tmp_path):
 
 
 def test_a_message_that_failed_is_offered_again(tmp_path):
-    with _chat(tmp_path, "[['One'], ContextLengthError('too long'), ['Two']]", make=Screen) as chat:
+    with open_chat(tmp_path, "[['One'], ContextLengthError('too long'), ['Two']]", make=Screen) as chat:
         chat.wait(".*", ">")
         chat.send("zero\r")
         chat.wait("One", ">")
@@ -223,7 +220,7 @@ def test_a_message_that_failed_is_offered_again(tmp_path):
 
 
 def test_a_refused_command_is_offered_again(tmp_path):
-    with _chat(tmp_path, "[['One']]", make=Screen, size=(100, 20)) as chat:
+    with open_chat(tmp_path, "[['One']]", make=Screen, size=(100, 20)) as chat:
         chat.wait(".*", ">")
         chat.send("/etc/hosts\r")
         chat.wait(r"unknown command /etc/hosts .*: send it as a message\? \[y/N\]")
@@ -235,12 +232,12 @@ def test_a_refused_command_is_offered_again(tmp_path):
 
 
 def test_history_goes_from_run_to_run(tmp_path):
-    with _chat(tmp_path, "[['One']]", make=Screen) as chat:
+    with open_chat(tmp_path, "[['One']]", make=Screen) as chat:
         chat.wait(".*", ">")
         chat.send(paste("of two\rlines") + "\r")
         chat.wait("One", ">")
         assert requests(chat) == ["of two\nlines"]
-    with _chat(tmp_path, "[['One']]", make=Screen) as chat:
+    with open_chat(tmp_path, "[['One']]", make=Screen) as chat:
         chat.wait(".*", ">")
         chat.send("\x1b[A")
         chat.wait("> of two", r"\.\.\. lines")
@@ -251,7 +248,7 @@ def test_history_goes_from_run_to_run(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_of_another_encoding(tmp_path, encoding):
-    with _chat(tmp_path, "[['wörld 日本']] * 2", make=Screen, PYTHONIOENCODING=encoding) as chat:
+    with open_chat(tmp_path, "[['wörld 日本']] * 2", make=Screen, PYTHONIOENCODING=encoding) as chat:
         chat.wait(".*", ">")
         chat.send("plain\r")
         chat.wait(r"w.rld \?\?", ">")
@@ -263,7 +260,7 @@ def test_a_terminal_of_another_encoding(tmp_path, encoding):
 def test_the_terminal_is_left_as_it_was(tmp_path):
     import termios
 
-    with _chat(tmp_path, "[['One ', None]]", make=Screen) as chat:
+    with open_chat(tmp_path, "[['One ', None]]", make=Screen) as chat:
         before = termios.tcgetattr(chat.fd)
         chat.wait(".*", ">")
         chat.send("first\r")
@@ -285,8 +282,8 @@ def test_a_paste_in_tmux(tmp_path):
     script.write_text(f"""
 import atexit, sys
 import polargrid_local.engine
-from polargrid_local.cli.commands import main
-from test_cli import FakeEngine
+from polargrid_local.cli.main import main
+from command_line import FakeEngine
 polargrid_local.engine.Engine = FakeEngine
 FakeEngine.answers = [["One"], ["Two"]]
 sys.argv[1:] = ["chat"]
@@ -294,11 +291,11 @@ sent = lambda: [request["messages"][-1]["content"] for request in FakeEngine.mad
 atexit.register(lambda: open({str(log)!r}, "w").write(repr(sent())))
 main()
 """)
-    environment = {**_environment(tmp_path), "TERM": "xterm"}
+    variables = {**environment(tmp_path), "TERM": "xterm"}
 
     def tmux(*arguments, stdin=None):
         command = ["tmux", "-f", os.devnull, "-S", str(tmp_path / "socket"), *arguments]
-        done = subprocess.run(command, env=environment, input=stdin, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=variables, input=stdin, capture_output=True, text=True, timeout=120)
         return done.stdout
 
     def until(condition):
@@ -314,11 +311,11 @@ main()
     try:
         shows("ends the chat", ">")
         tmux("load-buffer", "-", stdin="line one\n    line two\n")
-        tmux("paste-buffer", "-p")  # as its key does, marked for programs that ask for that
+        tmux("paste-buffer", "-p")  # as tmux's paste key does: marked as a paste, for programs that ask for that
         shows("> line one", "...     line two")
         tmux("send-keys", "Enter")
         shows("One", ">")
-        tmux("paste-buffer")  # unmarked, and with its last line break as an Enter
+        tmux("paste-buffer")  # not marked as a paste: its last line break arrives as an Enter
         shows("Two", ">")
         tmux("send-keys", "/bye", "Enter")
         until(lambda: log.exists() and log.read_text())

@@ -31,7 +31,7 @@ from polargrid_local import (
     sentences,
     text_of,
 )
-from polargrid_local.api.pipeline import LONGEST_PIECE_BYTES
+from polargrid_local.api.prepare import LONGEST_PIECE_BYTES
 from polargrid_local.streams import Batch
 
 HI = [{"role": "user", "content": "hi"}]

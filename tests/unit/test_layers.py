@@ -1,4 +1,4 @@
-"""Who may import whom: rooms in layers, upper may import lower, no circles, no exceptions. In C++ the same for includes."""
+"""Who may import whom: rooms in layers, upper may import lower, no circles, no exceptions; and C++ includes alike."""
 
 import ast
 import re

@@ -257,7 +257,8 @@ def test_the_native_engine_has_the_same_defaults(root):
 
 TYPED = """
 from polargrid_local import AsyncEngine, Engine
-with Engine("x", n_ctx=5, cache_type="q8_0", lora=["a", ("b", 0.5)], content_filter=["x"], on_load_progress=print) as engine:
+lora: list[str | tuple[str, float]] = ["a", ("b", 0.5)]
+with Engine("x", n_ctx=5, cache_type="q8_0", lora=lora, content_filter=["x"], on_load_progress=print) as engine:
     engine.load_model("x", force_reload=True)
 Engine("x", max_stream=3)
 Engine("x", n_ctx="5")

@@ -9,10 +9,10 @@ import fakes
 import pytest
 from pydantic import ConfigDict, TypeAdapter
 from pydantic import ValidationError as PydanticError
-from typing_extensions import get_type_hints
+from typing_extensions import get_type_hints, is_typeddict
 
-from polargrid_local import Engine, system_info
-from polargrid_local.api import params, types
+from polargrid_local import Engine, system_info, types
+from polargrid_local.api import keys, params, plain, replies, requests
 
 REQUESTS = {
     "chat": (params.ChatParams, {"messages": [{"role": "user", "content": "x"}]}),
@@ -22,11 +22,11 @@ REQUESTS = {
     "generate": (params.GenerateParams, {"prompt": "x"}),
 }
 PARTS = [
-    (params.MessageParam, types.Message),
-    (params.TextPartParam, types.TextPart),
-    (params.ImagePartParam, types.ImagePart),
-    (params.ToolCallParam, types.ToolCall),
-    (params.FunctionCallParam, types.FunctionCall),
+    (params.MessageParam, requests.Message),
+    (params.TextPartParam, requests.TextPart),
+    (params.ImagePartParam, requests.ImagePart),
+    (params.ToolCallParam, requests.ToolCall),
+    (params.FunctionCallParam, requests.FunctionCall),
 ]
 ALIAS = "max_completion_tokens"
 SAMPLES = (
@@ -37,7 +37,7 @@ OF_TYPE = ("type", "filter", "encoding_format")  # pydantic's, and ours
 
 @pytest.mark.parametrize("kind", REQUESTS)
 def test_keywords_are_the_fields_of_the_model(kind):
-    keywords, model = REQUESTS[kind][0], types.KINDS[kind]
+    keywords, model = REQUESTS[kind][0], requests.KINDS[kind]
     alias = {ALIAS} & set(keywords.__annotations__)
     assert set(get_type_hints(keywords)) == {*model.model_fields, *alias}
     assert bool(alias) == ("max_tokens" in model.model_fields)
@@ -52,10 +52,10 @@ def test_keys_of_messages_are_the_fields_of_the_models(keywords, model):
 
 
 def test_keys_of_small_mappings_are_those_that_are_read():
-    assert set(get_type_hints(params.StreamOptions)) == types._STREAM_OPTIONS.fields
-    assert set(get_type_hints(params.DocumentParam)) == types._DOCUMENT.fields
+    assert set(get_type_hints(params.StreamOptions)) == keys.STREAM_OPTIONS.fields
+    assert set(get_type_hints(params.DocumentParam)) == keys.DOCUMENT.fields
     roles = get_type_hints(params.MessageParam)["role"]
-    assert roles == types.Message.model_fields["role"].annotation
+    assert roles == requests.Message.model_fields["role"].annotation
 
 
 @pytest.mark.parametrize("less, more, without", [
@@ -77,10 +77,10 @@ def test_changes_on_top_are_the_same_fields_and_none_of_them_is_required(less, m
 def test_keywords_have_the_types_that_the_model_takes(kind, field):
     keywords, least = REQUESTS[kind]
     hint = TypeAdapter(get_type_hints(keywords)[field], config=ConfigDict(arbitrary_types_allowed=True))
-    model, name = types.KINDS[kind], "max_tokens" if field == ALIAS else field
+    model, name = requests.KINDS[kind], "max_tokens" if field == ALIAS else field
     for sample in SAMPLES:
         try:
-            model.model_validate({**least, name: types.plain(sample) if not isinstance(sample, tuple) else sample})
+            model.model_validate({**least, name: plain.plain(sample) if not isinstance(sample, tuple) else sample})
             taken = True
         except PydanticError as error:
             taken = not error.errors()[0]["type"].endswith(OF_TYPE)
@@ -110,36 +110,36 @@ def test_replies_are_what_is_declared(tmp_path):
         for logprobs in (False, True):
             with engine.chat_completion_stream(asked, logprobs=logprobs, top_logprobs=2 if logprobs else 0) as chat:
                 for chunk in chat:
-                    exactly(types.ChatCompletionChunk, chunk)
-            exactly(types.Usage, chat.usage)
-            exactly(types.Timings, chat.timings)
-            exactly(types.ChatCompletionResponse, engine.chat_completion(asked, logprobs=logprobs))
+                    exactly(replies.ChatCompletionChunk, chunk)
+            exactly(replies.Usage, chat.usage)
+            exactly(replies.Timings, chat.timings)
+            exactly(replies.ChatCompletionResponse, engine.chat_completion(asked, logprobs=logprobs))
             count = 2 if logprobs else None
             for piece in engine.completion_stream(
                 prompt=["a", "b"], logprobs=count, stream_options={"include_usage": True}
             ):
-                exactly(types.CompletionChunk, piece)
-            exactly(types.CompletionResponse, engine.completion(prompt=["a", "b"], logprobs=count))
-        exactly(types.GenerateResponse, engine.generate("x"))
-        exactly(types.EmbeddingResponse[list[float]], engine.embeddings(input=["a", "b"]))
+                exactly(replies.CompletionChunk, piece)
+            exactly(replies.CompletionResponse, engine.completion(prompt=["a", "b"], logprobs=count))
+        exactly(replies.GenerateResponse, engine.generate("x"))
+        exactly(replies.EmbeddingResponse[list[float]], engine.embeddings(input=["a", "b"]))
         coded = engine.embeddings(input="a", encoding_format="base64")
-        exactly(types.EmbeddingResponse[str], coded)
+        exactly(replies.EmbeddingResponse[str], coded)
         assert len(base64.b64decode(coded["data"][0]["embedding"])) == 4 * fakes.INFO["n_embd"]
-        exactly(types.ListModelsResponse, engine.list_models())
-        exactly(types.ModelInfo, engine.get_model("m"))
-        exactly(types.ModelStatusResponse, engine.get_model_status())
-        exactly(types.HealthResponse, engine.health())
-        exactly(types.GPUStatusResponse, engine.get_gpu_status())
-        exactly(types.GPUMemoryResponse, engine.get_gpu_memory())
-        exactly(types.GPUPurgeResponse, engine.purge_gpu())
-        exactly(types.LoadModelResponse, engine.load_model(path))
-        exactly(types.UnloadModelResponse, engine.unload_model("m"))
-        exactly(types.UnloadAllModelsResponse, engine.unload_all_models())
+        exactly(replies.ListModelsResponse, engine.list_models())
+        exactly(replies.ModelInfo, engine.get_model("m"))
+        exactly(replies.ModelStatusResponse, engine.get_model_status())
+        exactly(replies.HealthResponse, engine.health())
+        exactly(replies.GPUStatusResponse, engine.get_gpu_status())
+        exactly(replies.GPUMemoryResponse, engine.get_gpu_memory())
+        exactly(replies.GPUPurgeResponse, engine.purge_gpu())
+        exactly(replies.LoadModelResponse, engine.load_model(path))
+        exactly(replies.UnloadModelResponse, engine.unload_model("m"))
+        exactly(replies.UnloadAllModelsResponse, engine.unload_all_models())
 
 
 def test_the_machine_is_described_as_declared():
     pytest.importorskip("polargrid_local._core")
-    exactly(types.SystemInfo, system_info())
+    exactly(replies.SystemInfo, system_info())
 
 
 # --- how engines and streams show themselves --------------------------------------------------------------------------
@@ -181,3 +181,15 @@ def test_a_stream_says_how_far_it_is(tmp_path):
         with engine.completion_stream(prompt="x") as long:
             long.assembler.choices[0].parts.append("a" * 100)
             assert len(repr(long)) < 130
+
+
+# --- the public face --------------------------------------------------------------------------------------------------
+
+
+def test_the_types_for_annotations_are_those_of_params_and_replies_and_nothing_else():
+    aliases = {"FinishReason", "LoadStatus", "Messages", "Task"}  # what keys of the TypedDicts are annotated with
+    typed = {name for module in (params, replies) for name, value in vars(module).items() if is_typeddict(value)}
+    assert set(types.__all__) == {name for name in typed if not name.startswith("_")} | aliases
+    assert types.__all__ == sorted(types.__all__)
+    public = {name for name, value in vars(types).items() if not name.startswith("_")}
+    assert public == set(types.__all__)

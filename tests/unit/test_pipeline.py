@@ -10,8 +10,8 @@ from fakes import INFO, Event
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polargrid_local.api.pipeline import Target, prepare, split_filters
-from polargrid_local.api.types import parse_request
+from polargrid_local.api.parse import parse_request
+from polargrid_local.api.prepare import Target, prepare, split_filters
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import ContextLengthError, EngineClosed, NumericError, ValidationError
 
@@ -84,8 +84,8 @@ def test_the_plain_answers_are_the_remotes():
         f'{{"id":"chatcmpl-{ID}","object":"chat.completion","created":1700000000,"model":"M",'
         '"choices":[{"index":0,"message":{"role":"assistant","content":"Hi"},"finish_reason":"stop"}],'
         '"usage":{"prompt_tokens":5,"completion_tokens":3,"total_tokens":8},'
-        '"pg_metadata":{"region":"local","latency_ms":813,"model_load_time_ms":null,"queue_time_ms":3,"inference_time_ms":809,'
-        '"seed":42,"cached_tokens":2}}'
+        '"pg_metadata":{"region":"local","latency_ms":813,"model_load_time_ms":null,"queue_time_ms":3,'
+        '"inference_time_ms":809,"seed":42,"cached_tokens":2}}'
     )
     made = job("completion")
     run(made, [Event(1, "text", "Hi"), end()])
@@ -431,7 +431,10 @@ def test_minus_one_means_a_seed_of_the_requests_own(kind, seed):
 
 
 def test_message_forms_reach_the_template_as_it_expects_them():
-    source = "{% for m in messages %}{{ m.role }}:{{ m.content }}:{{ m.tool_calls[0].function.arguments.k if m.tool_calls }};{% endfor %}"
+    source = (
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}:"
+        "{{ m.tool_calls[0].function.arguments.k if m.tool_calls }};{% endfor %}"
+    )
     made = job(
         target=Target("m", INFO, ChatTemplate(source)),
         messages=[

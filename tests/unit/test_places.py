@@ -11,7 +11,7 @@ OPTION = {
     "README.md": 1,  # generated
 }
 SAMPLING = {
-    "polargrid_local/api/types.py": 1,
+    "polargrid_local/api/requests.py": 1,
     "polargrid_local/api/params.py": 1,  # for type checkers
     "csrc/request.h": 2,
     "README.md": 1,
@@ -30,8 +30,8 @@ def places(root, name):
     return found
 
 
-# Options with a name of their own; `uses`: where the native engine acts on it. One that info() shows too has a line more
-# in csrc/request.h, for ModelInfo.
+# Options whose names mean nothing else. `uses`: where the native engine acts on them. One that info() shows too has two
+# more lines: a member of ModelInfo and its field, both in csrc/request.h.
 @pytest.mark.parametrize(
     ("name", "uses", "shown"),
     [
@@ -44,7 +44,7 @@ def places(root, name):
 def test_an_option_is_one_entry_and_one_member(root, name, uses, shown):
     found = places(root, name)
     expected = {**OPTION, "csrc/request.h": 4 if shown else 2} | (
-        {"polargrid_local/api/types.py": 1} if shown else {}
+        {"polargrid_local/api/replies.py": 1} if shown else {}
     )  # info()'s type
     assert set(found) - set(expected) <= uses
     assert {file: n for file, n in found.items() if file not in uses} == expected
@@ -60,7 +60,7 @@ def test_a_field_of_sampling_is_a_field_of_the_request_and_a_member(root, name):
 
 
 def test_what_the_native_sampler_takes_is_what_requests_give(root):
-    from polargrid_local.api.types import Sampling
+    from polargrid_local.api.requests import Sampling
 
     native = re.findall(r'field\("(\w+)", &SamplingParams::', (root / "csrc" / "request.h").read_text())
     given = [*Sampling.model_fields, "seed", "n_logprobs", "logit_bias"]

@@ -84,7 +84,10 @@ def editor(monkeypatch, tmp_path):
         (["say \x1b[200~/bye\n/exit\x1b[201~", "\x1b[200~\nmore\x1b[201~", "!\r"], "say /bye\n/exit\nmore!"),
         (["one\x1b\rtwo\x1b\nthree\r"], "one\ntwo\nthree"),
         (['"""\r', "a\r", 'b"""\r'], '"""\na\nb"""'),
-        (["line one\r  line two\r\rline four\r"], "line one\n  line two\n\nline four\n"),  # a paste without marks
+        (
+            ["line one\r  line two\r\rline four\r"],
+            "line one\n  line two\n\nline four\n",
+        ),  # a paste by a terminal that does not mark pastes
         (["x" * 1023 + "\r" + "y" * 3000 + "\rz\r"], "x" * 1023 + "\n" + "y" * 3000 + "\nz\n"),
         (["hello\x03", "bye\r"], "bye"),  # Ctrl-C clears
         (["hello\x03", "\x1b[A!\r"], "hello!"),  # and Up brings it back
@@ -170,7 +173,7 @@ def test_a_terminal_that_can_do_little_gets_plain_lines(monkeypatch, term):
 
 def test_an_editor_that_cannot_be_made_is_said(monkeypatch, capsys):
     monkeypatch.setenv("TERM", "xterm")
-    assert isinstance(open_prompt(), LinePrompt)  # no terminal to write on, and nothing to be said about that
+    assert isinstance(open_prompt(), LinePrompt)  # no terminal to write on: plain lines, and no message
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setattr("prompt_toolkit.input.create_input", lambda: 1 / 0)

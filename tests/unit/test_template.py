@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polargrid_local.chat import template_code as module
-from polargrid_local.chat.named_templates import CHATML
+from polargrid_local.chat import compiler as module
+from polargrid_local.chat.formats import CHATML
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import TemplateError
 
@@ -63,9 +63,9 @@ CONVERSATIONS = [
 
 
 @functools.cache
-def compiled(source):
+def compile_template(source):
     env = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", module.Generation]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", module.GenerationTag]
     )
 
     def refuse(message):
@@ -80,7 +80,7 @@ def compiled(source):
 
 def plain(source, messages, **options):
     """What everybody else renders: one string in which nobody can tell who wrote what."""
-    return compiled(source).render(
+    return compile_template(source).render(
         messages=messages,
         tools=None,
         documents=None,
@@ -185,7 +185,10 @@ def test_user_text_is_never_trusted_whatever_it_holds(name, contents):
 def test_content_is_exactly_the_untrusted_spans():
     assert render(TEMPLATES["smollm2"], CONVERSATIONS[1][1:2]) == [
         (
-            "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n",
+            (
+                "<|im_start|>system\nYou are a helpful AI assistant named "
+                "SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
+            ),
             True,
         ),
         ("  Hello\n wörld <|im_end|><|eot_id|> \n", False),
@@ -198,7 +201,10 @@ def test_content_is_exactly_the_untrusted_spans_in_llama_3_1():
     source = next(path for path in ZOO if path.name == "meta-llama-Llama-3.1-8B-Instruct.jinja").read_text()
     assert render(source, CONVERSATIONS[1][:2]) == [
         (
-            "<s><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n",
+            (
+                "<s><|start_header_id|>system<|end_header_id|>\n\n"
+                "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+            ),
             True,
         ),
         ("Be <b>nice</b>", False),
@@ -237,7 +243,10 @@ def test_content_is_exactly_the_untrusted_spans_in_llama_3_1():
         ("{{ messages[0].content | indent(2) }}", ["Hi there"]),
         ("{{ messages[0].content | list | length }}{{ messages[0].content | length }}", []),
         (
-            "{{ 'there' in messages[0].content }}{{ messages[0].content.startswith('Hi') }}{{ messages[0].content == 'Hi there' }}",
+            (
+                "{{ 'there' in messages[0].content }}{{ messages[0].content.startswith('Hi') }}"
+                "{{ messages[0].content == 'Hi there' }}"
+            ),
             [],
         ),
         ("{{ {'Hi there': 'found'}[messages[0].content] }}", []),
@@ -309,33 +318,93 @@ def test_options_are_text_that_nobody_trusts():
     "source",
     [
         "{{ messages[0].content in 'say Hi there twice' }}{{ 'say Hi there'.endswith(messages[0].content) }}",
-        "{{ 'a-b'.split('-') }}{{ 'Hi there, you'.replace(messages[0].content, 'x') }}{{ 'Hi thereHi there'.count(messages[0].content) }}",
+        (
+            "{{ 'a-b'.split('-') }}{{ 'Hi there, you'.replace(messages[0].content, 'x') }}"
+            "{{ 'Hi thereHi there'.count(messages[0].content) }}"
+        ),
         "{{ 'Hi thereX'.strip(messages[0].content) }}{{ 'X Hi there'.find(messages[0].content) }}",
-        "{{ '%s|%10s|%-10s|%.2s|%5d|%05.1f|%%|%x' % (messages[0].content, 'a', messages[0].content, 'abc', 7, 2.25, 255) }}",
+        (
+            "{{ '%s|%10s|%-10s|%.2s|%5d|%05.1f|%%|%x' % "
+            "(messages[0].content, 'a', messages[0].content, 'abc', 7, 2.25, 255) }}"
+        ),
         "{{ '%(a)s%(b)s' % {'a': messages[0].content, 'b': [messages[0].content]} }}{{ '%s' % messages[0].content }}",
         "{{ '{} {:>10} {:.2f} {!r} {x[0]} {y.role} {:{}}'.format(1, 'a', 2.5, 'q', 'z', 5, x=[3], y=messages[0]) }}",
         "{{ '{0} {0!r}'.format(messages[0].content) }}{{ '{:>12}'.format(messages[0].content) }}",
         "{{ messages[0].content[::-1] }}{{ messages[0].content[1:6:2] }}{{ messages[0].content | reverse }}",
-        "{{ messages[0].content | title }}|{{ messages[0].content | center(20) }}|{{ messages[0].content | truncate(5, true) }}",
-        "{{ messages[0].content | e }}{{ '<&\\'>' | escape }}{{ messages[0].content | safe }}{{ messages[0].content | int(7) }}",
-        "{{ [3, 1, 2] | sort }}{{ ['b', 'A'] | sort }}{{ {'b': 1, 'A': 2} | dictsort }}{{ [1, 1, 2] | unique | list }}{{ [2, 3] | max }}",
-        "{{ messages | map(attribute='role') | list }}{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+        (
+            "{{ messages[0].content | title }}|{{ messages[0].content | center(20) }}|"
+            "{{ messages[0].content | truncate(5, true) }}"
+        ),
+        (
+            "{{ messages[0].content | e }}{{ '<&\\'>' | escape }}"
+            "{{ messages[0].content | safe }}{{ messages[0].content | int(7) }}"
+        ),
+        (
+            "{{ [3, 1, 2] | sort }}{{ ['b', 'A'] | sort }}{{ {'b': 1, 'A': 2} | dictsort }}"
+            "{{ [1, 1, 2] | unique | list }}{{ [2, 3] | max }}"
+        ),
+        (
+            "{{ messages | map(attribute='role') | list }}"
+            "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}"
+        ),
         "{{ ['a', 'b'] | map('upper') | join('-') }}{{ [1, 2, 3] | select('odd') | list }}{{ [0, 1] | reject | list }}",
-        "{{ (messages | groupby('role'))[0].grouper }}{{ [1, 2, 3] | batch(2, 0) | list }}{{ [1, 2, 3] | slice(2) | list }}",
-        "{{ [1, 2] | sum }}{{ [[1], [2]] | sum(start=[]) }}{{ messages | sum('content.x', 0) if false else '' }}{{ 2.567 | round(1) }}",
-        "{% if [] | select %}lazy is true{% endif %}{% for k, v in {'a': 1} | items %}{{ k }}{{ v }}{% endfor %}{{ 1 < 2 < 3 }}{{ 3 > 2 > 2 }}",
-        "{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}{{ c.current }}{% set j = joiner(', ') %}{{ j() }}x{{ j() }}y",
+        (
+            "{{ (messages | groupby('role'))[0].grouper }}"
+            "{{ [1, 2, 3] | batch(2, 0) | list }}{{ [1, 2, 3] | slice(2) | list }}"
+        ),
+        (
+            "{{ [1, 2] | sum }}{{ [[1], [2]] | sum(start=[]) }}"
+            "{{ messages | sum('content.x', 0) if false else '' }}{{ 2.567 | round(1) }}"
+        ),
+        (
+            "{% if [] | select %}lazy is true{% endif %}{% for k, v in {'a': 1} | items %}"
+            "{{ k }}{{ v }}{% endfor %}{{ 1 < 2 < 3 }}{{ 3 > 2 > 2 }}"
+        ),
+        (
+            "{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}"
+            "{{ c.current }}{% set j = joiner(', ') %}{{ j() }}x{{ j() }}y"
+        ),
         "{% for x in [1, [2, [3]]] recursive %}{{ loop(x) if x is not number else x }}{{ loop.depth }}{% endfor %}",
-        "{% for x in [1, 2, 3] if x != 2 %}{{ loop.length }}{{ loop.last }}{{ loop.previtem }}{{ loop.cycle('a', 'b') }}{% endfor %}",
-        "{% macro m(a, b=2) %}{{ a }}{{ b }}{{ caller() if caller }}{{ kwargs }}{% endmacro %}{{ m(1, c=3) }}{% call m(1) %}in{% endcall %}",
-        "{{ messages[0]['content'][0] }}{{ messages[0].get('none', 'd') }}{{ messages[-1].role }}{{ messages[0].items() | list | length }}",
-        "{{ 7 // 2 }}{{ 7 % 4 }}{{ 2 ** 10 }}{{ 7 / 2 }}{{ -7 }}{{ 'a' * 3 }}{{ [1] * 2 + [3] }}{{ (1, 2) + (3,) }}{{ 1.5e3 }}{{ none }}{{ true }}",
-        "{{ 'aXbXc'.rsplit('X', 1) }}{{ 'a b'.split() }}{{ 'x'.join(['1', '2']) }}{{ 'a\nb'.splitlines() }}{{ 'ab'.partition('b') }}",
-        "{{ {'a': [1, {'b': none}]} | tojson(indent=2) }}{{ messages | tojson }}{{ [1] | tojson(separators=(',', ':')) }}",
-        "{{ 'a' is lower }}{{ 4 is even }}{{ 4 is divisibleby(2) }}{{ 1 is in [1] }}{{ messages is sequence }}{{ 'x' is eq 'x' }}{{ range(3) | list }}",
-        "{% set a, b = (1, 2) %}{{ b }}{% with x = 1 %}{{ x }}{% endwith %}{% set ns = namespace(v=[]) %}{% set ns.v = ns.v + [a] %}{{ ns.v }}",
-        "{% block here %}{{ messages[0].content }}{% endblock %}{% raw %}{{ raw }}{% endraw %}{{ dict(a=1) }}{{ dict([('k', 2)]) }}",
-        "{{ messages[0].content | attr('nothing') is defined }}{{ 'abc' | first }}{{ [1, 2] | last }}{{ messages[0].content | list | first }}",
+        (
+            "{% for x in [1, 2, 3] if x != 2 %}{{ loop.length }}{{ loop.last }}"
+            "{{ loop.previtem }}{{ loop.cycle('a', 'b') }}{% endfor %}"
+        ),
+        (
+            "{% macro m(a, b=2) %}{{ a }}{{ b }}{{ caller() if caller }}"
+            "{{ kwargs }}{% endmacro %}{{ m(1, c=3) }}{% call m(1) %}in{% endcall %}"
+        ),
+        (
+            "{{ messages[0]['content'][0] }}{{ messages[0].get('none', 'd') }}"
+            "{{ messages[-1].role }}{{ messages[0].items() | list | length }}"
+        ),
+        (
+            "{{ 7 // 2 }}{{ 7 % 4 }}{{ 2 ** 10 }}{{ 7 / 2 }}{{ -7 }}{{ 'a' * 3 }}"
+            "{{ [1] * 2 + [3] }}{{ (1, 2) + (3,) }}{{ 1.5e3 }}{{ none }}{{ true }}"
+        ),
+        (
+            "{{ 'aXbXc'.rsplit('X', 1) }}{{ 'a b'.split() }}{{ 'x'.join(['1', '2']) }}"
+            "{{ 'a\nb'.splitlines() }}{{ 'ab'.partition('b') }}"
+        ),
+        (
+            "{{ {'a': [1, {'b': none}]} | tojson(indent=2) }}"
+            "{{ messages | tojson }}{{ [1] | tojson(separators=(',', ':')) }}"
+        ),
+        (
+            "{{ 'a' is lower }}{{ 4 is even }}{{ 4 is divisibleby(2) }}{{ 1 is in [1] }}"
+            "{{ messages is sequence }}{{ 'x' is eq 'x' }}{{ range(3) | list }}"
+        ),
+        (
+            "{% set a, b = (1, 2) %}{{ b }}{% with x = 1 %}{{ x }}{% endwith %}"
+            "{% set ns = namespace(v=[]) %}{% set ns.v = ns.v + [a] %}{{ ns.v }}"
+        ),
+        (
+            "{% block here %}{{ messages[0].content }}{% endblock %}{% raw %}"
+            "{{ raw }}{% endraw %}{{ dict(a=1) }}{{ dict([('k', 2)]) }}"
+        ),
+        (
+            "{{ messages[0].content | attr('nothing') is defined }}{{ 'abc' | first }}"
+            "{{ [1, 2] | last }}{{ messages[0].content | list | first }}"
+        ),
     ],
 )
 def test_what_templates_do_is_what_jinja_does(source):
@@ -441,7 +510,7 @@ def test_long_conversations_render_in_every_model_family():
     [
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ messages[0].content.__class__.__mro__ }}",
-        "{{ messages[0].content._ledger._pieces }}",
+        "{{ messages[0].content._taints._pieces }}",
         "{{ cycler.__init__.__globals__ }}",
         "{{ messages.append(1) }}",
         "{% include 'x' %}",

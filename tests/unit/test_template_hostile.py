@@ -1,7 +1,7 @@
 """Templates from strangers: none reaches the interpreter, none takes more than its share of work or memory.
 
-Each is rendered in this process, where a counter bounds the work and no clock is asked; and those that could make something
-large again in a child whose address space cannot grow by more than MEMORY_BYTES.
+Each is rendered in this process, where a counter bounds the work and no clock is asked; and those that could make
+something large again in a child whose address space cannot grow by more than MEMORY_BYTES.
 """
 
 import json
@@ -12,7 +12,7 @@ from datetime import datetime
 
 import pytest
 
-from polargrid_local.chat import budget, template_code
+from polargrid_local.chat import budget, compiler
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import TemplateError
 
@@ -89,7 +89,7 @@ ESCAPES = [
             "''.__class__.__mro__[1].__subclasses__()",
             "messages[0].content.__class__.__mro__",
             "messages[0].content['__class__']['__mro__']",
-            "messages[0].content._ledger._pieces",
+            "messages[0].content._taints._pieces",
             "messages[0].content._known.x",
             "messages[0].content.encode.__func__",
             "messages[0].content.upper.__func__.__globals__",
@@ -322,10 +322,16 @@ WORK = [
     "{% set r = range(99999) | list %}{% for i in r %}{% if r == r[:] %}{% endif %}{% endfor %}",
     "{% set r = range(99999) | list %}{% for i in r %}{{ r | first }}{% endfor %}",
     "{% set r = range(99999) | list %}{% for i in r %}{{ cycler(*r).next() }}{% endfor %}",
-    "{% set r = range(9999) | list %}{% for i in r %}{% for j in r if j == i %}{{ loop.changed(r) }}{% endfor %}{% endfor %}",
+    (
+        "{% set r = range(9999) | list %}{% for i in r %}"
+        "{% for j in r if j == i %}{{ loop.changed(r) }}{% endfor %}{% endfor %}"
+    ),
     "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-    "{% macro m() %}{{ caller() }}{% endmacro %}{% call m() %}{% for i in range(99999) %}{% for j in range(999) %}{% endfor %}{% endfor %}{% endcall %}",
+    (
+        "{% macro m() %}{{ caller() }}{% endmacro %}{% call m() %}{% for i in range(99999) %}"
+        "{% for j in range(999) %}{% endfor %}{% endfor %}{% endcall %}"
+    ),
     "{% macro a() %}{{ b() }}{% endmacro %}{% macro b() %}{{ a() }}{% endmacro %}{{ a() }}",
     "{% macro m(f) %}{{ f(f) }}{% endmacro %}{{ m(m) }}",
     "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
@@ -400,7 +406,10 @@ WORK = [
     "{{ (messages[0].content ~ 'a' * 500000).rfind('b' + 'a' * 250000) }}",
     "{{ ('a' * 500000).strip('b' * 500000 ~ 'a') }}",
     "{% set r = range(1000) | list %}{{ r | map('string') | map('replace', '', 'x' * 99999) | sort }}",
-    "{% set s = ('a' * 9999 ~ ' ') * 400 %}{{ s.split() | sort | length }}{{ s.split() | sort | min }}{{ (s * 20).split() | sort }}",
+    (
+        "{% set s = ('a' * 9999 ~ ' ') * 400 %}{{ s.split() | sort | length }}"
+        "{{ s.split() | sort | min }}{{ (s * 20).split() | sort }}"
+    ),
     "{% set s = ['a' * 40000] * 20000 %}{{ s | sort | length }}{{ s | unique | list }}",
     "{% set s = [['a' * 40000] * 100] * 1000 %}{{ s | max | length }}{{ s | sort }}",
     "{{ [" + ", ".join(str(i * (2**61 - 1)) for i in range(1, 1500)) + "] | unique | list }}",
@@ -411,8 +420,8 @@ WORK = [
 
 # Sources that take long, or much memory, to compile.
 COMPILE = [
-    "x" * (template_code.MAX_SOURCE_BYTES + 1),
-    "é" * (template_code.MAX_SOURCE_BYTES // 2 + 1),
+    "x" * (compiler.MAX_SOURCE_BYTES + 1),
+    "é" * (compiler.MAX_SOURCE_BYTES // 2 + 1),
     "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
     "{{ " + "[" * 3000 + "]" * 3000 + " }}",
     "{{ " + "{'a': " * 300 + "1" + "}" * 300 + " }}",
@@ -510,7 +519,7 @@ def test_a_hostile_template_is_refused(source, monkeypatch):
     assert "the secret" not in message
     assert " at 0x" not in message
     # The last thing asked for may be more than what was left; then it was not made.
-    assert all(one.left <= one.work <= budget.BASE + budget.PER_MESSAGE + 100 for one in made)
+    assert all(one.left <= one.work <= budget.PER_RENDER + budget.PER_MESSAGE + 100 for one in made)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space hold on Linux")

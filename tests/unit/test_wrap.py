@@ -47,10 +47,14 @@ def test_pieces_do_not_matter_and_nothing_but_blanks_changes(text, width, size):
     "text, width, lines",
     [
         ("ate 日本語の文章です。はい", 12, ["ate 日本語の", "文章です。は", "い"]),
-        ("日本語です。はい", 10, ["日本語で", "す。はい"]),  # the full stop brings its neighbour along
+        (
+            "日本語です。はい",
+            10,
+            ["日本語で", "す。はい"],
+        ),  # a full stop never begins a line: the character before it moves too
         ("あ「いう」えお", 8, ["あ「い", "う」えお"]),
         ("ロケットー", 8, ["ロケッ", "トー"]),
-        ("하나 둘셋넷다섯", 10, ["하나", "둘셋넷다섯"]),  # Korean has words
+        ("하나 둘셋넷다섯", 10, ["하나", "둘셋넷다섯"]),  # Korean has spaces between words
         ("go 👍👍 on", 6, ["go", "👍👍", "on"]),
         ("a " + "x" * 25 + " b", 10, ["a", "x" * 10, "x" * 10, "xxxxx b"]),
         ("  - one two three", 11, ["  - one two", "  three"]),

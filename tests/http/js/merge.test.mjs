@@ -1,4 +1,4 @@
-// merge.js: whatever two tabs do to one chat, in whatever order they store it, both end with the same and nothing is lost.
+// merge.js: whatever two tabs do to one chat, in whatever order they store it, both end alike and nothing is lost.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { applied, changes, isNothing } from '../../../polargrid_local/web/merge.js';
@@ -30,7 +30,7 @@ function* numbers(seed) {
   for (let n = seed; ; n = (n * 1103515245 + 12345) % 2147483648) yield n >> 8;
 }
 
-test('two tabs at random: they converge, keep what was added and not removed, and repeating a change changes nothing', () => {
+test('two tabs at random converge, keep what was added and not removed; a change repeated changes nothing', () => {
   for (let seed = 1; seed <= 300; seed++) {
     const source = numbers(seed);
     const next = (n) => source.next().value % n;

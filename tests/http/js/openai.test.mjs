@@ -41,7 +41,8 @@ test('text, embeddings, models', async () => {
   assert.equal(text.choices[0].text, SAID.join(''));
   const { data } = await openai.embeddings.create({ model: SMOLLM2, input: 'hello' });
   assert.ok(data[0].embedding.length > 100 && data[0].embedding.every(Number.isFinite));
-  const floats = await openai.embeddings.create({ model: SMOLLM2, input: 'hello', encoding_format: 'float' }); // left out, it is base64
+  // Without encoding_format this client asks for base64.
+  const floats = await openai.embeddings.create({ model: SMOLLM2, input: 'hello', encoding_format: 'float' });
   assert.equal(floats.data[0].embedding.length, data[0].embedding.length);
   floats.data[0].embedding.forEach((x, i) => assert.ok(Math.abs(x - data[0].embedding[i]) < 1e-6));
   const ids = [];

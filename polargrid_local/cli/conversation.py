@@ -1,19 +1,13 @@
-"""The terminal: progress bars and notes on stderr, answers on stdout, and the interactive chat."""
+"""The conversation with the person at the terminal: messages and /commands in, answers out, the turns kept."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import sys
-from collections.abc import Callable, Iterator
-from enum import Enum
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
+from polargrid_local.cli.answer import Form, note, write_answer
 from polargrid_local.cli.prompt import EditorPrompt, LinePrompt, message_of
-from polargrid_local.cli.wrap import Wrap
 from polargrid_local.errors import ContextLengthError, PolarGridError
 
 if TYPE_CHECKING:
@@ -35,93 +29,8 @@ Ctrl-C at the prompt clears it.'''
 HELP_COMMANDS, LEAVE_COMMANDS = ("/help", "/?"), ("/bye", "/exit", "/quit")
 
 
-class Form(str, Enum):
-    """How an answer is written to stdout."""
-
-    text = "text"
-    json = "json"  # one chunk per line
-    sse = "sse"  # the server's event stream
-
-
-def note(text: str) -> None:
-    """One line for the person in front of it; stdout is for answers alone."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
-
-
-def write_answer(stream: ChatStream[Any], form: Form, out: TextIO) -> None:
-    """Write a ChatStream as it comes. Raises what ends it early; leaving early cancels it.
-
-    On a terminal, text is wrapped between words; anywhere else every form is written as it is."""
-    wrap = Wrap(lambda: _width(out)) if form is Form.text and out.isatty() else None
-    last = ""
-    try:
-        with stream:
-            for chunk in stream:
-                if form is Form.text:
-                    choice = chunk["choices"][0] if chunk["choices"] else {}
-                    piece = choice.get("delta", {}).get("content") or choice.get("text") or ""
-                    last = piece or last
-                else:
-                    line = json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))
-                    piece = line + "\n" if form is Form.json else f"data: {line}\n\n"
-                out.write(wrap.feed(piece) if wrap else piece)
-                out.flush()
-    finally:
-        if wrap:
-            out.write(wrap.finish())
-            out.flush()
-    if form is Form.sse:
-        out.write("data: [DONE]\n\n")
-    elif form is Form.text and not last.endswith("\n"):
-        out.write("\n")
-    out.flush()
-
-
-def _width(out: TextIO) -> int:
-    """Columns of the terminal at this moment; 0 = unknown."""
-    try:
-        return os.get_terminal_size(out.fileno()).columns
-    except (OSError, ValueError):
-        return 0
-
-
-@contextlib.contextmanager
-def download_progress(what: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on a terminal, silence elsewhere. Yields the callback that `Store.pull` wants."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done, total: None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-@contextlib.contextmanager
-def load_progress(what: str) -> Iterator[Callable[[float], None] | None]:
-    """A bar on a terminal while a model loads. Yields the engine's `on_load_progress`."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    with Progress(TextColumn("{task.description}"), BarColumn(), console=console, transient=True) as progress:
-        task = progress.add_task(f"loading {what}", total=1.0)
-        yield lambda share: progress.update(task, completed=share)
-
-
-class Chat:
-    """A conversation with the person at the terminal: takes messages and commands, writes answers, keeps the turns."""
+class Conversation:
+    """`open_stream` starts the answer to a list of messages; `system` is the first system message."""
 
     def __init__(self, prompt: LinePrompt | EditorPrompt, open_stream: Open, system: str | None, form: Form) -> None:
         self._prompt = prompt

@@ -8,10 +8,10 @@ from datetime import datetime
 
 import pytest
 
-from polargrid_local.api.pipeline import messages_of
-from polargrid_local.api.types import parse_request
-from polargrid_local.chat.abilities import Abilities
-from polargrid_local.chat.named_templates import NAMES, named
+from polargrid_local.api.messages import messages_of
+from polargrid_local.api.parse import parse_request
+from polargrid_local.chat.capabilities import Capabilities
+from polargrid_local.chat.formats import FORMATS, format_name
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import TemplateError, ValidationError
 from polargrid_local.registry import Models
@@ -28,18 +28,23 @@ PARTS = """<|im_start|>{% for message in messages %}{{ message.role | capitalize
 # In the style of LLaVA-NeXT: images first, then a second loop over the text parts.
 LLAVA = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}\
 {% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}\
-{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] }}{% endfor %}<|im_end|>{% endfor %}"""
+{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] }}{% endfor %}\
+<|im_end|>{% endfor %}"""
 # In the style of Llama 3.2 Vision: a system text beside parts for everybody else.
-MIXED = """{% if messages[0].role == 'system' %}{{ messages[0].content | trim }}{% set messages = messages[1:] %}{% endif %}\
-{% for m in messages %}[{{ m.role }}]{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}{% endfor %}"""
+MIXED = """{% if messages[0].role == 'system' %}{{ messages[0].content | trim }}\
+{% set messages = messages[1:] %}{% endif %}\
+{% for m in messages %}[{{ m.role }}]\
+{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}{% endfor %}"""
 BOTH = """{% for m in messages %}[{{ m.role }}]{% if m.content is string %}{{ m.content }}{% else %}\
 {% for p in m.content %}{{ p.text }}{{ ' ' if not loop.last }}{% endfor %}{% endif %}{% endfor %}"""
 TEXT = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 GEMMA = """{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}\
-{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}\
+{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}\
+{{ raise_exception('roles must alternate') }}{% endif %}\
 <{{ m.role }}>{{ m.content | trim }}{% endfor %}"""
 DROPS = "{% for m in messages if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endfor %}"
-FIRST = """{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('first!') }}{% endif %}\
+FIRST = """{% for m in messages %}{% if m.role == 'system' and not loop.first %}\
+{{ raise_exception('first!') }}{% endif %}\
 [{{ m.role }}]{{ m.content }}{% endfor %}"""
 NEEDS_SYSTEM = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}" + TEXT
 NULL = """{% for m in messages %}[{{ m.role }}]{% if m.content is not none %}{{ m.content }}{% else %}(none){% endif %}\
@@ -51,7 +56,7 @@ def prompt(source, *messages):
     template = ChatTemplate(source, TOKENS)
     given = [{"role": role, "content": content, **(more[0] if more else {})} for role, content, *more in messages]
     request = parse_request("chat", None, {"messages": given})
-    return "".join(text for text, _ in template.render(messages_of(request.messages, template.abilities), now=NOW))
+    return "".join(text for text, _ in template.render(messages_of(request.messages, template.capabilities), now=NOW))
 
 
 def parts(*texts):
@@ -62,7 +67,7 @@ CALL = {"tool_calls": [{"id": "c1", "type": "function", "function": {"name": "lo
 
 
 @pytest.mark.parametrize(
-    "source", [PARTS, LLAVA, MIXED, BOTH, TEXT, GEMMA, DROPS, FIRST, NEEDS_SYSTEM, NULL, EMPTY_TOOLS, *NAMES]
+    "source", [PARTS, LLAVA, MIXED, BOTH, TEXT, GEMMA, DROPS, FIRST, NEEDS_SYSTEM, NULL, EMPTY_TOOLS, *FORMATS]
 )
 @pytest.mark.parametrize("content", ["What is blue?", parts("What is blue?"), parts("What", "is blue?")])
 def test_what_the_user_says_is_in_the_prompt(source, content):
@@ -74,17 +79,17 @@ def test_what_the_user_says_is_in_the_prompt(source, content):
 
 
 def test_typed_parts_where_only_those_show():
-    assert ChatTemplate(PARTS).abilities.parts == {"system", "user", "assistant", "tool"}
+    assert ChatTemplate(PARTS).capabilities.parts == {"system", "user", "assistant", "tool"}
     assert prompt(PARTS, ("user", "Hi")) == "<|im_start|>User: Hi<end_of_utterance>\nAssistant:"
     assert prompt(PARTS, ("user", "Hi")) != prompt(PARTS, ("user", "Ho"))
     assert prompt(PARTS, ("user", parts("a", "b"))) == "<|im_start|>User: ab<end_of_utterance>\nAssistant:"
     assert prompt(LLAVA, ("user", "Hi")) == "<|im_start|>user\nHi<|im_end|>"
-    assert ChatTemplate(MIXED).abilities.parts == {"user", "assistant", "tool"}
+    assert ChatTemplate(MIXED).capabilities.parts == {"user", "assistant", "tool"}
     assert prompt(MIXED, ("system", "Be."), ("user", "Hi")) == "Be.[user]Hi"
 
 
 def test_a_template_that_prints_a_list_is_no_template_for_lists():
-    assert ChatTemplate(TEXT).abilities.parts == frozenset()
+    assert ChatTemplate(TEXT).capabilities.parts == frozenset()
     with pytest.raises(TemplateError, match="shows no message"):
         prompt(
             "{% for m in messages %}{% if m.content is not string %}{{ m.content }}{% endif %}{% endfor %}",
@@ -113,46 +118,46 @@ def test_a_system_text_that_would_be_lost_goes_into_the_users_turn():
 
 
 def test_templates_with_demands_are_not_misjudged():
-    assert ChatTemplate(GEMMA).abilities == Abilities(system="folded")
-    assert ChatTemplate(NEEDS_SYSTEM).abilities.system == "shown"
+    assert ChatTemplate(GEMMA).capabilities == Capabilities(system="folded")
+    assert ChatTemplate(NEEDS_SYSTEM).capabilities.system == "shown"
     assert prompt(EMPTY_TOOLS, ("user", "Hi")) == "[user]Hi"
     picky = ChatTemplate("{% if messages | length != 7 %}{{ raise_exception('seven!') }}{% endif %}" + TEXT)
-    assert picky.abilities == Abilities()  # nothing is known, so nothing is said
+    assert picky.capabilities == Capabilities()  # nothing is known, so nothing is said
     with pytest.raises(TemplateError, match="seven!"):
         picky.check()
 
 
 def test_null_stays_null_where_the_template_asks():
-    assert ChatTemplate(NULL).abilities.null == "always"
+    assert ChatTemplate(NULL).capabilities.null == "always"
     assert prompt(NULL, ("user", "Hi"), ("assistant", None, CALL)) == "[user]Hi[assistant](none)look"
     assert prompt(NULL, ("user", "Hi"), ("assistant", "", CALL)) == "[user]Hi[assistant]look"
     assert prompt(TEXT, ("user", "Hi"), ("assistant", None, CALL)) == "[user]Hi[assistant]"  # never the word None
     assert prompt(TEXT, ("user", "Hi"), ("assistant", None)) == "[user]Hi[assistant]"
     assert prompt(PARTS, ("user", "Hi"), ("assistant", None, CALL)).count("None") == 0
     only_calls = TEXT.replace("{{ m.content }}", "{% if not m.tool_calls %}{{ m.content }}{% endif %}")
-    assert ChatTemplate(only_calls).abilities.null == "tool calls"
+    assert ChatTemplate(only_calls).capabilities.null == "tool calls"
     assert prompt(only_calls, ("user", "a"), ("assistant", None)) == "[user]a[assistant]"
 
 
 def test_tools_are_seen():
-    assert ChatTemplate(TEXT).abilities.tools is False
-    assert ChatTemplate("{% if tools %}{{ tools | tojson }}{% endif %}" + TEXT).abilities.tools is True
-    assert ChatTemplate(EMPTY_TOOLS).abilities.tools is True
+    assert ChatTemplate(TEXT).capabilities.tools is False
+    assert ChatTemplate("{% if tools %}{{ tools | tojson }}{% endif %}" + TEXT).capabilities.tools is True
+    assert ChatTemplate(EMPTY_TOOLS).capabilities.tools is True
 
 
 def test_abilities_are_found_once():
     template = ChatTemplate(TEXT)
-    assert template.abilities is template.abilities
+    assert template.capabilities is template.capabilities
     with pytest.raises(AttributeError):
-        template.abilities.joint = ""  # frozen
+        template.capabilities.joint = ""  # frozen
 
 
 def test_a_template_is_compiled_and_tried_once(monkeypatch):
     from polargrid_local.chat import template as module
 
     n_compiled, n_budgets = [], []
-    compiled, budget = module.compiled, module.Budget
-    monkeypatch.setattr(module, "compiled", lambda *args: n_compiled.append(1) or compiled(*args))
+    compile_template, budget = module.compile_template, module.Budget
+    monkeypatch.setattr(module, "compile_template", lambda *args: n_compiled.append(1) or compile_template(*args))
     monkeypatch.setattr(module, "Budget", lambda work: n_budgets.append(work) or budget(work))
     for source in (
         "{% if",
@@ -171,36 +176,45 @@ def test_a_template_is_compiled_and_tried_once(monkeypatch):
 
 TALK = [("system", " Be. "), ("user", "Hi"), ("assistant", "Yes"), ("user", "Why")]
 FORMATS = {
-    "chatml": "<|im_start|>system\n Be. <|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
+    "chatml": "<|im_start|>system\n Be. <|im_end|>\n<|im_start|>user\n"
+    "Hi<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
     "<|im_start|>user\nWhy<|im_end|>\n<|im_start|>assistant\n",
     "llama2": "<s>[INST] <<SYS>>\n Be. \n<</SYS>>\n\nHi [/INST] Yes </s><s>[INST] Why [/INST]",
-    "llama3": "<s><|start_header_id|>system<|end_header_id|>\n\nBe.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
-    "<|start_header_id|>assistant<|end_header_id|>\n\nYes<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nWhy<|eot_id|>"
+    "llama3": "<s><|start_header_id|>system<|end_header_id|>\n\nBe.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nYes<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nWhy<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n",
     "mistral-v1": "<s> [INST]  Be. \n\nHi [/INST] Yes</s> [INST] Why [/INST]",
     "mistral-v3": "<s>[INST]  Be. \n\nHi[/INST] Yes</s>[INST] Why[/INST]",
     "mistral-v3-tekken": "<s>[INST] Be. \n\nHi[/INST]Yes</s>[INST]Why[/INST]",
     "mistral-v7": "<s>[SYSTEM_PROMPT]  Be. [/SYSTEM_PROMPT][INST] Hi[/INST] Yes</s>[INST] Why[/INST]",
     "mistral-v7-tekken": "<s>[SYSTEM_PROMPT] Be. [/SYSTEM_PROMPT][INST]Hi[/INST]Yes</s>[INST]Why[/INST]",
-    "phi3": "<s><|system|>\n Be. <|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\nYes<|end|>\n<|user|>\nWhy<|end|>\n<|assistant|>\n",
-    "phi4": "<s><|im_start|>system<|im_sep|> Be. <|im_end|><|im_start|>user<|im_sep|>Hi<|im_end|><|im_start|>assistant<|im_sep|>Yes"
+    "phi3": "<s><|system|>\n Be. <|end|>\n<|user|>\nHi<|end|>\n"
+    "<|assistant|>\nYes<|end|>\n<|user|>\nWhy<|end|>\n<|assistant|>\n",
+    "phi4": "<s><|im_start|>system<|im_sep|> Be. <|im_end|>"
+    "<|im_start|>user<|im_sep|>Hi<|im_end|><|im_start|>assistant<|im_sep|>Yes"
     "<|im_end|><|im_start|>user<|im_sep|>Why<|im_end|><|im_start|>assistant<|im_sep|>",
-    "gemma": "<s><start_of_turn>user\nBe.\n\nHi<end_of_turn>\n<start_of_turn>model\nYes<end_of_turn>\n<start_of_turn>user\nWhy"
+    "gemma": "<s><start_of_turn>user\nBe.\n\nHi<end_of_turn>\n"
+    "<start_of_turn>model\nYes<end_of_turn>\n<start_of_turn>user\nWhy"
     "<end_of_turn>\n<start_of_turn>model\n",
     "zephyr": "<s><|system|>\n Be. </s>\n<|user|>\nHi</s>\n<|assistant|>\nYes</s>\n<|user|>\nWhy</s>\n<|assistant|>\n",
     "vicuna": "<s> Be.  USER: Hi ASSISTANT: Yes</s>USER: Why ASSISTANT:",
     "deepseek": "<s> Be. ### Instruction:\nHi\n### Response:\nYes\n<|EOT|>\n### Instruction:\nWhy\n### Response:\n",
     "deepseek3": "<s> Be. <｜User｜>Hi<｜Assistant｜>Yes<｜end▁of▁sentence｜><｜User｜>Why<｜Assistant｜>",
-    "command-r": "<s><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Be.<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hi"
+    "command-r": "<s><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Be.<|END_OF_TURN_TOKEN|>"
+    "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hi"
     "<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>Yes<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|>"
     "<|USER_TOKEN|>Why<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
-    "granite": "<s><|start_of_role|>system<|end_of_role|> Be. <|end_of_text|>\n<|start_of_role|>user<|end_of_role|>Hi<|end_of_text|>\n"
-    "<|start_of_role|>assistant<|end_of_role|>Yes<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>Why<|end_of_text|>\n"
+    "granite": "<s><|start_of_role|>system<|end_of_role|> Be. <|end_of_text|>\n"
+    "<|start_of_role|>user<|end_of_role|>Hi<|end_of_text|>\n"
+    "<|start_of_role|>assistant<|end_of_role|>Yes<|end_of_text|>\n"
+    "<|start_of_role|>user<|end_of_role|>Why<|end_of_text|>\n"
     "<|start_of_role|>assistant<|end_of_role|>",
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FORMATS)
 def test_a_format_by_name(name):
     assert prompt(name, *TALK) == FORMATS[name]
     template = ChatTemplate(name, TOKENS)
@@ -227,7 +241,7 @@ def test_a_format_by_name(name):
     ],
 )
 def test_names_are_known_however_they_are_written(written, name):
-    assert named(written) == name
+    assert format_name(written) == name
 
 
 @pytest.mark.parametrize(
@@ -283,7 +297,7 @@ def test_chatml_is_assumed_and_that_is_said(caplog, tmp_path):
     assert old.template.render([{"role": "user", "content": "Hi"}], now=NOW)[0] == ("<b><e>[user]", True)
 
 
-# --- text that is none --------------------------------------------------------------------------------------------------
+# --- text that is none ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polargrid_local.chat.taint import Ledger, Text, joined, marked, merged, to_json
+from polargrid_local.chat.taint import TaintedText, TaintTable, join_tainted, merge_spans, tainted, to_json
 from polargrid_local.errors import TemplateError
 
 USER, OURS = "aé \n<>", "XY.\t{}"  # disjoint, so that every character of a result tells where it came from
@@ -17,15 +17,15 @@ SPANS = st.lists(
 PLAIN = st.text(USER + OURS, max_size=2)
 
 
-def whole(ledger, value):
+def whole(taints, value):
     """Plain value of what an operation gave; checks that every character still knows its writer."""
     if isinstance(value, (list, tuple)):
-        return type(value)(whole(ledger, item) for item in value)
+        return type(value)(whole(taints, item) for item in value)
     if not isinstance(value, str):
         return value
-    for text, trusted in ledger.spans(value):
+    for text, trusted in taints.spans(value):
         assert not trusted or not set(text) & set(USER + USER.upper()), (text, trusted)
-    return ledger.plain(value)
+    return taints.plain(value)
 
 
 OPERATIONS = [
@@ -79,11 +79,11 @@ def test_an_operation_does_what_it_does_to_plain_text(name, arguments):
     @settings(deadline=None, max_examples=25)
     @given(SPANS, st.tuples(*arguments))
     def check(spans, args):
-        ledger = Ledger()
-        text = ledger.build(spans)
+        taints = TaintTable()
+        text = taints.build(spans)
         plain = "".join(part for part, _ in spans)
-        if not isinstance(text, Text):  # nothing of the user's in it
-            text = Text(text, ledger)
+        if not isinstance(text, TaintedText):  # nothing of the user's in it
+            text = TaintedText(text, taints)
         if name == "__radd__":
             expected = args[0] + plain
         else:
@@ -91,17 +91,17 @@ def test_an_operation_does_what_it_does_to_plain_text(name, arguments):
         got = getattr(text, name)(*args)
         if name == "__iter__":
             expected, got = list(expected), list(got)
-        assert whole(ledger, got) == expected
+        assert whole(taints, got) == expected
 
     check()
 
 
 def test_every_method_of_str_is_our_own():
-    """What is inherited would see stand-ins, or format with what a stranger wrote."""
+    """What is inherited would see placeholders, or format with what a stranger wrote."""
     assert [
-        name for name in dir(str) if not name.startswith("_") and name != "maketrans" and name not in vars(Text)
+        name for name in dir(str) if not name.startswith("_") and name != "maketrans" and name not in vars(TaintedText)
     ] == []
-    text = marked("{0.__class__} %s", Ledger())
+    text = tainted("{0.__class__} %s", TaintTable())
     for use in (lambda: text.format(1), lambda: text.format_map({"0": 1}), lambda: text % 1):
         with pytest.raises(TypeError, match="not a format"):
             use()
@@ -110,14 +110,14 @@ def test_every_method_of_str_is_our_own():
 @settings(deadline=None)
 @given(SPANS)
 def test_marks_are_exact_and_survive_joining(spans):
-    ledger = Ledger()
-    built = ledger.build(spans)
-    exact = merged((text, trusted) for text, trusted in spans if text)
-    assert merged(ledger.spans(built)) == exact
-    assert merged(ledger.spans("".join([built]))) == exact  # as a plain str, in C
-    assert merged(ledger.spans("%s" % built)) == exact
-    assert merged(ledger.spans(f"{built}")) == exact
-    assert merged(ledger.spans(joined([built, ""]))) == exact
+    taints = TaintTable()
+    built = taints.build(spans)
+    exact = merge_spans((text, trusted) for text, trusted in spans if text)
+    assert merge_spans(taints.spans(built)) == exact
+    assert merge_spans(taints.spans("".join([built]))) == exact  # as a plain str, in C
+    assert merge_spans(taints.spans("%s" % built)) == exact
+    assert merge_spans(taints.spans(f"{built}")) == exact
+    assert merge_spans(taints.spans(join_tainted([built, ""]))) == exact
 
 
 JSON = st.recursive(
@@ -130,34 +130,34 @@ JSON = st.recursive(
 @settings(deadline=None)
 @given(JSON, st.sampled_from([None, 1, 4]), st.booleans())
 def test_json_is_json(value, indent, ascii_only):
-    ledger = Ledger()
-    text = to_json(marked(value, ledger), ledger, indent=indent, ensure_ascii=ascii_only)
-    assert ledger.plain(text) == json.dumps(value, ensure_ascii=ascii_only, indent=indent)
+    taints = TaintTable()
+    text = to_json(tainted(value, taints), taints, indent=indent, ensure_ascii=ascii_only)
+    assert taints.plain(text) == json.dumps(value, ensure_ascii=ascii_only, indent=indent)
     assert not any(
         set(part) & set("aé<>")
-        for part, trusted in ledger.spans(text)
+        for part, trusted in taints.spans(text)
         if trusted and part not in ("false", "true")
         for part in part.replace("false", "").replace("true", "").split()
     )
 
 
-def test_user_text_cannot_bring_a_stand_in():
-    ledger = Ledger()
-    first = ledger.mark("secret")
-    copy = ledger.mark(str.__str__(first))  # the stand-in's own character, as user text
-    assert ledger.plain(copy) == str.__str__(first) != "secret"
-    assert list(ledger.spans(chr(0x40000 + 500))) == [(chr(0x40000 + 500), True)]  # the template's own character
+def test_user_text_cannot_bring_a_placeholder():
+    taints = TaintTable()
+    first = taints.taint("secret")
+    copy = taints.taint(str.__str__(first))  # the placeholder's own character, as user text
+    assert taints.plain(copy) == str.__str__(first) != "secret"
+    assert list(taints.spans(chr(0x40000 + 500))) == [(chr(0x40000 + 500), True)]  # the template's own character
 
 
 def test_the_number_of_pieces_is_bounded(monkeypatch):
     monkeypatch.setattr("polargrid_local.chat.taint._LAST", 0x40000 + 9)
-    ledger = Ledger()
+    taints = TaintTable()
     with pytest.raises(TemplateError, match="too many pieces"):
-        list(ledger.mark("x" * 30))
+        list(taints.taint("x" * 30))
 
 
 def test_cutting_takes_one_pass():
-    ledger = Ledger()
-    text = ledger.build([("a", False), ("X", True)] * 20_000)
+    taints = TaintTable()
+    text = taints.build([("a", False), ("X", True)] * 20_000)
     assert len(text.split("X")) == 20_001
-    assert ledger.plain(text.replace("a", "Y")) == "YX" * 20_000
+    assert taints.plain(text.replace("a", "Y")) == "YX" * 20_000

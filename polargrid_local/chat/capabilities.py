@@ -1,8 +1,8 @@
-"""What a chat template does with messages, found by showing it some. Pure.
+"""Capabilities: what a chat template can do with messages, found by showing it some.
 
-Some templates take a message's content as text, some only as typed parts ([{"type": "text", "text": ...}]), and of the wrong
-one they show nothing: two different questions would give one prompt. Some drop a system message, or refuse it. So each is
-tried with words that nothing else says, and what comes out decides how messages are passed.
+Some templates take a message's content as text, some only as typed parts ([{"type": "text", "text": ...}]), and of the
+wrong one they show nothing: two different questions would give one prompt. Some drop a system message, or refuse it. So
+each is tried with words that nothing else says, and what comes out decides how messages are passed.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from polargrid_local.chat.named_templates import NAMES
+from polargrid_local.chat.formats import FORMATS
 from polargrid_local.chat.taint import Span
 from polargrid_local.errors import TemplateError
 
-Message = dict[str, Any]
+MessageDict = dict[str, Any]
 
 _NOW = datetime(2026, 1, 1)
 _ASK, _RULE, _REPLY, _RESULT, _TOOL, _MORE = "kwyjask", "kwyjrule", "kwyjreply", "kwyjresult", "kwyjtool", "kwyjmore"
-_ID = "kwyjcall1"  # nine letters and digits: some templates insist
+_ID = "kwyjcall1"  # Mistral's templates refuse an id that is not nine letters and digits
 _CALLS = [{"id": _ID, "type": "function", "function": {"name": _TOOL, "arguments": {"x": "1"}}}]
 _TOOLS = [
     {
@@ -37,31 +37,31 @@ _TOOLS = [
 ]
 
 
-class Abilities(NamedTuple):
-    """`parts`: the roles whose content must be typed parts; all others' is text. `joint`: what the template puts between two
-    text parts. `system`: shown wherever it stands, shown only as the first message, or to be folded into the user's turn.
-    `null`: whether an assistant's content may be null, always or only beside tool calls; otherwise it is to be empty.
-    `tools`: whether it shows the tools it is given."""
+class Capabilities(NamedTuple):
+    """What a template can do with messages; the defaults where nothing is known."""
 
-    parts: frozenset[str] = frozenset()
-    joint: str = "\n"
+    parts: frozenset[str] = frozenset()  # the roles whose content must be typed parts; that of all others is text
+    joint: str = "\n"  # what the template puts between two text parts
+    # A system message is shown wherever it stands, shown only as the first one, or has to be folded into a user's turn.
     system: Literal["shown", "first", "folded"] = "shown"
+    # When an assistant's content may be null; otherwise it has to be empty.
     null: Literal["always", "tool calls", "never"] = "never"
-    tools: bool = False
+    tools: bool = False  # whether the tools that are given are shown
 
 
-def typed(text: str) -> list[Message]:
+def text_parts(text: str) -> list[MessageDict]:
+    """A content of one typed part."""
     return [{"type": "text", "text": text}]
 
 
-def again(error: TemplateError) -> TemplateError:
-    """The same error, to keep or to raise once more: one that was raised holds on to the frames of whoever saw it."""
+def without_traceback(error: TemplateError) -> TemplateError:
+    """The same error, to be kept or raised once more: a raised one keeps alive the frames that it passed through."""
     return TemplateError(error.message, param=error.param, details=error.details)
 
 
-def probe(render: Callable[..., list[Span]]) -> tuple[Abilities, TemplateError | None]:
-    """What `render(messages, now=..., **options)` shows. Raises TemplateError when it shows nothing of a user's message. When
-    it refuses every conversation tried, nothing is known: the defaults, and why it refused the first."""
+def probe(render: Callable[..., list[Span]]) -> tuple[Capabilities, TemplateError | None]:
+    """What `render(messages, now=..., **options)` shows. Where it refuses every conversation tried, nothing is known:
+    the defaults, and why it refused the first. Raises TemplateError when it shows nothing of a user's message."""
     return _Probe(render).result()
 
 
@@ -72,7 +72,7 @@ class _Probe:
         self._ran = False
         self._parts: set[str] = set()
 
-    def result(self) -> tuple[Abilities, TemplateError | None]:
+    def result(self) -> tuple[Capabilities, TemplateError | None]:
         talks = (["user"], ["system", "user"], ["user", "assistant", "user"], ["system", "user", "assistant", "user"])
         for parts in set(), {"system", "user", "assistant", "tool"}:
             self._parts = parts
@@ -81,12 +81,12 @@ class _Probe:
                 break
         else:
             if not self._ran:
-                return Abilities(), self._refusal
+                return Capabilities(), self._refusal
             raise TemplateError(
-                "chat template: shows no message, neither of text nor of typed parts. A chat template is Jinja source that "
-                f"writes out `messages`, or one of these names: {', '.join(NAMES)}",
+                "chat template: shows no message, neither of text nor of typed parts. A chat template is Jinja source "
+                f"that writes out `messages`, or one of these names: {', '.join(FORMATS)}",
                 param="chat_template",
-                details={"names": ", ".join(NAMES)},
+                details={"names": ", ".join(FORMATS)},
             )
         self._choose("assistant", _REPLY, ["user", "assistant", "user"])
         self._choose("tool", _RESULT, ["user", "call", "tool"])
@@ -96,7 +96,7 @@ class _Probe:
             both = late or self._said(["system", "user", "assistant", "system", "user"]).count(_RULE) == 2
             system = "shown" if both else "first"
         tools = self._try(self._talk(asking), tools=_TOOLS)
-        return Abilities(
+        return Capabilities(
             frozenset(self._parts),
             self._joint(),
             system,
@@ -104,10 +104,10 @@ class _Probe:
             tools is not None and _TOOL in _text(tools),
         ), None
 
-    # conversations
+    # the conversations that it is tried with
 
-    def _talk(self, roles: list[str]) -> list[Message]:
-        made: dict[str, tuple[str, str, Message]] = {
+    def _talk(self, roles: list[str]) -> list[MessageDict]:
+        made: dict[str, tuple[str, str, MessageDict]] = {
             "system": ("system", _RULE, {}),
             "user": ("user", _ASK, {}),
             "assistant": ("assistant", _REPLY, {}),
@@ -116,17 +116,17 @@ class _Probe:
         }
         return [self._message(*made[role]) for role in roles]
 
-    def _message(self, role: str, text: str, more: Message) -> Message:
-        content = typed(text) if role in self._parts else text
+    def _message(self, role: str, text: str, more: MessageDict) -> MessageDict:
+        content = text_parts(text) if role in self._parts else text
         return {"role": role, "content": content, **more}
 
-    # attempts
+    # what it makes of them
 
-    def _try(self, messages: list[Message], **options: Any) -> list[Span] | None:
+    def _try(self, messages: list[MessageDict], **options: Any) -> list[Span] | None:
         try:
             spans = self._render(messages, now=_NOW, **options)
         except TemplateError as error:
-            self._refusal = self._refusal or again(error)
+            self._refusal = self._refusal or without_traceback(error)
             return None
         self._ran = True
         return spans
@@ -151,7 +151,7 @@ class _Probe:
         return False
 
     def _joint(self) -> str:
-        spans = self._try([{"role": "user", "content": [*typed(_ASK), *typed(_MORE)]}])
+        spans = self._try([{"role": "user", "content": [*text_parts(_ASK), *text_parts(_MORE)]}])
         text = _text(spans or [])
         between = text.partition(_ASK)[2].partition(_MORE)[0] if _MORE in text else "'"
         return "\n" if between.strip() else between
@@ -163,14 +163,14 @@ class _Probe:
             return "never"
         return "always" if self._keeps_null({}, self._talk(["user"])) else "tool calls"
 
-    def _keeps_null(self, more: Message, rest: list[Message]) -> bool:
+    def _keeps_null(self, more: MessageDict, rest: list[MessageDict]) -> bool:
         """Whether null passes, and is nowhere written as a word."""
 
         def tried(content: Any) -> str | None:
             spans = self._try([*self._talk(["user"]), {"role": "assistant", "content": content, **more}, *rest])
             return None if spans is None else _text(spans)
 
-        null, empty = tried(None), tried(typed("") if "assistant" in self._parts else "")
+        null, empty = tried(None), tried(text_parts("") if "assistant" in self._parts else "")
         return null is not None and null.count("None") <= (empty or "").count("None")
 
 

@@ -1,4 +1,4 @@
-"""The filters, tests and functions that a chat template may use: Jinja's, priced. Pure."""
+"""The filters, tests and functions that a chat template may use: Jinja's own, paid for out of the render's budget."""
 
 from __future__ import annotations
 
@@ -9,49 +9,50 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-from jinja2.filters import FILTERS as THEIRS
+from jinja2.filters import FILTERS as JINJA_FILTERS
 from jinja2.runtime import Undefined
-from jinja2.tests import TESTS as THEIR_TESTS
+from jinja2.tests import TESTS as JINJA_TESTS
 from jinja2.utils import Cycler, Joiner, Namespace
 
-from polargrid_local.chat.budget import MAX_DIGITS, MAX_ITEMS, said, too_much
-from polargrid_local.chat.taint import Text, plain_of, to_json
+from polargrid_local.chat.budget import MAX_DIGITS, MAX_ITEMS, over_limit, printable
+from polargrid_local.chat.formatting import percent
+from polargrid_local.chat.taint import TaintedText, plain_of, to_json
+from polargrid_local.chat.values import NUMBERS
 from polargrid_local.errors import TemplateError
 
 if TYPE_CHECKING:
     from polargrid_local.chat.sandbox import Sandbox
 
 LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
-MAX_FORM = 1_000  # characters of a date's format
+MAX_DATE_FORMAT = 1_000  # characters
 
-_NUMBERS = (int, float, bool)
-_WIDE_DATE = re.compile(r"%[^A-Za-z%]*\d")  # an extension of the C library: a width
+_WIDE_DATE = re.compile(r"%[^A-Za-z%]*\d")  # glibc pads a field to a given width: %999d
 
 
 @jinja2.pass_environment
 def _range(sandbox: Sandbox, *args: int) -> range:
     numbers = range(*args)
     if max(abs(numbers.start), abs(numbers.stop), len(numbers)) > MAX_ITEMS:
-        raise too_much(f"a range beyond {MAX_ITEMS}", MAX_ITEMS)
+        raise over_limit(f"a range beyond {MAX_ITEMS}", MAX_ITEMS)
     return numbers
 
 
 @jinja2.pass_environment
 def _raise(sandbox: Sandbox, message: Any = "") -> None:
-    spans = sandbox.ledger.spans(sandbox.shown(message))
+    spans = sandbox.taints.spans(sandbox.shown(message))
     raise TemplateError(
-        f"chat template: {said(''.join(text if trusted else '…' for text, trusted in spans))}", param="messages"
+        f"chat template: {printable(''.join(text if trusted else '…' for text, trusted in spans))}", param="messages"
     )
 
 
 @jinja2.pass_environment
 def _strftime(sandbox: Sandbox, form: str) -> str:
     text = plain_of(form)
-    if len(text) > MAX_FORM or _WIDE_DATE.search(text):
-        raise TemplateError(f"chat template: a date's format of more than {MAX_FORM} characters, or with widths")
+    if len(text) > MAX_DATE_FORMAT or _WIDE_DATE.search(text):
+        raise TemplateError(f"chat template: a date's format of more than {MAX_DATE_FORMAT} characters, or with widths")
     sandbox.budget.make(64 * len(text))
     date = sandbox.now.strftime(text)
-    return sandbox.ledger.mark(date) if isinstance(form, Text) else date
+    return sandbox.taints.taint(date) if isinstance(form, TaintedText) else date
 
 
 @jinja2.pass_environment
@@ -85,15 +86,15 @@ def _method(name: str) -> Callable[..., Any]:
     return lambda sandbox, value, *args, **kwargs: sandbox.text_call(sandbox.shown(value), name, *args, **kwargs)
 
 
-def _theirs(name: str) -> Callable[..., Any]:
-    """Jinja's own filter, as it is for templates that do not run in an event loop."""
-    filter: Callable[..., Any] = inspect.unwrap(THEIRS[name])
+def _jinjas(name: str) -> Callable[..., Any]:
+    """Jinja's own filter, without its wrapper for templates that run in an event loop."""
+    filter: Callable[..., Any] = inspect.unwrap(JINJA_FILTERS[name])
     return filter
 
 
 def _lazy(name: str) -> Callable[..., Any]:
-    """One of Jinja's generators, run at once: a template cannot tell, and cannot nest a thousand of them."""
-    func = _theirs(name)
+    """One of Jinja's filters that are generators, run at once: a thousand nested ones would exhaust the stack."""
+    func = _jinjas(name)
 
     def run(sandbox: Sandbox, context: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
         return iter(list(sandbox.each(func(context, sandbox.listed(value) if value else (), *args, **kwargs))))
@@ -102,17 +103,17 @@ def _lazy(name: str) -> Callable[..., Any]:
 
 
 def _with_context(func: Callable[..., Any]) -> Callable[..., Any]:
-    func.wants_context = True  # type: ignore[attr-defined]  # a mark of ours on a function
+    func.wants_context = True  # type: ignore[attr-defined]  # functions have it only here, for `_filter`
     return func
 
 
 def _default(sandbox: Sandbox, *args: Any, **kwargs: Any) -> Any:
-    return THEIRS["default"](*args, **kwargs)
+    return JINJA_FILTERS["default"](*args, **kwargs)
 
 
 def _sorted(name: str) -> Callable[..., Any]:
-    """One of Jinja's that compares items with each other, by an attribute perhaps."""
-    func = _theirs(name)
+    """One of Jinja's filters that compare items with each other, or an attribute of each."""
+    func = _jinjas(name)
 
     def run(sandbox: Sandbox, value: Any, *args: Any, **kwargs: Any) -> Any:
         items = value.items() if name == "dictsort" and type(value) is dict else value
@@ -120,7 +121,7 @@ def _sorted(name: str) -> Callable[..., Any]:
         sizes = [sandbox.size(item) for item in items]
         steps = 1 + math.ceil(math.log2(len(sizes) + 1))
         sandbox.budget.items(4 * len(sizes))
-        sandbox.budget.make(sum(sizes))  # the keys, in lower case
+        sandbox.budget.make(sum(sizes))  # Jinja compares copies of the items in lower case
         sandbox.spend(2 * len(sizes) * steps)
         sandbox.budget.read(sum(sizes) * steps)
         sandbox.budget.read(2 * max(sizes, default=0) * steps)
@@ -142,13 +143,13 @@ def _unique(sandbox: Sandbox, value: Any, case_sensitive: bool = False, attribut
 def _batch(sandbox: Sandbox, value: Any, linecount: int, fill_with: Any = None) -> Any:
     items = sandbox.listed(value)
     sandbox.budget.items(4 * len(items) + (max(linecount, 0) if fill_with is not None else 0))
-    return iter(list(_theirs("batch")(items, linecount, fill_with)))
+    return iter(list(_jinjas("batch")(items, linecount, fill_with)))
 
 
 def _slice(sandbox: Sandbox, value: Any, slices: int, fill_with: Any = None) -> Any:
     items = sandbox.listed(value)
     sandbox.budget.items(16 * (len(items) // 4 + max(slices, 0)))
-    return iter(list(_theirs("slice")(items, slices, fill_with)))
+    return iter(list(_jinjas("slice")(items, slices, fill_with)))
 
 
 def _length(sandbox: Sandbox, value: Any) -> int:
@@ -194,7 +195,7 @@ def _replace(sandbox: Sandbox, value: Any, old: Any, new: Any, count: int | None
 def _format(sandbox: Sandbox, value: Any, *args: Any, **kwargs: Any) -> str:
     if args and kwargs:
         raise TypeError("can't handle positional and keyword arguments at the same time")
-    return sandbox.percent(sandbox.shown(value), kwargs or args)
+    return percent(sandbox, sandbox.shown(value), kwargs or args)
 
 
 def _indent(sandbox: Sandbox, value: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
@@ -203,54 +204,54 @@ def _indent(sandbox: Sandbox, value: Any, width: int | str = 4, first: bool = Fa
     plain = plain_of(text)
     n_lines = 2 + sum(map(plain.count, LINE_ENDS))
     sandbox.budget.make(n_lines * (max(size, 0) + 64) + 2 * len(plain))
-    return sandbox.kept(THEIRS["indent"](text, width, first, blank))
+    return sandbox.retaint(JINJA_FILTERS["indent"](text, width, first, blank))
 
 
 def _title(sandbox: Sandbox, value: Any) -> str:
     text = sandbox.shown(value)
     plain = plain_of(text)
     sandbox.budget.make(16 * len(plain))
-    title = THEIRS["title"](plain)
-    return sandbox.ledger.mark(title) if isinstance(text, Text) else title
+    title = JINJA_FILTERS["title"](plain)
+    return sandbox.taints.taint(title) if isinstance(text, TaintedText) else title
 
 
 def _truncate(sandbox: Sandbox, value: Any, *args: Any, **kwargs: Any) -> str:
     text = sandbox.shown(value)
     sandbox.budget.make(3 * len(text))
-    short: str = THEIRS["truncate"](sandbox, text, *args, **kwargs)
+    short: str = JINJA_FILTERS["truncate"](sandbox, text, *args, **kwargs)
     return short
 
 
 def _escape(sandbox: Sandbox, value: Any) -> str:
     text = sandbox.shown(value)
     for char, name in ("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("'", "&#39;"), ('"', "&#34;"):
-        spans = list(sandbox.ledger.spans(text))
+        spans = list(sandbox.taints.spans(text))
         sandbox.budget.make(sum(len(part) + part.count(char) * len(name) for part, _ in spans))
-        text = sandbox.ledger.build((part.replace(char, name), trusted) for part, trusted in spans)
-    return sandbox.kept(str.__str__(text))
+        text = sandbox.taints.build((part.replace(char, name), trusted) for part, trusted in spans)
+    return sandbox.retaint(str.__str__(text))
 
 
 def _number(name: str) -> Callable[..., Any]:
-    func = THEIRS[name]
+    func = JINJA_FILTERS[name]
 
     def run(sandbox: Sandbox, value: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(value, str):
             value = plain_of(value)
             if len(value) > MAX_DIGITS:
-                raise too_much(f"{name} of more than {MAX_DIGITS} characters", MAX_DIGITS)
+                raise over_limit(f"{name} of more than {MAX_DIGITS} characters", MAX_DIGITS)
         return sandbox.number(func(value, *args, **kwargs))
 
     return run
 
 
 def _round(sandbox: Sandbox, value: Any, precision: int = 0, method: str = "common") -> Any:
-    if type(value) not in _NUMBERS or not -300 <= precision <= 300:
+    if type(value) not in NUMBERS or not -300 <= precision <= 300:
         raise TemplateError("chat template: round takes a number, and -300 to 300 digits")
-    return sandbox.number(THEIRS["round"](value, precision, method))
+    return sandbox.number(JINJA_FILTERS["round"](value, precision, method))
 
 
 def _abs(sandbox: Sandbox, value: Any) -> Any:
-    if type(value) not in _NUMBERS:
+    if type(value) not in NUMBERS:
         raise TypeError(f"abs of a {type(value).__name__}")
     return abs(value)
 
@@ -265,14 +266,14 @@ def _to_json(
 ) -> str:
     before = sandbox.budget.left
     size = sandbox.size(value)
-    n_items = before - sandbox.budget.left  # at least: `size` pays one for each
+    n_items = before - sandbox.budget.left  # `size` has paid at least one unit for each
     gap = len(indent) if isinstance(indent, str) else max(indent or 0, 0)
     between = sum(len(part) for part in separators) if separators else 4
     sandbox.budget.make(3 * size + n_items * (gap * _depth(value) + between))
     sandbox.spend(4 * n_items)
     return to_json(
         value,
-        sandbox.ledger,
+        sandbox.taints,
         ensure_ascii=bool(ensure_ascii),
         indent=indent,
         sort_keys=bool(sort_keys),
@@ -312,19 +313,19 @@ FILTERS: dict[str, Any] = {
         **{name: _sorted(name) for name in ("sort", "dictsort", "groupby", "min", "max")},
         **{name: _number(name) for name in ("int", "float")},
         "abs": _abs,
-        "attr": THEIRS["attr"],
+        "attr": JINJA_FILTERS["attr"],
         "batch": _batch,
         "count": _length,
         "d": _default,
         "default": _default,
         "e": _escape,
         "escape": _escape,
-        "first": lambda sandbox, value: _theirs("first")(sandbox, sandbox.listed(value)),
+        "first": lambda sandbox, value: _jinjas("first")(sandbox, sandbox.listed(value)),
         "format": _format,
         "indent": _indent,
         "items": _items,
         "join": _join,
-        "last": lambda sandbox, value: _theirs("last")(sandbox, sandbox.listed(value)),
+        "last": lambda sandbox, value: _jinjas("last")(sandbox, sandbox.listed(value)),
         "length": _length,
         "list": _list,
         "replace": _replace,
@@ -348,11 +349,11 @@ def _compared(op: str) -> Callable[..., Any]:
 
 
 def _numeric(name: str) -> Callable[..., Any]:
-    """odd, even, divisibleby: `%`, which on a string would format."""
-    func: Any = THEIR_TESTS[name]
+    """odd, even and divisibleby compute `%`, which would format a string: they take numbers only."""
+    func: Any = JINJA_TESTS[name]
 
     def run(value: Any, *args: Any) -> Any:
-        if any(type(number) not in _NUMBERS for number in (value, *args)):
+        if any(type(number) not in NUMBERS for number in (value, *args)):
             raise TypeError(f"{name} takes numbers")
         return func(value, *args)
 
@@ -365,7 +366,7 @@ def _cased(name: str) -> Callable[..., Any]:
 
 TESTS: dict[str, Any] = {
     **{
-        name: THEIR_TESTS[name]
+        name: JINJA_TESTS[name]
         for name in (
             "boolean",
             "callable",

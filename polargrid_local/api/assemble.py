@@ -1,0 +1,416 @@
+"""Assembling: the native engine's events -> the chunks of a stream, and the same chunks joined -> the plain answer.
+
+Sync and async streams, the server and the plain (unstreamed) calls all feed an Assembler, so a joined stream is the
+plain answer by construction.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from typing import Any, Generic, TypeVar, cast
+
+from polargrid_local.api.events import Event
+from polargrid_local.api.logprobs import PlacedLogprob, chat_logprobs, text_logprobs
+from polargrid_local.api.replies import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletionChunk,
+    ChatCompletionResponse,
+    ChatDelta,
+    ChatMessage,
+    CompletionChunk,
+    CompletionChunkChoice,
+    CompletionResponse,
+    EmbeddingResponse,
+    FinishReason,
+    GenerateResponse,
+    PGMetadata,
+    RerankResponse,
+    RerankResult,
+    Timings,
+    Usage,
+)
+from polargrid_local.api.requests import RerankRequest
+from polargrid_local.errors import from_code
+
+Predicate = Callable[[str], Any]
+C = TypeVar("C")  # a chunk
+R = TypeVar("R")  # the whole answer
+
+
+class _Choice:
+    """One answer while it grows."""
+
+    __slots__ = ("event", "logprobs", "parts", "reason")
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+        self.logprobs: list[PlacedLogprob] = []
+        self.reason: FinishReason | None = None
+        self.event: Event | None = None  # the latest: counts and times so far
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Tokens: prompt, of them cached, generated."""
+        event = self.event
+        return (0, 0, 0) if event is None else (event.n_prompt, event.n_cached, event.n_generated)
+
+    @property
+    def times(self) -> tuple[float, float, float, float]:
+        """Milliseconds since submit: queued, prefilled, first token, all; negative where not reached."""
+        event = self.event
+        if event is None:
+            return -1.0, -1.0, -1.0, -1.0
+        return event.queue_ms, event.prefill_ms, event.first_token_ms, event.total_ms
+
+
+class Assembler(Generic[C, R]):
+    """Events in, chunk dicts out; `response()` is the same answer in one piece. Not thread-safe: one reader at once."""
+
+    prefix = ""
+
+    def __init__(
+        self,
+        model: str,
+        id: str,
+        created: int,
+        seed: int,
+        n: int,
+        *,
+        include_usage: bool = False,
+        logprobs: bool = False,
+        predicates: Sequence[Predicate] = (),
+    ) -> None:
+        self.id = self.prefix + id
+        self.created = created
+        self.model = model
+        self.seed = seed
+        self.choices = [_Choice() for _ in range(n)]
+        self.to_cancel: list[int] = []  # choices ended here (content filter) that the engine still works on
+        self._open = n
+        self._include_usage = include_usage
+        self._logprobs = logprobs
+        self._predicates = predicates
+
+    # what streams and answers are read from
+
+    @property
+    def done(self) -> bool:
+        return self._open == 0
+
+    @property
+    def watches(self) -> bool:
+        """Whether events must be fed as they come, because a filter may cut the answer short."""
+        return bool(self._predicates)
+
+    @property
+    def text(self) -> str:
+        """The text delivered so far (of the first choice)."""
+        return "".join(self.choices[0].parts)
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        return self.choices[0].reason
+
+    @property
+    def _counts(self) -> tuple[int, int, int]:
+        prompt, cached, generated = (sum(counts) for counts in zip(*(choice.counts for choice in self.choices)))
+        return prompt, cached, generated
+
+    @property
+    def usage(self) -> Usage:
+        prompt, _, generated = self._counts
+        return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
+
+    @property
+    def timings(self) -> Timings:
+        """Milliseconds since submit (None = not reached), the decode rate, and prompt tokens taken from the cache."""
+        queue, prefill, first, total = (max(times) for times in zip(*(choice.times for choice in self.choices)))
+        _, cached, n = self._counts
+        seconds = (total - first) / 1e3
+        return {
+            "queue_ms": queue if queue >= 0 else None,
+            "prefill_ms": prefill if prefill >= 0 else None,
+            "first_token_ms": first if first >= 0 else None,
+            "total_ms": total if total >= 0 else None,
+            "tokens_per_second": (n - len(self.choices)) / seconds
+            if n > len(self.choices) and first >= 0 < seconds
+            else None,
+            "cached_tokens": cached,
+        }
+
+    @property
+    def pg_metadata(self) -> PGMetadata:
+        queue, _, _, total = (max(0.0, *times) for times in zip(*(choice.times for choice in self.choices)))
+        return {
+            "region": "local",
+            "latency_ms": round(total),
+            "model_load_time_ms": None,
+            "queue_time_ms": round(queue),
+            "inference_time_ms": round(total - queue),
+            "seed": self.seed,
+            "cached_tokens": self._counts[1],
+        }
+
+    # events in, chunks out
+
+    def start(self) -> list[C]:
+        """The chunks that need no event."""
+        return []
+
+    def feed(self, event: Event, index: int = 0) -> list[C]:
+        """The chunks that `event`, about choice `index`, completes. Raises what an error event says."""
+        choice = self.choices[index]
+        if choice.reason is not None:
+            return []  # what the engine had still to say when a filter had ended the choice
+        kind = event.kind
+        if kind == "progress":
+            return []
+        if kind == "error":
+            raise from_code(event.code, event.text, dict(event.details))
+        choice.event = event
+        if kind == "text":
+            return self._deliver(choice, index, event)
+        if kind == "finished":
+            chunks = self._deliver(choice, index, event)
+            if choice.reason is None:
+                choice.reason = cast(FinishReason, event.reason)
+                chunks += self._end(choice, index)
+            return chunks
+        choice.reason = "stop"  # the last kind of event, an embedding, is the whole answer
+        return self._end(choice, index)
+
+    def _deliver(self, choice: _Choice, index: int, event: Event) -> list[C]:
+        text = event.text
+        logprobs = event.logprobs if self._logprobs else None
+        if not text and not logprobs:
+            return []
+        if self._predicates:
+            so_far = "".join(choice.parts) + text
+            if any(hit(so_far) for hit in self._predicates):
+                choice.reason = "content_filter"
+                if event.kind == "text":
+                    self.to_cancel.append(index)
+                return self._end(choice, index)
+        placed = None
+        if logprobs is not None:
+            offset = sum(map(len, choice.parts))
+            placed = [(offset, entry) for entry in logprobs]
+            choice.logprobs += placed
+        choice.parts.append(text)
+        return [self._chunk(index, text, placed, None)]
+
+    def _end(self, choice: _Choice, index: int) -> list[C]:
+        self._open -= 1
+        chunks = [self._chunk(index, None, None, choice.reason)]
+        if self._include_usage and self._open == 0:
+            chunks.append(self._usage_chunk())
+        return chunks
+
+    def _chunk(
+        self, index: int, text: str | None, logprobs: list[PlacedLogprob] | None, reason: FinishReason | None
+    ) -> C:
+        raise NotImplementedError
+
+    def _usage_chunk(self) -> C:
+        raise NotImplementedError
+
+    def response(self) -> R:
+        """The whole answer as one reply. Once `done`."""
+        raise NotImplementedError
+
+    def generate_response(self) -> GenerateResponse:
+        """The whole answer as generate() gives it."""
+        raise NotImplementedError
+
+
+class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
+    prefix = "chatcmpl-"
+
+    def start(self) -> list[ChatCompletionChunk]:
+        return [self._with([{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}])]
+
+    def _with(self, choices: list[ChatChunkChoice]) -> ChatCompletionChunk:
+        return {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
+
+    def _chunk(
+        self, index: int, text: str | None, logprobs: list[PlacedLogprob] | None, reason: FinishReason | None
+    ) -> ChatCompletionChunk:
+        delta: ChatDelta = {} if text is None else {"content": text}
+        if logprobs is None:
+            return self._with([{"index": index, "delta": delta, "finish_reason": reason}])
+        return self._with(
+            [{"index": index, "delta": delta, "logprobs": chat_logprobs(logprobs), "finish_reason": reason}]
+        )
+
+    def _usage_chunk(self) -> ChatCompletionChunk:
+        return {**self._with([]), "usage": self.usage}
+
+    def response(self) -> ChatCompletionResponse:
+        return {
+            "id": self.id,
+            "object": "chat.completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": [self._choice(index, choice) for index, choice in enumerate(self.choices)],
+            "usage": self.usage,
+            "pg_metadata": self.pg_metadata,
+        }
+
+    def _choice(self, index: int, choice: _Choice) -> ChatChoice:
+        message: ChatMessage = {"role": "assistant", "content": "".join(choice.parts)}
+        reason = cast(FinishReason, choice.reason)  # set, once the answer is done
+        if not self._logprobs:
+            return {"index": index, "message": message, "finish_reason": reason}
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": chat_logprobs(choice.logprobs),
+            "finish_reason": reason,
+        }
+
+    def generate_response(self) -> GenerateResponse:
+        """The reply of generate(): `created_at` is local time without a zone, as the SDK makes it."""
+        created = datetime.fromtimestamp(self.created, timezone.utc).astimezone().replace(tzinfo=None)
+        return {
+            "id": self.id,
+            "model": self.model,
+            "content": self.text,
+            "usage": self.usage,
+            "created_at": created.isoformat(),
+            "processing_time_ms": self.pg_metadata["latency_ms"],
+        }
+
+
+class TextAssembler(Assembler[CompletionChunk, CompletionResponse]):
+    prefix = "cmpl-"
+
+    def _with(self, choices: list[CompletionChunkChoice]) -> CompletionChunk:
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
+
+    def _chunk(
+        self, index: int, text: str | None, logprobs: list[PlacedLogprob] | None, reason: FinishReason | None
+    ) -> CompletionChunk:
+        if logprobs is None:
+            return self._with([{"text": text or "", "index": index, "finish_reason": reason}])
+        return self._with(
+            [{"text": text or "", "index": index, "logprobs": text_logprobs(logprobs), "finish_reason": reason}]
+        )
+
+    def _usage_chunk(self) -> CompletionChunk:
+        return {**self._with([]), "usage": self.usage}
+
+    def response(self) -> CompletionResponse:
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": [
+                {
+                    "text": "".join(choice.parts),
+                    "index": index,
+                    "logprobs": text_logprobs(choice.logprobs) if self._logprobs else None,
+                    "finish_reason": cast(FinishReason, choice.reason),  # the answer is done
+                }
+                for index, choice in enumerate(self.choices)
+            ],
+            "usage": self.usage,
+            "pg_metadata": self.pg_metadata,
+        }
+
+
+class EmbeddingAssembler(Assembler[dict[str, Any], EmbeddingResponse[Any]]):
+    """The last event of each choice holds its vector; there is nothing to stream."""
+
+    def __init__(self, model: str, id: str, created: int, seed: int, n: int, encoding_format: str) -> None:
+        super().__init__(model, id, created, seed, n)
+        self._encoding_format = encoding_format
+
+    def _chunk(self, index: int, text: str | None, logprobs: Any, reason: str | None) -> dict[str, Any]:
+        return {}
+
+    def response(self) -> EmbeddingResponse[Any]:
+        prompt = self.usage["prompt_tokens"]
+        return {
+            "object": "list",
+            "data": [
+                {
+                    "object": "embedding",
+                    "index": index,
+                    "embedding": _encoded(choice.event.embedding, self._encoding_format),
+                }
+                for index, choice in enumerate(self.choices)
+                if choice.event is not None
+            ],
+            "model": self.model,
+            "usage": {"prompt_tokens": prompt, "total_tokens": prompt},
+        }
+
+
+def _encoded(vector: Any, encoding_format: str) -> Any:
+    """`vector` (n_embd,) as a list, as base64 of little-endian float32, or as a numpy array of float32, a copy."""
+    if encoding_format == "float":
+        return [float(x) for x in vector]
+    import numpy  # imported here because a program that only chats starts sooner without it
+
+    if encoding_format == "base64":
+        return base64.b64encode(numpy.asarray(vector, dtype="<f4").tobytes()).decode()
+    return numpy.array(vector, dtype=numpy.float32)
+
+
+class RerankAssembler(Assembler[dict[str, Any], RerankResponse]):
+    """The last event of each choice holds a document's scores, one for each of the model's labels; the score at index
+    `label` is its relevance."""
+
+    prefix = "rerank-"
+
+    def __init__(
+        self,
+        model: str,
+        id: str,
+        created: int,
+        seed: int,
+        request: RerankRequest,
+        label: int = 0,
+    ) -> None:
+        super().__init__(model, id, created, seed, len(request.texts))
+        self._request = request
+        self._label = label
+
+    def _chunk(self, index: int, text: str | None, logprobs: Any, reason: str | None) -> dict[str, Any]:
+        return {}
+
+    def response(self) -> RerankResponse:
+        request = self._request
+        results: list[RerankResult] = [
+            {"index": index, "relevance_score": float(choice.event.embedding[self._label])}
+            for index, choice in enumerate(self.choices)
+            if choice.event is not None
+        ]
+        if request.return_documents:
+            for result in results:
+                result["document"] = {"text": request.texts[result["index"]]}
+        results.sort(key=lambda result: -result["relevance_score"])  # stable: equal ones stay in the caller's order
+        prompt = self.usage["prompt_tokens"]
+        return {
+            "id": self.id,
+            "object": "list",
+            "model": self.model,
+            "results": results[: request.top_n],
+            "usage": {"prompt_tokens": prompt, "total_tokens": prompt},
+        }

@@ -1,0 +1,53 @@
+"""Events: what the native engine says about a request while it works on it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from typing_extensions import TypedDict  # pydantic describes no other before Python 3.12
+
+
+class TokenLogprob(TypedDict):
+    """A sampled token as `_core` reports it; `top`: the likeliest tokens at its place, whose own `top` is empty."""
+
+    token: int
+    logprob: float
+    bytes: bytes
+    top: list[TokenLogprob]
+
+
+class Event(Protocol):
+    """One thing the native engine says about a request: `_core.Event`. Times are ms since submit, < 0 = not reached."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def kind(self) -> str: ...  # progress | loaded | text | finished | embedding | error
+    @property
+    def text(self) -> str: ...
+    @property
+    def code(self) -> str: ...
+    @property
+    def details(self) -> dict[str, str]: ...
+    @property
+    def reason(self) -> str: ...  # "" | stop | length | content_filter
+    @property
+    def progress(self) -> float: ...
+    @property
+    def n_prompt(self) -> int: ...
+    @property
+    def n_cached(self) -> int: ...
+    @property
+    def n_generated(self) -> int: ...
+    @property
+    def queue_ms(self) -> float: ...
+    @property
+    def prefill_ms(self) -> float: ...
+    @property
+    def first_token_ms(self) -> float: ...
+    @property
+    def total_ms(self) -> float: ...
+    @property
+    def logprobs(self) -> list[TokenLogprob]: ...
+    @property
+    def embedding(self) -> Any: ...  # a vector of float32

@@ -1,0 +1,202 @@
+"""Keys: which keys each mapping of a request may have, and what becomes of all others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from polargrid_local.api.plain import path, shown
+from polargrid_local.api.requests import KINDS, FunctionCall, ImagePart, Message, TextPart, ToolCall
+from polargrid_local.errors import did_you_mean, refused
+
+# Fields that OpenAI's clients send and the request models lack. These never change an answer, and are accepted:
+NO_EFFECT = frozenset(
+    (
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+    )
+)
+# These ask for another answer than the one given here. Only the values that ask for nothing are accepted:
+ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "function_call": ("none",),
+    "functions": ([],),
+    "modalities": (["text"], []),
+    "moderation": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+# So do these fields of other engines, which their clients send:
+OTHERS_ASK: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "bad_words": ([],),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),  # its one common entry, enable_thinking, is a field of the request here
+    "continue_final_message": (False,),
+    "ebnf": (),
+    "json_schema": (),
+    "min_tokens": (0,),
+    "regex": (),
+    "stop_token_ids": ([],),
+    "structured_outputs": (),
+}
+
+
+def _camel(name: str) -> str:
+    head, *tail = name.split("_")
+    return head + "".join(word.capitalize() for word in tail)
+
+
+class Keys(NamedTuple):
+    """The keys of one kind of mapping."""
+
+    fields: frozenset[str]  # those that are read
+    aliases: dict[str, str]  # other spelling -> field
+    idle: frozenset[str]  # those of other engines' replies, which pass only while they are empty
+
+
+def keys_of(fields: Iterable[str], idle: Iterable[str] = (), **aliases: str) -> Keys:
+    """With the camelCase spelling of each field as an alias."""
+    fields = frozenset(fields)
+    return Keys(fields, {_camel(name): name for name in fields if "_" in name} | aliases, frozenset(idle))
+
+
+_EXTRA = ("max_completion_tokens", *NO_EFFECT, *ASKS_NOTHING, *OTHERS_ASK)
+REQUEST = {kind: keys_of((*cls.model_fields, *_EXTRA)) for kind, cls in KINDS.items()}
+# An answer of this or another server may be sent back as it came.
+MESSAGE = keys_of(
+    Message.model_fields,
+    (
+        "refusal",
+        "annotations",
+        "audio",
+        "function_call",
+        "logprobs",
+        "parsed",
+        "reasoning_details",
+        "thinking_blocks",
+        "provider_specific_fields",
+        "images",
+    ),
+    reasoning="reasoning_content",
+)
+SPOKEN = {"refusal", "audio", "function_call", "images"}  # those of a message's idle keys that are content
+# Keys that are no content, and so may be dropped from a message without words.
+LABELS = {"id", "type", "object", "status", "model", "created_at", "timestamp", "tool_name"}
+PARTS = {"text": keys_of(TextPart.model_fields, ("annotations",)), "image_url": keys_of(ImagePart.model_fields)}
+TOOL_CALL = keys_of(ToolCall.model_fields)
+FUNCTION = keys_of(FunctionCall.model_fields, ("parsed_arguments",))
+DOCUMENT = keys_of(("text",))
+STREAM_OPTIONS = keys_of(("include_usage",))
+RESPONSE_FORMAT = keys_of(("type", "json_schema", "schema"))
+
+
+def known(value: Any, keys: Keys, loc: tuple[Any, ...], strict: bool) -> Any:
+    """A mapping's known keys, camelCase renamed (snake_case wins) and nulls dropped; anything else as it is. Other keys
+    are refused when `strict`, dropped when not and nothing is lost with them."""
+    if not isinstance(value, dict):
+        return value
+    kept: dict[str, Any] = {}
+    for key, item in value.items():
+        name = keys.aliases.get(key, key)
+        if item is None:
+            continue
+        if name in keys.fields:
+            kept[name] = kept.get(name, item) if name != key else item
+            continue
+        given = _key(key)
+        where = f"{path(loc)}.{given}" if loc else given or "request"
+        if name in keys.idle:
+            if (strict or name in SPOKEN) and not (isinstance(item, (str, list, dict)) and not item):
+                raise refused(where, "not supported by this engine")
+        elif strict:
+            raise refused(where, f"unknown key{did_you_mean(given, keys.fields)}")
+    return kept
+
+
+def known_fields(kind: str, sources: Iterable[dict[Any, Any]], strict: bool) -> dict[str, Any]:
+    """The fields of a request of `kind` out of several dicts of plain data, later ones on top; the mappings in them
+    have known keys only, as `known` says. Raises ValidationError for a key or a value that would otherwise be lost."""
+    data: dict[str, Any] = {}
+    for source in sources:
+        fields = known(source, REQUEST[kind], (), strict)
+        if "max_completion_tokens" in fields:  # as at OpenAI it wins over max_tokens, its older name
+            fields["max_tokens"] = fields.pop("max_completion_tokens")
+        data |= fields
+    for field, nothing in {**ASKS_NOTHING, **OTHERS_ASK}.items():
+        if field in data and data[field] not in nothing:
+            only = f"; only {' or '.join(map(repr, nothing))} is accepted" if nothing else ""
+            raise refused(field, f"not supported by this engine{only}")
+    if isinstance(data.get("messages"), list):
+        data["messages"] = [_message(message, ("messages", i), strict) for i, message in enumerate(data["messages"])]
+    if isinstance(data.get("documents"), list):
+        data["documents"] = [
+            known(text, DOCUMENT, ("documents", i), strict) for i, text in enumerate(data["documents"])
+        ]
+    for field, keys in (("stream_options", STREAM_OPTIONS), ("response_format", RESPONSE_FORMAT)):
+        if field in data:
+            data[field] = known(data[field], keys, (field,), strict)
+    return {field: value for field, value in data.items() if field in KINDS[kind].model_fields}
+
+
+def _key(key: str | int) -> str:
+    return key[:80] if isinstance(key, str) else shown(key)
+
+
+def _message(given: Any, loc: tuple[Any, ...], strict: bool) -> Any:
+    message = known(given, MESSAGE, loc, strict)
+    if not isinstance(message, dict):
+        return message
+    if isinstance(message.get("content"), list):
+        message["content"] = [_part(part, (*loc, "content", i), strict) for i, part in enumerate(message["content"])]
+    if isinstance(message.get("tool_calls"), list):
+        message["tool_calls"] = [
+            _call(call, (*loc, "tool_calls", i), strict) for i, call in enumerate(message["tool_calls"])
+        ]
+    # A message without content is a mistake, or has it under an unknown key; only an answer may be empty.
+    others = [
+        key for key, item in given.items() if item is not None and MESSAGE.aliases.get(key, key) not in MESSAGE.fields
+    ]
+    if message.get("role") in ("assistant", "tool"):
+        said = not others or "content" in given or message.get("tool_calls") or message.get("reasoning_content")
+    else:
+        said = "content" in message
+    if not said:
+        hint = f"; {shown(others[0])} is no key of a message" if others else ""
+        raise refused(path((*loc, "content")), f"required{hint}")
+    if not (message.get("content") or message.get("tool_calls") or message.get("reasoning_content")):
+        _check_no_words(given, MESSAGE, loc, "content")
+    return message
+
+
+def _check_no_words(given: dict[Any, Any], keys: Keys, loc: tuple[Any, ...], field: str) -> None:
+    """Of a mapping whose `field` is empty: what stands under an unknown key was meant to be said, and would be lost."""
+    for key, item in given.items():
+        name = keys.aliases.get(key, key)
+        if name not in (*keys.fields, *keys.idle, *LABELS) and isinstance(item, (str, list)) and item:
+            raise refused(f"{path(loc)}.{_key(key)}", f"unknown key, and {field} is empty; did you mean '{field}'?")
+
+
+def _part(part: Any, loc: tuple[Any, ...], strict: bool) -> Any:
+    kind = part.get("type") if isinstance(part, dict) else None
+    keys = PARTS.get(kind) if isinstance(kind, str) else None
+    if keys is None:
+        return part
+    if kind == "text" and part.get("text") == "":
+        _check_no_words(part, keys, loc, "text")
+    return known(part, keys, loc, strict)
+
+
+def _call(call: Any, loc: tuple[Any, ...], strict: bool) -> Any:
+    call = known(call, TOOL_CALL, loc, strict)
+    if isinstance(call, dict) and "function" in call:
+        call["function"] = known(call["function"], FUNCTION, (*loc, "function"), strict)
+    return call

@@ -1,0 +1,59 @@
+"""Logprobs: tokens with the logarithms of their probabilities, as OpenAI's chats and completions write them."""
+
+from __future__ import annotations
+
+from polargrid_local.api.events import TokenLogprob
+from polargrid_local.api.replies import ChatLogprobs, ChatTopLogprob, TextLogprobs
+
+# A token's logprob with the offset, in characters of the answer, at which the text of its event begins.
+PlacedLogprob = tuple[int, TokenLogprob]
+
+
+def _token_text(entry: TokenLogprob) -> str:
+    """A token's text; OpenAI's `bytes:` and escapes for a piece of a character, `token_id:` and the number for a token
+    that has no text, a control token."""
+    raw = bytes(entry["bytes"])
+    try:
+        return str(raw, "utf-8") or f"token_id:{entry['token']}"
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def chat_logprobs(entries: list[PlacedLogprob]) -> ChatLogprobs:
+    """As a choice of a chat or of its chunk has them."""
+    return {
+        "content": [
+            {**_chat_logprob(entry), "top_logprobs": [_chat_logprob(top) for top in entry["top"]]}
+            for _, entry in entries
+        ]
+    }
+
+
+def _chat_logprob(entry: TokenLogprob) -> ChatTopLogprob:
+    return {"token": _token_text(entry), "logprob": entry["logprob"], "bytes": list(entry["bytes"])}
+
+
+def text_logprobs(entries: list[PlacedLogprob]) -> TextLogprobs:
+    """As a choice of a completion or of its chunk has them."""
+    return {
+        "tokens": [_token_text(entry) for _, entry in entries],
+        "token_logprobs": [entry["logprob"] for _, entry in entries],
+        "top_logprobs": [_top_logprobs(entry) for _, entry in entries],
+        "text_offset": [offset for offset, _ in entries],
+    }
+
+
+def _top_logprobs(entry: TokenLogprob) -> dict[str, float]:
+    """The likeliest tokens and the one sampled, likeliest first. Where two read the same, the sampled one or else the
+    likelier has the text as its name, the other `token_id:` and its number."""
+    sampled = entry["token"]
+    top = entry["top"] if any(other["token"] == sampled for other in entry["top"]) else [*entry["top"], entry]
+    taken = {_token_text(entry)}
+    named = {}
+    for other in top:
+        name = _token_text(other)
+        if other["token"] != sampled and name in taken:
+            name = f"token_id:{other['token']}"
+        taken.add(name)
+        named[name] = other["logprob"]
+    return named

@@ -1,0 +1,134 @@
+"""Parsing: a dict, an SDK object or keywords -> a request, or an error that names the path of what is wrong."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError as PydanticError
+from pydantic_core import PydanticCustomError
+
+from polargrid_local.api.keys import keys_of, known, known_fields
+from polargrid_local.api.plain import path, plain, shown
+from polargrid_local.api.requests import (
+    KINDS,
+    ChatCompletionRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    ImagePart,
+    check_filter,
+)
+from polargrid_local.errors import ValidationError, refused
+
+MAX_TOKENS = 4096  # the SDK's limit on max_tokens; a server passes None and lets the context be the limit
+
+
+def parse_filter(value: Any) -> Any:
+    """A content filter outside a request: phrases or a callable. Raises ValidationError."""
+    try:
+        return check_filter(plain(value, "content_filter"))
+    except PydanticCustomError as error:
+        raise refused("content_filter", error.message()) from None
+
+
+def parse_fields(obj: Any, *fields: str) -> dict[str, Any]:
+    """The `fields` that a small request (a dict or an object) has. Raises ValidationError for anything else in it."""
+    obj = plain(obj)
+    if not isinstance(obj, dict):
+        raise refused("request", f"must be a dict or a request object, got {type(obj).__name__}")
+    return dict(known(obj, keys_of(fields), (), strict=True))
+
+
+def parse_request(
+    kind: str,
+    obj: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    max_tokens_limit: int | None = MAX_TOKENS,
+    strict: bool = True,
+) -> Any:
+    """The request model of `kind` ("chat", "completion", "embedding", "rerank", "generate") for a dict, an SDK object,
+    keyword arguments, or a positional object with keywords on top. None means omitted; camelCase is an alias; nothing
+    the caller passed is changed. Unknown keys, at any level, are refused with the nearest known one; `strict=False`
+    tolerates them, as the remote API does. A request parsed before is returned as it is. Without `max_tokens` an answer
+    has the SDK's 150 (chat) or 100 (completion) tokens at most; -1 is as many as the context leaves.
+
+    Raises ValidationError naming the field's path and its limit; `param` and `details["field"]` hold the path."""
+    cls = KINDS[kind]
+    if isinstance(obj, cls) and not kwargs:
+        return obj
+    if isinstance(obj, cls):
+        obj = obj.model_dump(exclude_unset=True)
+    obj = plain(obj)
+    if obj is not None and not isinstance(obj, dict):
+        raise refused("request", f"must be a dict or a request object, got {type(obj).__name__}")
+    data = known_fields(kind, (obj or {}, plain(kwargs or {})), strict)
+    try:
+        request = cls.model_validate(data)
+    except PydanticError as error:
+        raise _explain(error) from None
+    limit = max_tokens_limit or math.inf
+    if getattr(request, "max_tokens", 0) > limit:
+        raise refused("max_tokens", f"must be between 1 and {limit}, got {request.max_tokens}", le=limit)
+    _check_supported(request)
+    return request
+
+
+def _check_supported(request: Any) -> None:
+    """What this engine cannot do yet is refused by name, never ignored."""
+    if getattr(request, "n", 1) != 1:
+        raise refused("n", f"only 1 is supported, got {shown(request.n)}", limit=1)
+    for field in ("grammar", "guided_json", "guided_regex", "guided_choice", "guided_grammar"):
+        if getattr(request, field, None) is not None:
+            raise refused(field, "not supported by this engine")
+    if isinstance(request, ChatCompletionRequest):
+        if request.tools:
+            raise refused("tools", "not supported by this engine")
+        if request.tool_choice not in (None, "none"):
+            raise refused("tool_choice", "only 'none' is supported by this engine")
+        form = request.response_format
+        if form is not None and not (isinstance(form, Mapping) and form.get("type") == "text"):
+            raise refused("response_format", "only {'type': 'text'} is supported by this engine")
+        if request.top_logprobs and not request.logprobs:
+            raise refused("top_logprobs", "needs logprobs: true")
+        for i, message in enumerate(request.messages):
+            for j, part in enumerate(message.content if isinstance(message.content, list) else ()):
+                if isinstance(part, ImagePart):
+                    name = request.model or "this model"
+                    raise ValidationError(
+                        f"model '{name}' does not support image input",
+                        param=f"messages[{i}].content[{j}]",
+                        details={"field": f"messages[{i}].content[{j}]"},
+                    )
+    if isinstance(request, CompletionRequest):
+        if request.echo:
+            raise refused("echo", "not supported by this engine")
+        if request.best_of != 1:
+            raise refused("best_of", f"only 1 is supported, got {shown(request.best_of)}", limit=1)
+        if request.suffix:
+            raise refused("suffix", "not supported by this engine")
+    if isinstance(request, EmbeddingRequest) and request.dimensions is not None:
+        raise refused("dimensions", "not supported by this engine")
+
+
+def _explain(error: PydanticError) -> ValidationError:
+    """The first thing that pydantic found wrong, by its path, in plainer words."""
+    first = error.errors(include_url=False)[0]
+    field = path(first["loc"]) or "request"
+    limits = {key: value for key, value in first.get("ctx", {}).items() if isinstance(value, (int, float))}
+    problem = "required" if first["type"] == "missing" else first["msg"].replace(" after validation", "")
+    for limit in first.get("ctx", {}).values():
+        if isinstance(limit, int) and limit >= 2**53:  # pydantic rounds it to a double in its message
+            problem = re.sub(r"\d{16,}", str(limit), problem)
+    for start in ("Input should ", "Value should ", "String should ", "List should ", "Dictionary should "):
+        problem = problem.replace(start, "must ", 1)
+    given = first["input"]
+    if isinstance(given, str):
+        given = given[:80]
+    if first["type"] == "string_type" and first["loc"][0] in ("input", "prompt") and isinstance(given, (int, list)):
+        return refused(field, "token ids are not accepted: another tokenizer's would be another text; send the text")
+    if first["type"] != "missing" and (given is None or isinstance(given, (bool, int, float, str))):
+        problem += f", got {shown(given)}"
+    return refused(field, problem, **limits)

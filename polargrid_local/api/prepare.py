@@ -1,0 +1,246 @@
+"""Preparing: a request -> a job, which is native requests and the assembler of their answer.
+
+Pure: the time, the id and the seed are arguments.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from typing_extensions import NamedTuple  # generic, which typing's is since Python 3.11
+
+from polargrid_local.api.assemble import (
+    Assembler,
+    ChatAssembler,
+    EmbeddingAssembler,
+    Predicate,
+    RerankAssembler,
+    TextAssembler,
+)
+from polargrid_local.api.messages import messages_of, texts_of
+from polargrid_local.api.replies import (
+    ChatCompletionChunk,
+    ChatCompletionResponse,
+    CompletionChunk,
+    CompletionResponse,
+    EmbeddingResponse,
+    NativeInfo,
+    RerankResponse,
+    Task,
+)
+from polargrid_local.api.requests import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    GenerateRequest,
+    Message,
+    Request,
+    RerankRequest,
+    Sampling,
+)
+from polargrid_local.chat.taint import Span
+from polargrid_local.chat.template import ChatTemplate
+from polargrid_local.errors import ContextLengthError, ValidationError, refused
+
+# The length of the longest token's text, where a model does not say its own: no vocabulary has a longer one. A prompt
+# of more than n_ctx times so many bytes need not be tokenized to be refused.
+LONGEST_PIECE_BYTES = 512
+
+C = TypeVar("C")  # a chunk
+R = TypeVar("R")  # the whole answer
+
+
+class Target(NamedTuple):
+    """What `prepare` must know of a loaded model."""
+
+    name: str  # what replies carry when a request names no model
+    info: NativeInfo
+    template: ChatTemplate
+    content_filter: Any = None
+
+
+class Kind(str, Generic[C, R]):
+    """The name of a kind of request, with the types of its chunks and of its whole answer for type checkers."""
+
+
+CHAT = Kind[ChatCompletionChunk, ChatCompletionResponse]("chat")
+COMPLETION = Kind[CompletionChunk, CompletionResponse]("completion")
+GENERATE = Kind[ChatCompletionChunk, ChatCompletionResponse]("generate")
+EMBEDDING = Kind[dict[str, Any], EmbeddingResponse[Any]]("embedding")
+RERANK = Kind[dict[str, Any], RerankResponse]("rerank")
+
+
+class Job(NamedTuple, Generic[C, R]):
+    """One native request for each prompt, input or document, and the assembler of their events."""
+
+    requests: list[dict[str, Any]]
+    assembler: Assembler[C, R]
+
+
+def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: int) -> Job[Any, Any]:
+    """`id` is 24 hex digits, `seed` the one to use when the request has none or -1, `now` the time of the request.
+
+    Raises ValidationError, TemplateError or ContextLengthError; whatever is wrong with a request short of its token
+    count is said here."""
+    if isinstance(request, GenerateRequest):
+        request = chat_of(request)
+    name, created = request.model or target.name, int(now.timestamp())
+    task: Task = "generate"
+    if isinstance(request, EmbeddingRequest):
+        task = "embed"
+    elif isinstance(request, RerankRequest):
+        task = "rank"
+    _check_task(task, target.info.get("tasks"), name)
+    if isinstance(request, EmbeddingRequest):
+        spans = [[(text, False)] for text in request.inputs]
+        for prompt in spans:
+            check_length(prompt, target, "input", task)
+        requests = [{"task": "embed", "prompt": prompt} for prompt in spans]
+        return Job(requests, EmbeddingAssembler(name, id, created, seed, len(requests), request.encoding_format))
+    if isinstance(request, RerankRequest):
+        check_length([(request.query, False)], target, "query", task)
+        template = target.info.get("rerank_template", "")
+        spans = [_pair(template, request.query, text) for text in request.texts]
+        for prompt in spans:
+            check_length(prompt, target, "documents", task)
+        requests = [{"task": "rank", "prompt": prompt} for prompt in spans]
+        labels = target.info.get("labels") or []
+        label = labels.index("yes") if "yes" in labels else 0
+        return Job(requests, RerankAssembler(name, id, created, seed, request, label))
+
+    seed = seed if request.seed is None or request.seed == -1 else request.seed % 2**64
+    if isinstance(request, ChatCompletionRequest):
+        spans = [chat_prompt(request.messages, target, now=now, enable_thinking=request.enable_thinking)]
+        cls: type[ChatAssembler | TextAssembler] = ChatAssembler
+    else:
+        # The prompt of a completion is its caller's own program, as it is remotely: control tokens in it are honoured.
+        spans = [[(text, request.parse_special)] for text in request.prompts]
+        for prompt in spans:
+            check_length(prompt, target, "prompt")
+        cls = TextAssembler
+    phrases, predicates = split_filters(target.content_filter, request.content_filter)
+    common = {
+        "task": "generate",
+        "max_tokens": request.max_tokens
+        if request.max_tokens > 0
+        else 2**31 - 1,  # the engine stops at the end of the context
+        "stop": list(request.stop),
+        "filter": phrases,
+        "sampling": _sampling(request, target.info, seed),
+        "ignore_eos": request.ignore_eos,
+    }
+    assembler = cls(
+        name,
+        id,
+        created,
+        seed,
+        len(spans),
+        include_usage=request.include_usage,
+        logprobs=request.n_logprobs >= 0,
+        predicates=predicates,
+    )
+    return Job([{**common, "prompt": prompt} for prompt in spans], assembler)
+
+
+def chat_of(request: GenerateRequest) -> ChatCompletionRequest:
+    """generate() is one user message."""
+    fields = request.model_dump(exclude={"prompt", "request_id"}, exclude_unset=True)
+    return ChatCompletionRequest(messages=[Message(role="user", content=request.prompt)], **fields)
+
+
+def chat_prompt(
+    messages: Sequence[Message],
+    target: Target,
+    *,
+    now: datetime,
+    enable_thinking: bool | None = None,
+    limited: bool = True,
+    hint: str = "",
+) -> list[Span]:
+    """The prompt of a chat, by the model's template. Raises TemplateError and, where the prompt is `limited`,
+    ContextLengthError: for texts that cannot fit whatever the template makes of them already before it runs, which
+    would take long. `hint` is added to that error's message."""
+    if limited:
+        check_length(texts_of(messages), target, "messages", hint=hint)
+    options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+    spans = target.template.render(messages_of(messages, target.template.capabilities), now=now, **options)
+    if limited:
+        check_length(spans, target, "messages", hint=hint)
+    return spans
+
+
+def check_length(spans: Sequence[Span], target: Target, field: str, task: Task = "generate", hint: str = "") -> None:
+    """Raises ContextLengthError for a prompt of more characters than the context could ever hold; for tasks other than
+    generating, the context is the length that the model was trained with."""
+    info = target.info
+    n_ctx = (info.get("n_ctx") if task == "generate" else info.get("n_ctx_train")) or 2**31
+    longest = info.get("longest_piece") or LONGEST_PIECE_BYTES
+    size = sum(len(text) for text, _ in spans)
+    if size > n_ctx * longest:
+        raise ContextLengthError(
+            f"{field}: {size} characters are more than {n_ctx} tokens, the context, can hold{hint}",
+            param=field,
+            details={"field": field, "n_ctx": n_ctx, "n_prompt": f"> {n_ctx}"},
+        )
+
+
+def split_filters(*filters: Any) -> tuple[list[str], list[Predicate]]:
+    """Phrases for the native matcher (exact, so with their simple case variants) and predicates for the assembler."""
+    phrases: dict[str, None] = {}
+    predicates: list[Predicate] = []
+    for item in filters:
+        if callable(item):
+            predicates.append(item)
+            continue
+        for phrase in item or ():
+            for variant in (phrase, phrase.lower(), phrase.upper(), phrase.capitalize(), phrase.title()):
+                phrases[variant] = None
+    return list(phrases), predicates
+
+
+_CANNOT: dict[Task, str] = {
+    "generate": "cannot generate text",
+    "embed": "gives no embeddings",
+    "rank": "does not rank documents",
+}
+
+
+def _check_task(task: Task, tasks: list[Task] | None, name: str) -> None:
+    if tasks is not None and task not in tasks:
+        raise ValidationError(
+            f"model '{name}' {_CANNOT[task]}; what it can do: {', '.join(tasks)}",
+            param="model",
+            details={"field": "model", "task": task, "tasks": list(tasks)},
+        )
+
+
+_PLACE = re.compile(r"\{(query|document)\}")
+
+
+def _pair(template: str, query: str, document: str) -> list[Span]:
+    """A query and a document as spans: in the model's own template or, without one, by themselves: then the tokenizer
+    puts the vocabulary's separators around them."""
+    texts = {"query": query, "document": document}
+    if not template:
+        return [(query, False), (document, False)]
+    parts = _PLACE.split(template)  # template text and the names of places in turn
+    spans = [(texts[part], False) if i % 2 else (part, True) for i, part in enumerate(parts)]
+    return [span for span in spans if span[0]]
+
+
+def _sampling(request: ChatCompletionRequest | CompletionRequest, info: NativeInfo, seed: int) -> dict[str, Any]:
+    n_vocab = info.get("n_vocab", 2**31)
+    for token in request.logit_bias:
+        if token >= n_vocab:
+            problem = f"token id {token} is not below the vocabulary's size, {n_vocab}"
+            raise refused("logit_bias", problem, n_vocab=n_vocab)
+    return {
+        **{name: getattr(request, name) for name in Sampling.model_fields},
+        "top_k": max(request.top_k, 0),
+        "seed": seed,
+        "n_logprobs": request.n_logprobs,
+        "logit_bias": list(request.logit_bias.items()),
+    }

@@ -1,0 +1,453 @@
+"""Replies: the TypedDicts of chunks and answers, and of what is said of models and of the machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, Literal, Union
+
+# typing's TypeVar has defaults since Python 3.13, and pydantic describes typing's TypedDict only since 3.12.
+from typing_extensions import NotRequired, TypedDict, TypeVar
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+class Usage(TypedDict):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class PGMetadata(TypedDict, total=False):
+    region: str
+    latency_ms: int
+    model_load_time_ms: int | None
+    queue_time_ms: int
+    inference_time_ms: int
+    seed: int
+    cached_tokens: int
+
+
+class Timings(TypedDict):
+    """Milliseconds since submit (None = not reached), the decode rate, and prompt tokens from the prefix cache."""
+
+    queue_ms: float | None
+    prefill_ms: float | None
+    first_token_ms: float | None
+    total_ms: float | None
+    tokens_per_second: float | None
+    cached_tokens: int
+
+
+class ChatTopLogprob(TypedDict):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatTokenLogprob(ChatTopLogprob):
+    top_logprobs: list[ChatTopLogprob]
+
+
+class ChatLogprobs(TypedDict):
+    """`content`: one entry per token."""
+
+    content: list[ChatTokenLogprob]
+
+
+class ChatDelta(TypedDict, total=False):
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatChunkChoice(TypedDict):
+    index: int
+    delta: ChatDelta
+    logprobs: NotRequired[ChatLogprobs]
+    finish_reason: FinishReason | None
+
+
+class ChatCompletionChunk(TypedDict):
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: NotRequired[Usage]  # in the last chunk, which has no choices, if `stream_options` asked for it
+
+
+class ChatMessage(TypedDict):
+    role: Literal["assistant"]
+    content: str | None
+
+
+class ChatChoice(TypedDict):
+    index: int
+    message: ChatMessage
+    logprobs: NotRequired[ChatLogprobs]
+    finish_reason: FinishReason
+
+
+class ChatCompletionResponse(TypedDict):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    pg_metadata: PGMetadata
+
+
+class TextLogprobs(TypedDict):
+    """Four lists with one entry per token; offsets are in characters of the answer's text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChunkChoice(TypedDict):
+    text: str
+    index: int
+    logprobs: NotRequired[TextLogprobs]
+    finish_reason: FinishReason | None
+
+
+class CompletionChunk(TypedDict):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChunkChoice]
+    usage: NotRequired[Usage]  # as in a chat's last chunk
+
+
+class CompletionChoice(TypedDict):
+    text: str
+    index: int
+    logprobs: TextLogprobs | None
+    finish_reason: FinishReason
+
+
+class CompletionResponse(TypedDict):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+    pg_metadata: PGMetadata
+
+
+class GenerateResponse(TypedDict):
+    id: str
+    model: str
+    content: str
+    usage: Usage
+    created_at: str  # local time, ISO 8601 without a zone
+    processing_time_ms: int
+
+
+# A vector of n_embd numbers as `encoding_format` asked for it; by default as it may come over HTTP.
+Vector = TypeVar("Vector", default=Union[list[float], str])
+if TYPE_CHECKING:
+    FloatArray = NDArray[numpy.float32]  # shape (n_embd,)
+
+
+class EmbeddingData(TypedDict, Generic[Vector]):
+    """`embedding`: n_embd numbers as `encoding_format` asked for them; base64 is that of little-endian float32."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: Vector
+
+
+class EmbeddingUsage(TypedDict):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingResponse(TypedDict, Generic[Vector]):
+    object: Literal["list"]
+    data: list[EmbeddingData[Vector]]
+    model: str
+    usage: EmbeddingUsage
+
+
+class RerankDocument(TypedDict):
+    text: str
+
+
+class RerankResult(TypedDict):
+    index: int  # of the document in the request
+    relevance_score: float
+    document: NotRequired[RerankDocument]
+
+
+class RerankResponse(TypedDict):
+    id: str
+    object: Literal["list"]
+    model: str
+    results: list[RerankResult]
+    usage: EmbeddingUsage
+
+
+# --- replies about models and the machine -----------------------------------------------------------------------------
+
+LoadStatus = Literal["loading", "loaded", "unloaded", "failed"]
+Task = Literal["generate", "embed", "rank"]
+
+
+class ModelInfo(TypedDict):
+    """A model as lists show it. `tasks`, what it can be asked for, is ours; none of a file that cannot be loaded."""
+
+    id: str
+    object: Literal["model"]
+    created: int  # Unix time
+    owned_by: str
+    permission: list[Any]
+    root: str
+    parent: str | None
+    tasks: list[Task]
+
+
+class ListModelsResponse(TypedDict):
+    object: Literal["list"]
+    data: list[ModelInfo]
+
+
+class LoadModelResponse(TypedDict):
+    status: Literal["success", "loading", "failed"]
+    model: str
+    force_reload: bool
+    message: str
+
+
+class UnloadModelResponse(TypedDict):
+    status: Literal["success", "failed"]
+    model: str
+    message: str
+
+
+class UnloadAllModelsResponse(TypedDict):
+    status: Literal["success", "partial", "failed"]
+    unloaded_models: list[str]
+    errors: list[str]
+    total_unloaded: int
+
+
+class ModelStatusResponse(TypedDict):
+    loaded: list[str]
+    loading_status: dict[str, LoadStatus]
+    repository: str
+    progress: NotRequired[dict[str, float]]  # 0..1 of each load under way; a server's answer only
+
+
+class HealthFeatures(TypedDict):
+    dynamic_loading: bool
+    huggingface_support: bool
+
+
+class BackendInfo(TypedDict):
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class BackendStatus(TypedDict):
+    healthy: bool
+    info: BackendInfo
+
+
+class HealthResponse(TypedDict):
+    """`degraded`: a server whose configured models are not loaded yet."""
+
+    status: Literal["healthy", "degraded", "unhealthy"]
+    node: str
+    runtime: str
+    timestamp: str
+    features: HealthFeatures
+    backend: BackendStatus
+
+
+class GPUMemoryInfo(TypedDict):
+    total_mb: int
+    used_mb: int
+    free_mb: int
+    total_gb: float
+    used_gb: float
+    free_gb: float
+    percent_used: float
+
+
+class GPUUtilization(TypedDict):
+    gpu_percent: int
+    memory_percent: int
+
+
+class GPUInfo(TypedDict):
+    index: int
+    name: str
+    memory: GPUMemoryInfo
+    utilization: GPUUtilization
+    temperature_c: int
+
+
+class GPUProcess(TypedDict):
+    pid: int
+    name: str
+    memory_mb: int
+
+
+class GPUStatusResponse(TypedDict):
+    status: Literal["success"]
+    timestamp: str
+    gpus: list[GPUInfo]
+    processes: list[GPUProcess]
+    total_gpus: int
+
+
+class GPUMemorySimple(TypedDict):
+    total_gb: float
+    used_gb: float
+    free_gb: float
+    percent_used: float
+    percent_free: float
+
+
+class GPUMemoryResponse(TypedDict):
+    status: Literal["success"]
+    timestamp: str
+    memory: list[GPUMemorySimple]
+
+
+class GPUMemoryState(TypedDict):
+    used_gb: float
+    total_gb: float
+    percent_used: float
+
+
+class GPUPurgeResponse(TypedDict):
+    status: Literal["success", "partial", "failed"]
+    timestamp: str
+    actions: list[str]
+    memory_before: GPUMemoryState
+    memory_after: GPUMemoryState
+    memory_freed_gb: float
+    models_unloaded: list[str]
+    errors: list[str]
+    recommendation: str
+
+
+# --- what the native module says of models and the machine ------------------------------------------------------------
+
+
+class Device(TypedDict):
+    name: str
+    description: str
+    gpu: bool
+    memory_bytes: int
+    free_bytes: int
+
+
+class SystemInfo(TypedDict):
+    """This machine, as this process may use it."""
+
+    devices: list[Device]
+    cpu_features: list[str]
+    n_threads: int
+    available_bytes: int
+    kernels: str  # instruction set of this package's own CPU kernels, "off" = those of llama.cpp
+    build: str
+
+
+class FileSummary(TypedDict):
+    """What a GGUF file says about itself. Cache sizes are of one token."""
+
+    file_bytes: int
+    tensor_bytes: int
+    n_params: int
+    n_splits: int
+    vocab_only: bool
+    architecture: str
+    name: str
+    tasks: list[Task]
+    labels: list[str]
+    quantization: str
+    chat_template: str
+    n_layer: int
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    n_ctx_train: int
+    n_vocab: int
+    cache_bytes_f16: int
+    cache_bytes_q8_0: int
+    metadata: dict[str, str]
+
+
+class NativeInfo(TypedDict):
+    """A loaded model, as `_core` has it. `n_ctx` is the context of each of `max_streams` streams, in tokens."""
+
+    path: str
+    architecture: str
+    description: str
+    quantization: str
+    chat_template: str
+    rerank_template: str
+    tasks: list[Task]
+    labels: list[str]
+    bos_text: str
+    eos_text: str
+    special_tokens: dict[str, str]
+    additional_special_tokens: list[str]
+    longest_piece: int  # bytes
+    n_params: int
+    file_bytes: int
+    weights_bytes: int
+    cache_bytes: int
+    prefix_cache_bytes: int
+    n_ctx: int
+    n_ctx_train: int
+    n_vocab: int
+    n_embd: int
+    n_layer: int
+    max_streams: int
+    n_threads: int
+    n_gpu_layers: int
+    n_batch: int
+    add_bos: bool
+    flash_attention: bool
+    cache_type: Literal["f16", "q8_0"]
+    kernels: str  # as in SystemInfo
+    build: str
+    load_ms: float
+    devices: list[Device]
+    metadata: dict[str, str]
+
+
+class LoadedModelInfo(NativeInfo):
+    """What `info()` gives. `chat_format`: whose chat template it is, or the name of a known one."""
+
+    chat_format: str
+
+
+class ModelStats(TypedDict):
+    """Counters of one loaded model since its load, and what it holds now; cells are tokens of its KV cache."""
+
+    n_running: int
+    n_waiting: int
+    n_requests: int
+    n_finished: int
+    n_cancelled: int
+    n_failed: int
+    n_prompt_tokens: int
+    n_cached_tokens: int
+    n_generated_tokens: int
+    n_steps: int
+    n_cells: int
+    n_cells_used: int
+    prefix_cache_bytes: int

@@ -1,0 +1,315 @@
+"""Requests: the pydantic models of what can be asked for.
+
+Fields, ranges and defaults are those of the official SDK; what the SDK lacks (seed in text completions, logprobs,
+logit_bias, ...) follows OpenAI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WrapValidator
+from pydantic import ValidationError as PydanticError
+from pydantic_core import PydanticCustomError
+
+MAX_MESSAGES = 1024
+MAX_STOP = 16
+MAX_STOP_BYTES = 256
+MAX_PROMPTS = 2048
+MAX_LOGIT_BIAS = 1024
+MAX_LOGPROBS = 20
+MAX_FILTER = 64
+
+# --- field types ------------------------------------------------------------------------------------------------------
+
+
+def _whole(value: Any) -> Any:
+    """Some JSON writers print every number with a fraction: 150.0 is 150, 150.5 is an error, True never a number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _strings(limit: int, what: str) -> Callable[[Any], Any]:
+    def check(value: list[str]) -> list[str]:
+        if len(value) > limit:
+            raise PydanticCustomError("too_long", f"at most {limit} {what}, got {len(value)}")
+        for i, text in enumerate(value):
+            if not text or len(text.encode()) > MAX_STOP_BYTES:
+                raise PydanticCustomError("length", f"item {i} must have 1 to {MAX_STOP_BYTES} bytes")
+        return value
+
+    return check
+
+
+def _bias(value: dict[int, float]) -> dict[int, float]:
+    if len(value) > MAX_LOGIT_BIAS:
+        raise PydanticCustomError("too_long", f"at most {MAX_LOGIT_BIAS} entries, got {len(value)}")
+    for token, bias in value.items():
+        if not 0 <= token < 2**31 or not -100 <= bias <= 100:
+            raise PydanticCustomError("bias", "token ids are 0 or more, biases lie in -100..100")
+    return value
+
+
+def _bias_keys(value: Any) -> Any:
+    """JSON has string keys only."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        int(k) if isinstance(k, str) and k.isascii() and k.isdigit() and len(k) < 11 else k: v for k, v in value.items()
+    }
+
+
+def check_filter(value: Any) -> Any:
+    """A content filter: phrases, or a predicate of the text so far. Raises PydanticCustomError."""
+    if value is None or callable(value):
+        return value
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) for text in value):
+        raise PydanticCustomError("filter", "must be a list of phrases or a callable(text) -> bool")
+    return _strings(MAX_FILTER, "phrases")(list(value))
+
+
+def _max_tokens(value: int) -> int:
+    if value == 0:
+        raise PydanticCustomError("max_tokens", "must be 1 or more, or -1 for what the context leaves", {"ge": 1})
+    return value
+
+
+def _encoding(value: Any, check: Callable[[Any], Any]) -> Any:
+    try:
+        return check(value)
+    except PydanticError:
+        problem = "must be 'float' or 'base64', in process also 'numpy'"
+        raise PydanticCustomError("encoding_format", problem) from None
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+NonEmptyText = Annotated[str, Field(min_length=1)]
+ModelName = Annotated[str, Field(min_length=1, max_length=4096)]  # may be a path: 4096 is Linux's PATH_MAX
+Unit = Annotated[float, Field(ge=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+TopK = Annotated[Whole, Field(ge=-(2**31), lt=2**31)]
+MaxTokens = Annotated[Whole, Field(ge=-1, lt=2**31), AfterValidator(_max_tokens)]
+Seed = Annotated[Whole, Field(ge=-(2**63), lt=2**64)]
+Stop = Annotated[
+    list[str],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else _as_list(value)),
+    AfterValidator(_strings(MAX_STOP, "stop strings")),
+]
+LogitBias = Annotated[dict[int, float], BeforeValidator(_bias_keys), AfterValidator(_bias)]
+
+
+class StrictModel(BaseModel):
+    """Of the exact types it names, finite and unchangeable: the base of every model here."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, frozen=True, arbitrary_types_allowed=True)
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+
+class TextPart(StrictModel):
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(StrictModel):
+    type: Literal["image_url"]
+    image_url: dict[str, Any]
+
+
+class FunctionCall(StrictModel):
+    name: str
+    arguments: str
+
+
+class ToolCall(StrictModel):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: int | None = None  # streams number their calls; not read, the list is in order
+
+
+def _one_of(tags: dict[type, str], message: str) -> Discriminator:
+    def tag(value: Any) -> str | None:
+        return next((name for cls, name in tags.items() if isinstance(value, cls)), None)
+
+    return Discriminator(tag, custom_error_type="type", custom_error_message=message)
+
+
+def _part_tag(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+    return f"<{kind}>" if kind in ("text", "image_url") else None
+
+
+# Pydantic puts these tags into its paths; `plain.path` takes out what is in angle brackets.
+_Part = Annotated[
+    Union[Annotated[TextPart, Tag("<text>")], Annotated[ImagePart, Tag("<image_url>")]],
+    Discriminator(_part_tag, custom_error_type="type", custom_error_message="type must be 'text' or 'image_url'"),
+]
+Content = Annotated[
+    Union[
+        Annotated[str, Tag("<str>")],
+        Annotated[list[_Part], BeforeValidator(_as_list), Tag("<parts>")],
+        Annotated[None, Tag("<null>")],
+    ],
+    _one_of(
+        {str: "<str>", list: "<parts>", tuple: "<parts>", type(None): "<null>"},
+        "must be a string, null or a list of content parts",
+    ),
+]
+Strings = Annotated[
+    Union[
+        Annotated[str, Field(min_length=1), Tag("<str>")],
+        Annotated[
+            list[NonEmptyText], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_PROMPTS), Tag("<list>")
+        ],
+    ],
+    _one_of({str: "<str>", list: "<list>", tuple: "<list>"}, "must be a string or a list of strings"),
+]
+
+
+class Message(StrictModel):
+    role: Literal["system", "user", "assistant", "tool", "developer"]
+    content: Content = None
+    name: str | None = None
+    tool_calls: Annotated[list[ToolCall], BeforeValidator(_as_list)] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+class Sampling(StrictModel):
+    """What the native sampler takes as it is, by the same names."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
+    top_p: Unit = 0.9
+    top_k: TopK = 0
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    min_p: Unit = 0.0
+    typical_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class _GeneratingRequest(Sampling):
+    """What every generating request has in common."""
+
+    model: ModelName | None = None
+    logit_bias: LogitBias = {}
+    seed: Seed | None = None
+    stop: Stop = []
+    stream: bool = False
+    stream_options: dict[str, bool] = {}
+    user: str | None = None
+    ignore_eos: bool = False
+    content_filter: Annotated[Any, BeforeValidator(check_filter)] = None
+    n: Whole = 1
+    # Constraints of other engines are refused by name: an answer that does not keep to them would be a wrong one.
+    grammar: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options.get("include_usage") is True
+
+
+class ChatCompletionRequest(_GeneratingRequest):
+    messages: Annotated[list[Message], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_tokens: MaxTokens = 150
+    logprobs: bool = False
+    top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] = 0
+    enable_thinking: bool | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    response_format: Any = None
+
+    @property
+    def n_logprobs(self) -> int:
+        """Alternatives per token; -1 = no logprobs at all."""
+        return self.top_logprobs if self.logprobs else -1
+
+
+class CompletionRequest(_GeneratingRequest):
+    prompt: Strings
+    max_tokens: MaxTokens = 100
+    top_k: TopK = 50
+    logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    echo: bool = False
+    best_of: Whole = 1
+    suffix: str = ""
+    parse_special: bool = True  # control tokens written in the prompt are honoured; False = they are text
+
+    @property
+    def prompts(self) -> list[str]:
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def n_logprobs(self) -> int:
+        return -1 if self.logprobs is None else self.logprobs
+
+
+class EmbeddingRequest(StrictModel):
+    input: Strings
+    model: ModelName | None = None
+    user: str | None = None
+    encoding_format: Annotated[Literal["float", "base64", "numpy"], WrapValidator(_encoding)] = "float"
+    dimensions: Whole | None = None
+
+    @property
+    def inputs(self) -> list[str]:
+        return [self.input] if isinstance(self.input, str) else self.input
+
+
+def _document(value: Any) -> Any:
+    """A text, or {"text": ...} as some clients wrap it."""
+    return value["text"] if isinstance(value, Mapping) and isinstance(value.get("text"), str) else value
+
+
+class RerankRequest(StrictModel):
+    """How well each document answers the query; the best first."""
+
+    query: NonEmptyText
+    documents: Annotated[
+        list[Annotated[NonEmptyText, BeforeValidator(_document)]],
+        BeforeValidator(_as_list),
+        Field(min_length=1, max_length=MAX_PROMPTS),
+    ]
+    model: ModelName | None = None
+    top_n: Annotated[Whole, Field(ge=1, lt=2**31)] | None = None  # results, None = all
+    return_documents: bool = False
+    user: str | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        return self.documents
+
+
+class GenerateRequest(StrictModel):
+    prompt: NonEmptyText
+    model: ModelName | None = None
+    max_tokens: MaxTokens = 150
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
+    top_p: Unit = 0.9
+    stop: Stop = []
+    request_id: str | None = None  # the SDK's class has it; neither it nor this package reads it
+
+
+Request = Union[ChatCompletionRequest, CompletionRequest, EmbeddingRequest, RerankRequest, GenerateRequest]
+KINDS: dict[str, type[Any]] = {
+    "chat": ChatCompletionRequest,
+    "completion": CompletionRequest,
+    "embedding": EmbeddingRequest,
+    "rerank": RerankRequest,
+    "generate": GenerateRequest,
+}
