@@ -85,9 +85,7 @@ struct Constraint {
 
 struct Request {
     Task task = Task::generate;
-    std::vector<Span>
-        prompt;  // one of prompt and tokens; to rank: query and document, or a template of the model filled in
-    std::vector<Token> tokens;
+    std::vector<Span> prompt;  // to rank: query and document, or a template of the model filled in
     int32_t max_tokens = 150;  // capped by the room left in the context
     std::vector<std::string> stop;  // matched in the text, never delivered
     std::vector<std::string> filter;  // as stop, but ends with content_filter
@@ -99,7 +97,6 @@ struct Request {
     template <typename Visit> static constexpr void fields(Visit && field) {
         field("task", &Request::task);
         field("prompt", &Request::prompt);
-        field("tokens", &Request::tokens);
         field("max_tokens", &Request::max_tokens);
         field("stop", &Request::stop);
         field("filter", &Request::filter);
@@ -178,7 +175,7 @@ struct Event {
     Timings timings;
     std::vector<TokenLogprob> logprobs;  // of the tokens whose text this event completes
     std::vector<float> embedding;
-    std::shared_ptr<Outbox> outbox;  // its address, until it is there
+    std::shared_ptr<Outbox> outbox;  // where it is to be delivered; null: the engine's own
 };
 
 enum class Device : uint8_t { automatic, cpu, gpu };
@@ -246,8 +243,8 @@ struct DeviceInfo {
 
 struct ModelInfo {
     std::string path, architecture, description, quantization, chat_template, bos_text, eos_text;
-    std::string
-        rerank_template;  // with {query} and {document}; "" where a pair is framed by the vocabulary's own tokens
+    // With {query} and {document}; "" where a pair is framed by the vocabulary's own tokens.
+    std::string rerank_template;
     std::vector<Task> tasks;  // what this model can be asked for
     std::map<std::string, std::string> special_tokens;  // by the names that chat templates use: "bos_token", ...
     std::vector<std::string> additional_special_tokens;  // the other control tokens, by id

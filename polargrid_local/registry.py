@@ -1,4 +1,4 @@
-"""The models of one engine by name: loading, finding, and the answers about models, health and GPUs."""
+"""Models: the models of one engine by name, and the one table of what is loaded or loading."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -19,10 +19,7 @@ from polargrid_local.api.plain import plain
 from polargrid_local.api.prepare import Job, Kind, Target, chat_prompt, check_length, prepare
 from polargrid_local.api.replies import (
     Device,
-    GPUInfo,
     GPUMemoryResponse,
-    GPUMemorySimple,
-    GPUMemoryState,
     GPUPurgeResponse,
     GPUStatusResponse,
     HealthResponse,
@@ -48,6 +45,7 @@ from polargrid_local.errors import (
     ServerError,
     ValidationError,
 )
+from polargrid_local.machine import gpu_memory_reply, gpu_memory_state, gpu_status_reply, health_reply
 from polargrid_local.models.store import ResolvedModel, Store
 from polargrid_local.native.core import inspect, system
 from polargrid_local.native.loaded_model import LoadedModel
@@ -60,10 +58,21 @@ R = TypeVar("R")  # the whole answer
 UNLIMITED = "; unlimited=True tokenizes it all the same"
 
 
-class Entry(NamedTuple):
+class ReadyModel(NamedTuple):
+    """A model that can be asked: the running engine, and what turns requests into jobs for it."""
+
     model: LoadedModel
     target: Target
-    created: int
+    created: int  # Unix time of the load
+
+
+@dataclass
+class Load:
+    """A load under way."""
+
+    path: Path
+    model: LoadedModel | None = None  # None until the copy that it replaces is closed
+    progress: float = 0.0  # 0..1
 
 
 class Models:
@@ -78,9 +87,9 @@ class Models:
         self._options, self._content_filter, self._chat_template = options, content_filter, chat_template
         self._factory = factory
         self._lock = threading.Lock()
-        self._entries: dict[str, Entry] = {}
-        self._loading: dict[str, LoadedModel | None] = {}
-        self._status: dict[str, LoadStatus] = {}
+        self._ready: dict[str, ReadyModel] = {}
+        self._loads: dict[str, Load] = {}
+        self._status: dict[str, LoadStatus] = {}  # of every model that was ever asked to load
         self._inspected: dict[tuple[Path, int, int], list[Task]] = {}  # file, size, time -> tasks
         self._pid = os.getpid()
         self.closed = False
@@ -88,37 +97,45 @@ class Models:
     # loading
 
     def load(self, name: str | Path, force: bool = False, on_progress: Progress | None = None) -> LoadModelResponse:
+        """Waits until the model is loaded; "loading" at once where another thread is loading it. `force`: again.
+
+        Raises NotFoundError, InvalidModelError, TemplateError, MemoryEstimateError, EngineClosed, ServerError."""
         self._check()
         found = self._store.resolve(name)
         with self._lock:
-            namesake = self._entries.get(found.id)
+            namesake = self._ready.get(found.id)
             if namesake is not None and namesake.model.path != found.path:  # the same file name in another folder
                 found = replace(found, id=str(found.path))
-            if found.id in self._loading:
+            if found.id in self._loads:
                 return _load_reply("loading", name, force, f"Model {name} is already loading")
-            if found.id in self._entries and not force:
+            if found.id in self._ready and not force:
                 return _load_reply("success", name, force, f"Model {name} loaded successfully")
-            old = self._entries.pop(found.id, None)
-            self._loading[found.id] = None
+            old = self._ready.pop(found.id, None)
+            load = self._loads[found.id] = Load(found.path)
             self._status[found.id] = "loading"
+
+        def note(progress: float) -> None:
+            load.progress = progress
+            if on_progress is not None:
+                on_progress(progress)
+
         status: LoadStatus = "failed"
         try:
             if old is not None:
                 old.model.close()
-            model = LoadedModel(found.path, self._options, self._factory)
-            self._loading[found.id] = model
-            model.load(on_progress)
-            entry = Entry(model, self._target(found.id, model.info), int(time.time()))
+            model = load.model = LoadedModel(found.path, self._options, self._factory)
+            model.load(note)
+            ready = ReadyModel(model, self._target(found.id, model.info), int(time.time()))
             with self._lock:
                 if not self.closed:
-                    self._entries[found.id] = entry
+                    self._ready[found.id] = ready
             if self.closed:
                 model.close()
                 raise EngineClosed("the engine was closed while a model was loading")
             status = "loaded"
         finally:
             with self._lock:
-                self._loading.pop(found.id, None)
+                del self._loads[found.id]
                 self._status[found.id] = status
         return _load_reply("success", name, force, f"Model {name} loaded successfully")
 
@@ -135,28 +152,30 @@ class Models:
     def abort(self, name: str | Path) -> None:
         """The load of this model, if one is running, ends with an error soon."""
         with contextlib.suppress(PolarGridError):
-            model = self._loading.get(self._store.resolve(name).id)
-            if model is not None:
-                model.abort()
+            path = self._store.resolve(name).path
+            self._abort(load for load in list(self._loads.values()) if load.path == path)
 
     def abort_loads(self) -> None:
         """Whatever is loading now ends with an error soon."""
-        for model in list(self._loading.values()):
-            if model is not None:
-                model.abort()
+        self._abort(list(self._loads.values()))
+
+    def _abort(self, loads: Iterable[Load]) -> None:
+        for load in loads:
+            if load.model is not None:
+                load.model.abort()
 
     def unload(self, name: str | Path) -> UnloadModelResponse:
-        entry = self.find(name)
+        ready = self.find(name)
         with self._lock:
-            self._entries.pop(entry.target.name, None)
-            self._status[entry.target.name] = "unloaded"
-        entry.model.close()
+            self._ready.pop(ready.target.name, None)
+            self._status[ready.target.name] = "unloaded"
+        ready.model.close()
         return {"status": "success", "model": str(name), "message": f"Model {name} unloaded successfully"}
 
     def unload_all(self) -> UnloadAllModelsResponse:
         self._check()
         unloaded, errors = [], []
-        for name in list(self._entries):
+        for name in list(self._ready):
             try:
                 self.unload(name)
                 unloaded.append(name)
@@ -172,11 +191,11 @@ class Models:
             raise ForkedEngineError("this engine belongs to the parent process")
         with self._lock:
             self.closed = True
-            entries = list(self._entries.values())
-            self._entries.clear()
+            models = list(self._ready.values())
+            self._ready.clear()
         self.abort_loads()
-        for entry in entries:
-            entry.model.close()
+        for ready in models:
+            ready.model.close()
 
     # finding
 
@@ -186,31 +205,31 @@ class Models:
         if self.closed:
             raise EngineClosed("the engine is closed")
 
-    def find(self, name: str | Path | None) -> Entry:
+    def find(self, name: str | Path | None) -> ReadyModel:
         """A loaded model by id, alias, path or file name; the first one for None."""
         self._check()
         with self._lock:
-            entries = dict(self._entries)
+            models = dict(self._ready)
         if name is None:
-            if entries:
-                return next(iter(entries.values()))
+            if models:
+                return next(iter(models.values()))
             raise NotFoundError(
                 "Model not loaded: this engine has no model yet", code="model_not_loaded", param="model"
             )
         _check_name(name)
-        if isinstance(name, str) and name in entries:
-            return entries[name]
+        if isinstance(name, str) and name in models:
+            return models[name]
         try:
             found = self._store.resolve(name)
         except InvalidModelError:  # a shard that is no model, or a model that lacks one
             raise
         except (NotFoundError, ValidationError):
             found = None
-        for entry in entries.values():
-            if found is not None and found.path == entry.model.path:
-                return entry
+        for ready in models.values():
+            if found is not None and found.path == ready.model.path:
+                return ready
         raise NotFoundError(
-            f"Model not loaded: {str(name)[:200]!r}. Loaded: {', '.join(entries) or 'none'}",
+            f"Model not loaded: {str(name)[:200]!r}. Loaded: {', '.join(models) or 'none'}",
             code="model_not_loaded",
             param="model",
         )
@@ -220,10 +239,10 @@ class Models:
         if self.closed:
             return "closed"
         loaded = [
-            f"{name} (n_ctx {entry.model.info.get('n_ctx')}, max_streams {entry.model.info.get('max_streams')})"
-            for name, entry in list(self._entries.items())
+            f"{name} (n_ctx {ready.model.info.get('n_ctx')}, max_streams {ready.model.info.get('max_streams')})"
+            for name, ready in list(self._ready.items())
         ]
-        loading = [f"{name} (loading)" for name in list(self._loading)]
+        loading = [f"{name} (loading)" for name in list(self._loads)]
         return ", ".join([*loaded, *loading]) or "no model loaded"
 
     # answering
@@ -231,33 +250,33 @@ class Models:
     def begin(self, kind: Kind[C, R], request: Any, kwargs: Mapping[str, Any]) -> tuple[LoadedModel, Job[C, R]]:
         """Every check of a request short of its token count."""
         request = parse_request(kind, request, kwargs)
-        entry = self.find(request.model)
-        entry.model.check()
+        ready = self.find(request.model)
+        ready.model.check()
         job: Job[C, R] = prepare(
-            request, entry.target, now=datetime.now().astimezone(), id=secrets.token_hex(12), seed=secrets.randbits(32)
+            request, ready.target, now=datetime.now().astimezone(), id=secrets.token_hex(12), seed=secrets.randbits(32)
         )
-        return entry.model, job
+        return ready.model, job
 
     def tokens(self, text: Any, messages: Any, model: str | None, unlimited: bool) -> list[int]:
-        entry = self.find(model)
+        ready = self.find(model)
         if (text is None) == (messages is None):
             raise ValidationError("tokenize: give either text or messages", param="text")
         if messages is not None:
             request = parse_request("chat", None, {"messages": messages})
             now = datetime.now().astimezone()
-            spans = chat_prompt(request.messages, entry.target, now=now, limited=not unlimited, hint=UNLIMITED)
+            spans = chat_prompt(request.messages, ready.target, now=now, limited=not unlimited, hint=UNLIMITED)
         elif isinstance(text, str):
             spans = [(plain(text, "text"), False)]
             if not unlimited:
-                check_length(spans, entry.target, "text", hint=UNLIMITED)
+                check_length(spans, ready.target, "text", hint=UNLIMITED)
         else:
             raise ValidationError(f"text: must be a string, got {type(text).__name__}", param="text")
-        return entry.model.tokenize(spans)
+        return ready.model.tokenize(spans)
 
     def models(self) -> ListModelsResponse:
         """Loaded models first, then what else is on disk."""
         self._check()
-        rows = {name: self._row(name, entry) for name, entry in list(self._entries.items())}
+        rows = {name: self._row(name, ready) for name, ready in list(self._ready.items())}
         with contextlib.suppress(ServerError):  # the directory cannot be read: what is loaded answers all the same
             for name, found in self._store.list().items():
                 with contextlib.suppress(NotFoundError):  # a file that has gone since
@@ -269,15 +288,15 @@ class Models:
         """Raises NotFoundError for a model that is neither loaded nor on disk."""
         self._check()
         _check_name(name)
-        entry = self._entries.get(name)
-        if entry is not None:
-            return self._row(name, entry)
+        ready = self._ready.get(name)
+        if ready is not None:
+            return self._row(name, ready)
         found = self._store.resolve(name)
-        return self._row(found.id, self._entries.get(found.id) or found)
+        return self._row(found.id, self._ready.get(found.id) or found)
 
-    def _row(self, id: str, model: Entry | ResolvedModel) -> ModelInfo:
+    def _row(self, id: str, model: ReadyModel | ResolvedModel) -> ModelInfo:
         """As the remote lists a model; `tasks`, what it can be asked for, is ours."""
-        if isinstance(model, Entry):
+        if isinstance(model, ReadyModel):
             created, tasks = model.created, model.target.info.get("tasks", [])
         else:
             created, tasks = _created(model), self._tasks(model.path)
@@ -293,7 +312,7 @@ class Models:
         }
 
     def _tasks(self, path: Path) -> list[Task]:
-        """Of a file that is not loaded, read once as long as it stays the same; none of one that could not be loaded."""
+        """Of a file on disk, which is read again only when it has changed; none of one that could not be loaded."""
         try:
             stat = path.stat()
             key = (path, stat.st_size, stat.st_mtime_ns)
@@ -304,115 +323,60 @@ class Models:
             return []
 
     def status(self) -> ModelStatusResponse:
+        """With `progress` while something is loading."""
         self._check()
         with self._lock:
-            return {
-                "loaded": list(self._entries),
+            status: ModelStatusResponse = {
+                "loaded": list(self._ready),
                 "loading_status": dict(self._status),
                 "repository": str(self._store.models_dir),
             }
+            if self._loads:
+                status["progress"] = {name: load.progress for name, load in self._loads.items()}
+            return status
 
     def stats(self) -> dict[str, ModelStats]:
         self._check()
-        return {name: entry.model.stats() for name, entry in list(self._entries.items())}
+        return {name: ready.model.stats() for name, ready in list(self._ready.items())}
 
     def info(self, name: str | None) -> LoadedModelInfo:
-        entry = self.find(name)
-        template = entry.target.template
+        ready = self.find(name)
+        template = ready.target.template
         said = f"{template.name} (assumed)" if template.assumed else template.name or "the model's own"
-        return {**entry.model.info, "chat_format": said}
+        return {**ready.model.info, "chat_format": said}
 
     def health(self) -> HealthResponse:
         from polargrid_local import __version__
 
-        healthy = not self.closed and all(entry.model.running for entry in list(self._entries.values()))
-        return {
-            "status": "healthy" if healthy else "unhealthy",
-            "node": "local",
-            "runtime": "polargrid-local",
-            "timestamp": datetime.now().isoformat(),
-            "features": {"dynamic_loading": True, "huggingface_support": True},
-            "backend": {
-                "healthy": healthy,
-                "info": {"name": "llama.cpp", "version": __version__, "extensions": []},
-            },
-        }
+        healthy = not self.closed and all(ready.model.running for ready in list(self._ready.values()))
+        return health_reply(healthy, __version__, datetime.now())
 
     # GPUs
 
-    def _gpus(self) -> list[Device]:
-        devices = next((entry.model.info.get("devices") for entry in list(self._entries.values())), None)
-        if devices is None or self._factory is None:
+    def _devices(self) -> Sequence[Device]:
+        devices = next((ready.model.info.get("devices") for ready in list(self._ready.values())), None)
+        if devices is None or self._factory is None:  # of a real engine: as they are now, not as when it was loaded
             devices = system().get("devices", [])
-        return [device for device in devices if device.get("gpu")]
+        return devices
 
     def gpu_status(self) -> GPUStatusResponse:
-        gpus: list[GPUInfo] = []
-        for index, device in enumerate(self._gpus()):
-            total, free = device["memory_bytes"], device["free_bytes"]
-            used = total - free
-            percent = round(100 * used / total, 2) if total else 0.0
-            gpus.append(
-                {
-                    "index": index,
-                    "name": device["description"] or device["name"],
-                    "memory": {
-                        "total_mb": total >> 20,
-                        "used_mb": used >> 20,
-                        "free_mb": free >> 20,
-                        "total_gb": round(total / 2**30, 2),
-                        "used_gb": round(used / 2**30, 2),
-                        "free_gb": round(free / 2**30, 2),
-                        "percent_used": percent,
-                    },
-                    # The backends report memory only; the wire wants integers here.
-                    "utilization": {"gpu_percent": 0, "memory_percent": round(percent)},
-                    "temperature_c": 0,
-                }
-            )
-        return {
-            "status": "success",
-            "timestamp": datetime.now().isoformat(),
-            "gpus": gpus,
-            "processes": [],
-            "total_gpus": len(gpus),
-        }
+        return gpu_status_reply(self._devices(), datetime.now())
 
     def gpu_memory(self) -> GPUMemoryResponse:
-        status = self.gpu_status()
-        memory: list[GPUMemorySimple] = [
-            {
-                "total_gb": gpu["memory"]["total_gb"],
-                "used_gb": gpu["memory"]["used_gb"],
-                "free_gb": gpu["memory"]["free_gb"],
-                "percent_used": gpu["memory"]["percent_used"],
-                "percent_free": round(100 - gpu["memory"]["percent_used"], 2),
-            }
-            for gpu in status["gpus"]
-        ]
-        return {"status": "success", "timestamp": status["timestamp"], "memory": memory}
+        return gpu_memory_reply(self._devices(), datetime.now())
 
     def purge(self, force: bool) -> GPUPurgeResponse:
         """Unloads every model when forced, else those without a running request."""
-
-        def state() -> GPUMemoryState:
-            memory = self.gpu_memory()["memory"]
-            used, total = sum(gpu["used_gb"] for gpu in memory), sum(gpu["total_gb"] for gpu in memory)
-            return {
-                "used_gb": round(used, 2),
-                "total_gb": round(total, 2),
-                "percent_used": round(100 * used / total, 2) if total else 0.0,
-            }
-
-        before, unloaded, errors = state(), [], []
-        for name, entry in list(self._entries.items()):
-            stats = entry.model.stats()
+        before = gpu_memory_state(self.gpu_memory()["memory"])
+        unloaded, errors = [], []
+        for name, ready in list(self._ready.items()):
+            stats = ready.model.stats()
             if force or not stats.get("n_running", 0) + stats.get("n_waiting", 0):
                 self.unload(name)
                 unloaded.append(name)
             else:
                 errors.append(f"{name} is answering requests; purge with force to unload it")
-        after = state()
+        after = gpu_memory_state(self.gpu_memory()["memory"])
         return {
             "status": "success" if not errors else "partial" if unloaded else "failed",
             "timestamp": datetime.now().isoformat(),

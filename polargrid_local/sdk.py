@@ -1,10 +1,11 @@
-"""The official SDK without the network: `from polargrid_local.sdk import PolarGrid` is the only line that changes (extra [sdk]).
+"""The official SDK without the network (extra [sdk]): `from polargrid_local.sdk import PolarGrid` replaces its import.
 
 Same constructors, methods, request and response types, and errors; requests are answered in this process. Keys, URLs,
 regions, time-outs and retries are accepted and mean nothing here. Models are found by name on this disk and loaded when
-first asked for; clients of one process share them. Settings are the server's POLARGRID_LOCAL_* variables, of which matter
-most: POLARGRID_LOCAL_MODELS (where models lie), POLARGRID_LOCAL_ALIASES ("llama-3.1-8b=smollm2-135m"; "*=NAME" answers for
-every name that is not on this disk), POLARGRID_LOCAL_N_CTX. Voice methods raise ServerError with status_code 501.
+first asked for; clients of one process share them. Settings are the server's POLARGRID_LOCAL_* variables and its file
+(service/settings.py), of which matter most: POLARGRID_LOCAL_MODELS (where models lie), POLARGRID_LOCAL_ALIASES
+("llama-3.1-8b=smollm2-135m"; "*=NAME" answers for every name that is not on this disk), POLARGRID_LOCAL_N_CTX.
+Voice methods raise ServerError with status_code 501.
 
 As with the official classes, an answer without `max_tokens` ends after 150 tokens (completions: 100).
 Beyond them: `temperature=0` is greedy, a caller's dict stays as it is, PolarGridSync really streams, and `with` and
@@ -19,10 +20,10 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl
 
 import pydantic
 
@@ -32,17 +33,18 @@ if how := how_to_install("sdk"):
     raise ModuleNotFoundError(f"polargrid_local.sdk {how}", name="polargrid")
 
 import polargrid
-from polargrid import *  # noqa: F403 - whatever else a program imports from the official package
+from polargrid import *  # noqa: F403  # whatever else a program imports from the official package
 from polargrid import types
 from polargrid.errors import create_error_from_response
 
 from polargrid_local.errors import NotFoundError, PolarGridError, RateLimitError, ServerError
-from polargrid_local.server.config import ServeConfig
 from polargrid_local.service.backend import Backend, OpenStream
+from polargrid_local.service.endpoints import find_endpoint
+from polargrid_local.service.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from polargrid_local.engine import AsyncEngine
-    from polargrid_local.service.service import Reply
+    from polargrid_local.service.service import Kind, Reply
 
 __all__ = sorted({*polargrid.__all__, "PolarGrid", "PolarGridSync"})
 
@@ -96,13 +98,13 @@ class PolarGrid(polargrid.PolarGrid):
 
     @functools.cached_property
     def _backend(self) -> Backend:
-        return Backend.shared(ServeConfig.load({"no_api_key": True}, os.environ))
+        return Backend.shared(ServiceSettings.load(env=os.environ))
 
     @classmethod
-    def over(cls, engine: AsyncEngine, config: ServeConfig | None = None) -> PolarGrid:
+    def over(cls, engine: AsyncEngine, settings: ServiceSettings | None = None) -> PolarGrid:
         """A client of an AsyncEngine that you made and will close."""
         client = cls()
-        client._backend = Backend(config or ServeConfig(), engine)
+        client._backend = Backend(settings or ServiceSettings(), engine)
         return client
 
     async def __aenter__(self) -> PolarGrid:
@@ -182,15 +184,15 @@ class PolarGrid(polargrid.PolarGrid):
             self._validate_chat_completion_request(request)
         return request
 
-    async def _answer(self, kind: str, request: pydantic.BaseModel) -> Reply:
+    async def _answer(self, kind: Kind, request: pydantic.BaseModel) -> Reply:
         with _official_errors():
             return await self._backend.answer(kind, request.model_dump(exclude_none=True))
 
-    async def _open(self, kind: str, request: pydantic.BaseModel) -> OpenStream:
+    async def _open(self, kind: Kind, request: pydantic.BaseModel) -> OpenStream:
         with _official_errors():
             return await self._backend.open(kind, request.model_dump(exclude_none=True))
 
-    async def _chunks(self, kind: str, request: pydantic.BaseModel, chunk_type: type[M]) -> AsyncIterator[M]:
+    async def _chunks(self, kind: Kind, request: pydantic.BaseModel, chunk_type: type[M]) -> AsyncIterator[M]:
         stream = await self._open(kind, request)
         try:
             with _official_errors(streaming=True):
@@ -208,30 +210,17 @@ class PolarGrid(polargrid.PolarGrid):
     ) -> dict[str, Any]:
         """What the official class would send over HTTP, by the same path."""
         path, _, query = endpoint.partition("?")
-        service = self._backend.service
-        given = body or {}
-        dates = dict(parse_qsl(query))
-        answers: dict[str, Callable[[], Coroutine[Any, Any, Mapping[str, Any]]]] = {
-            "/health": service.health,
-            "/v1/models": service.list_models,
-            "/v1/models/status": service.model_status,
-            "/v1/models/load": lambda: service.load_model(given["model_name"], given["force_reload"]),
-            "/v1/models/unload": lambda: service.unload_model(given["model_name"]),
-            "/v1/models/unload-all": service.unload_all_models,
-            "/v1/gpu/status": service.gpu_status,
-            "/v1/gpu/memory": service.gpu_memory,
-            "/v1/gpu/purge": lambda: service.purge_gpu(given["force"]),
-            "/v1/embeddings": lambda: self._backend.answer("embedding", given),
-            "/v1/status": service.status,
-            "/v1/usage": lambda: service.usage_report(dates.get("start_date"), dates.get("end_date")),
-        }
-        answer = answers.get(path)
-        if answer is None and path.startswith("/v1/models/"):
-            answer = functools.partial(service.get_model, unquote(path.removeprefix("/v1/models/")))
+        found = find_endpoint(method, path)
         with _official_errors():
-            if answer is None:
+            if found is None:
                 raise NotFoundError(f"{path} is not served in process")
-            return dict(await self._backend.wait(answer()))
+            asked, in_path = found
+            given = {**(body or {}), **dict(parse_qsl(query)), **in_path}
+            if asked.kind is not None:
+                return dict(await self._backend.answer(asked.kind, given))
+            if asked.answer is None:
+                raise NotFoundError(f"{path} is not served in process")
+            return dict(await self._backend.wait(asked.answer(self._backend.service, given)))
 
 
 class PolarGridSync(polargrid.PolarGridSync):
@@ -241,10 +230,10 @@ class PolarGridSync(polargrid.PolarGridSync):
         self._async_client: PolarGrid = PolarGrid(*args, **kwargs)
 
     @classmethod
-    def over(cls, engine: AsyncEngine, config: ServeConfig | None = None) -> PolarGridSync:
+    def over(cls, engine: AsyncEngine, settings: ServiceSettings | None = None) -> PolarGridSync:
         """A client of an AsyncEngine that you made and will close."""
         client = cls()
-        client._async_client = PolarGrid.over(engine, config)
+        client._async_client = PolarGrid.over(engine, settings)
         return client
 
     def __enter__(self) -> PolarGridSync:
@@ -283,7 +272,7 @@ class SyncStream(Iterator[M], Generic[M]):
 
     _stream: OpenStream | None = None
 
-    def __init__(self, client: PolarGrid, kind: str, request: pydantic.BaseModel, chunk_type: type[M]) -> None:
+    def __init__(self, client: PolarGrid, kind: Kind, request: pydantic.BaseModel, chunk_type: type[M]) -> None:
         self._client = client
         self._chunk_type = chunk_type
         self._turn = threading.Lock()  # held by whoever reads

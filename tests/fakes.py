@@ -159,7 +159,7 @@ class Engine:
 
     def submit(self, request: dict[str, Any], outbox: Outbox) -> int:
         assert os.getpid() == self.pid, "native handle touched in a forked child"
-        known = {"task", "prompt", "tokens", "max_tokens", "stop", "filter", "sampling", "ignore_eos"}
+        known = {"task", "prompt", "max_tokens", "stop", "filter", "sampling", "ignore_eos"}
         assert not set(request) - known, set(request) - known
         n_prompt = sum(len(text.split()) for text, _ in request["prompt"])
         with self._changed:

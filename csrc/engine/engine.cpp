@@ -206,18 +206,10 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
     if (least > static_cast<size_t>(n_ctx)) {
         refuse(static_cast<int64_t>(least), "at least ");
     }
-    std::vector<Token> prompt = std::move(request.tokens);
-    for (const Token token : prompt) {
-        if (token < 0 || token >= info.n_vocab) {
-            throw Error("invalid_request",
-                        "token id " + std::to_string(token) + " is not in 0.." + std::to_string(info.n_vocab - 1));
-        }
-    }
-    if (prompt.empty()) {
-        prompt = on_large_stack(
-            std::move(request.prompt), shared_.log, poll,
-            [model, task](const std::vector<Span> & spans) { return tokens_for(task, spans, model->tokenizer()); });
-    }
+    std::vector<Token> prompt =
+        on_large_stack(std::move(request.prompt), shared_.log, poll, [model, task](const std::vector<Span> & spans) {
+            return tokens_for(task, spans, model->tokenizer());
+        });
     if (prompt.empty()) {
         throw Error("invalid_request", "the prompt is empty");
     }

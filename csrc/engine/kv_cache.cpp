@@ -14,7 +14,7 @@ constexpr int32_t kCopyRatio = 32;   // a token is copied at least this much fas
 }  // namespace
 
 KvCache::KvCache(Model & model, int32_t n_slots, uint64_t host_limit_bytes)
-    : model_(model), book_(host_limit_bytes), used_(static_cast<size_t>(n_slots), false) {}
+    : model_(model), index_(host_limit_bytes), used_(static_cast<size_t>(n_slots), false) {}
 
 std::vector<int32_t> KvCache::used_slots() const {
     std::vector<int32_t> slots;
@@ -31,7 +31,7 @@ std::optional<KvCache::Claim> KvCache::claim(const std::vector<Token> & prompt) 
     for (size_t slot = 0; slot < used_.size(); ++slot) {
         if (!used_[slot]) {
             free.push_back(static_cast<int32_t>(slot));
-            if (book_.slot_entry(free.back()) == 0) {
+            if (index_.slot_entry(free.back()) == 0) {
                 empty.push_back(free.back());
             }
         }
@@ -42,7 +42,7 @@ std::optional<KvCache::Claim> KvCache::claim(const std::vector<Token> & prompt) 
     // The last prompt token is always computed: its logits are the answer's first.
     const auto limit = static_cast<int32_t>(prompt.size()) - 1;
     PrefixCache::Match match;
-    for (PrefixCache::Match candidate : book_.matches(prompt)) {
+    for (PrefixCache::Match candidate : index_.matches(prompt)) {
         candidate.n_shared = std::min(candidate.n_shared, limit);
         if (candidate.n_shared > 0 && (model_.can_trim() || candidate.n_shared == candidate.n_tokens)) {
             match = candidate;
@@ -59,10 +59,10 @@ std::optional<KvCache::Claim> KvCache::claim(const std::vector<Token> & prompt) 
             save(slot);
         }
         if (model_.trim(slot, match.n_shared)) {
-            book_.trim_slot(slot, match.n_shared);
+            index_.trim_slot(slot, match.n_shared);
             n_cached = match.n_shared;
         } else {
-            book_.clear_slot(slot);
+            index_.clear_slot(slot);
         }
     } else {
         slot = empty.empty() ? -1 : Scheduler::choose_slot(empty, used_slots());
@@ -70,31 +70,31 @@ std::optional<KvCache::Claim> KvCache::claim(const std::vector<Token> & prompt) 
             std::vector<int32_t> others;  // rather not the slot that is about to be copied from
             std::copy_if(free.begin(), free.end(), std::back_inserter(others),
                          [&](int32_t other) { return other != match.slot; });
-            slot = book_.lru_slot(others.empty() ? free : others);
+            slot = index_.lru_slot(others.empty() ? free : others);
         }
-        book_.pin(match.entry);
+        index_.pin(match.entry);
         save(slot);
         model_.trim(slot, 0);
-        book_.clear_slot(slot);
+        index_.clear_slot(slot);
         if (match.entry != 0 && match.n_shared >= kMinCopied && match.n_shared * kCopyRatio >= match.n_tokens) {
-            n_cached = bring(slot, match);
+            n_cached = restore_prefix(slot, match);
         }
-        book_.unpin(match.entry);
+        index_.unpin(match.entry);
     }
-    if (book_.slot_entry(slot) == 0) {
-        book_.put_slot(slot, {prompt.begin(), prompt.begin() + n_cached});
+    if (index_.slot_entry(slot) == 0) {
+        index_.put_slot(slot, {prompt.begin(), prompt.begin() + n_cached});
     }
     used_[static_cast<size_t>(slot)] = true;
-    book_.pin(book_.slot_entry(slot));
+    index_.pin(index_.slot_entry(slot));
     return Claim{slot, n_cached};
 }
 
 // Copies a known prefix into an empty slot. Returns the tokens it now holds.
-int32_t KvCache::bring(int32_t slot, const PrefixCache::Match & match) {
+int32_t KvCache::restore_prefix(int32_t slot, const PrefixCache::Match & match) {
     bool restored = false;
     if (match.where == PrefixCache::Where::host) {
         restored = model_.restore(slot, snapshots_.at(match.entry));
-        book_.touch(match.entry);
+        index_.touch(match.entry);
     } else {
         restored = model_.restore(slot, model_.snapshot(match.slot));
     }
@@ -105,12 +105,12 @@ int32_t KvCache::bring(int32_t slot, const PrefixCache::Match & match) {
 }
 
 void KvCache::save(int32_t slot) {
-    const std::vector<Token> & tokens = book_.slot_tokens(slot);
+    const std::vector<Token> & tokens = index_.slot_tokens(slot);
     const auto n_tokens = static_cast<int32_t>(tokens.size());
-    if (n_tokens < kMinSaved || book_.host_limit_bytes() == 0) {
+    if (n_tokens < kMinSaved || index_.host_limit_bytes() == 0) {
         return;
     }
-    const std::vector<PrefixCache::Match> known = book_.matches(tokens);
+    const std::vector<PrefixCache::Match> known = index_.matches(tokens);
     const bool elsewhere = std::any_of(known.begin(), known.end(), [&](const PrefixCache::Match & match) {
         return match.n_shared == n_tokens && match.slot != slot;
     });
@@ -118,7 +118,7 @@ void KvCache::save(int32_t slot) {
         return;
     }
     std::vector<uint8_t> data = model_.snapshot(slot);
-    const PrefixCache::EntryId entry = book_.put_host(tokens, data.size());
+    const PrefixCache::EntryId entry = index_.put_host(tokens, data.size());
     if (entry != 0) {
         snapshots_[entry] = std::move(data);
     }
@@ -126,38 +126,38 @@ void KvCache::save(int32_t slot) {
 }
 
 void KvCache::drop_evicted() {
-    for (const PrefixCache::EntryId entry : book_.take_evicted()) {
+    for (const PrefixCache::EntryId entry : index_.take_evicted()) {
         snapshots_.erase(entry);
     }
 }
 
 void KvCache::append(int32_t slot, Token token) {
-    book_.extend_slot(slot, token);
+    index_.extend_slot(slot, token);
 }
 
 void KvCache::rollback(int32_t slot) {
     if (!model_.trim(slot, length(slot))) {
-        book_.trim_slot(slot, 0);
+        index_.trim_slot(slot, 0);
     }
 }
 
 void KvCache::release(int32_t slot) {
     used_[static_cast<size_t>(slot)] = false;
-    book_.unpin(book_.slot_entry(slot));
+    index_.unpin(index_.slot_entry(slot));
     if (length(slot) == 0) {
-        book_.clear_slot(slot);
+        index_.clear_slot(slot);
     }
 }
 
 void KvCache::discard(int32_t slot) {
     used_[static_cast<size_t>(slot)] = false;
-    book_.clear_slot(slot);
+    index_.clear_slot(slot);
     model_.trim(slot, 0);
 }
 
 void KvCache::forget_all() {
     for (size_t slot = 0; slot < used_.size(); ++slot) {
-        book_.clear_slot(static_cast<int32_t>(slot));
+        index_.clear_slot(static_cast<int32_t>(slot));
         used_[slot] = false;
     }
 }

@@ -25,24 +25,24 @@ class KvCache {
     std::optional<Claim> claim(const std::vector<Token> & prompt);
 
     void append(int32_t slot, Token token);      // a decode put it there
-    void rollback(int32_t slot);                 // an aborted or filler decode: back to what was appended
-    void release(int32_t slot);                  // the sequence ended; its content stays
-    void discard(int32_t slot);                  // the sequence failed; its content goes
-    void forget_all();                           // the context was rebuilt, empty
+    void rollback(int32_t slot);  // after an aborted decode or a padding token: back to what was appended
+    void release(int32_t slot);  // the sequence ended; its content stays
+    void discard(int32_t slot);  // the sequence failed; its content goes
+    void forget_all();  // the context was rebuilt, empty
 
-    int32_t length(int32_t slot) const { return static_cast<int32_t>(book_.slot_tokens(slot).size()); }
+    int32_t length(int32_t slot) const { return static_cast<int32_t>(index_.slot_tokens(slot).size()); }
     std::vector<int32_t> used_slots() const;
-    int32_t n_tokens() const { return book_.n_slot_tokens(); }
-    uint64_t host_bytes() const { return book_.host_bytes(); }
-    bool check() const { return book_.check(); }
+    int32_t n_tokens() const { return index_.n_slot_tokens(); }
+    uint64_t host_bytes() const { return index_.host_bytes(); }
+    bool check() const { return index_.check(); }
 
   private:
-    int32_t bring(int32_t slot, const PrefixCache::Match & match);
+    int32_t restore_prefix(int32_t slot, const PrefixCache::Match & match);
     void save(int32_t slot);
     void drop_evicted();
 
     Model & model_;
-    PrefixCache book_;
+    PrefixCache index_;
     std::vector<bool> used_;
     std::unordered_map<PrefixCache::EntryId, std::vector<uint8_t>> snapshots_;
 };

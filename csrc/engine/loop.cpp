@@ -119,6 +119,7 @@ bool Loop::step() {
         drop_cancelled(cancelled);
         admit();
         std::vector<Running> running;
+        running.reserve(running_.size());
         for (const SequencePtr & sequence : running_) {
             running.push_back({sequence->slot, sequence->n_remaining()});
         }
@@ -249,16 +250,16 @@ void Loop::decode(const StepPlan & plan) {
     }
     const int32_t n_ctx = model_->info().n_ctx;
     std::vector<Sequence *> participants;
-    std::vector<int32_t> fillers;
+    std::vector<int32_t> padding;
     Batch batch;
     for (const int32_t slot : plan.decode) {
         participants.push_back(in_slot(slot));
         batch.rows.push_back({participants.back()->next_token(), participants.back()->n_past, slot, true});
     }
     if (model_->can_trim()) {
-        for (const int32_t slot : plan.fillers) {
+        for (const int32_t slot : plan.padding) {
             if (cache_->length(slot) < n_ctx) {
-                fillers.push_back(slot);
+                padding.push_back(slot);
                 batch.rows.push_back({batch.rows.front().token, cache_->length(slot), slot, false});
             }
         }
@@ -266,7 +267,7 @@ void Loop::decode(const StepPlan & plan) {
                   [](const Batch::Row & a, const Batch::Row & b) { return a.sequence < b.sequence; });
     }
     const bool done = compute(batch, participants);
-    for (const int32_t slot : fillers) {
+    for (const int32_t slot : padding) {
         cache_->rollback(slot);
     }
     if (!done) {
@@ -387,7 +388,11 @@ void Loop::flush() {
     count();
     std::map<std::shared_ptr<Outbox>, std::vector<Event>> mail;   // a reader is woken once per step
     for (Event & event : events_) {
-        const std::shared_ptr<Outbox> outbox = event.id == 0 ? shared_.loading : std::move(event.outbox);
+        // An outbox must not hold events that hold the outbox: it would never be freed.
+        std::shared_ptr<Outbox> outbox = std::move(event.outbox);
+        if (event.id == 0) {
+            outbox = shared_.loading;
+        }
         mail[outbox].push_back(std::move(event));
     }
     events_.clear();
@@ -432,7 +437,7 @@ void Loop::count() {
 void Loop::idle_check() {
     checked_ = true;
     if (!cache_->check() || !cache_->used_slots().empty()) {
-        log::write(log::error, "the prefix cache's book does not agree with itself; it was emptied");
+        log::write(log::error, "the prefix cache's index contradicts itself; it was emptied");
         cache_->forget_all();
     }
 }

@@ -10,7 +10,7 @@
 
 namespace pgl {
 
-// A book of what is where; it holds no KV state itself. A slot is one sequence of the KV cache and holds the tokens
+// An index of what is where; it holds no KV state itself. A slot is one sequence of the KV cache and holds the tokens
 // last evaluated in it; a host entry is a snapshot copied to host memory, whose blob the owner keeps by EntryId.
 //
 // Pins count, and only protect from being chosen (lru_slot, put_host's evictions): what the owner says outright
@@ -60,7 +60,7 @@ class PrefixCache {
     uint64_t host_limit_bytes() const { return host_limit_bytes_; }
     size_t n_host() const { return host_.size(); }
     int32_t n_slot_tokens() const;  // summed over all slots
-    bool check() const;  // the book agrees with itself; for the idle self-check
+    bool check() const;  // the index agrees with itself; for the idle self-check
 
   private:
     struct Entry {

@@ -23,7 +23,7 @@ StepPlan Scheduler::plan(const std::vector<Running> & running) {
     std::sort(plan.decode.begin(), plan.decode.end());
     for (size_t i = 1; i < plan.decode.size(); ++i) {
         for (int32_t slot = plan.decode[i - 1] + 1; slot < plan.decode[i]; ++slot) {
-            plan.fillers.push_back(slot);
+            plan.padding.push_back(slot);
         }
     }
     if (!prompts.empty()) {

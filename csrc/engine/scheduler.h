@@ -18,7 +18,7 @@ struct Running {
 // non-unified cache runs sequences of unequal length apart anyway, and between them the decoded tokens leave.
 struct StepPlan {
     std::vector<int32_t> decode;    // slots, ascending
-    std::vector<int32_t> fillers;   // slots between them that must ride along: one pass wants consecutive slots
+    std::vector<int32_t> padding;   // slots between them that get a padding token: one pass wants consecutive slots
     int32_t prefill = -1;           // slot, -1 = none
     int32_t n_prefill = 0;          // tokens of it
 };
@@ -34,7 +34,8 @@ class Scheduler {
     // What a prefill of n tokens really took: the next chunk is sized by it.
     void observe_prefill(int32_t n_tokens, double elapsed_ms);
 
-    // The free slot that keeps the running ones closest together (fewest fillers); the first of equals. -1: none.
+    // The free slot that keeps the running ones closest together (fewest padding tokens); the first of equals. -1:
+    // none.
     static int32_t choose_slot(const std::vector<int32_t> & free, const std::vector<int32_t> & running);
 
   private:

@@ -77,7 +77,7 @@ Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
     return result;
 }
 
-void Sequence::take(TextStream::Out out, Event & event) {
+void Sequence::take(const TextStream::Out & out, Event & event) {
     event.text += out.text;
     event.reason = out.reason;
     for (int32_t i = 0; i < out.n_tokens_done && !undecided_.empty(); ++i) {

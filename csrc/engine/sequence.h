@@ -47,7 +47,7 @@ class Sequence {
   private:
     Event event(EventKind kind) const;
     double elapsed_ms() const;
-    void take(TextStream::Out out, Event & event);
+    void take(const TextStream::Out & out, Event & event);
 
     RequestId id_;
     Request request_;

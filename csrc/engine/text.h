@@ -25,9 +25,10 @@ namespace pgl {
 class TextStream {
   public:
     struct Out {
-        std::string text;                          // decided now; always valid UTF-8
-        int32_t n_tokens_done = 0;             // tokens this call decided, oldest first: all their bytes are
-                                    // delivered or dropped. Sums to the number pushed at the end
+        std::string text;  // decided now; always valid UTF-8
+        // Tokens that this call decided, oldest first: all their bytes are delivered or dropped. Over all calls, and
+        // once the answer has ended, they sum to the tokens pushed.
+        int32_t n_tokens_done = 0;
         FinishReason reason = FinishReason::none;  // stop or content_filter: the answer has ended
     };
 

@@ -8,30 +8,44 @@
 namespace pgl::kernels {
 
 /// Activations are quantised into panels of up to `max_tokens` tokens; `nt` tokens side by side, block after block.
-/// One block of a panel, in 32-bit words (every plane holds `nt` words per step, token innermost):
-///   block of 32  (q4_0, q4_1, q8_0):  8 codes (4 x int8), -8 * sum, -128 * sum, scale, scale * sum
-///   block of 256 (q4_k, q5_k, q6_k): 64 codes, 16 x what sub-blocks of 16 start from (-32 * sum, in the ISA's form),
-///                                    4 x (int16 pair of sums of 32, the odd one low), scale, 1 if wide (quantize.h)
-constexpr int words_32 = 12;
-constexpr int words_256 = 86;
+/// A block of a panel is `words` planes of `nt` 32-bit words, token innermost: word w of token t is at w * nt + t. The
+/// constants say which word holds what.
+
+/// Blocks of 32 activations, for Q4_0, Q4_1 and Q8_0. Words 0..7 are the codes, 4 int8 each.
+namespace panel_32 {
+constexpr int start_q4_0 = 8;     // -8 * the sum of the codes: what an accumulator starts from (Q4_0's bias)
+constexpr int start_q8_0 = 9;     // -128 * that sum (the bias of Q8_0's unsigned codes)
+constexpr int scale = 10;         // f32
+constexpr int scaled_sum = 11;    // f32: scale * sum
+constexpr int words = 12;
+}  // namespace panel_32
+
+/// Blocks of 256 activations, for Q4_K, Q5_K and Q6_K. Words 0..63 are the codes, 4 int8 each.
+namespace panel_256 {
+constexpr int start_q6_k = 64;  // 16 words, one per sub-block of 16: -32 * its sum, in the instruction set's own form
+constexpr int sums = 80;  // 4 words, each a pair of int16 sums of 32 codes, the odd sub-block's low
+constexpr int scale = 84;  // f32
+constexpr int wide = 85;  // 1 if a sum may not fit 16 bits (quantize.h), else 0
+constexpr int words = 86;
+}  // namespace panel_256
 
 struct Multiply {
-    const uint8_t * codes;    // of the first row group
+    const uint8_t * codes;  // of the first row group
     const uint8_t * scales;
-    int64_t n_groups;         // of 16 rows
-    int64_t n_blocks;         // per row
+    int64_t n_groups;  // of 16 rows
+    int64_t n_blocks;  // per row
     const uint32_t * panel;
-    int n_tokens;             // in the panel, 1..max_tokens
-    float * out;              // [n_tokens][16 * n_groups], tokens out_stride floats apart
+    int n_tokens;  // in the panel, 1..max_tokens
+    float * out;  // [n_tokens][16 * n_groups], tokens out_stride floats apart
     int64_t out_stride;
-    int64_t ahead[2];         // bytes of codes to prefetch ahead of the reads, even and odd groups; 0 = none
-    bool cold;                // these weights are read for the first time
+    int64_t ahead[2];  // bytes of codes to prefetch ahead of the reads, even and odd groups; 0 = none
+    bool cold;  // these weights are read for the first time
 };
 
 struct Isa {
     const char * name;
     int max_tokens;
-    int lanes;     // rows in a vector: a group of fewer is passed over twice
+    int lanes;  // rows in a vector: a group of fewer is passed over twice
     /// Quantises blocks [first, last) of one row into column `token` of a panel of `nt` tokens.
     void (*quantize_32)(const float * row, int64_t first, int64_t last, uint32_t * panel, int nt, int token);
     void (*quantize_256)(const float * row, int64_t first, int64_t last, uint32_t * panel, int nt, int token);

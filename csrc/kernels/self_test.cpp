@@ -20,12 +20,12 @@ struct Noise {
 
 /// Random GGUF rows with finite scales.
 std::vector<uint8_t> random_rows(Type type, int64_t n_rows, int64_t row_length, Noise & noise) {
-    const Shape & shape = shapes[type];
-    std::vector<uint8_t> rows(static_cast<size_t>(n_rows * (row_length / shape.block) * shape.block_bytes));
+    const BlockFormat & format = block_formats[type];
+    std::vector<uint8_t> rows(static_cast<size_t>(n_rows * (row_length / format.block) * format.block_bytes));
     for (auto & byte : rows) {
         byte = static_cast<uint8_t>(noise.next());
     }
-    for (size_t block = 0; block < rows.size(); block += shape.block_bytes) {
+    for (size_t block = 0; block < rows.size(); block += format.block_bytes) {
         // The high byte of each f16 scale: exponents near one.
         uint8_t * d = rows.data() + block + (type == q6_k ? 208 : 0);
         d[1] = static_cast<uint8_t>(0x20 | (d[1] & 0x8f));
@@ -38,7 +38,7 @@ std::vector<uint8_t> random_rows(Type type, int64_t n_rows, int64_t row_length, 
 
 std::string test(const Isa & isa, Type type, int64_t n_rows, int64_t row_length, int n_tokens) {
     Noise noise;
-    const Shape & shape = shapes[type];
+    const BlockFormat & format = block_formats[type];
     const auto rows = random_rows(type, n_rows, row_length, noise);
     std::vector<uint8_t> packed(rows.size()), back(rows.size());
     pack(type, n_rows, row_length, rows.data(), packed.data(), 0, n_rows / group_rows);
@@ -49,7 +49,8 @@ std::string test(const Isa & isa, Type type, int64_t n_rows, int64_t row_length,
     }
     const Planes planes = Planes::of(type, n_rows, row_length, packed.data());
     std::vector<float> x(static_cast<size_t>(row_length));
-    const size_t words = static_cast<size_t>(planes.n_blocks * n_tokens * (shape.block == 32 ? words_32 : words_256));
+    const size_t words =
+        static_cast<size_t>(planes.n_blocks * n_tokens * (format.block == 32 ? panel_32::words : panel_256::words));
     std::vector<uint32_t> panel(words), expected_panel(words);
     for (int token = 0; token < n_tokens; ++token) {
         for (size_t i = 0; i < x.size(); ++i) {
@@ -60,19 +61,20 @@ std::string test(const Isa & isa, Type type, int64_t n_rows, int64_t row_length,
                 x[i] = i % 256 == 0 ? 8.0f : x[i] / 4;
             }
         }
-        const auto quantize = shape.block == 32 ? &Isa::quantize_32 : &Isa::quantize_256;
+        const auto quantize = format.block == 32 ? &Isa::quantize_32 : &Isa::quantize_256;
         (isa.*quantize)(x.data(), 0, planes.n_blocks, panel.data(), n_tokens, token);
         (scalar.*quantize)(x.data(), 0, planes.n_blocks, expected_panel.data(), n_tokens, token);
     }
     // Starts and sums have each instruction set's own form; codes and scales are the same.
-    const bool small = shape.block == 32;
-    const size_t n_codes = static_cast<size_t>(shape.block / 4 * n_tokens),
-                 scale = static_cast<size_t>((small ? 10 : 84) * n_tokens);
+    const bool small = format.block == 32;
+    const auto width = static_cast<size_t>(n_tokens);
+    const size_t n_codes = static_cast<size_t>(format.block) / 4 * width;
+    const size_t scale = (small ? panel_32::scale : panel_256::scale) * width;
     for (size_t at = 0; at < words; at += words / static_cast<size_t>(planes.n_blocks)) {
         const auto same = [&](size_t first, size_t n) {
             return std::equal(panel.begin() + first, panel.begin() + first + n, expected_panel.begin() + first);
         };
-        if (!same(at, n_codes) || !same(at + scale, static_cast<size_t>(n_tokens))) {
+        if (!same(at, n_codes) || !same(at + scale, width)) {
             return name + ": activations quantise differently";
         }
     }

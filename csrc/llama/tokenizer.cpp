@@ -153,7 +153,8 @@ std::vector<Token> Tokenizer::tokenize(const std::vector<Span> & spans, bool add
     return out;
 }
 
-// Trusted text has given up its special tokens already, so a turn marker that comes back here was partly a user's.
+// The special tokens of trusted text were cut out before this. A turn marker that the tokenizer still finds was written
+// by the user, at least in part, and is no marker: it is spelled letter by letter.
 void Tokenizer::append_plain(std::vector<Token> & out, const std::string & text, bool trusted) const {
     if (trusted || spelled_.empty()) {
         append(out, text, false);

@@ -56,8 +56,8 @@ class Tokenizer {
     size_t longest_piece_ = 1;
     bool lone_spaces_;                                // the pre-tokenizer must not see two spaces side by side
     std::array<std::vector<Special>, 256> specials_;  // by first byte, longest first
-    std::unordered_map<Token, std::vector<Token>>
-        spelled_;  // user-defined turn markers -> the same text, letter by letter
+    // User-defined turn markers -> the tokens of the same text, letter by letter.
+    std::unordered_map<Token, std::vector<Token>> spelled_;
 };
 
 }  // namespace pgl

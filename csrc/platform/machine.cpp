@@ -322,7 +322,7 @@ bool can_start_threads(int32_t n) {
     constexpr int32_t n_spare = 2;   // a thread that has ended is counted a moment longer by the system
     std::mutex gate;
     std::vector<std::thread> threads;
-    threads.reserve(static_cast<size_t>(n + n_spare));
+    threads.reserve(static_cast<size_t>(n) + n_spare);
     bool all = true;
     {
         const std::lock_guard closed(gate);   // they all stand here until the last one has been started

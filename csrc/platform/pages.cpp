@@ -13,7 +13,7 @@
 #include <sched.h>
 #endif
 
-namespace pgl::kernels {
+namespace pgl {
 
 #if defined(_WIN32)
 
@@ -27,11 +27,15 @@ void free_pages(void * pages, size_t) {
 
 #else
 
-constexpr size_t huge = size_t(2) << 20;
+namespace {
+
+constexpr size_t huge = size_t(2) << 20;   // bytes
 
 constexpr size_t whole_pages(size_t size) {
     return (size + huge - 1) / huge * huge;
 }
+
+}  // namespace
 
 void * allocate_pages(size_t size, PageSize page_size) {
     // For huge pages map one too many and give the ends back, so that the base is aligned.
@@ -75,4 +79,4 @@ int64_t usable_cpus() {
     return count ? count : 1;
 }
 
-}  // namespace pgl::kernels
+}  // namespace pgl

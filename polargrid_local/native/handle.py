@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from polargrid_local.errors import EngineClosed, ForkedEngineError
+from polargrid_local.errors import EngineClosed, EngineCrashed, ForkedEngineError, PolarGridError
 from polargrid_local.native.core import NativeEngine, translated
 
 BUSY_WAIT_MS, IDLE_WAIT_MS = 100, 500
@@ -123,7 +123,8 @@ def _pump(handle: Handle) -> None:
                 next_log = now + LOG_EVERY_S
                 handle.pass_log_on()
     except Exception as error:  # engine_closed is the ordinary end
-        handle.failure = translated(error)
+        error = translated(error)
+        handle.failure = error if isinstance(error, PolarGridError) else EngineCrashed(str(error) or repr(error))
         # Each of them reads what is left for it, and is then told why there is no more.
         ring([reader for reference in rung.valuerefs() if (reader := reference()) is not None])
     handle.pass_log_on()

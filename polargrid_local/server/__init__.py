@@ -17,7 +17,9 @@ __all__ = ["ServeConfig", "create_app", "run"]
 
 
 def create_app(engine: AsyncEngine, config: ServeConfig | None = None) -> FastAPI:
-    """The ASGI application over an AsyncEngine. It loads `config.model` when it starts and closes the engine when it ends."""
+    """The ASGI application over an AsyncEngine: it loads `config.model` at its start and closes the engine at its end.
+
+    Raises ValidationError where the extra [server] is not installed."""
     _need_extra()
     from polargrid_local.server.app import create_app
 

@@ -52,7 +52,7 @@ def create_app(engine: AsyncEngine, config: ServeConfig) -> FastAPI:
     app.state.service = service
     app.state.stop = lambda: None
     app.state.end_requests = end_requests
-    app.include_router(api(service, metrics, ends))
+    app.include_router(api(service, config, metrics, ends))
     if config.loopback:
         document = _openapi(app, config.root_path)
         page = HTMLResponse(docs.render(document), headers=docs.HEADERS)
@@ -68,7 +68,7 @@ def create_app(engine: AsyncEngine, config: ServeConfig) -> FastAPI:
 
     @app.exception_handler(ClientGone)
     async def gone(request: Request, error: ClientGone) -> Response:
-        return Response(status_code=499)  # nobody reads it; the log does
+        return Response(status_code=499)  # the client has left, so only the log shows this
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope
 from polargrid_local.errors import ValidationError
 from polargrid_local.server.config import ServeConfig
 
-DISCARD_FACTOR = 4  # a body this much over the limit is still read to its end, so that the answer is seen
+DISCARD_FACTOR = 4  # a body up to so many times the limit is read to its end: clients that are cut off miss the answer
 
 
 class ClientGone(Exception):
@@ -71,7 +71,7 @@ def _too_large(limit: int) -> NoReturn:
 def parse_object(raw: bytes, max_depth: int) -> dict[str, Any]:
     """`raw` as a JSON object of at most `max_depth` levels, without NaN and infinities."""
     try:
-        value = json.loads(raw.decode("utf-8-sig"), parse_constant=_no_constant)  # some programs begin with a mark
+        value = json.loads(raw.decode("utf-8-sig"), parse_constant=_no_constant)  # passes over a byte order mark
     except RecursionError:
         raise ValidationError(f"the body is nested deeper than {max_depth} levels") from None
     except UnicodeDecodeError:

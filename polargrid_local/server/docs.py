@@ -13,11 +13,14 @@ body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 h2 { margin-top: 2rem } code { font: 0.9em ui-monospace, monospace }
 details { border: 1px solid #8884; border-radius: 6px; margin: .4rem 0; padding: .4rem .8rem }
 summary { cursor: pointer } summary b { display: inline-block; min-width: 3.5rem }
-table { border-collapse: collapse; width: 100% } td { border-top: 1px solid #8884; padding: .2rem .6rem .2rem 0; vertical-align: top }
+table { border-collapse: collapse; width: 100% }
+td { border-top: 1px solid #8884; padding: .2rem .6rem .2rem 0; vertical-align: top }
 """
 _HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 HEADERS = {
-    "content-security-policy": f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "content-security-policy": (
+        f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
     "referrer-policy": "no-referrer",
 }
 
@@ -47,12 +50,14 @@ def _operation(document: dict[str, Any], path: str, method: str, operation: dict
         required = schema.get("required", [])
         rows += [(name, field, name in required) for name, field in schema.get("properties", {}).items()]
     table = "".join(
-        f"<tr><td><code>{escape(name)}</code>{' (required)' if needed else ''}</td><td>{_type(document, field)}</td></tr>"
+        f"<tr><td><code>{escape(name)}</code>{' (required)' if needed else ''}</td>"
+        f"<td>{_type(document, field)}</td></tr>"
         for name, field, needed in rows
     )
     replies = ", ".join(f"{code} {escape(reply['description'])}" for code, reply in operation["responses"].items())
     return (
-        f"<details><summary><b>{method.upper()}</b> <code>{escape(path)}</code> {escape(operation.get('summary', ''))}</summary>"
+        f"<details><summary><b>{method.upper()}</b> <code>{escape(path)}</code> "
+        f"{escape(operation.get('summary', ''))}</summary>"
         f"<p>{escape(operation.get('description', ''))}</p><table>{table}</table><p>Answers: {replies}</p></details>"
     )
 

@@ -1,4 +1,4 @@
-"""Gate: the ASGI layer that every request passes first: path, request id, Host, Origin, API key, then the answer's headers."""
+"""Gate: the ASGI layer that every request passes first: Host, Origin, API key, and the headers of every answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ _IP_LITERAL = re.compile(r"\[[0-9a-fA-F:.]+\]|[0-9]+(\.[0-9]+){3}")
 
 
 class Gate:
-    """Refuses foreign hosts, foreign pages and missing keys before a byte of the body is read. Counts and logs every answer."""
+    """Refuses foreign hosts, foreign pages and missing keys before a byte of the body is read.
+
+    Counts and logs every answer. `public`: paths that need no key, beside those about health."""
 
     def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics, public: Collection[str] = ()) -> None:
         self.app = app
@@ -37,7 +39,7 @@ class Gate:
         self.metrics = metrics
         self.hosts = {name.lower() for name in config.allow_hosts}
         self.root_path = config.root_path.encode()
-        self.public = {"/health", "/livez", *public}  # served without a key: they hold nothing of the user's
+        self.public = {"/health", "/livez", *public}  # served without a key: nothing in them is private
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,8 +47,8 @@ class Gate:
             return
         method = scope["method"]
         if method == "HEAD":
-            scope = {**scope, "method": "GET"}  # the HTTP layer, which knows better, leaves the body out
-        _tidy_path(scope, self.root_path)  # before the headers are read: an absolute address brings its own Host
+            scope = {**scope, "method": "GET"}  # the HTTP layer below sends no body in answer to HEAD
+        _tidy_path(scope, self.root_path)  # first, since an absolute address brings the Host header to look at
         headers = dict(scope["headers"])
         request_id = headers.get(b"x-request-id", b"")
         if not _REQUEST_ID.fullmatch(request_id):
@@ -103,7 +105,8 @@ class Gate:
         if name in self.hosts or host in self.hosts:
             return
         right_port = port == str(scope["server"][1])
-        # A rebound DNS name is what this check is for; a bare address cannot be rebound.
+        # A hostile page can let its own name point to this machine (DNS rebinding) and would then have our origin.
+        # It comes with that name as Host. An IP address as Host cannot have been redirected so, and is let through.
         known = is_loopback(name) or (not self.config.loopback and _IP_LITERAL.fullmatch(name) is not None)
         if not (known and right_port):
             raise forbidden("this Host is not served here: add it to allow_hosts")
@@ -134,8 +137,10 @@ class Gate:
 
 
 def _tidy_path(scope: Scope, root_path: bytes) -> None:
-    """The path of an absolute address, one slash where several stand, and one /v1 where a base URL added a second; %2F stays
-    part of a name until after. `root_path`, or b"", is taken off."""
+    """Puts into `scope` the path that the client means, and takes `root_path`, or b"", off.
+
+    An absolute address loses its scheme and host; repeated slashes become one, and so does a doubled /v1.
+    Percent-encoding is undone last: until then a %2F is part of a model's name and not a slash."""
     raw = scope.get("raw_path") or scope["path"].encode()
     if absolute := _ABSOLUTE.match(raw):  # as to a proxy; its Host is the one that counts
         raw = raw[absolute.end() :] or b"/"

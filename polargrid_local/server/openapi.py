@@ -1,41 +1,18 @@
-"""What the OpenAPI document says about each endpoint."""
+"""The OpenAPI document's part of each endpoint."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import re
+from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 from starlette.responses import Response
 
-from polargrid_local.api import replies, requests
 from polargrid_local.server.requests import ENCODINGS
+from polargrid_local.service.endpoints import ENDPOINTS, Endpoint, GPUPurgeRequest
 
 DESCRIPTION = (
     "The PolarGrid text API on this machine. Requests and answers are those of the remote; OpenAI clients work too."
-)
-
-
-class LoadModelRequest(BaseModel):
-    model_name: str
-    force_reload: bool = False
-
-
-class UnloadModelRequest(BaseModel):
-    model_name: str
-
-
-class GPUPurgeRequest(BaseModel):
-    force: bool = False
-
-
-_BODIES: tuple[type[BaseModel], ...] = (
-    requests.ChatCompletionRequest,
-    requests.CompletionRequest,
-    requests.EmbeddingRequest,
-    requests.RerankRequest,
-    LoadModelRequest,
-    UnloadModelRequest,
-    GPUPurgeRequest,
 )
 _ERROR = {
     "type": "object",
@@ -54,131 +31,49 @@ _ERROR = {
         },
     },
 }
-_HEALTH = ("status", "node", "runtime", "timestamp", "features", "backend")
-_STREAMS = "With `stream: true`: Server-Sent Events, one chunk each, then [DONE]."
 
 
-class _Route(NamedTuple):
-    tag: str
-    summary: str
-    answer: Any  # a TypedDict of replies.py, or the keys of the object
-    body: type[BaseModel] | None = None
-    chunk: Any = None  # of its event stream
-    text: str = ""
-
-
-_ROUTES = {
-    "chat": _Route(
-        "Text",
-        "Chat completion",
-        replies.ChatCompletionResponse,
-        requests.ChatCompletionRequest,
-        replies.ChatCompletionChunk,
-        _STREAMS,
-    ),
-    "completion": _Route(
-        "Text",
-        "Text completion",
-        replies.CompletionResponse,
-        requests.CompletionRequest,
-        replies.CompletionChunk,
-        _STREAMS,
-    ),
-    "completion_stream": _Route(
-        "Text", "Text completion, always streamed", None, requests.CompletionRequest, replies.CompletionChunk
-    ),
-    "embedding": _Route(
-        "Text", "Embeddings: one vector of floats per input", replies.EmbeddingResponse, requests.EmbeddingRequest
-    ),
-    "rerank": _Route(
-        "Text", "Documents by how well they answer a query", replies.RerankResponse, requests.RerankRequest
-    ),
-    "models": _Route("Models", "Models of this machine", ("object", "data")),
-    "model": _Route("Models", "One model", ("id", "object", "created", "owned_by", "permission", "root", "parent")),
-    "model_status": _Route(
-        "Models", "What is loaded, and how far a load has come", ("loaded", "loading_status", "repository", "progress")
-    ),
-    "load": _Route(
-        "Models",
-        "Load a model; answers when it is loaded",
-        ("status", "model", "force_reload", "message"),
-        LoadModelRequest,
-    ),
-    "unload": _Route("Models", "Unload a model", ("status", "model", "message"), UnloadModelRequest),
-    "unload_all": _Route("Models", "Unload all models", ("status", "unloaded_models", "errors", "total_unloaded")),
-    "gpu_status": _Route("Machine", "GPUs", ("status", "timestamp", "gpus", "processes", "total_gpus")),
-    "gpu_memory": _Route("Machine", "GPU memory", ("status", "timestamp", "memory")),
-    "gpu_purge": _Route(
-        "Machine",
-        "Unload models to free GPU memory",
-        (
-            "status",
-            "timestamp",
-            "actions",
-            "memory_before",
-            "memory_after",
-            "memory_freed_gb",
-            "models_unloaded",
-            "errors",
-            "recommendation",
-        ),
-        GPUPurgeRequest,
-    ),
-    "health": _Route(
-        "Machine",
-        "Health, 503 unless healthy; needs no API key",
-        _HEALTH,
-        text="degraded: the configured models are not loaded yet",
-    ),
-    "live": _Route(
-        "Machine",
-        "Health, 503 only when unhealthy; needs no API key",
-        _HEALTH,
-        text="unhealthy: a model's engine has failed",
-    ),
-    "status": _Route("Machine", "Models with latency and queue", ("status", "regions")),
-    "usage": _Route("Machine", "Requests and tokens since the start", ("period", "usage")),
-    "metrics": _Route("Machine", "Prometheus metrics", None),
-}
-_DATES = [
-    {"name": name, "in": "query", "required": False, "schema": {"type": "string", "format": "date"}}
-    for name in ("start_date", "end_date")
-]
-
-
-def describe(name: str) -> dict[str, Any]:
+def describe(endpoint: Endpoint) -> dict[str, Any]:
     """Keyword arguments of a FastAPI route."""
-    route = _ROUTES[name]
     extra: dict[str, Any] = {}
-    if route.body is not None:
+    if endpoint.request is not None:
         extra["requestBody"] = {
-            "required": route.body is not GPUPurgeRequest,
-            "content": _content(_ref(route.body.__name__)),
+            "required": endpoint.request is not GPUPurgeRequest,
+            "content": _json(_ref(endpoint.request.__name__)),
         }
-    if name == "usage":
-        extra["parameters"] = _DATES
+    in_path = [(name, "path", True, {"type": "string"}) for name in re.findall(r"\{(\w+)\}", endpoint.path)]
+    in_query = [(name, "query", False, {"type": "string", "format": "date"}) for name in endpoint.dates]
+    if parameters := [*in_path, *in_query]:
+        extra["parameters"] = [
+            {"name": name, "in": place, "required": required, "schema": schema}
+            for name, place, required, schema in parameters
+        ]
     good: dict[str, Any] = {}
-    if isinstance(route.answer, tuple):
-        good |= _content({"type": "object", "required": list(route.answer)})
-    elif route.answer is not None:
-        good |= _content(_ref(route.answer.__name__))
-    if route.chunk is not None:
-        good["text/event-stream"] = {"schema": {"type": "string", "description": f"Events of {route.chunk.__name__}"}}
+    if endpoint.kind is None and endpoint.reply is not None:
+        # All keys are always there over HTTP, those too that a call in this process may leave out.
+        good |= _json({**_ref(endpoint.reply.__name__), "required": list(endpoint.reply.__annotations__)})
+    elif endpoint.reply is not None:
+        good |= _json(_ref(endpoint.reply.__name__))
+    if endpoint.chunk is not None:
+        good["text/event-stream"] = {
+            "schema": {"type": "string", "description": f"Events of {endpoint.chunk.__name__}"}
+        }
     return {
-        "tags": [route.tag],
-        "summary": route.summary,
-        "description": route.text or None,
+        "name": endpoint.name,
+        "tags": [endpoint.tag],
+        "summary": endpoint.summary,
+        "description": endpoint.text or None,
         "openapi_extra": extra,
         "responses": {
             200: {"description": "Success", "content": good or {"text/plain": {}}},
-            "default": {"description": "Error", "content": _content(_ref("Error"))},
+            "default": {"description": "Error", "content": _json(_ref("Error"))},
         },
         "response_model": None,
         "response_class": Response,
     }
 
 
-def _content(schema: dict[str, Any]) -> dict[str, Any]:
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
     return {"application/json": {"schema": schema}}
 
 
@@ -187,10 +82,14 @@ def _ref(name: str) -> dict[str, Any]:
 
 
 def schemas() -> dict[str, Any]:
-    """The components every route refers to."""
-    replies = {kind for route in _ROUTES.values() for kind in (route.answer, route.chunk) if isinstance(kind, type)}
-    kinds = [*_BODIES, *sorted(replies, key=lambda kind: kind.__name__)]
-    adapters: list[Any] = [(kind.__name__, "validation", TypeAdapter(kind)) for kind in kinds]
+    """The components that the endpoints refer to."""
+    kinds = {
+        kind.__name__: kind
+        for endpoint in ENDPOINTS
+        for kind in (endpoint.request, endpoint.reply, endpoint.chunk)
+        if kind is not None
+    }
+    adapters: list[Any] = [(name, "validation", TypeAdapter(kind)) for name, kind in sorted(kinds.items())]
     _, definitions = TypeAdapter.json_schemas(adapters, ref_template="#/components/schemas/{model}")
     _as_over_http(definitions["$defs"])
     return {**definitions["$defs"], "Error": _ERROR}

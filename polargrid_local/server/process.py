@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from polargrid_local.engine import AsyncEngine
 
 log = logging.getLogger(__name__)
-LAST_WORDS_S = 2.0  # for clients to take the error that ends their request, before their connections are dropped
+LAST_WORDS_S = 2.0  # for clients to read the error that ends their request, before connections are dropped
 SEND_BUFFER_BYTES = 128 << 10  # what the kernel keeps for a reader that stalls; left alone it grows to megabytes
 
 
@@ -71,7 +71,7 @@ class Server(uvicorn.Server):
 
 @contextmanager
 def _signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # others cannot have signals
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread handle signals
         yield
         return
     before = {sig: signal.signal(sig, handler) for sig in HANDLED_SIGNALS}
@@ -87,27 +87,32 @@ def protocol(config: ServeConfig) -> type[asyncio.Protocol]:
     `state["abort"]` to drop a connection."""
 
     class BoundedProtocol(H11Protocol):
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it too
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
             super().connection_made(transport)
             self.app_state: dict[str, Any] = {**self.app_state, "abort": lambda: _reset(transport)}
             self._head_timer: asyncio.TimerHandle | None = None
-            # Browsers and pools open connections ahead of their requests: one that has not spoken yet is idle, not slow.
-            self.timeout_keep_alive = config.idle_connection_s  # type: ignore[assignment]  # seconds; uvicorn's own are whole
+            # Browsers and pools open connections ahead of their requests: one without a request yet is idle, not slow.
+            # uvicorn declares whole seconds; call_later takes fractions as well.
+            self.timeout_keep_alive = config.idle_connection_s  # type: ignore[assignment]  # see above
             self.timeout_keep_alive_task = self.loop.call_later(
                 config.idle_connection_s, self.timeout_keep_alive_handler
             )
 
         def send_400_response(self, msg: str) -> None:
             """For bytes that are no request: in the form of every other error, and with what it most often is."""
-            refusal = error_reply(ValidationError(
-                "not a valid HTTP/1.1 request: this server speaks http://, not https://; a request needs one Host header, and "
-                "signs beyond ASCII in its path must be percent-encoded", code="invalid_http",
-            ))  # fmt: skip
+            refusal = error_reply(
+                ValidationError(
+                    "not a valid HTTP/1.1 request: this server speaks http://, not https://; a request needs one Host "
+                    "header, and signs beyond ASCII in its path must be percent-encoded",
+                    code="invalid_http",
+                )
+            )
             headers = [*refusal.raw_headers, (b"connection", b"close")]
             for event in (
-                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"), h11.Data(data=bytes(refusal.body)),
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=bytes(refusal.body)),
                 h11.EndOfMessage(),
-            ):  # fmt: skip
+            ):
                 self.transport.write(self.conn.send(event) or b"")
             self.transport.close()
 
@@ -146,7 +151,9 @@ def _reset(transport: asyncio.Transport) -> None:
 
 
 def bind(config: ServeConfig) -> list[socket.socket]:
-    """Listening sockets: the Unix one, both loopback addresses where the machine has both, or the one address asked for."""
+    """Listening sockets: the Unix one, both loopback addresses where there are two, or the one address asked for.
+
+    Raises ValidationError for an address that cannot be had."""
     if config.unix_socket is not None:
         return [_bind_unix(config.unix_socket)]
     hosts = (
@@ -159,7 +166,7 @@ def bind(config: ServeConfig) -> list[socket.socket]:
         try:
             # asyncio turns Nagle's delay off only where the protocol is named; a chunk would wait 40 ms for it.
             sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        except OSError:
+        except OSError:  # this machine has no such family of addresses
             continue
         try:
             if sys.platform != "win32":

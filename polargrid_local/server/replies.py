@@ -12,7 +12,9 @@ from starlette.responses import Response
 
 from polargrid_local.errors import AuthenticationError, NotFoundError, PolarGridError, RateLimitError, ServerError
 
-dump = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode  # ASCII-escaped: no line separator gets through
+dump = json.JSONEncoder(
+    separators=(",", ":"), allow_nan=False
+).encode  # in ASCII, for clients that break lines at U+2028
 
 
 class JsonReply(Response):
@@ -28,7 +30,7 @@ _PATH = re.compile(r"(?<![\w./])/(?:[^\s/:;,'\"]+/)+(?=[^\s/])")
 
 
 def error_body(error: PolarGridError) -> dict[str, Any]:
-    """What a client of either family reads: `detail` for one, `error` for the other. Files go by their names, not their paths."""
+    """What clients of both kinds read: PolarGrid's SDKs `detail`, OpenAI's `error`. Files go by names, not by paths."""
     message = error.message
     if error.path is not None:  # whatever signs are in it
         message = message.replace(error.path, os.path.basename(error.path))

@@ -13,8 +13,8 @@ ENCODINGS = ("float", "base64")
 def read_request(kind: str, body: dict[str, Any], *, always_stream: bool = False, max_tokens_limit: int = 0) -> Any:
     """The request model of `kind` (chat, completion, embedding, rerank). Unknown keys are ignored.
 
-    Without `max_tokens` an answer may fill the context; `max_tokens_limit`, where it is not 0, is the most that one may have.
-    Raises ValidationError naming the field."""
+    Without `max_tokens` an answer may fill the context; `max_tokens_limit`, where it is not 0, is the most that one may
+    have. Raises ValidationError naming the field."""
     request = parse_request(kind, body, max_tokens_limit=None, strict=False)
     if kind == "embedding" and request.encoding_format not in ENCODINGS:
         raise _refused("encoding_format", f"must be 'float' or 'base64' over HTTP, got {request.encoding_format!r}")

@@ -5,22 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Protocol, TypeVar, Union
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from polargrid_local.api.replies import ChatCompletionChunk, CompletionChunk, Usage
 from polargrid_local.errors import PolarGridError, TimeoutError
 from polargrid_local.server.body import ClientGone
 from polargrid_local.server.config import ServeConfig
 from polargrid_local.server.metrics import Metrics
 from polargrid_local.server.replies import dump, error_body, internal_error
+from polargrid_local.service.chunks import ChunkStream
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Chunk = Union[ChatCompletionChunk, CompletionChunk]
 
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": keep-alive\n\n"
@@ -32,30 +31,17 @@ HEADERS = [
 ]
 
 
-class Chunks(Protocol):
-    """A generation: an AsyncChatStream, or what stands for one."""
-
-    def __aiter__(self) -> AsyncIterator[Chunk]: ...
-    async def start(self) -> Any: ...
-    def cancel(self) -> None: ...
-    async def aclose(self) -> None: ...
-    @property
-    def usage(self) -> Usage: ...
-    @property
-    def prefill(self) -> tuple[int, int] | None: ...
-
-
 class EventStream(Response):
     """One event per chunk, flushed as it comes.
 
-    A comment when nothing else was written for `heartbeat_s`; `: prefill DONE TOTAL`, in tokens, while a long prompt is read.
-    Ends with [DONE], or with an error event and no [DONE]. The generation is cancelled when the client leaves, takes nothing
-    for `write_timeout_s`, or the request exceeds its time.
+    A comment when nothing else was written for `heartbeat_s`; `: prefill DONE TOTAL`, in tokens, while a long prompt is
+    read. Ends with [DONE], or with an error event and no [DONE]. The generation is cancelled when the client leaves,
+    takes nothing for `write_timeout_s`, or the request exceeds its time.
     `started`: when the request came, monotonic. `on_end` is called once, whatever happened.
     """
 
     def __init__(
-        self, chunks: Chunks, started: float, config: ServeConfig, metrics: Metrics, on_end: Callable[[], None]
+        self, chunks: ChunkStream, started: float, config: ServeConfig, metrics: Metrics, on_end: Callable[[], None]
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -81,7 +67,7 @@ class EventStream(Response):
         try:
             await self._watch(pump, gone, send)
             if self._stalled():
-                # Closing would first wait for the reader to take what is buffered.
+                # An ordinary close waits until the reader has taken what is buffered, which this one does not do.
                 scope.get("state", {}).get("abort", lambda: None)()
                 await gone
         finally:

@@ -1,1 +1,1 @@
-"""Which models are in memory, who uses them, and what was used. No HTTP: the server and the SDK drop-in both stand on it."""
+"""What the API answers over an engine, without HTTP: the server and the SDK drop-in both stand on it."""

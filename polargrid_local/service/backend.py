@@ -12,21 +12,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from polargrid_local.api.parse import parse_request
 from polargrid_local.errors import ForkedEngineError
-from polargrid_local.server.config import ServeConfig
 from polargrid_local.service.service import Service
+from polargrid_local.service.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from polargrid_local.engine import AsyncEngine
-    from polargrid_local.server.sse import Chunk, Chunks
-    from polargrid_local.service.service import Reply
+    from polargrid_local.service.chunks import Chunk, ChunkStream
+    from polargrid_local.service.service import Kind, Reply
 
 T = TypeVar("T")
 
 
 class OpenStream:
-    """A started generation: chunk dicts by `async for`, on the loop that opened it. `close` from any thread, any number of times."""
+    """A started generation: chunk dicts by `async for`, on the loop that opened it.
 
-    def __init__(self, chunks: Chunks, release: Callable[[int], Any]) -> None:
+    `close` from any thread, any number of times."""
+
+    def __init__(self, chunks: ChunkStream, release: Callable[[int], Any]) -> None:
         self._chunks = chunks
         self._steps = chunks.__aiter__()
         self._release = release
@@ -47,18 +49,20 @@ class OpenStream:
 
 
 class Backend:
-    """Models are loaded once for all clients with the same settings, as they would be behind one address. Closed with the last."""
+    """Models are loaded once for all clients with the same settings, as they would be behind one address.
 
-    # Weak: it remembers what lives and keeps nothing alive.
+    Closed when the last client that refers to it is gone."""
+
+    # Weak references: a backend lives as long as its clients, and finding it here must not prolong that.
     _shared: ClassVar[weakref.WeakValueDictionary[str, Backend]] = weakref.WeakValueDictionary()
     _sharing: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, config: ServeConfig, engine: AsyncEngine | None = None) -> None:
-        if engine is None:  # ours; its models close themselves when nobody refers to them any more
+    def __init__(self, settings: ServiceSettings, engine: AsyncEngine | None = None) -> None:
+        if engine is None:  # this one is never closed here: its models close when nobody refers to them
             from polargrid_local import AsyncEngine
 
-            engine = AsyncEngine(**config.engine_options())
-        self.service = Service(engine, config)
+            engine = AsyncEngine(**settings.engine_options())
+        self.service = Service(engine, settings)
         self.service.ready = True
         self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
@@ -67,12 +71,12 @@ class Backend:
         weakref.finalize(self, _stop, self._loop, self._thread, self._pid)
 
     @classmethod
-    def shared(cls, config: ServeConfig) -> Backend:
-        key = config.model_dump_json()
+    def shared(cls, settings: ServiceSettings) -> Backend:
+        key = settings.model_dump_json()
         with cls._sharing:
             backend = cls._shared.get(key)
             if backend is None or backend._pid != os.getpid():
-                backend = cls._shared[key] = cls(config)
+                backend = cls._shared[key] = cls(settings)
             return backend
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
@@ -88,11 +92,11 @@ class Backend:
             return await work
         return await asyncio.wrap_future(self.submit(work))
 
-    async def answer(self, kind: str, body: dict[str, Any]) -> Reply:
-        """`kind`: chat, completion or embedding."""
+    async def answer(self, kind: Kind, body: dict[str, Any]) -> Reply:
+        """`body`: the fields of a request. Raises what `parse_request`, a lease and the engine raise."""
         return await self.wait(self._answer(kind, body))
 
-    async def _answer(self, kind: str, body: dict[str, Any]) -> Reply:
+    async def _answer(self, kind: Kind, body: dict[str, Any]) -> Reply:
         asked = parse_request(kind, body)
         lease = await self.service.lease(asked.model)
         tokens = 0
@@ -103,7 +107,7 @@ class Backend:
         finally:
             lease.release(tokens)
 
-    async def open(self, kind: str, body: dict[str, Any]) -> OpenStream:
+    async def open(self, kind: Kind, body: dict[str, Any]) -> OpenStream:
         """Raises what is wrong with the request; then the answer has begun, on the caller's loop."""
         asked = parse_request(kind, body)
         lease = await self.wait(self.service.lease(asked.model))

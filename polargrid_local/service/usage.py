@@ -1,13 +1,45 @@
-"""Counters of requests and tokens by day and model, as GET /v1/usage and /v1/status report them. Pure: dates are arguments."""
+"""UsageCounter: requests and tokens by day and model, as GET /v1/usage and /v1/status report them."""
 
 from __future__ import annotations
 
 import datetime
 import threading
 from dataclasses import dataclass
-from typing import Any
+
+from typing_extensions import TypedDict
 
 from polargrid_local.errors import ValidationError
+
+
+class UsagePeriod(TypedDict):
+    start_date: str
+    end_date: str
+
+
+class ModelUsage(TypedDict):
+    model_id: str
+    requests: int
+    tokens: int
+    cost: float
+
+
+class RegionUsage(TypedDict):
+    region: str
+    requests: int
+    avg_latency_ms: int
+
+
+class Usage(TypedDict):
+    total_requests: int
+    total_tokens: int
+    total_cost: float
+    by_model: list[ModelUsage]
+    by_region: list[RegionUsage]
+
+
+class UsageResponse(TypedDict):
+    period: UsagePeriod
+    usage: Usage
 
 
 @dataclass
@@ -18,7 +50,7 @@ class _Row:
 
 
 class UsageCounter:
-    """Counts since it was made; in memory only."""
+    """Counts since it was made, in memory only. It reads no clock: days are arguments. Safe from any thread."""
 
     def __init__(self, today: datetime.date) -> None:
         self.since = today
@@ -26,6 +58,7 @@ class UsageCounter:
         self._rows: dict[tuple[datetime.date, str], _Row] = {}
 
     def add(self, today: datetime.date, model: str, tokens: int, latency_ms: float) -> None:
+        """One request of `model`; `tokens`: of prompt and answer."""
         with self._lock:
             row = self._rows.setdefault((today, model), _Row())
             row.requests += 1
@@ -38,8 +71,8 @@ class UsageCounter:
             rows = [row for (_, name), row in self._rows.items() if name == model]
         return round(sum(row.latency_ms for row in rows) / max(1, sum(row.requests for row in rows)))
 
-    def report(self, today: datetime.date, start_date: str | None, end_date: str | None) -> dict[str, Any]:
-        """Both dates inclusive, YYYY-MM-DD; the default is everything counted."""
+    def report(self, today: datetime.date, start_date: str | None, end_date: str | None) -> UsageResponse:
+        """Both dates inclusive, YYYY-MM-DD; the default is everything counted. Raises ValidationError for no date."""
         start = _date("start_date", start_date) or self.since
         end = _date("end_date", end_date) or today
         by_model: dict[str, _Row] = {}

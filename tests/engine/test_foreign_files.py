@@ -65,7 +65,7 @@ def test_one_models_log_reaches_no_other(tmp_path: Path, caplog: pytest.LogCaptu
     caplog.set_level(logging.DEBUG, "polargrid_local.llama")
     drained: dict[str, list[str]] = {}
     with Engine(good) as healthy:
-        hub = next(iter(healthy._models._entries.values())).model.handle
+        hub = next(iter(healthy._models._ready.values())).model.handle
         own = hub.drains[0]
         hub.drains[0] = lambda: [
             drained.setdefault("healthy", []).append(text) or (level, text) for level, text in own()

@@ -22,7 +22,7 @@ PROSE = Path(__file__).parents[2] / "docs" / "LOG.md"
 
 
 class Native:
-    """The border itself: token ids in, log-probabilities out."""
+    """The border itself: text in, log-probabilities out."""
 
     def __init__(self, path: Path, **options: Any) -> None:
         self.engine = core().Engine(str(path), {"n_ctx": 1024, "max_streams": 1, **options})
@@ -36,25 +36,35 @@ class Native:
                     assert event.kind != "error", event.text
                     return event
 
-    def logprob(self, prefix: list[int], token: int) -> float:
-        """Of `token` after `prefix`: a bias makes it the choice, and the report is the model's own."""
+    def tokens(self, text: str) -> list[int]:
+        return self.engine.tokenize([(text, False)])
+
+    def logprob(self, prefix: str, token: int) -> tuple[float, str]:
+        """Of `token` after `prefix`, and its text: a bias makes it the choice, and the report is the model's own."""
         sampling = {"temperature": 0.0, "n_logprobs": 0, "logit_bias": [(token, 1e4)]}
-        request = {"tokens": prefix, "max_tokens": 1, "ignore_eos": True, "sampling": sampling}
+        request = {"prompt": [(prefix, False)], "max_tokens": 1, "ignore_eos": True, "sampling": sampling}
         self.engine.submit(request, self.outbox)
         event = self.wait(self.outbox)
         [entry] = event.logprobs
         assert entry["token"] == token
-        return entry["logprob"]
+        return entry["logprob"], entry["bytes"].decode()
 
 
 def perplexity(path: Path, **options: Any) -> float:
-    """Perplexity over 2,048 tokens in windows of 384: the first 128 are read at once and not counted."""
+    """Of 2,048 tokens: a third of each window of 1,600 letters is read at once and not judged, then 256 tokens one by
+    one."""
     native = Native(path, **options)
+    prose = PROSE.read_bytes().decode("ascii", "ignore")  # so that every token is whole characters
+    nats = []
     try:
-        tokens = native.engine.tokenize([(PROSE.read_text()[:20_000], False)])
-        windows = [tokens[at : at + 384] for at in range(0, 3072, 384)]
-        assert {len(window) for window in windows} == {384}
-        nats = [-native.logprob(window[:i], window[i]) for window in windows for i in range(128, 384)]
+        for at in range(0, 8 * 1600, 1600):
+            window = prose[at : at + 1600]
+            prefix = window[: window.rindex(" ", 0, 533)]
+            for token in native.tokens(window)[len(native.tokens(prefix)) :][:256]:
+                logprob, text = native.logprob(prefix, token)
+                nats.append(-logprob)
+                prefix += text
+        assert len(nats) == 2048
         return math.exp(sum(nats) / len(nats))
     finally:
         native.engine.close()

@@ -27,8 +27,12 @@ def proxy(upstream_port: int, *, host: str | None, prefix: str = "", strip: bool
             path = self.path.removeprefix(prefix) if strip else self.path
             length = int(self.headers.get("content-length", 0))
             headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
-            headers |= {"Host": host or self.headers["host"], "X-Forwarded-Host": self.headers["host"], "X-Forwarded-Proto": "https",
-                        "X-Forwarded-For": self.client_address[0]}  # fmt: skip
+            headers |= {
+                "Host": host or self.headers["host"],
+                "X-Forwarded-Host": self.headers["host"],
+                "X-Forwarded-Proto": "https",
+                "X-Forwarded-For": self.client_address[0],
+            }
             upstream = http.client.HTTPConnection("127.0.0.1", upstream_port, timeout=60)
             upstream.request(self.command, path, self.rfile.read(length), headers)
             reply = upstream.getresponse()

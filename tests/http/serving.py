@@ -20,6 +20,18 @@ ALIAS = "llama-3.1-8b"
 SAID = ["Hi", " \u2028line", " caf\u00e9", " \U0001f600", "!"]  # what the scripted model answers
 
 
+def raw_post(server: ServerProcess, path: str, body: bytes, *headers: str) -> bytes:
+    """A POST as it goes over the connection, for tests that hold that themselves."""
+    lines = [
+        f"POST {path} HTTP/1.1",
+        f"Host: localhost:{server.port}",
+        *headers,
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+    ]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
 class ServerProcess:
     """`polargrid-local serve` with these settings; `log` is all it wrote."""
 

@@ -28,7 +28,7 @@ from serving import REPOSITORY, SAID, SMOLLM2
 
 from polargrid_local import AsyncEngine, sdk
 from polargrid_local.sdk import PolarGrid, PolarGridSync
-from polargrid_local.server import ServeConfig
+from polargrid_local.service.settings import ServiceSettings
 
 SAY = [{"role": "user", "content": "\ue001"}]
 TEXT = "".join(SAID)
@@ -111,6 +111,7 @@ async def test_other_methods(client: PolarGrid) -> None:
     assert (await client.get_model("HuggingFaceTB/SmolLM2-135M-Instruct")).root == SMOLLM2
     assert "random" in (await client.get_model_status()).loaded
     health = await client.health()
+    assert isinstance(health.backend.info, sdk.LocalBackendInfo)
     assert (health.status, "random" in health.backend.info.models_loaded) == ("healthy", True)
     assert (await client.get_gpu_status()).status == (await client.get_gpu_memory()).status == "success"
     vectors = await client.embeddings(EmbeddingRequest(model="random", input=["the", "of"]))
@@ -254,8 +255,12 @@ def test_threads_and_loops_share_one_engine(client: PolarGrid) -> None:
 
 def output_of(program: str) -> str:
     """What a program prints that must end well and say nothing on stderr."""
-    run = subprocess.run([sys.executable, "-X", "utf8", "-c", textwrap.dedent(program)], capture_output=True, timeout=120,
-                         env={**os.environ, "PYTHONPATH": str(REPOSITORY)})  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-X", "utf8", "-c", textwrap.dedent(program)],
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
     assert (run.returncode, run.stderr.decode()) == (0, "")
     return run.stdout.decode()
 
@@ -292,9 +297,21 @@ def test_a_forked_client_says_so() -> None:
     assert "new one after fork" in output_of(program)
 
 
+def test_a_client_needs_nothing_of_the_server() -> None:
+    """Neither its modules nor the packages of its extra."""
+    program = """
+        import sys
+        sys.modules.update(dict.fromkeys(["fastapi", "starlette", "uvicorn", "prometheus_client"]))  # as if not there
+        from polargrid_local.sdk import PolarGridSync
+        print(PolarGridSync().health().status)
+        print([name for name in sys.modules if name.startswith("polargrid_local.server")])
+    """
+    assert output_of(program) == "healthy\n[]\n"
+
+
 async def test_a_client_over_an_engine_of_ones_own(tiny_dir: Path) -> None:
     async with AsyncEngine(models_dir=tiny_dir, n_ctx=512, n_threads=1) as engine:
-        client = PolarGrid.over(engine, ServeConfig(models_dir=tiny_dir, aliases={"gpt2": "scripted"}))
+        client = PolarGrid.over(engine, ServiceSettings(models_dir=tiny_dir, aliases={"gpt2": "scripted"}))
         answer = await client.completion({"model": "gpt2", "prompt": "\ue000"})
         assert (answer.model, answer.choices[0].text) == ("gpt2", TEXT)
         assert list(engine.stats()) == ["scripted"]
@@ -329,10 +346,13 @@ def test_a_second_reader_of_a_stream_is_refused_and_the_first_reads_on() -> None
 def test_what_the_sdk_sends_is_known_to_the_engine() -> None:
     """The official classes drop what they do not know; of what they keep, nothing is refused as unknown."""
     messages = [
-        Message(role="system", content="x", name="n"), Message(role="user", content=[{"type": "text", "text": "\ue001"}]),
+        Message(role="system", content="x", name="n"),
+        Message(role="user", content=[{"type": "text", "text": "\ue001"}]),
         Message(role="assistant", tool_calls=[{"id": "1", "function": {"name": "f", "arguments": "{}"}}]),
-        Message(role="tool", content="x", tool_call_id="1"), Message(role="assistant", content=None), *SAY,
-    ]  # fmt: skip
+        Message(role="tool", content="x", tool_call_id="1"),
+        Message(role="assistant", content=None),
+        *SAY,
+    ]
     client = PolarGridSync()
     every = {
         "temperature": 0.5,
@@ -361,9 +381,13 @@ async def test_readme_example(number: int, client: PolarGrid, monkeypatch: pytes
     if "asyncio.run(main())" in code:
         code = code.replace("asyncio.run(main())", "await main()")  # this test runs in a loop already
     names: dict[str, Any] = {
-        "client": PolarGrid(), "request": {"model": "llama-3.1-8b", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4},
-        "update_ui": lambda text: None, "asyncio": asyncio, "Path": Path, "RateLimitError": polargrid.RateLimitError,
-    }  # fmt: skip
+        "client": PolarGrid(),
+        "request": {"model": "llama-3.1-8b", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4},
+        "update_ui": lambda text: None,
+        "asyncio": asyncio,
+        "Path": Path,
+        "RateLimitError": polargrid.RateLimitError,
+    }
     if "PolarGrid(" in code and "import PolarGrid" not in code:
         names["PolarGrid"] = PolarGrid
     await names["client"].load_model({"model_name": SMOLLM2})

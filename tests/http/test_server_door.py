@@ -16,7 +16,7 @@ from unittest.mock import Mock
 import httpx
 import pytest
 import uvicorn
-from serving import REPOSITORY, ServerProcess
+from serving import REPOSITORY, ServerProcess, raw_post
 from uvicorn.server import ServerState
 
 from polargrid_local.errors import ValidationError
@@ -47,9 +47,20 @@ def test_loopback_hosts_are_served(server: ServerProcess, host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:{}", "localhost", "localhost:1", "localhost.evil.example:{}", "127.0.0.1.evil.example:{}",
-             "192.168.1.2:{}", "localhost:{}@evil.example", "[::2]:{}", ""]
-)  # fmt: skip
+    "host",
+    [
+        "evil.example",
+        "evil.example:{}",
+        "localhost",
+        "localhost:1",
+        "localhost.evil.example:{}",
+        "127.0.0.1.evil.example:{}",
+        "192.168.1.2:{}",
+        "localhost:{}@evil.example",
+        "[::2]:{}",
+        "",
+    ],
+)
 def test_foreign_hosts_are_refused(server: ServerProcess, host: str) -> None:
     reply = server.post(CHAT, BODY, headers={"Host": host.format(server.port)})
     assert (reply.status_code, reply.json()["error"]["code"]) == (403, "forbidden_origin")
@@ -57,7 +68,8 @@ def test_foreign_hosts_are_refused(server: ServerProcess, host: str) -> None:
 
 
 def test_a_refusal_does_not_wait_for_the_body(server: ServerProcess) -> None:
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: evil.example\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: evil.example\r\nContent-Type: application/json\r\n"
+    head += "Content-Length: 1000000\r\n\r\n"
     assert exchange(server.port, head.encode()).startswith(b"HTTP/1.1 403")
 
 
@@ -112,8 +124,11 @@ def test_pages_on_loopback_may_call(server: ServerProcess, origin: str) -> None:
     assert preflight.headers["access-control-allow-headers"] == asked["Access-Control-Request-Headers"]
     assert "POST" in preflight.headers["access-control-allow-methods"]
     assert "access-control-allow-credentials" not in preflight.headers
-    for reply in (server.post(CHAT, BODY, headers={"Origin": origin}), server.post(CHAT, {}, headers={"Origin": origin}),
-                  server.get("/nope", headers={"Origin": origin})):  # fmt: skip
+    for reply in (
+        server.post(CHAT, BODY, headers={"Origin": origin}),
+        server.post(CHAT, {}, headers={"Origin": origin}),
+        server.get("/nope", headers={"Origin": origin}),
+    ):
         assert reply.headers["access-control-allow-origin"] == origin
         assert "origin" in reply.headers["vary"].lower()
 
@@ -146,8 +161,14 @@ def test_key_hosts_and_origins_by_configuration(start: Callable[..., ServerProce
         api_key="pg_secret", allow_hosts="box.example", allow_origins="https://app.example,null"
     ).wait_ready()
     right = {"Authorization": "Bearer pg_secret"}
-    for wrong in ({}, {"Authorization": "Bearer"}, {"Authorization": "Bearer pg_secreT"}, {"Authorization": "pg_secret"},
-                  {"Authorization": "Basic pg_secret"}, {"Authorization": "Bearer pg_secret2"}):  # fmt: skip
+    for wrong in (
+        {},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer pg_secreT"},
+        {"Authorization": "pg_secret"},
+        {"Authorization": "Basic pg_secret"},
+        {"Authorization": "Bearer pg_secret2"},
+    ):
         for path in ("/v1/models", "/metrics", "/docs", "/openapi.json", "/nope"):
             reply = server.get(path, headers=wrong)
             assert (reply.status_code, reply.json()["error"]["code"]) == (401, "invalid_api_key")
@@ -255,19 +276,21 @@ def test_depth_and_size_within_the_limits_pass(server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("offer", [
-    "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",  # Java's
-    "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"  # as Java's client sends it
+    "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+    "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
     "Connection: upgrade\r\nUpgrade: TLS/1.0",
 ])  # fmt: skip
 def test_an_offer_to_upgrade_is_passed_over(server: ServerProcess, offer: str) -> None:
-    """Whatever else is installed: uvicorn would pick httptools where it can, which answers the first of these with 400."""
-    import httptools  # noqa: F401 - the server's process could import it too
+    """Whatever else is installed: uvicorn prefers httptools, which answers the first of these with 400."""
+    import httptools  # noqa: F401  # shows that the server's process could import it too
 
-    body = json.dumps(BODY)
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost:{server.port}\r\n{offer}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    body = json.dumps(BODY).encode()
+    request = raw_post(server, CHAT, body, offer)
     again = f"GET /v1/models HTTP/1.1\r\nHost: localhost:{server.port}\r\nConnection: close\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
-        connection.sendall((head + body).encode())
+        connection.sendall(request)
         with connection.makefile("rb") as reader:
             status, _, _ = one_reply(reader)
             assert status == 200
@@ -288,7 +311,8 @@ def one_reply(reader: Any) -> tuple[int, dict[str, str], bytes]:
 async def test_idle_connections_are_kept_as_long_as_pools_expect() -> None:
     assert ServeConfig().idle_connection_s == 75
     config = uvicorn.Config(create_app(Mock(), ServeConfig()), lifespan="off")
-    connection: Any = protocol(ServeConfig(idle_connection_s=123.5))(config, ServerState(), {})
+    make: Any = protocol(ServeConfig(idle_connection_s=123.5))
+    connection = make(config, ServerState(), {})
     connection.connection_made(Mock(get_extra_info=Mock(return_value=None)))
     assert connection.timeout_keep_alive == 123.5  # after an answer
     assert (

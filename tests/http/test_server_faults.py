@@ -1,4 +1,4 @@
-"""What breaks inside the server: clients hear that something did, the log says where, and neither quotes a prompt or a path."""
+"""What breaks inside the server: clients hear that something did, the log says where, and neither quotes a prompt."""
 
 from __future__ import annotations
 
@@ -53,9 +53,13 @@ class BrokenEngine:
     load_error: Exception | None = None
     status = "healthy"
 
-    async def load_model(self, *args: Any, **kwargs: Any) -> None:
+    async def load_model(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if self.load_error is not None:
             raise self.load_error
+        return {"status": "success"}
+
+    def info(self, model: str) -> dict[str, Any]:
+        return {}
 
     async def health(self) -> dict[str, Any]:
         return {"status": self.status}
@@ -100,8 +104,11 @@ async def test_a_crash_is_a_500_in_the_usual_shape(client: httpx.AsyncClient, ca
     ):
         assert reply.status_code == 500
         assert reply.json()["error"] == {
-            "message": "internal error: see the server's log", "type": "server_error", "code": "internal_error", "param": None,
-        }  # fmt: skip
+            "message": "internal error: see the server's log",
+            "type": "server_error",
+            "code": "internal_error",
+            "param": None,
+        }
         assert reply.headers["x-request-id"]
     assert "RuntimeError at" in caplog.text
     assert "test_server_faults.py" in caplog.text
@@ -121,8 +128,12 @@ async def test_a_crash_in_the_middle_is_an_event(client: httpx.AsyncClient, capl
 # --- models that cannot be loaded ---
 
 REFUSED_FILES = [InvalidModelError("tensor 'x' has 9 dimensions"), TemplateError("the model's template is broken")]
-OWN_FAULTS = [ValidationError("n_batch must be in 32..65536, got 16", param="n_batch"), MemoryEstimateError("does not fit"),
-              ServerError("llama.cpp said no"), EngineCrashed("died")]  # fmt: skip
+OWN_FAULTS = [
+    ValidationError("n_batch must be in 32..65536, got 16", param="n_batch"),
+    MemoryEstimateError("does not fit"),
+    ServerError("llama.cpp said no"),
+    EngineCrashed("died"),
+]
 
 
 @pytest.mark.parametrize("error", [*REFUSED_FILES, *OWN_FAULTS], ids=lambda error: type(error).__name__)
@@ -226,8 +237,14 @@ async def test_a_limit_caps_what_was_left_open_and_refuses_more(tiny_dir: Path) 
         app = create_app(engine, ServeConfig(models_dir=tiny_dir, max_tokens_limit=5))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8484") as client:
             for path in ("/v1/chat/completions", "/v1/completions"):
-                for fields, n in (({}, 5), ({"max_tokens": -1}, 5), ({"max_tokens": None}, 5), ({"max_completion_tokens": -1}, 5),
-                                  ({"max_tokens": 5}, 5), ({"max_tokens": 3}, 3)):  # fmt: skip
+                for fields, n in (
+                    ({}, 5),
+                    ({"max_tokens": -1}, 5),
+                    ({"max_tokens": None}, 5),
+                    ({"max_completion_tokens": -1}, 5),
+                    ({"max_tokens": 5}, 5),
+                    ({"max_tokens": 3}, 3),
+                ):
                     answer = (await client.post(path, json={**CHAT, "prompt": "x", **fields})).json()
                     assert (answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"]) == (
                         "length",

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import SAID, SMOLLM2, ServerProcess
+from serving import SAID, SMOLLM2, ServerProcess, raw_post
 
 CHAT = "/v1/chat/completions"
 ENDLESS = {
@@ -66,9 +66,9 @@ def test_a_plain_request_ends_when_its_client_leaves(start: Callable[..., Server
     server = start().wait_ready()
     cancelled = server.metric("polargrid_cancelled_requests_total")
     body = json.dumps({**ENDLESS, "prompt": "the"}).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost:{server.port}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    request = raw_post(server, path, body)
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        connection.sendall(head.encode() + body)
+        connection.sendall(request)
         server.wait_for(lambda: server.metric(RUNNING) == 1)
     server.wait_for(lambda: busy(server) == 0)
     assert server.metric("polargrid_cancelled_requests_total") == cancelled + 1
@@ -80,11 +80,11 @@ def test_a_plain_request_ends_when_its_client_leaves(start: Callable[..., Server
 def test_a_stalled_reader_is_let_go(start: Callable[..., ServerProcess]) -> None:
     server = start(write_timeout_s=0.5).wait_ready()
     body = json.dumps({**ENDLESS, "stream": True}).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost:{server.port}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    request = raw_post(server, CHAT, body)
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", server.port))
-        connection.sendall(head.encode() + body)
+        connection.sendall(request)
         server.wait_for(lambda: server.metric(RUNNING) == 1)
         server.wait_for(lambda: busy(server) == 0 and server.metric("polargrid_open_streams") == 0)
         assert server.metric("polargrid_generated_tokens_total") < 130_000  # it did not just come to its end
@@ -261,11 +261,11 @@ def refuses_connections(server: ServerProcess) -> bool:
 def test_a_second_signal_does_not_wait_for_one_who_reads_nothing(start: Callable[..., ServerProcess]) -> None:
     server = start(write_timeout_s=3000, **PATIENT).wait_ready()
     body = json.dumps({**ENDLESS, "stream": True}).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost:{server.port}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    request = raw_post(server, CHAT, body)
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", server.port))
-        connection.sendall(head.encode() + body)
+        connection.sendall(request)
         server.wait_for(lambda: server.metric(RUNNING) == 1)
         server.process.send_signal(signal.SIGTERM)
         server.wait_for(lambda: refuses_connections(server))

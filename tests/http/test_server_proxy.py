@@ -43,8 +43,14 @@ def check(http: httpx.Client) -> None:
 
 @pytest.fixture(scope="module")
 def named(tiny_dir, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(tiny_dir, tmp_path_factory.mktemp("named") / "log", model="random,scripted", allow_hosts=f"{PUBLIC},Other.example:8443",
-                            n_threads=1, n_ctx=512)  # fmt: skip
+    process = ServerProcess(
+        tiny_dir,
+        tmp_path_factory.mktemp("named") / "log",
+        model="random,scripted",
+        allow_hosts=f"{PUBLIC},Other.example:8443",
+        n_threads=1,
+        n_ctx=512,
+    )
     try:
         yield process.wait_ready()
     finally:

@@ -14,6 +14,7 @@ from polargrid_local.server import ServeConfig
 from polargrid_local.server.config import is_loopback
 from polargrid_local.server.metrics import Histogram, Metrics
 from polargrid_local.server.process import bind
+from polargrid_local.service.settings import SERVER_SETTINGS, ServiceSettings
 from polargrid_local.service.usage import UsageCounter
 
 FILE = """
@@ -43,10 +44,17 @@ def test_flags_win_over_variables_over_the_file(tmp_path: Path) -> None:
 
 
 def test_what_a_variable_can_say() -> None:
-    config = ServeConfig.load({}, {
-        "POLARGRID_LOCAL_MODEL": "a, b", "POLARGRID_LOCAL_ALIASES": "x=a,*=b", "POLARGRID_LOCAL_MODELS": "/srv/models",
-        "POLARGRID_LOCAL_KERNELS": "false", "POLARGRID_LOCAL_ALLOW_ORIGINS": "https://a.example", "POLARGRID_LOCAL_HOST": "",
-    })  # fmt: skip
+    config = ServeConfig.load(
+        {},
+        {
+            "POLARGRID_LOCAL_MODEL": "a, b",
+            "POLARGRID_LOCAL_ALIASES": "x=a,*=b",
+            "POLARGRID_LOCAL_MODELS": "/srv/models",
+            "POLARGRID_LOCAL_KERNELS": "false",
+            "POLARGRID_LOCAL_ALLOW_ORIGINS": "https://a.example",
+            "POLARGRID_LOCAL_HOST": "",
+        },
+    )
     assert (config.model, config.aliases, config.models_dir) == (("a", "b"), {"x": "a", "*": "b"}, Path("/srv/models"))
     assert (config.kernels, config.allow_origins, config.host) == (False, ("https://a.example",), "127.0.0.1")
 
@@ -82,6 +90,22 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
         ServeConfig.load({}, {}, tmp_path / "broken.toml")
 
 
+def test_a_client_in_process_reads_its_part_of_the_servers_settings(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file and the variables are shared: what is the server's alone is passed over, a mistake is not."""
+    assert set(ServeConfig.model_fields) - set(ServiceSettings.model_fields) == SERVER_SETTINGS
+    file = tmp_path / "serve.toml"
+    file.write_text(FILE)
+    env = {f"POLARGRID_LOCAL_{name.upper()}": "1" for name in SERVER_SETTINGS}
+    settings = ServiceSettings.load({}, env, file)
+    assert (settings.model, settings.n_ctx, settings.keep_alive_s) == (("a", "b"), 512, 60)
+    assert not caplog.text
+    file.write_text("n_ctxx = 512")
+    with pytest.raises(ValidationError, match="n_ctxx: unknown setting; did you mean 'n_ctx'"):
+        ServiceSettings.load({}, {}, file)
+
+
 def test_a_key_is_not_shown() -> None:
     assert "pg_secret" not in repr(ServeConfig(api_key="pg_secret"))
 
@@ -110,10 +134,15 @@ def test_usage_counts_by_day_and_model() -> None:
     report = counter.report(later, None, None)
     assert report["period"] == {"start_date": "2026-05-01", "end_date": "2026-05-03"}
     assert report["usage"] == {
-        "total_requests": 3, "total_tokens": 22, "total_cost": 0.0,
-        "by_model": [{"model_id": "a", "requests": 2, "tokens": 15, "cost": 0.0}, {"model_id": "b", "requests": 1, "tokens": 7, "cost": 0.0}],
+        "total_requests": 3,
+        "total_tokens": 22,
+        "total_cost": 0.0,
+        "by_model": [
+            {"model_id": "a", "requests": 2, "tokens": 15, "cost": 0.0},
+            {"model_id": "b", "requests": 1, "tokens": 7, "cost": 0.0},
+        ],
         "by_region": [{"region": "local", "requests": 3, "avg_latency_ms": 200}],
-    }  # fmt: skip
+    }
     assert counter.report(later, "2026-05-02", None)["usage"]["total_requests"] == 2
     assert counter.report(later, None, "2026-05-02")["usage"]["total_requests"] == 1
     assert counter.report(later, "2027-01-01", None)["usage"]["by_region"] == []

@@ -170,9 +170,15 @@ def test_list_prompt_gets_one_choice_each(server: ServerProcess) -> None:
         {"maxTokens": 3, "max_tokens": None},
         {"max_completion_tokens": 3, "max_tokens": None},
         {"max_tokens": 3, "stop": "zzzzz", "seed": 1, "unknown_key": {"a": 1}},
-        {"max_tokens": 3.0, "messages": [{"role": "developer", "content": "Be brief"}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}]},
+        {
+            "max_tokens": 3.0,
+            "messages": [
+                {"role": "developer", "content": "Be brief"},
+                {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+            ],
+        },
     ],
-)  # fmt: skip
+)
 def test_forms_of_the_same_request(server: ServerProcess, fields: dict[str, Any]) -> None:
     reply = server.post(CHAT, chat(model="random", **fields))
     assert reply.status_code == 200, reply.text
@@ -180,8 +186,18 @@ def test_forms_of_the_same_request(server: ServerProcess, fields: dict[str, Any]
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-@pytest.mark.parametrize("fields", [{}, {"max_tokens": None}, {"max_tokens": -1}, {"max_completion_tokens": -1}, {"maxTokens": -1.0},
-                                    {"max_completion_tokens": None, "max_tokens": None}, {"max_tokens": 10**8}])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"max_tokens": None},
+        {"max_tokens": -1},
+        {"max_completion_tokens": -1},
+        {"maxTokens": -1.0},
+        {"max_completion_tokens": None, "max_tokens": None},
+        {"max_tokens": 10**8},
+    ],
+)
 def test_an_answer_may_fill_the_context(server: ServerProcess, path: str, fields: dict[str, Any]) -> None:
     """The remote's 150 and 100 tokens are its SDK's own default: clients that send none mean none."""
     body = {"model": "random", "prompt": "the", "messages": [{"role": "user", "content": "the"}], "ignore_eos": True}
@@ -229,8 +245,26 @@ def test_a_byte_order_mark_is_passed_over(server: ServerProcess) -> None:
         )
 
 
-@pytest.mark.parametrize("path", ["/", "/index.html", "/polargrid.js", "/docs", "/openapi.json", "/health", "/livez", "/metrics", "/v1/models",
-                                  f"/v1/models/{SMOLLM2}", "/v1/models/status", "/v1/models/nope", "/v1/gpu/status", "/v1/status", "/nope"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/index.html",
+        "/polargrid.js",
+        "/docs",
+        "/openapi.json",
+        "/health",
+        "/livez",
+        "/metrics",
+        "/v1/models",
+        f"/v1/models/{SMOLLM2}",
+        "/v1/models/status",
+        "/v1/models/nope",
+        "/v1/gpu/status",
+        "/v1/status",
+        "/nope",
+    ],
+)
 def test_head_is_get_without_the_body(server: ServerProcess, path: str) -> None:
     head, get = server.request("HEAD", path), server.get(path)
     assert head.content == b"" != get.content
@@ -251,19 +285,40 @@ def test_head_leaves_the_connection_usable(server: ServerProcess) -> None:
         assert client.head("/v1/models", headers={"Origin": "http://evil.example"}).status_code == 403
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("functions", [{"name": "f", "parameters": {}}]), ("function_call", "auto"), ("audio", {"voice": "alloy", "format": "mp3"}),
-    ("modalities", ["text", "audio"]), ("web_search_options", {}), ("reasoning_effort", "high"), ("verbosity", "low"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("functions", [{"name": "f", "parameters": {}}]),
+        ("function_call", "auto"),
+        ("audio", {"voice": "alloy", "format": "mp3"}),
+        ("modalities", ["text", "audio"]),
+        ("web_search_options", {}),
+        ("reasoning_effort", "high"),
+        ("verbosity", "low"),
+    ],
+)
 def test_what_cannot_be_had_is_refused_by_name(server: ServerProcess, field: str, value: Any) -> None:
     reply = server.post(CHAT, chat(**{field: value}))
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, field)
 
 
 def test_what_changes_no_answer_is_accepted(server: ServerProcess) -> None:
-    fields = {"metadata": {"a": "b"}, "store": True, "user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "service_tier": "flex",
-              "parallel_tool_calls": False, "prediction": {"type": "content", "content": "x"}, "modalities": ["text"],
-              "reasoning_effort": "none", "verbosity": "medium", "function_call": "none", "functions": [], "tools": []}  # fmt: skip
+    fields = {
+        "metadata": {"a": "b"},
+        "store": True,
+        "user": "u",
+        "safety_identifier": "s",
+        "prompt_cache_key": "k",
+        "service_tier": "flex",
+        "parallel_tool_calls": False,
+        "prediction": {"type": "content", "content": "x"},
+        "modalities": ["text"],
+        "reasoning_effort": "none",
+        "verbosity": "medium",
+        "function_call": "none",
+        "functions": [],
+        "tools": [],
+    }
     plain, answer = (
         server.post(CHAT, chat(temperature=0)).json(),
         server.post(CHAT, chat(temperature=0, **fields)).json(),
@@ -324,15 +379,37 @@ ERRORS = [
     ("n", CHAT, chat(n=2), 400, "invalid_request", "n", "n:"),
     ("no prompt", TEXT, {"model": SMOLLM2}, 400, "invalid_request", "prompt", "prompt"),
     ("overflow", TEXT, {"model": SMOLLM2, "prompt": "word " * 3000}, 400, "context_length_exceeded", None, ""),
-    ("overflow in a stream", CHAT, chat(messages=[{"role": "user", "content": "word " * 3000}], stream=True), 400,
-     "context_length_exceeded", None, ""),
-    ("image", CHAT, chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]),
-     400, "invalid_request", "messages[0].content[0]", f"model '{SMOLLM2}' does not support image input"),
+    (
+        "overflow in a stream",
+        CHAT,
+        chat(messages=[{"role": "user", "content": "word " * 3000}], stream=True),
+        400,
+        "context_length_exceeded",
+        None,
+        "",
+    ),
+    (
+        "image",
+        CHAT,
+        chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]),
+        400,
+        "invalid_request",
+        "messages[0].content[0]",
+        f"model '{SMOLLM2}' does not support image input",
+    ),
     ("load unknown", "/v1/models/load", {"model_name": "nope"}, 404, "model_not_loaded", "model", "Model not loaded"),
     ("load nothing", "/v1/models/load", {}, 400, "invalid_request", "model_name", "model_name"),
-    ("speech", "/v1/audio/speech", {"model": "tts-1", "input": "x", "voice": "alloy"}, 501, "not_supported", None, "audio"),
+    (
+        "speech",
+        "/v1/audio/speech",
+        {"model": "tts-1", "input": "x", "voice": "alloy"},
+        501,
+        "not_supported",
+        None,
+        "audio",
+    ),
     ("unknown path", "/v1/nope", {}, 404, "not_found", None, "no such path"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
@@ -391,8 +468,11 @@ def test_load_unload_status(server: ServerProcess) -> None:
     assert status["repository"] == "/models"
     assert server.post("/v1/models/unload", {"model_name": "scripted"}).status_code == 404
     assert server.post("/v1/models/load", {"modelName": "scripted"}).json() == {
-        "status": "success", "model": "scripted", "force_reload": False, "message": "Model scripted loaded successfully",
-    }  # fmt: skip
+        "status": "success",
+        "model": "scripted",
+        "force_reload": False,
+        "message": "Model scripted loaded successfully",
+    }
     assert (
         server.post("/v1/models/load", {"model_name": "scripted", "force_reload": True}).json()["force_reload"] is True
     )
@@ -487,8 +567,16 @@ def test_openapi_and_docs_need_no_network(server: ServerProcess) -> None:
         "base64",
     ]
     assert not any("head" in operations for operations in document["paths"].values())
-    for path, operation in (("/health", "get"), ("/livez", "get"), ("/v1/models", "get"), ("/v1/models/status", "get"), ("/v1/gpu/status", "get"),
-                            ("/v1/gpu/memory", "get"), ("/v1/status", "get"), ("/v1/usage", "get")):  # fmt: skip
+    for path, operation in (
+        ("/health", "get"),
+        ("/livez", "get"),
+        ("/v1/models", "get"),
+        ("/v1/models/status", "get"),
+        ("/v1/gpu/status", "get"),
+        ("/v1/gpu/memory", "get"),
+        ("/v1/status", "get"),
+        ("/v1/usage", "get"),
+    ):
         said = document["paths"][path][operation]["responses"]["200"]["content"]["application/json"]["schema"][
             "required"
         ]

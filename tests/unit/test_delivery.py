@@ -271,7 +271,7 @@ def test_a_forked_child_is_told_at_once_and_touches_nothing(tmp_path):
                     refused += 1
             stream.cancel()
             del stream, calls
-            engine._models._entries.clear()
+            engine._models._ready.clear()
             status = 0 if refused == 8 else 2
         finally:
             os._exit(status)

@@ -20,6 +20,7 @@ from polargrid_local import (
     ContextLengthError,
     Engine,
     EngineClosed,
+    EngineCrashed,
     InvalidModelError,
     ModelFileChanged,
     NotFoundError,
@@ -796,7 +797,7 @@ async def test_a_dead_pump_is_an_error_not_a_hang(path, tmp_path):
             raise RuntimeError("the bell is gone")
 
         native(engine).listen = broken
-        with pytest.raises(RuntimeError, match="the bell is gone"):
+        with pytest.raises(EngineCrashed, match="the bell is gone"):
             async for _ in stream:
                 pass
 

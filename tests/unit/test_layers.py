@@ -25,7 +25,8 @@ MAY = {
     "types": {"api"},
     "native": WORDS | {"_core"},
     "models": WORDS,
-    "registry": WORDS | {"native", "models", "__init__"},
+    "machine": {"api"},
+    "registry": WORDS | {"native", "models", "machine", "__init__"},
     "streams": WORDS | {"native"},
     "text": WORDS,
     "arguments": WORDS,
@@ -40,7 +41,7 @@ MAY = {
     "_core": set(),
 }
 # Folders whose modules are functions of their arguments: no clock, no file, no environment, no thread.
-PURE = ("api", "chat", "types", "errors", "options", "shards")
+PURE = ("api", "chat", "types", "errors", "options", "shards", "machine")
 IMPURE = {"os", "time", "socket", "threading", "asyncio", "random", "secrets"}
 
 # The same for the folders of csrc, and the headers of others that each may include.

@@ -35,14 +35,15 @@ def places(root, name):
 @pytest.mark.parametrize(
     ("name", "uses", "shown"),
     [
-        ("n_batch", {"csrc/llama/model.cpp", "csrc/engine/engine.cpp", "csrc/engine/scheduler.h"}, True),
-        ("max_queue", {"csrc/engine/engine.cpp"}, False),
-        ("check_tensors", {"csrc/llama/model.cpp"}, False),
-        ("n_gpu_layers", {"csrc/llama/model.cpp"}, True),
+        ("n_batch", {"llama/model", "llama/memory_plan", "llama/pooler", "engine/loop", "engine/scheduler"}, True),
+        ("max_queue", {"engine/engine"}, False),
+        ("check_tensors", {"llama/weights"}, False),
+        ("n_gpu_layers", {"llama/model", "llama/memory_plan", "llama/weights"}, True),
     ],
 )
 def test_an_option_is_one_entry_and_one_member(root, name, uses, shown):
     found = places(root, name)
+    uses = {f"csrc/{unit}.{ending}" for unit in uses for ending in ("h", "cpp")}
     expected = {**OPTION, "csrc/request.h": 4 if shown else 2} | (
         {"polargrid_local/api/replies.py": 1} if shown else {}
     )  # info()'s type

@@ -151,7 +151,7 @@ uint32_t get(const uint8_t * plane, int vector) {
 constexpr uint32_t nibbles = 0x0f0f0f0fu, pairs = 0x03030303u, bits = 0x01010101u;
 
 template <Type type> void put_codes(const uint8_t * codes, uint8_t * plane) {
-    constexpr int n = shapes[type].block / 4;
+    constexpr int n = block_formats[type].block / 4;
     const auto code = [codes](int operand) { return load32(codes + 4 * operand); };
     if constexpr (type == q8_0) {
         for (int o = 0; o < n; ++o) {
@@ -185,7 +185,7 @@ template <Type type> void put_codes(const uint8_t * codes, uint8_t * plane) {
 }
 
 template <Type type> void get_codes(const uint8_t * plane, uint8_t * codes) {
-    constexpr int n = shapes[type].block / 4;
+    constexpr int n = block_formats[type].block / 4;
     const auto set = [codes](int operand, uint32_t word) { store32(codes + 4 * operand, word); };
     if constexpr (type == q8_0) {
         for (int o = 0; o < n; ++o) {
@@ -280,14 +280,14 @@ void get_scales(Type type, const uint8_t * plane, uint8_t * block, int row) {
 
 template <Type type, typename Visit>  // Visit(row_block_offset, code_offset, scale_offset, row_in_group)
 void each_block(int64_t row_length, int64_t first, int64_t last, Visit visit) {
-    const Shape & shape = shapes[type];
-    const int64_t n_blocks = row_length / shape.block;
+    const BlockFormat & format = block_formats[type];
+    const int64_t n_blocks = row_length / format.block;
     for (int64_t group = first; group < last; ++group) {
         for (int64_t block = 0; block < n_blocks; ++block) {
             const int64_t unit = group * n_blocks + block;
             for (int row = 0; row < group_rows; ++row) {
-                visit(((group * group_rows + row) * n_blocks + block) * shape.block_bytes,
-                      unit * shape.code_bytes + 4 * row, unit * shape.scale_bytes, row);
+                visit(((group * group_rows + row) * n_blocks + block) * format.block_bytes,
+                      unit * format.code_bytes + 4 * row, unit * format.scale_bytes, row);
             }
         }
     }

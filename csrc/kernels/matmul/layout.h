@@ -10,14 +10,14 @@ enum Type : int { q4_0, q4_1, q8_0, q4_k, q5_k, q6_k, n_types };
 
 constexpr int group_rows = 16;  // rows interleaved in one vector of 16 x 4 bytes
 
-struct Shape {
+struct BlockFormat {
     int block;         // weights per block along k
     int block_bytes;   // of one row's block in GGUF
     int code_bytes;    // of one block of 16 rows in the code plane
     int scale_bytes;   // of one block of 16 rows in the scale plane
 };
 
-constexpr Shape shapes[n_types] = {
+constexpr BlockFormat block_formats[n_types] = {
     {32, 18, 4 * 64, 32},              // q4_0: d
     {32, 20, 4 * 64, 64},              // q4_1: d, m
     {32, 34, 8 * 64, 32},              // q8_0: d; codes biased by 128
@@ -34,10 +34,10 @@ struct Planes {
     const uint8_t * scales;  // [N / 16][n_blocks][scale_bytes]
 
     static Planes of(Type type, int64_t n_rows, int64_t row_length, const void * data) {
-        const Shape & shape = shapes[type];
-        const int64_t n_blocks = row_length / shape.block;
+        const BlockFormat & format = block_formats[type];
+        const int64_t n_blocks = row_length / format.block;
         const auto * base = static_cast<const uint8_t *>(data);
-        return {type, n_blocks, base, base + n_rows / group_rows * n_blocks * shape.code_bytes};
+        return {type, n_blocks, base, base + n_rows / group_rows * n_blocks * format.code_bytes};
     }
 };
 

@@ -47,7 +47,7 @@ struct Panels {
 
 Panels panels_of(const Isa & isa, int64_t n_tokens, int block, int64_t n_blocks) {
     return {n_tokens, (n_tokens + isa.max_tokens - 1) / isa.max_tokens,
-            n_blocks * (block == 32 ? words_32 : words_256)};
+            n_blocks * (block == 32 ? panel_32::words : panel_256::words)};
 }
 
 /// Below this many activations every thread quantises them for itself: cheaper than a barrier.
@@ -98,10 +98,11 @@ void quantize(const Isa & isa, const Panels & panels, int block, int64_t n_block
     }
 }
 
-/// Row groups that all tokens pass over before the next ones, and what to prefetch meanwhile.
-struct Stretch {
+/// A row block: row groups that stay in the second-level cache while all tokens pass over them, and what to prefetch
+/// meanwhile.
+struct RowBlock {
     int64_t n_groups;
-    int64_t run;        // code bytes of a group
+    int64_t run;        // code bytes of a group, which lie in one piece
     int64_t n_panels;
     bool in_order;      // every byte is read once, in the order of memory
     bool streaming;     // so few tokens that the memory is the limit
@@ -118,30 +119,30 @@ struct Stretch {
     }
 };
 
-Stretch stretch_of(const Isa & isa, const Planes & planes, const Panels & panels) {
-    const Shape & shape = shapes[planes.type];
-    const int64_t run = planes.n_blocks * shape.code_bytes;
+RowBlock row_block_of(const Isa & isa, const Planes & planes, const Panels & panels) {
+    const BlockFormat & format = block_formats[planes.type];
+    const int64_t run = planes.n_blocks * format.code_bytes;
     // As many as the second-level cache keeps; even, so that kernels can pair row groups.
-    const int64_t group_bytes = run + planes.n_blocks * shape.scale_bytes;
+    const int64_t group_bytes = run + planes.n_blocks * format.scale_bytes;
     const bool few = panels.n_panels > 1 && panels.n_panels <= few_panels && run >= short_run;
     const int64_t n_groups = few ? 2 : std::max<int64_t>(2, cached_bytes / group_bytes / 2 * 2);
     // Tokens per bit of a weight, where arithmetic begins to outweigh reading: measured, and little changes around it.
-    const bool streaming = panels.n_tokens * shape.block * 5 <= shape.block_bytes * 8 * 4;
+    const bool streaming = panels.n_tokens * format.block * 5 <= format.block_bytes * 8 * 4;
     return {n_groups, run, panels.n_panels, isa.lanes == group_rows && planes.type != q5_k, streaming};
 }
 
-/// With few activations a thread first reads a share of its own, one linear stream, begin: its first row group; even,
-/// for the pairs. The rest, from thread `nth`'s begin on, goes to whoever is done: no two threads get the same of the
-/// memory.
+/// The first row group of thread `ith`'s share, an even number because kernels take row groups in pairs. With few
+/// activations each thread first reads its own share as one linear stream. The last quarter of the groups, from
+/// share_begin(n_groups, nth, nth) on, goes to whoever is done first: threads do not get equal bandwidth.
 int64_t share_begin(int64_t n_groups, int64_t ith, int64_t nth) {
     const int64_t fixed = n_groups - n_groups / 4;
     return std::min(n_groups, (fixed + 1) / 2 * ith / nth * 2);
 }
 
-/// Starts the memory on what this thread reads next, while the others finish.
+/// Prefetches the beginning of this thread's share of the next product while other threads finish this one.
 void fetch_share(const ggml_tensor * weights, int64_t ith, int64_t nth) {
     const Planes planes = Planes::of(type_of(weights->type), weights->ne[1], weights->ne[0], weights->data);
-    const int64_t run = planes.n_blocks * shapes[planes.type].code_bytes;
+    const int64_t run = planes.n_blocks * block_formats[planes.type].code_bytes;
     const uint8_t * begin = planes.codes + share_begin(weights->ne[1] / group_rows, ith, nth) * run;
     for (int64_t at = 0; at < std::min(2 * run, prefetch_bytes); at += alignment) {
         __builtin_prefetch(begin + at, 0, 2);
@@ -155,14 +156,14 @@ bool matmul_supports(const ggml_tensor * op) {
     const ggml_tensor * activations = op->src[1];
     const Type type = type_of(weights->type);
     return type != n_types && weights->ne[2] == 1 && weights->ne[3] == 1 && weights->ne[1] % group_rows == 0 &&
-           weights->ne[0] % shapes[type].block == 0 && ggml_is_contiguous(weights) && ggml_is_contiguous(op) &&
+           weights->ne[0] % block_formats[type].block == 0 && ggml_is_contiguous(weights) && ggml_is_contiguous(op) &&
            activations->type == GGML_TYPE_F32 && activations->nb[0] == sizeof(float) && op->type == GGML_TYPE_F32;
 }
 
 void matmul_plan(int n_threads, const ggml_tensor * op) {
-    const Shape & shape = shapes[type_of(op->src[0]->type)];
-    const Panels panels = panels_of(*active_isa(), rows_of(op->src[1]), shape.block, op->src[0]->ne[0] / shape.block);
-    plan_product(op, shape.block, scratch_bytes(panels) * (is_private(op->src[1]) ? n_threads : 1));
+    const BlockFormat & format = block_formats[type_of(op->src[0]->type)];
+    const Panels panels = panels_of(*active_isa(), rows_of(op->src[1]), format.block, op->src[0]->ne[0] / format.block);
+    plan_product(op, format.block, scratch_bytes(panels) * (is_private(op->src[1]) ? n_threads : 1));
 }
 
 void matmul_compute(const ggml_compute_params * params, ggml_tensor * op) {
@@ -170,10 +171,10 @@ void matmul_compute(const ggml_compute_params * params, ggml_tensor * op) {
     const ggml_tensor * activations = op->src[1];
     const Isa & isa = params->use_ref ? scalar : *active_isa();
     const Planes planes = Planes::of(type_of(weights->type), weights->ne[1], weights->ne[0], weights->data);
-    const Shape & shape = shapes[planes.type];
+    const BlockFormat & format = block_formats[planes.type];
     const int64_t n_groups = weights->ne[1] / group_rows;
-    const Panels panels = panels_of(isa, rows_of(activations), shape.block, planes.n_blocks);
-    const Plan plan = plan_of(op);
+    const Panels panels = panels_of(isa, rows_of(activations), format.block, planes.n_blocks);
+    const ProductPlan plan = plan_of(op);
     const bool own_copy = is_private(activations);
     if (params->ith == 0) {
         forget_plan();   // this thread plans; what it plans after this graph runs is another graph
@@ -184,25 +185,25 @@ void matmul_compute(const ggml_compute_params * params, ggml_tensor * op) {
 
     char * scratch = plan.scratch->data + (own_copy ? params->ith * scratch_bytes(panels) : 0);
     auto * out = static_cast<float *>(op->data);
-    const Stretch stretch = stretch_of(isa, planes, panels);
+    const RowBlock row_block = row_block_of(isa, planes, panels);
     const auto multiply = [&](int64_t first, int64_t last) {
         for (int64_t panel = 0; panel < panels.n_panels; ++panel) {
-            isa.multiply[planes.type]({planes.codes + first * planes.n_blocks * shape.code_bytes,
-                                       planes.scales + first * planes.n_blocks * shape.scale_bytes,
+            isa.multiply[planes.type]({planes.codes + first * planes.n_blocks * format.code_bytes,
+                                       planes.scales + first * planes.n_blocks * format.scale_bytes,
                                        last - first,
                                        planes.n_blocks,
                                        panels.at(scratch, panel),
                                        panels.width(panel),
                                        out + panels.first_token(panel) * weights->ne[1] + first * group_rows,
                                        weights->ne[1],
-                                       {stretch.ahead(panel, 0), stretch.ahead(panel, 1)},
+                                       {row_block.ahead(panel, 0), row_block.ahead(panel, 1)},
                                        panel == 0});
         }
     };
 
     const auto run = [&](int64_t first, int64_t last) {
-        for (; first < last; first += stretch.n_groups) {
-            multiply(first, std::min(last, first + stretch.n_groups));
+        for (; first < last; first += row_block.n_groups) {
+            multiply(first, std::min(last, first + row_block.n_groups));
         }
     };
     const auto take = [&](int64_t begin) {
@@ -213,7 +214,7 @@ void matmul_compute(const ggml_compute_params * params, ggml_tensor * op) {
 
     if (own_copy) {
         if (!plan.reuses) {
-            quantize(isa, panels, shape.block, planes.n_blocks, activations, scratch, 0, 1);
+            quantize(isa, panels, format.block, planes.n_blocks, activations, scratch, 0, 1);
         }
         run(share_begin(n_groups, params->ith, params->nth), share_begin(n_groups, params->ith + 1, params->nth));
         take(share_begin(n_groups, params->nth, params->nth));
@@ -223,7 +224,7 @@ void matmul_compute(const ggml_compute_params * params, ggml_tensor * op) {
         return;
     }
     if (!plan.reuses) {
-        quantize(isa, panels, shape.block, planes.n_blocks, activations, scratch, params->ith, params->nth);
+        quantize(isa, panels, format.block, planes.n_blocks, activations, scratch, params->ith, params->nth);
         ggml_barrier(params->threadpool);
     }
     take(0);

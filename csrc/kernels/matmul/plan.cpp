@@ -85,7 +85,7 @@ void forget_plan() {
     planner.leader = planner.last = nullptr;
 }
 
-Plan plan_of(const ggml_tensor * op) {
+ProductPlan plan_of(const ggml_tensor * op) {
     const Notes notes = read(op);
     return {notes.scratch, notes.next, notes.reuses != 0};
 }

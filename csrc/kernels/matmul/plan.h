@@ -20,7 +20,7 @@ struct Scratch {
     void grow(size_t bytes);
 };
 
-struct Plan {
+struct ProductPlan {
     Scratch * scratch;
     const ggml_tensor * next;   // the weights of the following product, or null
     bool reuses;                // its activations are in `scratch` already, put there by an earlier product
@@ -31,7 +31,7 @@ void plan_product(const ggml_tensor * op, int format, size_t scratch_bytes);
 /// The next planned product starts a new graph: nothing is carried over, tensors keep their addresses but not their
 /// data.
 void forget_plan();
-Plan plan_of(const ggml_tensor * op);
+ProductPlan plan_of(const ggml_tensor * op);
 /// Takes some of units [0, n) of a planned product, an even number but for the last: many at first, few at the end, so
 /// that all threads finish together. Returns the first; `n_taken` is 0 once all are gone.
 int64_t take_units(ggml_tensor * op, int64_t n, int n_threads, int64_t & n_taken);

@@ -94,7 +94,7 @@ inline uint32_t halves(int low, int high) {
 void quantize_32(const float * row, int64_t first, int64_t last, uint32_t * panel, int nt, int token) {
     for (int64_t block = first; block < last; ++block) {
         const float * x = row + block * 32;
-        uint32_t * out = panel + block * words_32 * nt + token;
+        uint32_t * out = panel + block * panel_32::words * nt + token;
         const uint32_t top = largest_bits(x, 32);
         const float magnitude = bits_float(top);
         __m256i codes = _mm256_setzero_si256();
@@ -113,17 +113,17 @@ void quantize_32(const float * row, int64_t first, int64_t last, uint32_t * pane
         for (int i = 0; i < 8; ++i) {
             out[i * nt] = words[i];
         }
-        out[8 * nt] = static_cast<uint32_t>(-8 * sum);
-        out[9 * nt] = static_cast<uint32_t>(-128 * sum);
-        out[10 * nt] = float_bits(scale);
-        out[11 * nt] = float_bits(scale * static_cast<float>(sum));
+        out[panel_32::start_q4_0 * nt] = static_cast<uint32_t>(-8 * sum);
+        out[panel_32::start_q8_0 * nt] = static_cast<uint32_t>(-128 * sum);
+        out[panel_32::scale * nt] = float_bits(scale);
+        out[panel_32::scaled_sum * nt] = float_bits(scale * static_cast<float>(sum));
     }
 }
 
 void quantize_256(const float * row, int64_t first, int64_t last, uint32_t * panel, int nt, int token) {
     for (int64_t block = first; block < last; ++block) {
         const float * x = row + block * 256;
-        uint32_t * out = panel + block * words_256 * nt + token;
+        uint32_t * out = panel + block * panel_256::words * nt + token;
         const uint32_t top = largest_bits(x, 256);
         float scale = __builtin_nanf(""), inverse = 0;
         if (top < 0x7f800000u) {
@@ -144,21 +144,23 @@ void quantize_256(const float * row, int64_t first, int64_t last, uint32_t * pan
                 out[(8 * s + i) * nt] = words[i];
             }
             pair_sums(codes, sums);
+            uint32_t * start = out + panel_256::start_q6_k * nt;
             const int one = low_half(sums[0]) + high_half(sums[0]), other = low_half(sums[1]) + high_half(sums[1]);
             if constexpr (Simd::any_bytes) {
-                out[(64 + 2 * s) * nt] = static_cast<uint32_t>(-32 * one);
-                out[(65 + 2 * s) * nt] =
+                start[2 * s * nt] = static_cast<uint32_t>(-32 * one);
+                start[(2 * s + 1) * nt] =
                     static_cast<uint32_t>(0x8000 - 32 * other);   // why from the middle: tiles_256.h
             } else {
-                out[(64 + 2 * s) * nt] = halves(-32 * low_half(sums[0]), -32 * high_half(sums[0]));
-                out[(65 + 2 * s) * nt] = halves(-32 * low_half(sums[1]), -32 * high_half(sums[1]));
+                start[2 * s * nt] = halves(-32 * low_half(sums[0]), -32 * high_half(sums[0]));
+                start[(2 * s + 1) * nt] = halves(-32 * low_half(sums[1]), -32 * high_half(sums[1]));
             }
-            uint32_t & pair = out[(80 + s / 2) * nt];
+            uint32_t & pair = out[(panel_256::sums + s / 2) * nt];
             pair = s % 2 ? pair | halves(one + other, 0) : halves(0, one + other);
             largest = _mm256_max_epi16(largest, magnitudes(codes));
         }
-        out[85 * nt] = _mm256_movemask_epi8(_mm256_cmpgt_epi16(largest, _mm256_set1_epi16(field_limit))) != 0;
-        out[84 * nt] = float_bits(scale);
+        out[panel_256::wide * nt] =
+            _mm256_movemask_epi8(_mm256_cmpgt_epi16(largest, _mm256_set1_epi16(field_limit))) != 0;
+        out[panel_256::scale * nt] = float_bits(scale);
     }
 }
 

@@ -85,12 +85,12 @@ void quantize_32(const float * row, int64_t first, int64_t last, uint32_t * pane
     for (int64_t block = first; block < last; ++block) {
         int8_t codes[32];
         const float scale = quantize(row + block * 32, 32, true, codes);
-        uint32_t * out = panel + block * words_32 * nt + token;
+        uint32_t * out = panel + block * panel_32::words * nt + token;
         for (int i = 0; i < 8; ++i) {
             std::memcpy(out + i * nt, codes + 4 * i, 4);
         }
-        out[10 * nt] = bits(scale);
-        out[11 * nt] = bits(scale * static_cast<float>(sum(codes, 32)));
+        out[panel_32::scale * nt] = bits(scale);
+        out[panel_32::scaled_sum * nt] = bits(scale * static_cast<float>(sum(codes, 32)));
     }
 }
 
@@ -98,11 +98,11 @@ void quantize_256(const float * row, int64_t first, int64_t last, uint32_t * pan
     for (int64_t block = first; block < last; ++block) {
         int8_t codes[256];
         const float scale = quantize(row + block * 256, 256, false, codes);
-        uint32_t * out = panel + block * words_256 * nt + token;
+        uint32_t * out = panel + block * panel_256::words * nt + token;
         for (int i = 0; i < 64; ++i) {
             std::memcpy(out + i * nt, codes + 4 * i, 4);
         }
-        out[84 * nt] = bits(scale);
+        out[panel_256::scale * nt] = bits(scale);
     }
 }
 
@@ -158,8 +158,8 @@ int dot(const Weights & w, const Activations & y, int first, int count) {
 
 float add_block(float total, const Weights & w, const Activations & y) {
     if (w.type == q4_0 || w.type == q4_1 || w.type == q8_0) {
-        total = std::fmaf(static_cast<float>(dot(w, y, 0, 32)) * w.d(), y.scale(10), total);
-        return w.type == q4_1 ? std::fmaf(w.m(), y.scale(11), total) : total;
+        total = std::fmaf(static_cast<float>(dot(w, y, 0, 32)) * w.d(), y.scale(panel_32::scale), total);
+        return w.type == q4_1 ? std::fmaf(w.m(), y.scale(panel_32::scaled_sum), total) : total;
     }
     int scaled = 0, mins = 0;
     for (int s = 0; s < 16; ++s) {
@@ -173,20 +173,20 @@ float add_block(float total, const Weights & w, const Activations & y) {
     if (w.type != q6_k) {
         value = std::fmaf(-w.m(), static_cast<float>(mins), value);
     }
-    return std::fmaf(value, y.scale(84), total);
+    return std::fmaf(value, y.scale(panel_256::scale), total);
 }
 
 template <int T> void multiply(const Multiply & task) {
     constexpr auto type = static_cast<Type>(T);
-    const Shape & shape = shapes[type];
-    const int words = shape.block == 32 ? words_32 : words_256;
+    const BlockFormat & format = block_formats[type];
+    const int words = format.block == 32 ? panel_32::words : panel_256::words;
     for (int64_t n = 0; n < task.n_groups * group_rows; ++n) {
         for (int token = 0; token < task.n_tokens; ++token) {
             float total = 0;
             for (int64_t block = 0; block < task.n_blocks; ++block) {
                 const int64_t unit = n / group_rows * task.n_blocks + block;
-                const Weights weights{type, task.codes + unit * shape.code_bytes,
-                                      task.scales + unit * shape.scale_bytes, static_cast<int>(n % group_rows)};
+                const Weights weights{type, task.codes + unit * format.code_bytes,
+                                      task.scales + unit * format.scale_bytes, static_cast<int>(n % group_rows)};
                 total = add_block(total, weights, {task.panel + block * words * task.n_tokens + token, task.n_tokens});
             }
             task.out[token * task.out_stride + n] = total;

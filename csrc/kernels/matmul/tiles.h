@@ -8,7 +8,7 @@ namespace pgl::kernels {
 namespace {
 
 template <Type T, int RG, int NT> void tile(const Tile & t) {
-    if constexpr (shapes[T].block == 32) {
+    if constexpr (block_formats[T].block == 32) {
         tile_32<T, RG, NT>(t);
     } else {
         tile_256<T, RG, NT>(t);
@@ -17,8 +17,8 @@ template <Type T, int RG, int NT> void tile(const Tile & t) {
 
 template <Type T, int NT> void groups(const Multiply & task) {
     constexpr int wide = NT <= Simd::wide_tokens ? 2 : 1;
-    const int64_t codes_stride = task.n_blocks * shapes[T].code_bytes;
-    const int64_t scales_stride = task.n_blocks * shapes[T].scale_bytes;
+    const int64_t codes_stride = task.n_blocks * block_formats[T].code_bytes;
+    const int64_t scales_stride = task.n_blocks * block_formats[T].scale_bytes;
     for (int64_t g = 0; g < task.n_groups;) {
         const bool two = wide == 2 && g + 2 <= task.n_groups;
         for (int row = 0; row < group_rows; row += Simd::lanes) {

@@ -20,13 +20,13 @@ template <bool min> inline I six_bits(const uint8_t * s, int p, int row) {
                       Simd::mask(Simd::template shift<min ? 2 : 4>(high), 0x30));
 }
 
-/// A field is a stretch of k whose sum fits 16 bits (unless its block is wide, see quantize.h): a sub-block, of Q5_K
+/// A field is a run of k whose sum fits 16 bits (unless its block is wide, see quantize.h): a sub-block, of Q5_K
 /// half of one. Two fields share a multiplication: their sums meet in the halves of a 32-bit lane, as their scales do.
 template <Type T> constexpr int field_operands = T == q4_k ? 8 : 4;
 template <Type T> constexpr int sub_operands = T == q6_k ? 4 : 8;
 /// Sub-blocks whose codes lie in the same vectors (layout.h).
 template <Type T> constexpr int unit_subs = T == q6_k ? 4 : 1;
-template <Type T> constexpr int unit_bytes = shapes[T].code_bytes * unit_subs<T> * sub_operands<T> / 64;
+template <Type T> constexpr int unit_bytes = block_formats[T].code_bytes * unit_subs<T> * sub_operands<T> / 64;
 
 /// Operand o (4 k of every row) of sub-block s of a unit.
 template <Type T, int s, int o> inline I operand(const uint8_t * unit) {
@@ -43,7 +43,7 @@ template <Type T, int s, int o> inline I operand(const uint8_t * unit) {
     }
 }
 
-/// Starts the memory on what operand o will be made of, further on; every vector once.
+/// Prefetches the vectors, `ahead` bytes further on, that a later operand o is made of; every vector once.
 template <Type T, int s, int o> PGL_INLINE void prefetch(const uint8_t * unit, int64_t ahead) {
     // In the order of memory, at an even rate: Q6_K's three vectors per sub-block too.
     if constexpr (T == q6_k ? o < 3 : o % 2 == 0) {
@@ -84,7 +84,7 @@ template <Type T> inline I scale_pair(const uint8_t * s, int p, int row) {
 
 /// What sub-block s starts from: Q6_K's codes carry a bias, the others none.
 template <Type T> inline I start_of(const uint32_t * y, int nt, int s, int token) {
-    return T == q6_k ? Simd::broadcast(y[(64 + s) * nt + token]) : Simd::zero();
+    return T == q6_k ? Simd::broadcast(y[(panel_256::start_q6_k + s) * nt + token]) : Simd::zero();
 }
 
 /// The middle of 16 bits in every lane. Made anew where it is used: as a constant it would hold a register all along.
@@ -230,24 +230,24 @@ __attribute__((noinline)) void wide_sums(I (&sum)[RG][NT], const Tile & t, const
 }
 
 template <Type T, int RG, int NT> void tile_256(const Tile & t) {
-    constexpr Shape shape = shapes[T];
+    constexpr BlockFormat format = block_formats[T];
     F total[RG][NT];
     fill(total, Simd::zero_f());
     const uint32_t * y = t.panel;
     const uint8_t * codes = t.codes;
     const uint8_t * scales = t.scales;
     for (int64_t b = 0; b < t.n_blocks;
-         ++b, y += words_256 * NT, codes += shape.code_bytes, scales += shape.scale_bytes) {
+         ++b, y += panel_256::words * NT, codes += format.code_bytes, scales += format.scale_bytes) {
         PGL_UNROLL for (int g = 0; g < RG; ++g) {
             const uint8_t * s = scales + g * t.scales_stride;
             if (t.cold) {
-                PGL_UNROLL for (int at = 0; at < shape.scale_bytes; at += 64) {
+                PGL_UNROLL for (int at = 0; at < format.scale_bytes; at += 64) {
                     Simd::prefetch_near(s + at);
                 }
             }
             if (t.ahead[g]) {
-                PGL_UNROLL for (int at = 0; at < shape.scale_bytes; at += 64) {
-                    Simd::prefetch(s + t.ahead[g] / shape.code_bytes * shape.scale_bytes + at);
+                PGL_UNROLL for (int at = 0; at < format.scale_bytes; at += 64) {
+                    Simd::prefetch(s + t.ahead[g] / format.code_bytes * format.scale_bytes + at);
                 }
             }
         }
@@ -255,7 +255,7 @@ template <Type T, int RG, int NT> void tile_256(const Tile & t) {
         fill(sum, Simd::zero());
         uint32_t wide = 0;
         PGL_UNROLL for (int j = 0; j < NT; ++j) {
-            wide |= Simd::any_bytes ? y[85 * NT + j] : 0;
+            wide |= Simd::any_bytes ? y[panel_256::wide * NT + j] : 0;
         }
         if (__builtin_expect(wide == 0, 1)) {
             for (int p = 0; p < 32 / sub_operands<T>; ++p) {
@@ -291,7 +291,7 @@ template <Type T, int RG, int NT> void tile_256(const Tile & t) {
                 PGL_UNROLL for (int p = 0; p < 4; ++p) {
                     const I m = six_bits<true>(s, p, t.row);
                     PGL_UNROLL for (int j = 0; j < NT; ++j) {
-                        mins[j] = Simd::dot_pairs(mins[j], m, Simd::broadcast(y[(80 + p) * NT + j]));
+                        mins[j] = Simd::dot_pairs(mins[j], m, Simd::broadcast(y[(panel_256::sums + p) * NT + j]));
                     }
                 }
                 PGL_UNROLL for (int j = 0; j < NT; ++j) {
@@ -299,7 +299,8 @@ template <Type T, int RG, int NT> void tile_256(const Tile & t) {
                 }
             }
             PGL_UNROLL for (int j = 0; j < NT; ++j) {
-                total[g][j] = Simd::fma(scaled[j], Simd::broadcast_f(as_float(y[84 * NT + j])), total[g][j]);
+                total[g][j] =
+                    Simd::fma(scaled[j], Simd::broadcast_f(as_float(y[panel_256::scale * NT + j])), total[g][j]);
             }
         }
     }

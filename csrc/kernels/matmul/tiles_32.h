@@ -7,19 +7,19 @@ namespace pgl::kernels {
 namespace {
 
 template <Type T, int RG, int NT> void tile_32(const Tile & t) {
-    constexpr Shape shape = shapes[T];
+    constexpr BlockFormat format = block_formats[T];
     F total[RG][NT];
     fill(total, Simd::zero_f());
     const uint32_t * y = t.panel;
     const uint8_t * codes = t.codes;
     const uint8_t * scales = t.scales;
     for (int64_t b = 0; b < t.n_blocks;
-         ++b, y += words_32 * NT, codes += shape.code_bytes, scales += shape.scale_bytes) {
+         ++b, y += panel_32::words * NT, codes += format.code_bytes, scales += format.scale_bytes) {
         I acc[RG][NT];
         PGL_UNROLL for (int j = 0; j < NT; ++j) {
             // The codes carry a bias; starting from -bias * sum(y) takes it out exactly.
-            const I start = T == q4_0                      ? Simd::broadcast(y[8 * NT + j])
-                            : T == q8_0 && Simd::any_bytes ? Simd::broadcast(y[9 * NT + j])
+            const I start = T == q4_0                      ? Simd::broadcast(y[panel_32::start_q4_0 * NT + j])
+                            : T == q8_0 && Simd::any_bytes ? Simd::broadcast(y[panel_32::start_q8_0 * NT + j])
                                                            : Simd::zero();
             PGL_UNROLL for (int g = 0; g < RG; ++g) {
                 acc[g][j] = start;
@@ -80,12 +80,13 @@ template <Type T, int RG, int NT> void tile_32(const Tile & t) {
             const F d = Simd::half(s + 2 * t.row);
             PGL_UNROLL for (int j = 0; j < NT; ++j) {
                 const F scaled = Simd::mul(Simd::to_float(acc[g][j]), d);
-                total[g][j] = Simd::fma(scaled, Simd::broadcast_f(as_float(y[10 * NT + j])), total[g][j]);
+                total[g][j] = Simd::fma(scaled, Simd::broadcast_f(as_float(y[panel_32::scale * NT + j])), total[g][j]);
             }
             if constexpr (T == q4_1) {
                 const F m = Simd::half(s + 32 + 2 * t.row);
                 PGL_UNROLL for (int j = 0; j < NT; ++j) {
-                    total[g][j] = Simd::fma(m, Simd::broadcast_f(as_float(y[11 * NT + j])), total[g][j]);
+                    total[g][j] =
+                        Simd::fma(m, Simd::broadcast_f(as_float(y[panel_32::scaled_sum * NT + j])), total[g][j]);
                 }
             }
         }

@@ -1,0 +1,90 @@
+"""What the machine has to say of itself, in the remote API's words: its GPUs, their memory, its health. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from polargrid_local.api.replies import (
+    Device,
+    GPUInfo,
+    GPUMemoryResponse,
+    GPUMemorySimple,
+    GPUMemoryState,
+    GPUStatusResponse,
+    HealthResponse,
+)
+
+
+def health_reply(healthy: bool, version: str, now: datetime) -> HealthResponse:
+    """`version`: of this package."""
+    return {
+        "status": "healthy" if healthy else "unhealthy",
+        "node": "local",
+        "runtime": "polargrid-local",
+        "timestamp": now.isoformat(),
+        "features": {"dynamic_loading": True, "huggingface_support": True},
+        "backend": {
+            "healthy": healthy,
+            "info": {"name": "llama.cpp", "version": version, "extensions": []},
+        },
+    }
+
+
+def gpu_status_reply(devices: Sequence[Device], now: datetime) -> GPUStatusResponse:
+    """`devices`: as the native module lists them; those that are no GPUs are left out."""
+    gpus = [_gpu(index, device) for index, device in enumerate(device for device in devices if device.get("gpu"))]
+    return {
+        "status": "success",
+        "timestamp": now.isoformat(),
+        "gpus": gpus,
+        "processes": [],
+        "total_gpus": len(gpus),
+    }
+
+
+def gpu_memory_reply(devices: Sequence[Device], now: datetime) -> GPUMemoryResponse:
+    """The memory of each GPU among `devices`, in GiB."""
+    memory: list[GPUMemorySimple] = [
+        {
+            "total_gb": gpu["memory"]["total_gb"],
+            "used_gb": gpu["memory"]["used_gb"],
+            "free_gb": gpu["memory"]["free_gb"],
+            "percent_used": gpu["memory"]["percent_used"],
+            "percent_free": round(100 - gpu["memory"]["percent_used"], 2),
+        }
+        for gpu in gpu_status_reply(devices, now)["gpus"]
+    ]
+    return {"status": "success", "timestamp": now.isoformat(), "memory": memory}
+
+
+def gpu_memory_state(memory: Sequence[GPUMemorySimple]) -> GPUMemoryState:
+    """The sums over all GPUs."""
+    used, total = sum(gpu["used_gb"] for gpu in memory), sum(gpu["total_gb"] for gpu in memory)
+    return {
+        "used_gb": round(used, 2),
+        "total_gb": round(total, 2),
+        "percent_used": round(100 * used / total, 2) if total else 0.0,
+    }
+
+
+def _gpu(index: int, device: Device) -> GPUInfo:
+    total, free = device["memory_bytes"], device["free_bytes"]
+    used = total - free
+    percent = round(100 * used / total, 2) if total else 0.0
+    return {
+        "index": index,
+        "name": device["description"] or device["name"],
+        "memory": {
+            "total_mb": total >> 20,
+            "used_mb": used >> 20,
+            "free_mb": free >> 20,
+            "total_gb": round(total / 2**30, 2),
+            "used_gb": round(used / 2**30, 2),
+            "free_gb": round(free / 2**30, 2),
+            "percent_used": percent,
+        },
+        # llama.cpp's backends report memory only, and the remote API has integers here: 0 stands for unknown.
+        "utilization": {"gpu_percent": 0, "memory_percent": round(percent)},
+        "temperature_c": 0,
+    }

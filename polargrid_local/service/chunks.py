@@ -1,0 +1,45 @@
+"""ChunkStream: a generation as the service hands it out, an AsyncChatStream or what stands for one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Protocol, TypeAlias
+
+from polargrid_local.api.replies import ChatCompletionChunk, CompletionChunk, Usage
+
+Chunk: TypeAlias = "ChatCompletionChunk | CompletionChunk"
+
+
+class ChunkStream(Protocol):
+    """Chunk dicts by `async for`. `start` raises what is wrong with the request; `cancel` may come from any thread."""
+
+    def __aiter__(self) -> AsyncIterator[Chunk]: ...
+    async def start(self) -> Any: ...
+    def cancel(self) -> None: ...
+    async def aclose(self) -> None: ...
+    @property
+    def usage(self) -> Usage: ...
+    @property
+    def prefill(self) -> tuple[int, int] | None: ...
+
+
+class RenamedStream:
+    """`chunks`, each carrying `name` as its model: the name that the request used."""
+
+    def __init__(self, chunks: ChunkStream, name: str) -> None:
+        self._chunks = chunks
+        self._name = name
+        self.start, self.cancel, self.aclose = chunks.start, chunks.cancel, chunks.aclose
+
+    @property
+    def usage(self) -> Usage:
+        return self._chunks.usage
+
+    @property
+    def prefill(self) -> tuple[int, int] | None:
+        return self._chunks.prefill
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        async for chunk in self._chunks:
+            chunk["model"] = self._name
+            yield chunk

@@ -1,0 +1,23 @@
+"""Lease: one request's hold on a loaded model, which is not unloaded for idleness meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+class Lease:
+    """`model`: the id in memory. `alias`: the name in replies, as the request had it."""
+
+    def __init__(self, model: str, alias: str, on_release: Callable[[str, int, float], None]) -> None:
+        self.model = model
+        self.alias = alias
+        self.started = time.monotonic()
+        self._on_release = on_release
+        self._held = True
+
+    def release(self, tokens: int = 0) -> None:
+        """Calls `on_release` once: the model, the `tokens` of prompt and answer, the milliseconds it was held."""
+        if self._held:
+            self._held = False
+            self._on_release(self.model, tokens, (time.monotonic() - self.started) * 1e3)

@@ -1,0 +1,56 @@
+"""ModelNames: which model of this disk a requested name means."""
+
+from __future__ import annotations
+
+from polargrid_local.errors import NotFoundError
+from polargrid_local.models.store import Store
+from polargrid_local.service.settings import ServiceSettings
+
+
+class ModelNames:
+    """`configured`: id -> the name or path in the settings, of the models that are loaded at the start.
+
+    Raises NotFoundError and InvalidModelError, as the store does, for a configured model that cannot be found."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self.store = Store(settings.models_dir)
+        self.aliases = settings.aliases
+        self.on_demand = settings.on_demand
+        self.configured: dict[str, str] = {}
+        for name in settings.model:
+            found = self.store.resolve(name)
+            taken = self.configured.get(found.id)
+            same = taken is None or self.store.resolve(taken).path == found.path
+            # Of two files with one name the engine knows the second by its path, so that is its id here too.
+            self.configured[found.id if same else str(found.path)] = name
+
+    def find(self, name: str | None) -> str:
+        """The id behind a requested name, never a path; the first configured model, or the store's default, for None.
+
+        Raises NotFoundError, code model_not_loaded, for an unknown name."""
+        if name is None:
+            name = next(iter(self.configured), None) or self.store.default()
+        model = self._known(self.aliases.get(name, name)) or self._known(self.aliases.get("*"))
+        if model is None:
+            hint = f"; polargrid-local pull {name} would fetch it" if self.store.catalog.find(name) else ""
+            raise NotFoundError(
+                f"Model not loaded: '{name[:200]}' is not on this machine{hint}", code="model_not_loaded", param="model"
+            )
+        return model
+
+    def _known(self, name: str | None) -> str | None:
+        if name is None or name in self.configured:
+            return name
+        try:
+            model = self.store.resolve(name, paths=False).id
+        except NotFoundError:
+            return None
+        return model if self.on_demand or model in self.configured else None
+
+    def source(self, model: str) -> str:
+        """What the engine loads for an id: a configured model's own name or path."""
+        return self.configured.get(model, model)
+
+    def n_bytes(self, model: str) -> int:
+        """Size of a model's files. Raises NotFoundError if one has gone."""
+        return self.store.resolve(self.source(model)).n_bytes

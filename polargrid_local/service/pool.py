@@ -1,0 +1,175 @@
+"""ModelPool: the models in memory, loaded when a lease needs them and unloaded when they are idle or in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from polargrid_local.errors import InvalidModelError, NotFoundError, PolarGridError, ServerError, ValidationError
+from polargrid_local.service.lease import Lease
+from polargrid_local.service.memory import MemoryBudget
+from polargrid_local.service.names import ModelNames
+
+if TYPE_CHECKING:
+    from polargrid_local.engine import AsyncEngine
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.1  # how often to ask after a load that another user of the engine began; the engine has no call that waits
+
+
+class ModelPool:
+    """Stays within `budget`, and unloads what was unused for `keep_alive_s`; negative: never.
+
+    What is loaded or loading is the engine's to say. The pool knows who uses a model, when it was last used, and which
+    loads wait for their turn. One event loop at a time uses it. `on_release`: model, tokens, milliseconds of a lease.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        names: ModelNames,
+        budget: MemoryBudget,
+        keep_alive_s: float,
+        on_release: Callable[[str, int, float], None],
+    ) -> None:
+        self._engine = engine
+        self._names = names
+        self._budget = budget
+        self._keep_alive_s = keep_alive_s
+        self._on_release = on_release
+        # Id -> monotonic seconds. A model leaves this before its unloading or reloading begins: from then on no lease
+        # takes the copy that is about to close, though the engine still has it.
+        self._last_used: dict[str, float] = {}
+        self._users: Counter[str] = Counter()
+        self._loads: dict[str, asyncio.Task[None]] = {}  # in their turn or waiting for it
+        self._reaper: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """From now on idle models are unloaded."""
+        if self._keep_alive_s >= 0:
+            self._reaper = asyncio.create_task(self._reap())
+
+    async def close(self) -> None:
+        """Ends loads and waits; the engine stays open."""
+        tasks = [*self._loads.values(), *([self._reaper] if self._reaper else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def has(self, model: str) -> bool:
+        """Whether a lease would get it at once."""
+        if model not in self._last_used:
+            return False
+        try:
+            self._engine.info(model)
+        except (NotFoundError, InvalidModelError):  # unloaded by another user of the engine; perhaps its file is broken
+            return False
+        return True
+
+    def loaded(self) -> list[str]:
+        return [model for model in self._last_used if self.has(model)]
+
+    def loading(self) -> list[str]:
+        return list(self._loads)
+
+    async def lease(self, name: str | None) -> Lease:
+        """Loads the model first where needed.
+
+        Raises NotFoundError for an unknown name, MemoryEstimateError, and ServerError, code model_unavailable."""
+        model = self._names.find(name)
+        while not self.has(model):  # again, should another load have taken its room before we got here
+            try:
+                await self.load(model)
+            except ValidationError as error:  # of the file or the settings, not of the request
+                raise unavailable(model, error) from error
+        self._users[model] += 1
+        return Lease(model, name or model, self._released)
+
+    def _released(self, model: str, tokens: int, latency_ms: float) -> None:
+        self._users[model] -= 1
+        if model in self._last_used:
+            self._last_used[model] = time.monotonic()
+        self._on_release(model, tokens, latency_ms)
+
+    async def load(self, model: str, force: bool = False) -> None:
+        """Waits until it is loaded; many may wait for one load. `force`: again, where it is loaded already.
+
+        The load goes on when those who wait are cancelled, since the next request for the model needs it as well."""
+        task = self._loads.get(model)
+        if task is None:
+
+            def end(task: asyncio.Task[None]) -> None:
+                del self._loads[model]
+                if not task.cancelled():
+                    task.exception()  # asyncio logs an exception that nobody took, and those who waited may have left
+
+            before = list(self._loads.values())
+            task = self._loads[model] = asyncio.create_task(self._load_after(before, model, force))
+            task.add_done_callback(end)
+        await asyncio.shield(task)
+
+    async def _load_after(self, others: list[asyncio.Task[None]], model: str, force: bool) -> None:
+        try:
+            if others:  # one at a time: each needs to know what memory the others took
+                await asyncio.wait(others)
+            if force:
+                self._last_used.pop(model, None)
+            await self._make_room(model)
+            source = self._names.source(model)
+            reply = await self._engine.load_model(source, force_reload=force)
+            while reply["status"] == "loading":  # another user of the engine began it
+                await asyncio.sleep(POLL_S)
+                reply = await self._engine.load_model(source)
+            self._last_used[model] = time.monotonic()
+        except PolarGridError as error:
+            log.error("model %s: %s", model, error.message)
+            raise
+
+    async def _make_room(self, model: str) -> None:
+        """Unloads idle models, the longest unused first, until the file fits into what the budget leaves."""
+        need = self._names.n_bytes(model)
+        while True:
+            loaded = self.loaded()
+            idle = sorted((other for other in loaded if not self._users[other]), key=self._last_used.__getitem__)
+            other = self._budget.next_to_unload(model, need, map(self._bytes, loaded), idle)
+            if other is None:
+                return
+            await self.unload(other)
+
+    def _bytes(self, model: str) -> int:
+        info = self._engine.info(model)
+        return info.get("weights_bytes", 0) + info.get("cache_bytes", 0) + info.get("prefix_cache_bytes", 0)
+
+    async def unload(self, model: str) -> None:
+        """At once, whoever uses it; their requests end with EngineClosed."""
+        self.forget(model)
+        await self._engine.unload_model(model)
+
+    def forget(self, *models: str) -> None:
+        """The engine unloads them, or has: the next lease of one loads it again."""
+        for model in models:
+            self._last_used.pop(model, None)
+
+    async def _reap(self) -> None:
+        keep = self._keep_alive_s
+        while True:
+            await asyncio.sleep(min(30.0, max(0.1, keep / 4)))
+            now = time.monotonic()
+            for model, used in list(self._last_used.items()):
+                if now - used > keep and not self._users[model] and model in self._last_used:
+                    with contextlib.suppress(PolarGridError):  # it may be gone already
+                        await self.unload(model)
+
+
+def unavailable(model: str, error: PolarGridError) -> ServerError:
+    """For who asked for text: the file or the settings of this server are at fault, not the request."""
+    message = f"model '{model}' cannot be loaded by this server: {error.message}"
+    return ServerError(
+        message, status_code=503, code="model_unavailable", param="model", details=error.details, path=error.path
+    )
