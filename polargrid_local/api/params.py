@@ -92,7 +92,12 @@ class _GeneratingParams(TypedDict, total=False):
     ignore_eos: bool | None
     content_filter: str | Sequence[str] | Callable[[str], Any] | None
     n: int | None
-    grammar: Any
+    response_format: Any
+    structured_outputs: Any
+    json_schema: Any
+    regex: str | None
+    choice: Sequence[str] | None
+    grammar: str | None
     guided_json: Any
     guided_regex: Any
     guided_choice: Any
@@ -105,7 +110,6 @@ class _Chat(_GeneratingParams, total=False):
     enable_thinking: bool | None
     tools: Any
     tool_choice: Any
-    response_format: Any
 
 
 class ChatParams(_Chat):

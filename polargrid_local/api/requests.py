@@ -212,7 +212,12 @@ class _GeneratingRequest(Sampling):
     ignore_eos: bool = False
     content_filter: Annotated[Any, BeforeValidator(check_filter)] = None
     n: Whole = 1
-    # Constraints of other engines are refused by name: an answer that does not keep to them would be a wrong one.
+    # At most one of these: api/constraints.py reads them.
+    response_format: Any = None
+    structured_outputs: Any = None
+    json_schema: Any = None
+    regex: Any = None
+    choice: Any = None
     grammar: Any = None
     guided_json: Any = None
     guided_regex: Any = None
@@ -232,7 +237,6 @@ class ChatCompletionRequest(_GeneratingRequest):
     enable_thinking: bool | None = None
     tools: Any = None
     tool_choice: Any = None
-    response_format: Any = None
 
     @property
     def n_logprobs(self) -> int:

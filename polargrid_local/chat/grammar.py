@@ -1,7 +1,7 @@
 """Constraints: what an answer is held to, made of a JSON schema, a grammar, a pattern or a list of choices.
 
-The native engine compiles them (llguidance) and has the last word on what it can hold; here stand the limits in front of
-it, and the way from its refusal to the keyword that caused it. What is accepted is met by every complete answer.
+The native engine compiles them (llguidance) and has the last word on what it can hold; here stand the limits in front
+of it, and the way from its refusal to the keyword that caused it. What is accepted is met by every complete answer.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ def any_object() -> Constraint:
 
 
 def json_schema(schema: Any, field: str, compile: Compile, *, strict: bool = True) -> tuple[Constraint, list[str]]:
-    """The constraint that only JSON passes to which `schema` says yes, and the paths of keywords that had to be dropped:
-    none of them with `strict`, which raises SchemaError instead. `field` is the request's own name of the schema."""
+    """The constraint that only JSON passes to which `schema` says yes, and the paths of keywords that had to be
+    dropped: none of them with `strict`, which raises SchemaError instead. `field` is the request's own name of the
+    schema."""
     dropped: list[str] = []
     schema = json.loads(_checked_text(schema, field))  # a copy of our own, of JSON's types alone
     _check_limits(schema, field)
@@ -71,8 +72,16 @@ def regex(pattern: str, field: str, compile: Compile) -> Constraint:
     return _compiled(Constraint("regex", pattern), field, compile)
 
 
-def lark(text: str, field: str, compile: Compile) -> Constraint:
-    """A grammar in llguidance's form of Lark."""
+def any_grammar(text: str, field: str, compile: Compile) -> Constraint:
+    """A grammar in llguidance's form of Lark, or in llama.cpp's GBNF, which `::=` tells."""
+    _check_size(text, field)
+    if "::=" in text:
+        from llguidance.gbnf_to_lark import gbnf_to_lark  # needed by few
+
+        try:
+            text = gbnf_to_lark(text)
+        except Exception as error:  # whatever its parser stumbles over
+            raise _refused(field, f"is no GBNF: {str(error)[:200]}") from None
     return _compiled(Constraint("lark", text), field, compile)
 
 
