@@ -159,8 +159,9 @@ std::shared_ptr<const Grammars> Engine::grammars(const std::shared_ptr<Model> & 
         }
     }
     if (shared_.options.guidance.empty()) {
-        throw Error("missing_library",
-                    "answers are held to a grammar by the package llguidance, which is not installed");
+        throw Error(
+            "missing_library",
+            "answers are held to a grammar by the package llguidance, which is not installed: pip install llguidance");
     }
     auto made = Grammars::open(shared_.options.guidance, {model, &model->tokenizer()});
     const std::lock_guard lock(shared_.mutex);

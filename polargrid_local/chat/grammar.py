@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from polargrid_local.errors import SchemaError
 
 MAX_TEXT_BYTES = 256 << 10
-MAX_DEPTH = 64  # of objects in objects, and of references to references: the compiler recurses over both
+MAX_DEPTH = 64  # of objects in objects: the compiler recurses over them
+MAX_CHAIN = 512  # of references to what holds references, and so on: it recurses over these too
 MAX_OPTIONAL = 450  # optional properties of one object
 MAX_PATTERNS = 64  # patternProperties of one object
 MAX_LITERAL_BYTES = 8 << 10
@@ -172,21 +173,23 @@ def _check_chains(references: dict[str, str], field: str) -> None:
         for n in range(len(steps)):
             inside.setdefault("/".join(steps[: n + 1]), set()).add(target)
     length: dict[str, int] = {}
-    for first in references.values():
+    for first in dict.fromkeys(references.values()):
+        if first in length:
+            continue
         path: list[tuple[str, Iterator[str]]] = [(first, iter(inside.get(first, ())))]
         open_places = {first}
         while path:
             place, rest = path[-1]
-            if len(path) > MAX_DEPTH:
-                raise _refused(field, f"a chain of more than {MAX_DEPTH} references, by way of {place}")
+            if len(path) > MAX_CHAIN:
+                raise _refused(field, f"a chain of more than {MAX_CHAIN} references, by way of {place}")
             following = next((target for target in rest if target not in length and target not in open_places), None)
             if following is not None:
                 open_places.add(following)
                 path.append((following, iter(inside.get(following, ()))))
                 continue
             length[place] = 1 + max((length.get(target, 0) for target in inside.get(place, ())), default=0)
-            if length[place] > MAX_DEPTH:
-                raise _refused(field, f"a chain of more than {MAX_DEPTH} references begins at {place}")
+            if length[place] > MAX_CHAIN:
+                raise _refused(field, f"a chain of more than {MAX_CHAIN} references begins at {place}")
             open_places.discard(place)
             path.pop()
 
