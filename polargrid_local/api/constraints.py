@@ -25,25 +25,32 @@ FIELDS = {
 KINDS = ("json", "json_object", "regex", "choice", "grammar")  # of vLLM's structured_outputs
 
 
-class _Asked(NamedTuple):
+class Asked(NamedTuple):
+    """What a request asks for, before it is tried."""
+
     kind: str  # one of KINDS
     value: Any
     field: str  # the request's own name of it
     strict: bool = True  # nothing of a schema may be left out
 
 
+def constraint_asked(request: ChatCompletionRequest | CompletionRequest) -> Asked | None:
+    """The one constraint of a request. Raises ValidationError for two of them, or a form that none has."""
+    asked = [*_fields(request), *_structured_outputs(request), *_response_format(request)]
+    if len(asked) > 1:
+        raise refused(asked[1].field, f"is a second constraint beside {asked[0].field}: one answer, one constraint")
+    return asked[0] if asked else None
+
+
 def constraint_of(
     request: ChatCompletionRequest | CompletionRequest, compile: Compile
 ) -> tuple[Constraint | None, list[str]]:
     """What the answer is held to, if anything, and the paths of the schema's keywords that it could not be held to:
-    none but for a `response_format` without `strict`. Raises ValidationError for two constraints at once or a wrong
-    form, SchemaError for what no answer can be held to."""
-    asked = [*_fields(request), *_structured_outputs(request), *_response_format(request)]
-    if not asked:
+    none but for a `response_format` without `strict`. Raises SchemaError for what no answer can be held to."""
+    asked = constraint_asked(request)
+    if asked is None:
         return None, []
-    if len(asked) > 1:
-        raise refused(asked[1].field, f"is a second constraint beside {asked[0].field}: one answer, one constraint")
-    (kind, value, field, strict) = asked[0]
+    kind, value, field, strict = asked
     if kind == "json_object":
         constraint = grammar.any_object()
         compile(constraint)
@@ -59,47 +66,45 @@ def constraint_of(
     return (grammar.regex if kind == "regex" else grammar.any_grammar)(value, field, compile), []
 
 
-def _fields(request: Any) -> list[_Asked]:
+def _fields(request: Any) -> list[Asked]:
     return [
-        _Asked(kind, value, field)
+        Asked(kind, value, field)
         for field, kind in FIELDS.items()
         if (value := getattr(request, field, None)) is not None
     ]
 
 
-def _structured_outputs(request: Any) -> list[_Asked]:
+def _structured_outputs(request: Any) -> list[Asked]:
     given = request.structured_outputs
     if given is None:
         return []
-    if not isinstance(given, Mapping):
-        raise refused("structured_outputs", f"must be an object with one of {', '.join(KINDS)}")
     asked = []
     for key, value in given.items():
         if key not in KINDS:
             raise refused(f"structured_outputs.{key}", f"is none of {', '.join(KINDS)}")
         if value is not None and value is not False:
-            asked.append(_Asked(key, value, f"structured_outputs.{key}"))
+            asked.append(Asked(key, value, f"structured_outputs.{key}"))
     return asked
 
 
-def _response_format(request: Any) -> list[_Asked]:
+def _response_format(request: Any) -> list[Asked]:
     form = request.response_format
     if form is None:
         return []
-    kind = form.get("type") if isinstance(form, Mapping) else None
+    kind = form.get("type")
     if kind == "text":
         return []
     if kind == "json_object":
         if form.get("schema") is None:
-            return [_Asked("json_object", None, "response_format")]
-        return [_Asked("json", form["schema"], "response_format.schema")]
+            return [Asked("json_object", None, "response_format")]
+        return [Asked("json", form["schema"], "response_format.schema")]
     if kind != "json_schema":
         raise refused("response_format", "its type must be text, json_object or json_schema")
     inner = form.get("json_schema")
     if isinstance(inner, Mapping) and "schema" in inner:
-        return [_Asked("json", inner["schema"], "response_format.json_schema.schema", inner.get("strict") is True)]
+        return [Asked("json", inner["schema"], "response_format.json_schema.schema", inner.get("strict") is True)]
     if form.get("schema") is not None:
-        return [_Asked("json", form["schema"], "response_format.schema")]
+        return [Asked("json", form["schema"], "response_format.schema")]
     raise refused("response_format.json_schema.schema", "required")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError as PydanticError
 from pydantic_core import PydanticCustomError
 
+from polargrid_local.api.constraints import constraint_asked
 from polargrid_local.api.keys import keys_of, known, known_fields
 from polargrid_local.api.plain import path, plain, shown
 from polargrid_local.api.requests import (
@@ -80,6 +81,8 @@ def _check_supported(request: Any) -> None:
     """What this engine cannot do yet is refused by name, never ignored."""
     if getattr(request, "n", 1) != 1:
         raise refused("n", f"only 1 is supported, got {shown(request.n)}", limit=1)
+    if isinstance(request, (ChatCompletionRequest, CompletionRequest)):
+        constraint_asked(request)
     if isinstance(request, ChatCompletionRequest):
         if request.tools:
             raise refused("tools", "not supported by this engine")

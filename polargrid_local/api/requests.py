@@ -172,6 +172,16 @@ Strings = Annotated[
     ],
     _one_of({str: "<str>", list: "<list>", tuple: "<list>"}, "must be a string or a list of strings"),
 ]
+# A JSON schema, or its text.
+Schema = Annotated[
+    Union[
+        Annotated[dict[str, Any], Tag("<dict>")],
+        Annotated[str, Tag("<str>")],
+        Annotated[None, Tag("<null>")],
+    ],
+    _one_of({dict: "<dict>", str: "<str>", type(None): "<null>"}, "must be a JSON schema or its text"),
+]
+Choices = Annotated[list[str], BeforeValidator(_as_list)]
 
 
 class Message(StrictModel):
@@ -213,16 +223,16 @@ class _GeneratingRequest(Sampling):
     content_filter: Annotated[Any, BeforeValidator(check_filter)] = None
     n: Whole = 1
     # At most one of these: api/constraints.py reads them.
-    response_format: Any = None
-    structured_outputs: Any = None
-    json_schema: Any = None
-    regex: Any = None
-    choice: Any = None
-    grammar: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    json_schema: Schema = None
+    regex: str | None = None
+    choice: Choices | None = None
+    grammar: str | None = None
+    guided_json: Schema = None
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
 
     @property
     def include_usage(self) -> bool:
