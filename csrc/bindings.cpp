@@ -71,6 +71,10 @@ void read(const py::object & value, const std::string &, std::vector<Span> & out
     }
 }
 
+void read(const py::object & value, const std::string &, std::string & out, PathBytes) {
+    out = path_from(value);
+}
+
 void read(const py::object & value, const std::string &, std::vector<std::pair<std::string, float>> & out, PathBytes) {
     for (const auto & [path, number] : py::cast<std::vector<std::pair<py::object, float>>>(value)) {
         out.emplace_back(path_from(path), number);
@@ -275,6 +279,13 @@ PYBIND11_MODULE(_core, m) {
         .def_property_readonly("loading", &Engine::loading)
         .def("listen", &Engine::listen, py::arg("timeout_ms"), py::call_guard<ReleasedGil>())
         .def("cancel", &Engine::cancel, py::arg("id"), py::call_guard<ReleasedGil>())
+        .def(
+            "compile",
+            [](Engine & engine, const py::dict & constraint) {
+                const auto native = from_dict<Constraint>(constraint);
+                without_gil([&] { engine.compile(native); });
+            },
+            py::arg("constraint"))
         .def(
             "tokenize",
             [](const Engine & engine, const std::vector<std::pair<std::string, bool>> & spans, bool add_bos) {

@@ -72,6 +72,17 @@ constexpr auto names(Task) {
     return std::array{"generate", "embed", "rank"};
 }
 
+// What an answer is held to: `kind` json_schema, lark or regex, and its text; no kind = nothing.
+struct Constraint {
+    std::string kind;
+    std::string text;
+
+    template <typename Visit> static constexpr void fields(Visit && field) {
+        field("kind", &Constraint::kind);
+        field("text", &Constraint::text);
+    }
+};
+
 struct Request {
     Task task = Task::generate;
     std::vector<Span> prompt;  // to rank: query and document, or a template of the model filled in
@@ -79,6 +90,7 @@ struct Request {
     std::vector<std::string> stop;  // matched in the text, never delivered
     std::vector<std::string> filter;  // as stop, but ends with content_filter
     SamplingParams sampling;
+    Constraint constraint;
     bool ignore_eos = false;  // benchmarks: run to max_tokens
     std::shared_ptr<Outbox> outbox;  // where its events go; never null
 
@@ -90,6 +102,7 @@ struct Request {
         field("filter", &Request::filter);
         field("ignore_eos", &Request::ignore_eos);
         field("sampling", &Request::sampling);
+        field("constraint", &Request::constraint);
     }
 };
 
@@ -192,6 +205,7 @@ struct EngineOptions {
     bool check_tensors = false;  // read every weight and refuse NaN and infinity
     bool embeddings = true;  // allow embed requests
     std::vector<std::pair<std::string, float>> lora;  // adapter file, scale
+    std::string guidance;  // llguidance's shared library; empty = no answer can be held to a grammar
 
     template <typename Visit> static constexpr void fields(Visit && field) {
         field("device", &EngineOptions::device);
@@ -209,6 +223,7 @@ struct EngineOptions {
         field("check_tensors", &EngineOptions::check_tensors);
         field("embeddings", &EngineOptions::embeddings);
         field("lora", &EngineOptions::lora, PathBytes{});
+        field("guidance", &EngineOptions::guidance, PathBytes{});
     }
 };
 

@@ -30,6 +30,7 @@ _HOME = {
         "NumericError",
         "PolarGridError",
         "RateLimitError",
+        "SchemaError",
         "ServerError",
         "TemplateError",
         "TimeoutError",

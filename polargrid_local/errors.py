@@ -89,6 +89,12 @@ class TemplateError(ValidationError):
     code = "invalid_template"
 
 
+class SchemaError(ValidationError):
+    """A JSON schema, pattern or grammar that no answer can be held to."""
+
+    code = "invalid_grammar"
+
+
 class AuthenticationError(PolarGridError):
     code, type, status = "invalid_api_key", "authentication_error", 401
 
@@ -196,6 +202,7 @@ _BY_CODE: dict[str, type[PolarGridError]] = {
         ContextLengthError,
         InvalidModelError,
         NotFoundError,
+        SchemaError,
         RateLimitError,
         EngineClosed,
         ForkedEngineError,

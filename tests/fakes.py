@@ -159,7 +159,7 @@ class Engine:
 
     def submit(self, request: dict[str, Any], outbox: Outbox) -> int:
         assert os.getpid() == self.pid, "native handle touched in a forked child"
-        known = {"task", "prompt", "max_tokens", "stop", "filter", "sampling", "ignore_eos"}
+        known = {"task", "prompt", "max_tokens", "stop", "filter", "sampling", "ignore_eos", "constraint"}
         assert not set(request) - known, set(request) - known
         n_prompt = sum(len(text.split()) for text, _ in request["prompt"])
         with self._changed:
@@ -181,6 +181,10 @@ class Engine:
             self._waiting.append((self._n, request))
             self._changed.notify_all()
             return self._n
+
+    def compile(self, constraint: dict[str, str]) -> None:
+        if "refuse me" in constraint["text"]:
+            raise Error("invalid_grammar", "the text asks for it", {})
 
     def cancel(self, id: int) -> None:
         assert os.getpid() == self.pid, "native handle touched in a forked child"

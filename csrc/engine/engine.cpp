@@ -150,6 +150,32 @@ std::shared_ptr<Model> Engine::loaded_model() const {
     return shared_.model;
 }
 
+std::shared_ptr<const Grammars> Engine::grammars(const std::shared_ptr<Model> & model) {
+    const std::lock_guard once(grammars_mutex_);
+    {
+        const std::lock_guard lock(shared_.mutex);
+        if (shared_.grammars) {
+            return shared_.grammars;
+        }
+    }
+    if (shared_.options.guidance.empty()) {
+        throw Error(
+            "missing_library",
+            "answers are held to a grammar by the package llguidance, which is not installed: pip install llguidance");
+    }
+    auto made = Grammars::open(shared_.options.guidance, {model, &model->tokenizer()});
+    const std::lock_guard lock(shared_.mutex);
+    if (shared_.closing || shared_.ended) {
+        throw engine_closed();
+    }
+    shared_.grammars = made;
+    return made;
+}
+
+void Engine::compile(const Constraint & constraint) {
+    grammars(loaded_model())->guide(constraint);
+}
+
 RequestId Engine::submit(Request request, const machine::Poll & poll) {
     const std::shared_ptr<Model> model = loaded_model();
     const ModelInfo & info = model->info();
@@ -193,6 +219,10 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
         refuse(n_prompt, "");
     }
     request.prompt.clear();
+    std::unique_ptr<Guide> guide;
+    if (generate && !request.constraint.kind.empty()) {
+        guide = grammars(model)->guide(request.constraint);
+    }
 
     const std::lock_guard lock(shared_.mutex);
     if (shared_.closing || shared_.ended) {
@@ -206,8 +236,8 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
                      {"max_queue", std::to_string(shared_.options.max_queue)}});
     }
     const RequestId id = ++shared_.last_id;
-    shared_.inbox.push_back(
-        std::make_unique<Sequence>(id, std::move(request), std::move(prompt), n_ctx - n_prompt, info.n_vocab));
+    shared_.inbox.push_back(std::make_unique<Sequence>(id, std::move(request), std::move(prompt), n_ctx - n_prompt,
+                                                       info.n_vocab, std::move(guide)));
     ++shared_.n_live;
     ++shared_.stats.n_requests;
     shared_.wake_engine.notify_one();

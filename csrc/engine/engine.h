@@ -46,6 +46,9 @@ class Engine {
     // As Bell::listen(): which of the outboxes that ring have news.
     std::vector<OutboxId> listen(int32_t timeout_ms);
 
+    // Compiles, or finds compiled, what answers can be held to. Throws Error: invalid_grammar, missing_library.
+    void compile(const Constraint & constraint);
+
     std::vector<Token> tokenize(std::vector<Span> spans, bool add_bos, const machine::Poll & poll = nullptr) const;
     ModelInfo info() const;
     Stats stats() const;
@@ -58,10 +61,11 @@ class Engine {
 
   private:
     std::shared_ptr<Model> loaded_model() const;
+    std::shared_ptr<const Grammars> grammars(const std::shared_ptr<Model> & model);
 
     const int64_t process_id_;
     SharedState shared_;
-    std::mutex close_mutex_;
+    std::mutex close_mutex_, grammars_mutex_;
     std::thread thread_;
 };
 

@@ -51,6 +51,7 @@ void Loop::work() {
     {
         const std::lock_guard lock(shared_.mutex);
         shared_.model.reset();
+        shared_.grammars.reset();
     }
     model_.reset();
 }

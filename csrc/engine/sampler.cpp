@@ -1,5 +1,7 @@
 #include "engine/sampler.h"
 
+#include "engine/guide.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -53,10 +55,13 @@ Sampler::Sampler(const SamplingParams & params, const std::vector<Token> & promp
     }
 }
 
-Token Sampler::sample(float * logits, TokenLogprob * logprob) {
+Token Sampler::sample(float * logits, TokenLogprob * logprob, Guide * guide) {
     std::vector<float> raw;
     if (logprob != nullptr) {
         raw.assign(logits, logits + n_vocab_);
+    }
+    if (guide != nullptr) {
+        guide->mask(logits);
     }
     penalise(logits);
     const float best = maximum(logits, n_vocab_);
@@ -73,6 +78,9 @@ Token Sampler::sample(float * logits, TokenLogprob * logprob) {
         gather(logits, best);
         filter();
         chosen = draw();
+    }
+    if (guide != nullptr) {
+        guide->consume(chosen);
     }
     if (params_.repetition_penalty != 1.0f) {
         seen_.insert(chosen);

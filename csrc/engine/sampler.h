@@ -11,6 +11,8 @@
 
 namespace pgl {
 
+class Guide;
+
 // Penalties over the answer, temperature, then top_k, top_p, min_p and typical_p in that order, then one draw from what
 // is left, renormalised. Tokens less than 1e-9 times as likely as the best are never drawn.
 // repetition_penalty: Keskar et al. 2019 (CTRL), over prompt and answer; frequency and presence penalties: the OpenAI
@@ -21,8 +23,9 @@ class Sampler {
 
     // Chooses from `logits` [n_vocab] (penalties are applied in place) and remembers the choice. `logprob`, where asked
     // for, describes the model's own distribution, before penalties and temperature; its `bytes` are left empty.
-    // Throws Error("numeric_error") on NaN, on +infinity, or when every token is ruled out.
-    Token sample(float * logits, TokenLogprob * logprob);
+    // `guide`: chooses only what it allows, and tells it the choice. Throws Error("numeric_error") on NaN, on
+    // +infinity, or when every token is ruled out; and what the guide throws.
+    Token sample(float * logits, TokenLogprob * logprob, Guide * guide = nullptr);
 
   private:
     struct Candidate {

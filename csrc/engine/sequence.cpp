@@ -4,10 +4,11 @@
 
 namespace pgl {
 
-Sequence::Sequence(RequestId id, Request request, std::vector<Token> prompt, int32_t n_room, int32_t n_vocab)
+Sequence::Sequence(RequestId id, Request request, std::vector<Token> prompt, int32_t n_room, int32_t n_vocab,
+                   std::unique_ptr<Guide> guide)
     : id_(id), request_(std::move(request)), prompt_(std::move(prompt)),
-      max_tokens_(std::min(request_.max_tokens, n_room)), sampler_(request_.sampling, prompt_, n_vocab),
-      text_(request_.stop, request_.filter) {
+      max_tokens_(std::min(request_.max_tokens, n_room)), guide_(std::move(guide)),
+      sampler_(request_.sampling, prompt_, n_vocab), text_(request_.stop, request_.filter) {
     usage_.n_prompt = n_prompt();
 }
 
@@ -38,12 +39,12 @@ void Sequence::prefilled() {
 Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
     TokenLogprob logprob;
     const bool wants_logprobs = request_.sampling.n_logprobs >= 0;
-    next_token_ = sampler_.sample(logits, wants_logprobs ? &logprob : nullptr);
+    next_token_ = sampler_.sample(logits, wants_logprobs ? &logprob : nullptr, guide_.get());
     if (timings_.first_token_ms < 0) {
         timings_.first_token_ms = elapsed_ms();
     }
     Event result = event(EventKind::text);
-    if (!request_.ignore_eos && tokenizer.is_end(next_token_)) {
+    if ((!request_.ignore_eos || guide_ != nullptr) && tokenizer.is_end(next_token_)) {
         take(text_.finish(), result);
         if (result.reason == FinishReason::none) {
             result.reason = FinishReason::stop;
@@ -58,10 +59,11 @@ Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
             undecided_.push_back(std::move(logprob));
         }
         take(text_.push(tokenizer.bytes(next_token_)), result);
-        if (result.reason == FinishReason::none && usage_.n_generated >= max_tokens_) {
+        const bool complete = guide_ != nullptr && guide_->complete();
+        if (result.reason == FinishReason::none && (complete || usage_.n_generated >= max_tokens_)) {
             take(text_.finish(), result);
             if (result.reason == FinishReason::none) {
-                result.reason = FinishReason::length;
+                result.reason = complete ? FinishReason::stop : FinishReason::length;
             }
         }
     }

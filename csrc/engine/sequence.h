@@ -1,6 +1,7 @@
 // Sequence: one request on its way through the engine, from the queue to its last event.
 #pragma once
 
+#include "engine/guide.h"
 #include "engine/sampler.h"
 #include "engine/text.h"
 #include "llama/tokenizer.h"
@@ -15,8 +16,9 @@ class Sequence {
   public:
     using Clock = std::chrono::steady_clock;
 
-    // `prompt`: the request's ids. `n_room`: tokens the context has left after it.
-    Sequence(RequestId id, Request request, std::vector<Token> prompt, int32_t n_room, int32_t n_vocab);
+    // `prompt`: the request's ids. `n_room`: tokens the context has left after it. `guide`: null = a free answer.
+    Sequence(RequestId id, Request request, std::vector<Token> prompt, int32_t n_room, int32_t n_vocab,
+             std::unique_ptr<Guide> guide = nullptr);
 
     RequestId id() const { return id_; }
     Task task() const { return request_.task; }
@@ -51,6 +53,7 @@ class Sequence {
     Request request_;
     std::vector<Token> prompt_;
     int32_t max_tokens_;
+    std::unique_ptr<Guide> guide_;
     Sampler sampler_;
     TextStream text_;
     Token next_token_ = -1;

@@ -16,6 +16,7 @@
 
 namespace pgl {
 
+class Grammars;
 class Model;
 
 using SequencePtr = std::unique_ptr<Sequence>;
@@ -32,6 +33,7 @@ struct SharedState {
     mutable std::mutex mutex;
     std::condition_variable wake_engine;
     std::shared_ptr<Model> model;                  // shared, so that a tokenize outlives a close beside it
+    std::shared_ptr<const Grammars> grammars;      // made when first asked for
     std::vector<SequencePtr> inbox;                // submitted, not yet seen by the engine's thread
     std::unordered_set<RequestId> cancelled;       // asked for, not yet acted on
     std::unordered_set<RequestId> computing;       // requests that wait for the decode under way

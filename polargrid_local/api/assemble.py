@@ -82,6 +82,7 @@ class Assembler(Generic[C, R]):
         include_usage: bool = False,
         logprobs: bool = False,
         predicates: Sequence[Predicate] = (),
+        dropped_keywords: Sequence[str] = (),
     ) -> None:
         self.id = self.prefix + id
         self.created = created
@@ -93,6 +94,7 @@ class Assembler(Generic[C, R]):
         self._include_usage = include_usage
         self._logprobs = logprobs
         self._predicates = predicates
+        self._dropped_keywords = list(dropped_keywords)
 
     # what streams and answers are read from
 
@@ -144,7 +146,7 @@ class Assembler(Generic[C, R]):
     @property
     def pg_metadata(self) -> PGMetadata:
         queue, _, _, total = (max(0.0, *times) for times in zip(*(choice.times for choice in self.choices)))
-        return {
+        metadata: PGMetadata = {
             "region": "local",
             "latency_ms": round(total),
             "model_load_time_ms": None,
@@ -153,6 +155,9 @@ class Assembler(Generic[C, R]):
             "seed": self.seed,
             "cached_tokens": self._counts[1],
         }
+        if self._dropped_keywords:
+            metadata["dropped_keywords"] = self._dropped_keywords
+        return metadata
 
     # events in, chunks out
 

@@ -42,11 +42,8 @@ OTHERS_ASK: dict[str, tuple[Any, ...]] = {
     "chat_template_kwargs": ({},),  # its one common entry, enable_thinking, is a field of the request here
     "continue_final_message": (False,),
     "ebnf": (),
-    "json_schema": (),
     "min_tokens": (0,),
-    "regex": (),
     "stop_token_ids": ([],),
-    "structured_outputs": (),
 }
 
 

@@ -92,11 +92,16 @@ class _GeneratingParams(TypedDict, total=False):
     ignore_eos: bool | None
     content_filter: str | Sequence[str] | Callable[[str], Any] | None
     n: int | None
-    grammar: Any
-    guided_json: Any
-    guided_regex: Any
-    guided_choice: Any
-    guided_grammar: Any
+    response_format: Mapping[str, Any] | None
+    structured_outputs: Mapping[str, Any] | None
+    json_schema: Mapping[str, Any] | str | None
+    regex: str | None
+    choice: Sequence[str] | None
+    grammar: str | None
+    guided_json: Mapping[str, Any] | str | None
+    guided_regex: str | None
+    guided_choice: Sequence[str] | None
+    guided_grammar: str | None
 
 
 class _Chat(_GeneratingParams, total=False):
@@ -105,7 +110,6 @@ class _Chat(_GeneratingParams, total=False):
     enable_thinking: bool | None
     tools: Any
     tool_choice: Any
-    response_format: Any
 
 
 class ChatParams(_Chat):

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError as PydanticError
 from pydantic_core import PydanticCustomError
 
+from polargrid_local.api.constraints import constraint_asked
 from polargrid_local.api.keys import keys_of, known, known_fields
 from polargrid_local.api.plain import path, plain, shown
 from polargrid_local.api.requests import (
@@ -80,17 +81,13 @@ def _check_supported(request: Any) -> None:
     """What this engine cannot do yet is refused by name, never ignored."""
     if getattr(request, "n", 1) != 1:
         raise refused("n", f"only 1 is supported, got {shown(request.n)}", limit=1)
-    for field in ("grammar", "guided_json", "guided_regex", "guided_choice", "guided_grammar"):
-        if getattr(request, field, None) is not None:
-            raise refused(field, "not supported by this engine")
+    if isinstance(request, (ChatCompletionRequest, CompletionRequest)):
+        constraint_asked(request)
     if isinstance(request, ChatCompletionRequest):
         if request.tools:
             raise refused("tools", "not supported by this engine")
         if request.tool_choice not in (None, "none"):
             raise refused("tool_choice", "only 'none' is supported by this engine")
-        form = request.response_format
-        if form is not None and not (isinstance(form, Mapping) and form.get("type") == "text"):
-            raise refused("response_format", "only {'type': 'text'} is supported by this engine")
         if request.top_logprobs and not request.logprobs:
             raise refused("top_logprobs", "needs logprobs: true")
         for i, message in enumerate(request.messages):

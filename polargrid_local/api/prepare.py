@@ -20,6 +20,7 @@ from polargrid_local.api.assemble import (
     RerankAssembler,
     TextAssembler,
 )
+from polargrid_local.api.constraints import constraint_of
 from polargrid_local.api.messages import messages_of, texts_of
 from polargrid_local.api.replies import (
     ChatCompletionChunk,
@@ -41,6 +42,7 @@ from polargrid_local.api.requests import (
     RerankRequest,
     Sampling,
 )
+from polargrid_local.chat.grammar import Compile
 from polargrid_local.chat.taint import Span
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import ContextLengthError, ValidationError, refused
@@ -60,6 +62,7 @@ class Target(NamedTuple):
     info: NativeInfo
     template: ChatTemplate
     content_filter: Any = None
+    compile: Compile = lambda constraint: None  # raises SchemaError for what its answers cannot be held to
 
 
 class Kind(str, Generic[C, R]):
@@ -121,6 +124,7 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         for prompt in spans:
             check_length(prompt, target, "prompt")
         cls = TextAssembler
+    constraint, dropped = constraint_of(request, target.compile)
     phrases, predicates = split_filters(target.content_filter, request.content_filter)
     common = {
         "task": "generate",
@@ -132,6 +136,8 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         "sampling": _sampling(request, target.info, seed),
         "ignore_eos": request.ignore_eos,
     }
+    if constraint is not None:
+        common["constraint"] = constraint._asdict()
     assembler = cls(
         name,
         id,
@@ -141,6 +147,7 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         include_usage=request.include_usage,
         logprobs=request.n_logprobs >= 0,
         predicates=predicates,
+        dropped_keywords=dropped,
     )
     return Job([{**common, "prompt": prompt} for prompt in spans], assembler)
 

@@ -28,6 +28,7 @@ class PGMetadata(TypedDict, total=False):
     inference_time_ms: int
     seed: int
     cached_tokens: int
+    dropped_keywords: list[str]  # paths in a schema that asked for more than the answer could be held to
 
 
 class Timings(TypedDict):

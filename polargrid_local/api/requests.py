@@ -172,6 +172,16 @@ Strings = Annotated[
     ],
     _one_of({str: "<str>", list: "<list>", tuple: "<list>"}, "must be a string or a list of strings"),
 ]
+# A JSON schema, or its text.
+Schema = Annotated[
+    Union[
+        Annotated[dict[str, Any], Tag("<dict>")],
+        Annotated[str, Tag("<str>")],
+        Annotated[None, Tag("<null>")],
+    ],
+    _one_of({dict: "<dict>", str: "<str>", type(None): "<null>"}, "must be a JSON schema or its text"),
+]
+Choices = Annotated[list[str], BeforeValidator(_as_list)]
 
 
 class Message(StrictModel):
@@ -212,12 +222,17 @@ class _GeneratingRequest(Sampling):
     ignore_eos: bool = False
     content_filter: Annotated[Any, BeforeValidator(check_filter)] = None
     n: Whole = 1
-    # Constraints of other engines are refused by name: an answer that does not keep to them would be a wrong one.
-    grammar: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
+    # At most one of these: api/constraints.py reads them.
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    json_schema: Schema = None
+    regex: str | None = None
+    choice: Choices | None = None
+    grammar: str | None = None
+    guided_json: Schema = None
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -232,7 +247,6 @@ class ChatCompletionRequest(_GeneratingRequest):
     enable_thinking: bool | None = None
     tools: Any = None
     tool_choice: Any = None
-    response_format: Any = None
 
     @property
     def n_logprobs(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -52,6 +53,9 @@ class NativeEngine(Protocol):
     def listen(self, timeout_ms: int, /) -> Sequence[int]:
         """The ids of the ringing outboxes with news; raises engine_closed after the end."""
 
+    def compile(self, constraint: dict[str, str], /) -> None:
+        """Raises invalid_grammar for what no answer can be held to."""
+
     def tokenize(self, spans: Sequence[tuple[str, bool]], add_bos: bool, /) -> list[int]: ...
     def info(self) -> dict[str, Any]: ...
     def stats(self) -> dict[str, Any]: ...
@@ -85,6 +89,16 @@ def core() -> Core:
         for name in brief:
             del os.environ[name]  # the host's other programs choose for themselves
     return _core
+
+
+def guidance_library() -> str:
+    """Where the shared library of the package llguidance is, which the native engine opens itself; "" without it."""
+    spec = find_spec("llguidance")
+    for folder in spec.submodule_search_locations or () if spec is not None else ():
+        for file in sorted(Path(folder).glob("_lib*")):
+            if file.suffix in (".so", ".pyd", ".dylib"):
+                return str(file)
+    return ""
 
 
 def system() -> SystemInfo:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from polargrid_local.api.replies import ModelStats, NativeInfo
+from polargrid_local.chat.grammar import Constraint
 from polargrid_local.errors import ModelFileChanged, NotFoundError, from_code
-from polargrid_local.native.core import NativeEngine, core, native_path, refused, translated
+from polargrid_local.native.core import NativeEngine, core, guidance_library, native_path, refused, translated
 from polargrid_local.native.delivery import SLICE_MS, Reader
 from polargrid_local.native.handle import Handle
 from polargrid_local.shards import model_files
@@ -27,6 +28,7 @@ class LoadedModel:
         drain_common = None
         if factory is None:
             factory, drain_common = core().Engine, core().drain_log
+            options = {**options, "guidance": guidance_library()}
         self._adapters = [str(adapter) for adapter, _ in options.get("lora", ())]
         text = native_path(self.path)
         self._stamp = self._stat()
@@ -87,6 +89,15 @@ class LoadedModel:
     def cancel(self, ids: Sequence[int]) -> None:
         """Idempotent; a no-op after the end, after close() and in a forked child."""
         self.handle.cancel(ids)
+
+    def compile(self, constraint: Constraint) -> None:
+        """What answers are to be held to, compiled once for many requests. Raises SchemaError with the compiler's
+        words, ServerError where the compiler itself is missing."""
+        self.handle.check()
+        try:
+            self.handle.native.compile(constraint._asdict())
+        except Exception as error:
+            raise translated(error) from None
 
     def tokenize(self, spans: Sequence[tuple[str, bool]], add_bos: bool = True) -> list[int]:
         self.handle.check()

@@ -21,6 +21,7 @@ from polargrid_local import (
     ContextLengthError,
     Engine,
     EngineClosed,
+    SchemaError,
     ValidationError,
 )
 
@@ -178,8 +179,8 @@ def test_13_an_exception_in_the_callers_filter_ends_the_request_and_reaches_the_
 
 
 def test_14_an_unsupported_schema_is_refused(engine: Engine) -> None:
-    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
-    with pytest.raises(ValidationError, match="response_format"):
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}, "strict": True}}
+    with pytest.raises(SchemaError, match="response_format.json_schema.schema.not"):
         engine.chat_completion(**chat("hi"), response_format=schema)
 
 

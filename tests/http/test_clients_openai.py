@@ -6,10 +6,12 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from typing import Annotated, Literal
 
 import httpx
 import httpx_sse
 import openai
+import pydantic
 import pytest
 from serving import ALIAS, SAID, SMOLLM2, ServerProcess
 
@@ -190,6 +192,61 @@ async def test_langchain(server: ServerProcess) -> None:
         assert answer.usage_metadata["output_tokens"] == len(SAID)
         assert "".join(str(chunk.content) for chunk in model.stream(messages)) == "".join(SAID)
         assert "".join([str(chunk.content) async for chunk in model.astream(messages)]) == "".join(SAID)
+
+
+class Person(pydantic.BaseModel):
+    """Bounded, so that a small model comes to an end of it."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    name: Annotated[str, pydantic.Field(max_length=12)]
+    age: Annotated[int, pydantic.Field(ge=0, le=120)]
+    mood: Literal["glad", "sad"]
+
+
+ASK = [{"role": "user", "content": "Describe a person."}]
+
+
+def test_parse_gives_an_object_of_the_class(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.parse(model=SMOLLM2, messages=ASK, response_format=Person, max_tokens=120, seed=1)
+    parsed = answer.choices[0].message.parsed
+    assert isinstance(parsed, Person) and answer.choices[0].finish_reason == "stop"
+    assert Person.model_validate_json(answer.choices[0].message.content or "") == parsed
+
+
+def test_the_stream_helper_parses_too(client: openai.OpenAI) -> None:
+    with client.chat.completions.stream(
+        model=SMOLLM2, messages=ASK, response_format=Person, max_tokens=120, seed=1
+    ) as stream:
+        for _ in stream:
+            pass
+        assert isinstance(stream.get_final_completion().choices[0].message.parsed, Person)
+
+
+def test_an_answer_that_was_cut_is_an_error_of_the_clients_own(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(model=SMOLLM2, messages=ASK, response_format=Person, max_tokens=3)
+
+
+def test_json_mode_and_what_cannot_be_held(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=SMOLLM2, messages=ASK, extra_body={"guided_json": Person.model_json_schema()}, max_tokens=120
+    )
+    Person.model_validate_json(answer.choices[0].message.content or "")
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}, "strict": True}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model=SMOLLM2, messages=ASK, response_format=schema)
+    assert caught.value.param == "response_format.json_schema.schema.not"
+    assert caught.value.code == "invalid_grammar"
+
+
+def test_langchain_structured_output(server: ServerProcess) -> None:
+    from langchain_openai import ChatOpenAI
+
+    model = ChatOpenAI(base_url=f"{server.url}/v1", api_key="any", model=SMOLLM2, max_retries=0, max_tokens=120)
+    answer = model.with_structured_output(Person, method="json_schema").invoke("Describe a person.")
+    assert isinstance(answer, Person)
+    answer = model.with_structured_output(Person.model_json_schema(), method="json_schema").invoke("Describe a person.")
+    assert Person.model_validate(answer)
 
 
 def test_httpx_sse(server: ServerProcess) -> None:

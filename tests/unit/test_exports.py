@@ -28,6 +28,7 @@ PUBLIC = [
     "NumericError",
     "PolarGridError",
     "RateLimitError",
+    "SchemaError",
     "ServerError",
     "TemplateError",
     "TimeoutError",

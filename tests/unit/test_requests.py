@@ -127,7 +127,6 @@ def test_a_server_lets_the_context_be_the_limit():
         ({"n": 10**6}, "n"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"tool_choice": "auto"}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"content_filter": [""]}, "content_filter"),
         ({"content_filter": 5}, "content_filter"),
         ({"stream_options": "yes"}, "stream_options"),
@@ -770,9 +769,6 @@ def test_an_unknown_key_that_says_nothing_is_tolerated_where_strangers_send(mess
 @pytest.mark.parametrize(
     ("field", "nothing", "something"),
     [
-        ("structured_outputs", None, {"json": {}}),
-        ("json_schema", None, {"type": "object"}),
-        ("regex", None, "a+"),
         ("ebnf", None, "root ::= x"),
         ("continue_final_message", False, True),
         ("add_generation_prompt", True, False),

@@ -1,0 +1,85 @@
+// Guide: keeps one answer inside a grammar. Grammars: what a model's answers can be held to, through llguidance.
+#pragma once
+
+#include "llama/tokenizer.h"
+#include "request.h"
+
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+struct LlgMatcher;
+struct LlgTokenizer;
+
+namespace pgl {
+
+class Grammars;
+
+// One answer's way through its grammar. Of the engine's thread alone.
+class Guide {
+  public:
+    Guide(std::shared_ptr<const Grammars> grammars, LlgMatcher * matcher);
+    ~Guide();
+    Guide(const Guide &) = delete;
+    Guide & operator=(const Guide &) = delete;
+
+    // Sets every logit [n_vocab] to -infinity whose token may not come next. The end-of-generation tokens may come
+    // where the answer is complete. Throws Error("constraint_failed") when the grammar cannot be followed any further.
+    void mask(float * logits);
+
+    // Tells the token that was chosen. Throws as mask() does.
+    void consume(Token token);
+
+    // Whether the answer is complete and nothing may follow.
+    bool complete() const;
+
+  private:
+    [[noreturn]] void fail() const;
+
+    const std::shared_ptr<const Grammars> grammars_;
+    LlgMatcher * matcher_;
+    std::vector<uint32_t> allowed_;  // a bit per token
+};
+
+// The library, one model's vocabulary in its words, and the grammars compiled so far. Any thread.
+class Grammars : public std::enable_shared_from_this<Grammars> {
+  public:
+    // `library`: the shared library of the Python package llguidance, 1.9 or newer. Opens it, hands it the vocabulary
+    // (tenths of a second for 128,000 tokens) and tries it. Throws
+    // Error("missing_library").
+    static std::shared_ptr<const Grammars> open(const std::string & library,
+                                                std::shared_ptr<const Tokenizer> tokenizer);
+    ~Grammars();
+
+    // A guide at the beginning of its answer. Compiles what was not compiled lately, on a stack of its own and for a
+    // second at most, and computes the first mask, so that what cannot be followed is refused here. Throws
+    // Error("invalid_grammar").
+    std::unique_ptr<Guide> guide(const Constraint & constraint) const;
+
+    struct Api;
+    const Api & api() const { return *api_; }
+    int32_t n_vocab() const { return n_vocab_; }
+
+  private:
+    struct Compiled;
+    Grammars(const std::string & library, std::shared_ptr<const Tokenizer> tokenizer);
+    LlgMatcher * new_matcher(const Constraint & constraint) const;
+    void self_test() const;
+    std::shared_ptr<const Compiled> compiled(const Constraint & constraint) const;
+    std::shared_ptr<const Compiled> compile(const Constraint & constraint) const;
+
+    const std::unique_ptr<const Api> api_;
+    const std::shared_ptr<const Tokenizer> tokenizer_;
+    const int32_t n_vocab_;
+    LlgTokenizer * vocabulary_ = nullptr;
+
+    mutable std::mutex mutex_;
+    mutable std::list<std::pair<std::string, std::shared_ptr<const Compiled>>> recent_;  // the latest used first
+};
+
+}  // namespace pgl

@@ -1,0 +1,252 @@
+"""Constraints: what an answer is held to, made of a JSON schema, a grammar, a pattern or a list of choices.
+
+The native engine compiles them (llguidance) and has the last word on what it can hold; here stand the limits in front
+of it, and the way from its refusal to the keyword that caused it. What is accepted is met by every complete answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from polargrid_local.errors import SchemaError
+
+MAX_TEXT_BYTES = 256 << 10
+MAX_DEPTH = 64  # of objects in objects: the compiler recurses over them
+MAX_CHAIN = 512  # of references to what holds references, and so on: it recurses over these too
+MAX_OPTIONAL = 450  # optional properties of one object
+MAX_PATTERNS = 64  # patternProperties of one object
+MAX_LITERAL_BYTES = 8 << 10
+MAX_MULTIPLE = 10_000  # multipleOf, once scaled to whole numbers
+MAX_CHOICES = 2048
+
+# Between the tokens of JSON: one blank, or a line break and its indentation. Runs of blanks without end do not pass.
+WHITESPACE = r"( |\n[ \t]{0,40})"
+OPTIONS = {"whitespace_pattern": WHITESPACE, "json_allow_general_unicode_escapes": True}
+
+
+class Constraint(NamedTuple):
+    """`kind` json_schema, lark or regex, as the native engine knows them, and its text."""
+
+    kind: str
+    text: str
+
+
+Compile = Callable[[Constraint], None]
+"""Compiles for a model, or raises SchemaError with the compiler's own words."""
+
+
+def any_object() -> Constraint:
+    """Some JSON object."""
+    return Constraint("json_schema", json.dumps({"type": "object", "x-guidance": OPTIONS}))
+
+
+def json_schema(schema: Any, field: str, compile: Compile, *, strict: bool = True) -> tuple[Constraint, list[str]]:
+    """The constraint that only JSON passes to which `schema` says yes, and the paths of keywords that had to be
+    dropped: none of them with `strict`, which raises SchemaError instead. `field` is the request's own name of the
+    schema."""
+    dropped: list[str] = []
+    schema = json.loads(_checked_text(schema, field))  # a copy of our own, of JSON's types alone
+    _check_limits(schema, field)
+    while True:
+        if schema is True:
+            schema = {}
+        options = {"x-guidance": OPTIONS} if isinstance(schema, dict) else {}
+        constraint = Constraint("json_schema", json.dumps({**schema, **options} if options else schema))
+        try:
+            compile(constraint)
+            return constraint, dropped
+        except SchemaError as error:
+            culprits = list(_culprits(error.message, schema))
+            place = "".join((field, *(_step(step) for step in culprits[0]))) if culprits else field
+            if strict or not culprits or culprits[0][-1] in _ESSENTIAL:
+                raise _refused(place, error.message) from None
+            for steps in culprits:
+                _remove(schema, steps)
+                dropped.append("".join((field, *(_step(step) for step in steps))))
+
+
+def regex(pattern: str, field: str, compile: Compile) -> Constraint:
+    """The whole answer matches `pattern` (Rust's regex syntax: no look-around, no back-references)."""
+    return _compiled(Constraint("regex", pattern), field, compile)
+
+
+def any_grammar(text: str, field: str, compile: Compile) -> Constraint:
+    """A grammar in llguidance's form of Lark, or in llama.cpp's GBNF, which `::=` tells."""
+    _check_size(text, field)
+    if "::=" in text:
+        from llguidance.gbnf_to_lark import gbnf_to_lark  # needed by few
+
+        try:
+            text = gbnf_to_lark(text)
+        except Exception as error:  # whatever its parser stumbles over
+            raise _refused(field, f"is no GBNF: {str(error)[:200]}") from None
+    return _compiled(Constraint("lark", text), field, compile)
+
+
+def choice(choices: Sequence[str], field: str, compile: Compile) -> Constraint:
+    """One of these texts, to the letter."""
+    if not choices or len(choices) > MAX_CHOICES or not all(isinstance(text, str) and text for text in choices):
+        raise _refused(field, f"must be 1 to {MAX_CHOICES} texts, none of them empty")
+    return _compiled(Constraint("lark", "start: " + " | ".join(map(json.dumps, choices))), field, compile)
+
+
+def _compiled(constraint: Constraint, field: str, compile: Compile) -> Constraint:
+    _check_size(constraint.text, field)
+    try:
+        compile(constraint)
+    except SchemaError as error:
+        raise _refused(field, error.message) from None
+    return constraint
+
+
+def _refused(path: str, problem: str) -> SchemaError:
+    return SchemaError(f"{path}: {problem}", param=path, details={"field": path})
+
+
+def _checked_text(schema: Any, field: str) -> str:
+    if not isinstance(schema, (dict, bool)):
+        raise _refused(field, "a JSON schema is an object, or true or false")
+    try:
+        text = json.dumps(schema, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _refused(field, f"is no JSON: {str(error)[:200]}") from None
+    _check_size(text, field)
+    return text
+
+
+def _check_size(text: str, field: str) -> None:
+    n_bytes = len(text.encode())
+    if n_bytes > MAX_TEXT_BYTES:
+        raise _refused(field, f"has {n_bytes} bytes, more than {MAX_TEXT_BYTES}")
+    if "\0" in text:
+        raise _refused(field, "cannot hold a NUL character")
+
+
+def _check_limits(schema: Any, field: str) -> None:
+    """Refuses what is known to exhaust the compiler, before it sees it."""
+    references: dict[str, str] = {}
+    for steps, value in _walk(schema):
+        place = "".join((field, *(_step(step) for step in steps)))
+        if len(steps) > 2 * MAX_DEPTH:
+            raise _refused(place, f"is nested deeper than {MAX_DEPTH} levels")
+        if isinstance(value, str) and len(value.encode()) > MAX_LITERAL_BYTES:
+            raise _refused(place, f"a text of more than {MAX_LITERAL_BYTES} bytes")
+        if not isinstance(value, dict):
+            continue
+        properties, required = value.get("properties"), value.get("required")
+        if isinstance(properties, dict):
+            needed = required if isinstance(required, list) else ()
+            n_optional = len(set(properties) - {name for name in needed if isinstance(name, str)})
+            if n_optional > MAX_OPTIONAL:
+                raise _refused(place, f"has {n_optional} optional properties, more than {MAX_OPTIONAL}")
+        patterns = value.get("patternProperties")
+        if isinstance(patterns, dict) and len(patterns) > MAX_PATTERNS:
+            raise _refused(place, f"has {len(patterns)} patternProperties, more than {MAX_PATTERNS}")
+        multiple = value.get("multipleOf")
+        if isinstance(multiple, (int, float)) and not isinstance(multiple, bool) and _scaled(multiple) > MAX_MULTIPLE:
+            raise _refused(
+                f"{place}.multipleOf", f"{multiple} has too many digits: at most {MAX_MULTIPLE} of its last one"
+            )
+        if isinstance(value.get("$ref"), str):
+            references["#" + "".join(f"/{step}" for step in steps)] = value["$ref"]
+    _check_chains(references, field)
+
+
+def _scaled(number: float) -> float:
+    """`number` in units of its last decimal digit: 0.25 -> 25."""
+    text = repr(number).lower()
+    mantissa, _, exponent = text.partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    fraction = fraction.rstrip("0")
+    return abs(int(whole + fraction or "0")) * 10.0 ** max(0, int(exponent or 0) - len(fraction))
+
+
+def _check_chains(references: dict[str, str], field: str) -> None:
+    """`references`: {place: target}, both as JSON pointers. How long is the longest chain of a target that holds a
+    reference, whose target holds one, and so on: circles aside, which the compiler knows how to close."""
+    inside: dict[str, set[str]] = {}  # targets of the references that lie in a place, however deep in it
+    for place, target in references.items():
+        steps = place.split("/")
+        for n in range(len(steps)):
+            inside.setdefault("/".join(steps[: n + 1]), set()).add(target)
+    length: dict[str, int] = {}
+    for first in dict.fromkeys(references.values()):
+        if first in length:
+            continue
+        path: list[tuple[str, Iterator[str]]] = [(first, iter(inside.get(first, ())))]
+        open_places = {first}
+        while path:
+            place, rest = path[-1]
+            if len(path) > MAX_CHAIN:
+                raise _refused(field, f"a chain of more than {MAX_CHAIN} references, by way of {place}")
+            following = next((target for target in rest if target not in length and target not in open_places), None)
+            if following is not None:
+                open_places.add(following)
+                path.append((following, iter(inside.get(following, ()))))
+                continue
+            length[place] = 1 + max((length.get(target, 0) for target in inside.get(place, ())), default=0)
+            if length[place] > MAX_CHAIN:
+                raise _refused(field, f"a chain of more than {MAX_CHAIN} references begins at {place}")
+            open_places.discard(place)
+            path.pop()
+
+
+def _walk(schema: Any) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Every value of a JSON document with the steps to it; without recursion, whatever its depth."""
+    todo: list[tuple[tuple[str | int, ...], Any]] = [((), schema)]
+    while todo:
+        steps, value = todo.pop()
+        yield steps, value
+        items: list[tuple[Any, Any]] = []
+        if isinstance(value, dict):
+            items = list(value.items())
+        elif isinstance(value, list):
+            items = list(enumerate(value))
+        todo.extend(((*steps, key), inner) for key, inner in reversed(items))
+
+
+# What the compiler says of a keyword: which one, and (where it says so) its value.
+_BLAMES = (
+    (re.compile(r"Unimplemented keys: (\[.*\])"), None),
+    (re.compile(r"Unknown format: (.*)"), "format"),
+    (re.compile(r"Invalid type: (.*)"), "type"),
+    (re.compile(r"oneOf constraints"), "oneOf"),
+    (re.compile(r"min/maxProperties"), "minProperties|maxProperties"),
+    (re.compile(r"patternProperty regexes"), "patternProperties"),
+    (re.compile(r"regex parse error"), "pattern"),
+    (re.compile(r"Pointer '|Resource '"), "$ref"),
+)
+_ESSENTIAL = {"$ref", "type"}  # a schema without them would be another one: wrong ones are mistakes, not mere wishes
+_NAMED = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}  # whose keys are no keywords
+_DATA = {"enum", "const", "default", "examples"}  # whose values are no schemas
+
+
+def _culprits(message: str, schema: Any) -> Iterator[tuple[str | int, ...]]:
+    """The steps to the keywords that a refusal is about; none where its words do not say."""
+    for blame, keyword in _BLAMES:
+        found = blame.search(message)
+        if found is None:
+            continue
+        names = set(keyword.split("|")) if keyword else set(json.loads(found[1]))
+        value = found[1].strip() if keyword and blame.groups else None
+        for steps, inner in _walk(schema):
+            if not steps or steps[-1] not in names or (len(steps) > 1 and steps[-2] in _NAMED):
+                continue
+            if any(step in _DATA for step in steps[:-1]):
+                continue
+            if value is None or inner == value or (isinstance(inner, list) and value in inner):
+                yield steps
+        return
+
+
+def _remove(schema: Any, steps: tuple[str | int, ...]) -> None:
+    for step in steps[:-1]:
+        schema = schema[step]
+    del schema[steps[-1]]
+
+
+def _step(step: str | int) -> str:
+    return f"[{step}]" if isinstance(step, int) else f".{step}"

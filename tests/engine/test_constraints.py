@@ -1,0 +1,216 @@
+"""Answers held to a grammar, on the real model: what is accepted is met, however the answer is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import chat, content_of, wait_until_idle
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from polargrid_local import AsyncEngine, Engine, SchemaError, ServerError
+from polargrid_local.native import loaded_model
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "mood": {"enum": ["glad", "sad", "größer", 'q"uote']},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 8}, "minItems": 1, "maxItems": 2},
+    },
+    "required": ["name", "age", "mood", "tags"],
+    "additionalProperties": False,
+}
+
+
+def held(schema: Any, strict: bool = True) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": strict}}
+
+
+def ask(engine: Engine, **options: Any) -> dict[str, Any]:
+    request = {**chat("Describe somebody."), "temperature": 1, "max_tokens": 200, **options}
+    return engine.chat_completion(**request)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_answer_fits_its_schema_and_streams_the_same(engine: Engine, seed: int) -> None:
+    options = {"response_format": held(PERSON), "seed": seed}
+    reply = ask(engine, **options)
+    assert reply["choices"][0]["finish_reason"] == "stop"
+    Draft202012Validator(PERSON).validate(json.loads(content_of(reply)))
+    request = {**chat("Describe somebody."), "temperature": 1, "max_tokens": 200, **options}
+    chunks = [chunk["choices"][0] for chunk in engine.chat_completion_stream(**request)]
+    assert "".join(chunk["delta"].get("content", "") for chunk in chunks) == content_of(reply)
+    assert chunks[-1]["finish_reason"] == "stop"
+
+
+def leaves() -> st.SearchStrategy[dict[str, Any]]:
+    return st.one_of(
+        st.just({"type": "boolean"}),
+        st.just({"type": "null"}),
+        st.builds(
+            lambda a, b: {"type": "integer", "minimum": a, "maximum": a + b}, st.integers(-9, 9), st.integers(0, 99)
+        ),
+        st.builds(lambda n: {"type": "string", "maxLength": n}, st.integers(0, 6)),
+        st.builds(lambda a: {"type": "string", "pattern": f"^[a-{a}]{{1,3}}$"}, st.sampled_from("bcz")),
+        st.builds(lambda words: {"enum": words}, st.lists(st.text(max_size=4), min_size=1, max_size=3, unique=True)),
+        st.builds(lambda value: {"const": value}, st.one_of(st.integers(-99, 99), st.text(max_size=3), st.none())),
+    )
+
+
+def deeper(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    names = st.dictionaries(st.sampled_from(["a", "b", "é", 'c"']), inner, min_size=1, max_size=3)
+    return st.one_of(
+        st.builds(lambda item, n: {"type": "array", "items": item, "maxItems": n}, inner, st.integers(0, 2)),
+        st.builds(
+            lambda fields, n: {
+                "type": "object",
+                "properties": fields,
+                "required": sorted(fields)[:n],
+                "additionalProperties": False,
+            },
+            names,
+            st.integers(0, 3),
+        ),
+        st.builds(lambda a, b: {"anyOf": [a, b]}, inner, inner),
+    )
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.recursive(leaves(), deeper, max_leaves=6), st.floats(0, 2), st.integers(0, 99))
+def test_random_schemas_are_met_or_refused_by_name(engine: Engine, schema: Any, temperature: float, seed: int) -> None:
+    try:
+        reply = ask(engine, response_format=held(schema), temperature=temperature, seed=seed, max_tokens=80)
+    except SchemaError as error:
+        assert error.param is not None and error.param.startswith("response_format.json_schema.schema")
+        return
+    if reply["choices"][0]["finish_reason"] == "stop":
+        Draft202012Validator(schema).validate(json.loads(content_of(reply)))
+    else:
+        assert reply["choices"][0]["finish_reason"] == "length"
+
+
+def test_many_held_answers_at_once_are_those_of_each_alone(engine: Engine) -> None:
+    forms: list[dict[str, Any]] = [
+        {"response_format": held(PERSON)},
+        {"regex": "[a-f]{10,20}"},
+        {"choice": ["left", "right"]},
+        {"grammar": 'root ::= "yes" | "no, " [a-z]+'},
+        {"response_format": {"type": "json_object"}},
+        {},
+    ]
+    alone = [content_of(ask(engine, seed=i, max_tokens=40, **form)) for i, form in enumerate(forms)]
+    together = [""] * len(forms)
+
+    def one(i: int) -> None:
+        together[i] = content_of(ask(engine, seed=i, max_tokens=40, **forms[i]))
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(len(forms))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+    assert (
+        re.fullmatch("[a-f]{10,20}", alone[1]) and alone[2] in ("left", "right") and alone[3].startswith(("yes", "no"))
+    )
+
+
+def test_the_limit_cuts_and_says_so(engine: Engine) -> None:
+    reply = ask(engine, response_format=held(PERSON), max_tokens=3)
+    assert reply["choices"][0]["finish_reason"] == "length" and reply["usage"]["completion_tokens"] == 3
+
+
+def test_an_answer_ends_with_its_grammar_not_with_the_limit(engine: Engine) -> None:
+    reply = engine.completion(prompt="The sky is", regex=" (blue|red)", max_tokens=50, ignore_eos=True)
+    assert reply["choices"][0]["text"] in (" blue", " red") and reply["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_completions_prompts_are_all_held(engine: Engine) -> None:
+    reply = engine.completion(prompt=["A", "B", "C"], choice=["one", "two"], max_tokens=9)
+    assert {choice["text"] for choice in reply["choices"]} <= {"one", "two"} and len(reply["choices"]) == 3
+
+
+def test_log_probabilities_stay_the_models_own(engine: Engine) -> None:
+    free = ask(engine, temperature=0, max_tokens=1, logprobs=True)["choices"][0]["logprobs"]["content"][0]
+    reply = ask(engine, temperature=0, choice=["zebra"], logprobs=True, top_logprobs=1)
+    first = reply["choices"][0]["logprobs"]["content"][0]
+    assert first["top_logprobs"][0]["token"] == free["token"] != first["token"]
+    assert first["logprob"] < free["logprob"]
+
+
+def test_control_tokens_never_come_from_a_grammar(engine: Engine) -> None:
+    """The literal of a control token is text in a grammar: it is spelled out, and ends nothing."""
+    reply = ask(engine, choice=["<|im_end|>x"])
+    assert content_of(reply) == "<|im_end|>x" and reply["choices"][0]["finish_reason"] == "stop"
+
+
+def test_what_was_dropped_is_said(engine: Engine) -> None:
+    schema = {**PERSON, "not": {"required": ["zebra"]}}
+    with pytest.raises(SchemaError) as caught:
+        ask(engine, response_format=held(schema))
+    assert caught.value.param == "response_format.json_schema.schema.not"
+    reply = ask(engine, response_format=held(schema, strict=False))
+    assert reply["pg_metadata"]["dropped_keywords"] == ["response_format.json_schema.schema.not"]
+    Draft202012Validator(PERSON).validate(json.loads(content_of(reply)))
+
+
+HOSTILE: dict[str, Any] = {
+    "itself": {"$ref": "#"},
+    "a circle": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+    "nothing": {"allOf": [{"type": "string"}, {"type": "number"}]},
+    "a wide circle": {"type": "array", "items": {"$ref": "#"}, "minItems": 1},
+    "huge counts": {"type": "array", "items": {"type": "string"}, "minItems": 10**6, "maxItems": 10**7},
+    "long strings": {"type": "string", "minLength": 10**6},
+    "a bomb": {"type": "string", "pattern": "^((a{1,99}){1,99}){1,99}$"},
+    "many enums": {"enum": [f"{i:07}" for i in range(20_000)]},
+    "wide": {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(440)}},
+    "powers": {"allOf": [{"anyOf": [{"const": i}, {"const": i + 1}, {}]} for i in range(40)]},
+    "a decimal": {"type": "number", "multipleOf": 0.0001, "minimum": 0, "maximum": 1e9},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_schema_is_met_or_refused_and_others_go_on(engine: Engine, name: str) -> None:
+    beside = engine.chat_completion_stream(**chat("Count.", max_tokens=30, ignore_eos=True))
+    try:
+        reply = ask(engine, response_format=held(HOSTILE[name]), max_tokens=8)
+        assert reply["choices"][0]["finish_reason"] in ("stop", "length")
+    except (SchemaError, ServerError) as error:
+        assert error.code in ("invalid_grammar", "constraint_failed")
+    assert len(list(beside)) >= 30
+    wait_until_idle(engine)
+
+
+async def test_async_answers_are_held_too(smollm2: Path) -> None:
+    async with AsyncEngine(smollm2, n_ctx=512) as engine:
+        replies = await asyncio.gather(
+            *(engine.chat_completion(**chat("Pick."), choice=["left", "right"], seed=i) for i in range(6))
+        )
+        assert {content_of(reply) for reply in replies} <= {"left", "right"}
+
+
+def test_without_the_library_the_error_says_how_to_get_it(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaded_model, "guidance_library", lambda: "")
+    with Engine(smollm2, n_ctx=256) as engine:
+        with pytest.raises(ServerError, match="pip install llguidance"):
+            ask(engine, choice=["a"])
+        assert content_of(engine.chat_completion(**chat("hi")))  # everything else works
+
+
+def test_another_library_is_refused_before_it_is_used(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy._core._multiarray_umath as other
+
+    for path in (other.__file__, "/nowhere/_lib.so"):
+        monkeypatch.setattr(loaded_model, "guidance_library", lambda path=path: path)
+        with Engine(smollm2, n_ctx=256) as engine, pytest.raises(ServerError, match="cannot be used") as caught:
+            ask(engine, choice=["a"])
+        assert caught.value.code == "missing_library"
