@@ -1,6 +1,6 @@
 """Two trees of this project side by side: one stream and many, read by threads and by tasks.
 
-    python benchmarks/delivery.py MODEL.gguf TREE [TREE ...] [--rounds 9] [--streams 32] [--tokens 64]
+    python benchmarks/delivery.py MODEL.gguf TREE [TREE ...] [--rounds 9] [--streams 32] [--tokens 64] [--threads N]
 
 A TREE is a checkout with the extension built into its package folder. Every tree runs in a process of its own and takes
 its turn in every round, the first one changing from round to round. Prints medians (min..max) of tokens per second, CPU
@@ -23,7 +23,7 @@ from typing import Any
 ROUND = ("1 thread", "1 task", "threads", "tasks")
 
 
-def measure(tree: str, model: str, n_streams: int, n_tokens: int) -> None:
+def measure(tree: str, model: str, n_streams: int, n_tokens: int, n_threads: int) -> None:
     """The worker: answers every line on stdin with one line of JSON, {what: [tokens per second, CPU s per 1000]}."""
     # An editable installation finds its own tree first, wherever else one looks.
     sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__]
@@ -32,7 +32,7 @@ def measure(tree: str, model: str, n_streams: int, n_tokens: int) -> None:
 
     assert Path(polargrid_local.__file__).is_relative_to(tree)
 
-    options: Any = {"n_ctx": 512, "max_streams": n_streams, "max_queue": 64}
+    options: Any = {"n_ctx": 512, "max_streams": n_streams, "max_queue": 64, "n_threads": n_threads}
     request: Any = {"temperature": 0, "ignore_eos": True}
 
     def fields(i: int, n: int) -> Any:
@@ -94,8 +94,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=0, help="compute threads; with 1 CPU time holds no waiting")
     args = parser.parse_args()
-    rest = [str(args.model), str(args.streams), str(args.tokens)]
+    rest = [str(args.model), *map(str, (args.streams, args.tokens, args.threads))]
     workers = [
         subprocess.Popen(
             [sys.executable, __file__, "--worker", str(tree.resolve()), *rest],
@@ -118,14 +119,15 @@ def main() -> None:
     for what in ROUND:
         for i, tree in enumerate(args.trees):
             speed, cpu = ([found[what][k] for found in results[i]] for k in (0, 1))
-            line = f"{what:9} {tree!s:24} {spread(speed)} tokens/s, {spread(cpu)} CPU s per 1000 tokens"
+            print(f"{what:9} {tree!s:24} {spread(speed)} tokens/s, {spread(cpu)} CPU s per 1000 tokens")
             if i:
-                line += f", ratio {spread([b[what][0] / a[what][0] for a, b in zip(results[0], results[i])])}"
-            print(line)
+                pairs = list(zip(results[0], results[i]))
+                ratios = (spread([b[what][k] / a[what][k] for a, b in pairs]) for k in (0, 1))
+                print(f"{'':9} {'ratio':24} {next(ratios)} in speed, {next(ratios)} in CPU time")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        measure(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+        measure(sys.argv[2], sys.argv[3], *map(int, sys.argv[4:]))
     else:
         main()

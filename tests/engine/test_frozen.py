@@ -28,6 +28,8 @@ with Engine(path, n_threads=1) as engine:
         chunk["choices"][0]["delta"].get("content", "")
         for chunk in engine.chat_completion_stream(messages=[{"role": "user", "content": message}])
     )
+    held = engine.completion(prompt=message, regex="[a-z]")["choices"][0]["text"]
+    assert len(held) == 1 and held.isalpha(), held  # llguidance's library came along
 if out == "-":
     print(said)
 else:
