@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from typing_extensions import Never, Unpack
 
+from polargrid_local.api.answer_type import ParsedReply
 from polargrid_local.api.assemble import Assembler
 from polargrid_local.api.params import (
     ChatChanges,
@@ -92,6 +93,7 @@ __all__ = [
 
 C = TypeVar("C", bound=Mapping[str, Any])  # a chunk
 R = TypeVar("R")  # the whole answer
+T = TypeVar("T")  # the class that an answer is parsed as
 
 
 def inspect_model(path: str | bytes | os.PathLike[str]) -> FileSummary:
@@ -162,6 +164,10 @@ class Engine(_Settings):
             self._models.load(self._first, on_progress=self._on_load_progress)
 
     @overload
+    def chat_completion_stream(
+        self, *, messages: Messages, response_format: type[Any], **fields: Any
+    ) -> ChatStream[ChatCompletionChunk]: ...
+    @overload
     def chat_completion_stream(self, **fields: Unpack[ChatParams]) -> ChatStream[ChatCompletionChunk]: ...
     @overload
     def chat_completion_stream(
@@ -182,13 +188,15 @@ class Engine(_Settings):
         return ChatStream(*self._begin(COMPLETION, request, kwargs))
 
     @overload
+    def chat_completion(self, *, messages: Messages, response_format: type[T], **fields: Any) -> ParsedReply[T]: ...
+    @overload
     def chat_completion(self, **fields: Unpack[ChatParams]) -> ChatCompletionResponse: ...
     @overload
     def chat_completion(
         self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]
     ) -> ChatCompletionResponse: ...
-    def chat_completion(self, request: Any = None, **kwargs: Any) -> ChatCompletionResponse:
-        """A chat answer in one piece: the joined stream."""
+    def chat_completion(self, request: Any = None, **kwargs: Any) -> Any:
+        """A chat answer in one piece: the joined stream. With a class as `response_format` the reply has `parsed`."""
         return self._answer(CHAT, request, kwargs).response()
 
     @overload
@@ -392,6 +400,10 @@ class AsyncEngine(_Settings):
         await self.close()
 
     @overload
+    def chat_completion_stream(
+        self, *, messages: Messages, response_format: type[Any], **fields: Any
+    ) -> AsyncChatStream[ChatCompletionChunk]: ...
+    @overload
     def chat_completion_stream(self, **fields: Unpack[ChatParams]) -> AsyncChatStream[ChatCompletionChunk]: ...
     @overload
     def chat_completion_stream(
@@ -413,12 +425,16 @@ class AsyncEngine(_Settings):
         return AsyncChatStream(lambda: self._models.begin(COMPLETION, request, kwargs))
 
     @overload
+    async def chat_completion(
+        self, *, messages: Messages, response_format: type[T], **fields: Any
+    ) -> ParsedReply[T]: ...
+    @overload
     async def chat_completion(self, **fields: Unpack[ChatParams]) -> ChatCompletionResponse: ...
     @overload
     async def chat_completion(
         self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]
     ) -> ChatCompletionResponse: ...
-    async def chat_completion(self, request: Any = None, **kwargs: Any) -> ChatCompletionResponse:
+    async def chat_completion(self, request: Any = None, **kwargs: Any) -> Any:
         return (await self._answer(CHAT, request, kwargs)).response()
 
     @overload

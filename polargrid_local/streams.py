@@ -99,6 +99,11 @@ class Call(Generic[C]):
         return self._assembler.finish_reason
 
     @property
+    def parsed(self) -> Any:
+        """The answer as the class that `response_format` was; None without one, and until the answer is complete."""
+        return self._assembler.parsed
+
+    @property
     def cancelled(self) -> bool:
         return self._cancelled
 

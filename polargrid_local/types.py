@@ -1,5 +1,6 @@
 """The types of requests, chunks and replies, for the annotations of programs that use this package."""
 
+from polargrid_local.api.answer_type import ParsedReply
 from polargrid_local.api.params import (
     ChatChanges,
     ChatParams,
@@ -135,6 +136,7 @@ __all__ = [
     "ModelStatusResponse",
     "NativeInfo",
     "PGMetadata",
+    "ParsedReply",
     "PurgeParams",
     "RerankDocument",
     "RerankOptions",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any, Generic, TypeVar, cast
 
+from polargrid_local.api.answer_type import ParsedReply, parsed_as
 from polargrid_local.api.events import Event
 from polargrid_local.api.logprobs import PlacedLogprob, chat_logprobs, text_logprobs
 from polargrid_local.api.replies import (
@@ -83,6 +84,7 @@ class Assembler(Generic[C, R]):
         logprobs: bool = False,
         predicates: Sequence[Predicate] = (),
         dropped_keywords: Sequence[str] = (),
+        answer_type: type[Any] | None = None,
     ) -> None:
         self.id = self.prefix + id
         self.created = created
@@ -95,6 +97,7 @@ class Assembler(Generic[C, R]):
         self._logprobs = logprobs
         self._predicates = predicates
         self._dropped_keywords = list(dropped_keywords)
+        self._answer_type = answer_type
 
     # what streams and answers are read from
 
@@ -115,6 +118,22 @@ class Assembler(Generic[C, R]):
     @property
     def finish_reason(self) -> FinishReason | None:
         return self.choices[0].reason
+
+    @property
+    def parsed(self) -> Any:
+        """The first choice as the class that was asked for; None without one, and until the answer is complete."""
+        return None if self._answer_type is None else parsed_as(self._answer_type, self._complete_text)
+
+    @property
+    def _complete_text(self) -> str | None:
+        return self.text if self.finish_reason == "stop" else None
+
+    def _as_asked(self, reply: R) -> R:
+        """The whole answer, with `parsed` where a class was asked for."""
+        if self._answer_type is None:
+            return reply
+        asked: Any = ParsedReply(cast(Any, reply), self._complete_text, self._answer_type)
+        return cast(R, asked)
 
     @property
     def _counts(self) -> tuple[int, int, int]:
@@ -260,15 +279,17 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
         return {**self._with([]), "usage": self.usage}
 
     def response(self) -> ChatCompletionResponse:
-        return {
-            "id": self.id,
-            "object": "chat.completion",
-            "created": self.created,
-            "model": self.model,
-            "choices": [self._choice(index, choice) for index, choice in enumerate(self.choices)],
-            "usage": self.usage,
-            "pg_metadata": self.pg_metadata,
-        }
+        return self._as_asked(
+            {
+                "id": self.id,
+                "object": "chat.completion",
+                "created": self.created,
+                "model": self.model,
+                "choices": [self._choice(index, choice) for index, choice in enumerate(self.choices)],
+                "usage": self.usage,
+                "pg_metadata": self.pg_metadata,
+            }
+        )
 
     def _choice(self, index: int, choice: _Choice) -> ChatChoice:
         message: ChatMessage = {"role": "assistant", "content": "".join(choice.parts)}
@@ -320,23 +341,25 @@ class TextAssembler(Assembler[CompletionChunk, CompletionResponse]):
         return {**self._with([]), "usage": self.usage}
 
     def response(self) -> CompletionResponse:
-        return {
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.model,
-            "choices": [
-                {
-                    "text": "".join(choice.parts),
-                    "index": index,
-                    "logprobs": text_logprobs(choice.logprobs) if self._logprobs else None,
-                    "finish_reason": cast(FinishReason, choice.reason),  # the answer is done
-                }
-                for index, choice in enumerate(self.choices)
-            ],
-            "usage": self.usage,
-            "pg_metadata": self.pg_metadata,
-        }
+        return self._as_asked(
+            {
+                "id": self.id,
+                "object": "text_completion",
+                "created": self.created,
+                "model": self.model,
+                "choices": [
+                    {
+                        "text": "".join(choice.parts),
+                        "index": index,
+                        "logprobs": text_logprobs(choice.logprobs) if self._logprobs else None,
+                        "finish_reason": cast(FinishReason, choice.reason),  # the answer is done
+                    }
+                    for index, choice in enumerate(self.choices)
+                ],
+                "usage": self.usage,
+                "pg_metadata": self.pg_metadata,
+            }
+        )
 
 
 class EmbeddingAssembler(Assembler[dict[str, Any], EmbeddingResponse[Any]]):

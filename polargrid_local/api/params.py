@@ -92,7 +92,7 @@ class _GeneratingParams(TypedDict, total=False):
     ignore_eos: bool | None
     content_filter: str | Sequence[str] | Callable[[str], Any] | None
     n: int | None
-    response_format: Mapping[str, Any] | None
+    response_format: Mapping[str, Any] | None  # or a class: the engines have signatures of their own for that
     structured_outputs: Mapping[str, Any] | None
     json_schema: Mapping[str, Any] | str | None
     regex: str | None

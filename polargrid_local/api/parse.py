@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError as PydanticError
 from pydantic_core import PydanticCustomError
 
+from polargrid_local.api.answer_type import typed_format
 from polargrid_local.api.constraints import constraint_asked
 from polargrid_local.api.keys import keys_of, known, known_fields
 from polargrid_local.api.plain import path, plain, shown
@@ -52,16 +53,20 @@ def parse_request(
 ) -> Any:
     """The request model of `kind` ("chat", "completion", "embedding", "rerank", "generate") for a dict, an SDK object,
     keyword arguments, or a positional object with keywords on top. None means omitted; camelCase is an alias; nothing
-    the caller passed is changed. Unknown keys, at any level, are refused with the nearest known one; `strict=False`
-    tolerates them, as the remote API does. A request parsed before is returned as it is. Without `max_tokens` an answer
-    has the SDK's 150 (chat) or 100 (completion) tokens at most; -1 is as many as the context leaves.
+    the caller passed is changed. `response_format` may be a class (pydantic model, TypedDict, dataclass). Unknown keys,
+    at any level, are refused with the nearest known one; `strict=False` tolerates them, as the remote API does. A
+    request parsed before is returned as it is. Without `max_tokens` an answer has the SDK's 150 (chat) or 100
+    (completion) tokens at most; -1 is as many as the context leaves.
 
     Raises ValidationError naming the field's path and its limit; `param` and `details["field"]` hold the path."""
     cls = KINDS[kind]
     if isinstance(obj, cls) and not kwargs:
         return obj
+    answer_type = getattr(obj, "_answer_type", None) if "response_format" not in (kwargs or {}) else None
     if isinstance(obj, cls):
         obj = obj.model_dump(exclude_unset=True)
+    obj, of_object = typed_format(obj)
+    kwargs, of_keywords = typed_format(kwargs)
     obj = plain(obj)
     if obj is not None and not isinstance(obj, dict):
         raise refused("request", f"must be a dict or a request object, got {type(obj).__name__}")
@@ -74,6 +79,8 @@ def parse_request(
     if getattr(request, "max_tokens", 0) > limit:
         raise refused("max_tokens", f"must be between 1 and {limit}, got {request.max_tokens}", le=limit)
     _check_supported(request)
+    if (answer_type := of_keywords or of_object or answer_type) is not None:
+        request._answer_type = answer_type
     return request
 
 

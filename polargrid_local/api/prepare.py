@@ -148,6 +148,7 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         logprobs=request.n_logprobs >= 0,
         predicates=predicates,
         dropped_keywords=dropped,
+        answer_type=request.answer_type,
     )
     return Job([{**common, "prompt": prompt} for prompt in spans], assembler)
 

@@ -6,16 +6,19 @@ import asyncio
 import json
 import re
 import threading
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import pydantic
 import pytest
 from helpers import chat, content_of, wait_until_idle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from typing_extensions import TypedDict
 
-from polargrid_local import AsyncEngine, Engine, SchemaError, ServerError
+from polargrid_local import AsyncEngine, Engine, SchemaError, ServerError, ValidationError
 from polargrid_local.native import loaded_model
 
 PERSON = {
@@ -190,12 +193,50 @@ def test_a_hostile_schema_is_met_or_refused_and_others_go_on(engine: Engine, nam
     wait_until_idle(engine)
 
 
+class Model(pydantic.BaseModel):
+    name: Annotated[str, pydantic.Field(max_length=12)]
+    mood: Literal["glad", "sad"]
+
+
+class Typed(TypedDict):
+    age: Annotated[int, pydantic.Field(ge=0, le=120)]
+
+
+@dataclass
+class Data:
+    yes: bool
+
+
+@pytest.mark.parametrize("asked", [Model, Typed, Data])
+def test_a_class_is_asked_for_and_comes_back(engine: Engine, asked: Any) -> None:
+    request: Any = {"messages": chat("Describe somebody.")["messages"], "max_tokens": 80, "seed": 1}
+    reply = engine.chat_completion(**request, response_format=asked)
+    parsed: Any = reply.parsed
+    assert isinstance(parsed, dict if asked is Typed else asked)
+    assert json.loads(json.dumps(reply)) == dict(reply)  # a plain answer all the same
+    assert json.loads(content_of(reply)) == pydantic.TypeAdapter(asked).dump_python(parsed)
+    stream = engine.chat_completion_stream(**request, response_format=asked)
+    next(stream)
+    assert stream.parsed is None
+    list(stream)
+    assert stream.parsed == parsed
+    assert engine.chat_completion(**{**request, "max_tokens": 1}, response_format=asked).parsed is None
+
+
+def test_a_class_without_a_schema_is_refused(engine: Engine) -> None:
+    with pytest.raises(ValidationError, match="Thread has no JSON schema") as caught:
+        engine.chat_completion(messages=chat("x")["messages"], response_format=threading.Thread)
+    assert caught.value.param == "response_format"
+
+
 async def test_async_answers_are_held_too(smollm2: Path) -> None:
     async with AsyncEngine(smollm2, n_ctx=512) as engine:
         replies = await asyncio.gather(
             *(engine.chat_completion(**chat("Pick."), choice=["left", "right"], seed=i) for i in range(6))
         )
         assert {content_of(reply) for reply in replies} <= {"left", "right"}
+        reply = await engine.chat_completion(messages=chat("Pick.")["messages"], response_format=Data)
+        assert isinstance(reply.parsed, Data)
 
 
 def test_without_the_library_the_error_says_how_to_get_it(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ from polargrid_local.types import (
     ModelInfo,
     ModelStats,
     ModelStatusResponse,
+    ParsedReply,
     RerankResponse,
     SystemInfo,
     Timings,
@@ -197,6 +198,9 @@ async def tasks(path: Path) -> None:
             assert_type(piece, CompletionChunk)
         assert_type(stream.usage, Usage)
         assert_type(await engine.chat_completion(SdkRequest(), n=1), ChatCompletionResponse)
+        reply = await engine.chat_completion(messages=[], response_format=SdkRequest, max_tokens=9)
+        assert_type(reply, ParsedReply[SdkRequest])
+        assert_type(reply.parsed, SdkRequest | None)
         assert_type(await engine.completion(prompt="a"), CompletionResponse)
         assert_type(await engine.generate("a"), GenerateResponse)
         assert_type(await engine.rerank("q", ["a"]), RerankResponse)

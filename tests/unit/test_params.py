@@ -187,7 +187,13 @@ def test_a_stream_says_how_far_it_is(tmp_path):
 
 
 def test_the_types_for_annotations_are_those_of_params_and_replies_and_nothing_else():
-    aliases = {"FinishReason", "LoadStatus", "Messages", "Task"}  # what keys of the TypedDicts are annotated with
+    aliases = {
+        "ParsedReply",
+        "FinishReason",
+        "LoadStatus",
+        "Messages",
+        "Task",
+    }  # what keys of the TypedDicts are annotated with
     typed = {name for module in (params, replies) for name, value in vars(module).items() if is_typeddict(value)}
     assert set(types.__all__) == {name for name in typed if not name.startswith("_")} | aliases
     assert types.__all__ == sorted(types.__all__)
