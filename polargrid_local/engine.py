@@ -164,14 +164,14 @@ class Engine(_Settings):
             self._models.load(self._first, on_progress=self._on_load_progress)
 
     @overload
-    def chat_completion_stream(
-        self, *, messages: Messages, response_format: type[Any], **fields: Any
-    ) -> ChatStream[ChatCompletionChunk]: ...
-    @overload
     def chat_completion_stream(self, **fields: Unpack[ChatParams]) -> ChatStream[ChatCompletionChunk]: ...
     @overload
     def chat_completion_stream(
         self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]
+    ) -> ChatStream[ChatCompletionChunk]: ...
+    @overload
+    def chat_completion_stream(
+        self, *, messages: Messages, response_format: type[Any], **fields: Any
     ) -> ChatStream[ChatCompletionChunk]: ...
     def chat_completion_stream(self, request: Any = None, **kwargs: Any) -> ChatStream[ChatCompletionChunk]:
         """Chunks of a chat answer, as they are produced. What is wrong with the request is raised here."""
@@ -188,13 +188,13 @@ class Engine(_Settings):
         return ChatStream(*self._begin(COMPLETION, request, kwargs))
 
     @overload
-    def chat_completion(self, *, messages: Messages, response_format: type[T], **fields: Any) -> ParsedReply[T]: ...
-    @overload
     def chat_completion(self, **fields: Unpack[ChatParams]) -> ChatCompletionResponse: ...
     @overload
     def chat_completion(
         self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]
     ) -> ChatCompletionResponse: ...
+    @overload
+    def chat_completion(self, *, messages: Messages, response_format: type[T], **fields: Any) -> ParsedReply[T]: ...
     def chat_completion(self, request: Any = None, **kwargs: Any) -> Any:
         """A chat answer in one piece: the joined stream. With a class as `response_format` the reply has `parsed`."""
         return self._answer(CHAT, request, kwargs).response()
@@ -400,14 +400,14 @@ class AsyncEngine(_Settings):
         await self.close()
 
     @overload
-    def chat_completion_stream(
-        self, *, messages: Messages, response_format: type[Any], **fields: Any
-    ) -> AsyncChatStream[ChatCompletionChunk]: ...
-    @overload
     def chat_completion_stream(self, **fields: Unpack[ChatParams]) -> AsyncChatStream[ChatCompletionChunk]: ...
     @overload
     def chat_completion_stream(
         self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]
+    ) -> AsyncChatStream[ChatCompletionChunk]: ...
+    @overload
+    def chat_completion_stream(
+        self, *, messages: Messages, response_format: type[Any], **fields: Any
     ) -> AsyncChatStream[ChatCompletionChunk]: ...
     def chat_completion_stream(self, request: Any = None, **kwargs: Any) -> AsyncChatStream[ChatCompletionChunk]:
         """Chunks of a chat answer. What is wrong with the request is raised by `await stream.start()` or the first
@@ -425,15 +425,15 @@ class AsyncEngine(_Settings):
         return AsyncChatStream(lambda: self._models.begin(COMPLETION, request, kwargs))
 
     @overload
-    async def chat_completion(
-        self, *, messages: Messages, response_format: type[T], **fields: Any
-    ) -> ParsedReply[T]: ...
-    @overload
     async def chat_completion(self, **fields: Unpack[ChatParams]) -> ChatCompletionResponse: ...
     @overload
     async def chat_completion(
         self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]
     ) -> ChatCompletionResponse: ...
+    @overload
+    async def chat_completion(
+        self, *, messages: Messages, response_format: type[T], **fields: Any
+    ) -> ParsedReply[T]: ...
     async def chat_completion(self, request: Any = None, **kwargs: Any) -> Any:
         return (await self._answer(CHAT, request, kwargs)).response()
 

@@ -113,8 +113,9 @@ def requests(engine: Engine) -> None:
     )
     assert_type(engine.chat_completion(SdkRequest(), max_completion_tokens=9), ChatCompletionResponse)
     assert_type(engine.chat_completion_stream(request), ChatStream[ChatCompletionChunk])
-    body: dict[str, Any] = {"messages": []}
-    assert_type(engine.chat_completion(**body), ChatCompletionResponse)
+    assert_type(engine.chat_completion(**request), ChatCompletionResponse)
+    body: dict[str, Any] = {"messages": []}  # which might hold a class, for all that a type checker knows
+    engine.chat_completion(**body)["choices"]
 
     assert_type(engine.completion(prompt="Once", logprobs=2), CompletionResponse)
     assert_type(engine.completion({"prompt": ["a", "b"]}, seed=1), CompletionResponse)
