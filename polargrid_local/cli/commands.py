@@ -18,6 +18,7 @@ from polargrid_local.cli.flags import (
     MaxTokens,
     Model,
     ModelsDir,
+    SchemaFile,
     Seed,
     Stop,
     System,
@@ -80,6 +81,7 @@ def chat(
     top_k: TopK = None,
     seed: Seed = None,
     stop: Stop = None,
+    schema: SchemaFile = None,
     as_json: AsJson = False,
     as_sse: AsSse = False,
     **options: Any,
@@ -95,6 +97,7 @@ def chat(
     form = _form(as_json, as_sse)
     text = prompt_of(prompt)
     sampling = given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop)
+    sampling |= _held_to(schema)
     options = {**ALONE, **given(**options)}
     if text is None:
         # The prompt comes first: what is typed or pasted while the model loads is for it.
@@ -126,6 +129,7 @@ def complete(
     top_k: TopK = None,
     seed: Seed = None,
     stop: Stop = None,
+    schema: SchemaFile = None,
     as_json: AsJson = False,
     as_sse: AsSse = False,
     **options: Any,
@@ -138,12 +142,24 @@ def complete(
     form = _form(as_json, as_sse)
     text = prompt_of(prompt)
     sampling = given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop)
+    sampling |= _held_to(schema)
     options = {**ALONE, **given(**options)}
     if text is None:
         note("type the text to continue; Ctrl-D ends it")
         text = not_empty(read_text())
     with loaded_engine(model, models_dir, **options) as (engine, _):
         write_answer(engine.completion_stream(prompt=text, **sampling), form, sys.stdout)
+
+
+def _held_to(schema: Path | None) -> dict[str, Any]:
+    """The request's fields for answers that fit the JSON schema in a file. Raises ValidationError naming the file."""
+    if schema is None:
+        return {}
+    try:
+        held = json.loads(schema.read_bytes())
+    except ValueError as error:
+        raise ValidationError(f"{schema}: is no JSON: {error}", param="schema") from None
+    return {"response_format": {"type": "json_schema", "json_schema": {"schema": held, "strict": True}}}
 
 
 @app.command()

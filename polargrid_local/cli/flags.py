@@ -29,6 +29,16 @@ TopK = Annotated[Optional[int], typer.Option(help="Sample from this many tokens;
 Seed = Annotated[Optional[int], typer.Option(help="Same seed, same prompt, same text.", show_default=False)]
 Stop = Annotated[Optional[list[str]], typer.Option(help="End before this text; may be repeated.", show_default=False)]
 System = Annotated[Optional[str], typer.Option(help="System message.", show_default=False)]
+SchemaFile = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--schema",
+        help="Answer in JSON that fits the schema in this file.",
+        dir_okay=False,
+        exists=True,
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the raw chunks, one per line.")]
 AsSse = Annotated[bool, typer.Option("--sse", help="Print the raw events of the server's stream.")]
 

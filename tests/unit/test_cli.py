@@ -69,6 +69,20 @@ def test_sse_prints_the_raw_events(run):
     assert run("chat", "hi", "--sse", "--json").exit_code == 1
 
 
+@pytest.mark.parametrize("command", ["chat", "complete"])
+def test_a_schema_is_read_from_its_file(run, command, tmp_path):
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "object"}')
+    assert run(command, "hi", "--schema", file).exit_code == 0
+    held = FakeEngine.made[0].requests[0]["response_format"]
+    assert held == {"type": "json_schema", "json_schema": {"schema": {"type": "object"}, "strict": True}}
+    assert run(command, "hi").exit_code == 0 and "response_format" not in FakeEngine.made[1].requests[0]
+    file.write_text("{")
+    result = run(command, "hi", "--schema", file)
+    assert result.exit_code == 1 and result.stderr.startswith(f"error: {file}: is no JSON")
+    assert run(command, "hi", "--schema", tmp_path / "nowhere").exit_code == 2
+
+
 @pytest.mark.parametrize("flags", [[], ["--json"], ["--sse"]])
 def test_a_stream_that_breaks_keeps_its_text_and_fails(run, flags):
     FakeEngine.answers = [["Half", EngineClosed("the engine was closed")]]
