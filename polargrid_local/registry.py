@@ -255,6 +255,8 @@ class Models:
         job: Job[C, R] = prepare(
             request, ready.target, now=datetime.now().astimezone(), id=secrets.token_hex(12), seed=secrets.randbits(32)
         )
+        if job.assembler.dropped_keywords:
+            _log.warning("an answer is not held to all of its schema: %s", ", ".join(job.assembler.dropped_keywords))
         return ready.model, job
 
     def tokens(self, text: Any, messages: Any, model: str | None, unlimited: bool) -> list[int]:

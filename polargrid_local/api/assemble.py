@@ -96,7 +96,7 @@ class Assembler(Generic[C, R]):
         self._include_usage = include_usage
         self._logprobs = logprobs
         self._predicates = predicates
-        self._dropped_keywords = list(dropped_keywords)
+        self.dropped_keywords = list(dropped_keywords)  # paths in its schema that the answer is not held to
         self._answer_type = answer_type
 
     # what streams and answers are read from
@@ -174,8 +174,8 @@ class Assembler(Generic[C, R]):
             "seed": self.seed,
             "cached_tokens": self._counts[1],
         }
-        if self._dropped_keywords:
-            metadata["dropped_keywords"] = self._dropped_keywords
+        if self.dropped_keywords:
+            metadata["dropped_keywords"] = self.dropped_keywords
         return metadata
 
     # events in, chunks out

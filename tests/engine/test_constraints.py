@@ -156,13 +156,14 @@ def test_control_tokens_never_come_from_a_grammar(engine: Engine) -> None:
     assert content_of(reply) == "<|im_end|>x" and reply["choices"][0]["finish_reason"] == "stop"
 
 
-def test_what_was_dropped_is_said(engine: Engine) -> None:
+def test_what_was_dropped_is_said(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     schema = {**PERSON, "not": {"required": ["zebra"]}}
     with pytest.raises(SchemaError) as caught:
         ask(engine, response_format=held(schema))
     assert caught.value.param == "response_format.json_schema.schema.not"
     reply = ask(engine, response_format=held(schema, strict=False))
     assert reply["pg_metadata"]["dropped_keywords"] == ["response_format.json_schema.schema.not"]
+    assert "response_format.json_schema.schema.not" in caplog.text
     Draft202012Validator(PERSON).validate(json.loads(content_of(reply)))
 
 
