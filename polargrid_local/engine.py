@@ -73,7 +73,7 @@ from polargrid_local.native.delivery import rest_if_leaving
 from polargrid_local.native.loaded_model import LoadedModel
 from polargrid_local.options import EngineKeywords, EngineOptions, described
 from polargrid_local.registry import Models, Progress
-from polargrid_local.streams import AsyncChatStream, Batch, ChatStream
+from polargrid_local.streams import AsyncChatStream, BulkCall, ChatStream
 from polargrid_local.text import sentences, text_of
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ class Engine(_Settings):
         """One vector per input text, in `data[i]["embedding"]`: a list of n_embd floats, with
         `encoding_format="base64"` the base64 of little-endian float32, with "numpy" a float32 array of shape
         (n_embd,)."""
-        return Batch().run(*self._begin(EMBEDDING, request, kwargs))
+        return BulkCall().run(*self._begin(EMBEDDING, request, kwargs))
 
     @overload
     def rerank(
@@ -272,7 +272,7 @@ class Engine(_Settings):
     def rerank(self, query: Any = None, documents: Any = None, **kwargs: Any) -> RerankResponse:
         """Documents by how well they answer the query, the best first: `results` of index and relevance_score (what the
         model computes, higher is better). For reranking models; `query` may be a whole request too."""
-        return Batch().run(*self._begin(RERANK, *query_or_request(query, documents, kwargs)))
+        return BulkCall().run(*self._begin(RERANK, *query_or_request(query, documents, kwargs)))
 
     def _begin(self, kind: Kind[C, R], request: Any, kwargs: dict[str, Any]) -> tuple[LoadedModel, Job[C, R]]:
         try:
@@ -506,7 +506,7 @@ class AsyncEngine(_Settings):
         return await self._batch(RERANK, *query_or_request(query, documents, kwargs))
 
     async def _batch(self, kind: Kind[dict[str, Any], R], request: Any, kwargs: dict[str, Any]) -> R:
-        batch = Batch()
+        batch = BulkCall()
         try:
             return await asyncio.to_thread(lambda: batch.run(*self._models.begin(kind, request, kwargs)))
         except asyncio.CancelledError:

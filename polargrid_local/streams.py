@@ -284,7 +284,7 @@ class AsyncChatStream(Call[C], AsyncIterator[C]):
         self.cancel()
 
 
-class Batch(Call[dict[str, Any]]):
+class BulkCall(Call[dict[str, Any]]):
     """Many small requests, a window of them at a time, for a whole answer: `run()` blocks."""
 
     _reader: ThreadReader

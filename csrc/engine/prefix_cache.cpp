@@ -19,7 +19,7 @@ bool is_prefix(const std::vector<Token> & a, const std::vector<Token> & of) {
 
 }  // namespace
 
-PrefixCache::Entry * PrefixCache::find(EntryId entry) {
+PrefixCache::Prefix * PrefixCache::find(EntryId entry) {
     if (entry == 0) {
         return nullptr;
     }
@@ -27,7 +27,7 @@ PrefixCache::Entry * PrefixCache::find(EntryId entry) {
     if (it != host_.end()) {
         return &it->second;
     }
-    for (Entry & slot : slots_) {
+    for (Prefix & slot : slots_) {
         if (slot.id == entry) {
             return &slot;
         }
@@ -40,7 +40,7 @@ PrefixCache::EntryId PrefixCache::put_slot(int32_t slot, std::vector<Token> toke
     if (index >= slots_.size()) {
         slots_.resize(index + 1);
     }
-    Entry & entry = slots_[index];
+    Prefix & entry = slots_[index];
     entry = {};
     entry.id = ++last_id_;
     entry.tokens = std::move(tokens);
@@ -52,7 +52,7 @@ void PrefixCache::extend_slot(int32_t slot, Token token) {
     if (slot_entry(slot) == 0) {
         put_slot(slot, {});
     }
-    Entry & entry = slots_[static_cast<size_t>(slot)];
+    Prefix & entry = slots_[static_cast<size_t>(slot)];
     entry.tokens.push_back(token);
     entry.last_use = ++clock_;
 }
@@ -128,7 +128,7 @@ PrefixCache::EntryId PrefixCache::put_host(std::vector<Token> tokens, uint64_t b
         }
         evict(victim);   // exists: the pinned ones alone leave room
     }
-    Entry entry;
+    Prefix entry;
     entry.id = ++last_id_;
     entry.tokens = std::move(tokens);
     entry.bytes = bytes;
@@ -137,7 +137,7 @@ PrefixCache::EntryId PrefixCache::put_host(std::vector<Token> tokens, uint64_t b
     return host_.emplace(entry.id, std::move(entry)).first->first;
 }
 
-void PrefixCache::evict(std::map<EntryId, Entry>::iterator it) {
+void PrefixCache::evict(std::map<EntryId, Prefix>::iterator it) {
     evicted_.push_back(it->first);
     host_bytes_ -= it->second.bytes;
     host_.erase(it);
@@ -156,20 +156,20 @@ std::vector<PrefixCache::EntryId> PrefixCache::take_evicted() {
 }
 
 void PrefixCache::pin(EntryId entry) {
-    if (Entry * e = find(entry)) {
+    if (Prefix * e = find(entry)) {
         ++e->n_pins;
     }
 }
 
 void PrefixCache::unpin(EntryId entry) {
-    Entry * e = find(entry);
+    Prefix * e = find(entry);
     if (e != nullptr && e->n_pins > 0) {
         --e->n_pins;
     }
 }
 
 void PrefixCache::touch(EntryId entry) {
-    if (Entry * e = find(entry)) {
+    if (Prefix * e = find(entry)) {
         e->last_use = ++clock_;
     }
 }
@@ -180,7 +180,7 @@ std::vector<PrefixCache::Match> PrefixCache::matches(const std::vector<Token> & 
         uint64_t last_use;
     };
     std::vector<Found> found;
-    const auto add = [&](const Entry & entry, Where where, int32_t slot) {
+    const auto add = [&](const Prefix & entry, Where where, int32_t slot) {
         const int32_t n = n_shared_tokens(entry.tokens, prompt);
         if (n > 0) {
             const auto n_tokens = static_cast<int32_t>(entry.tokens.size());
@@ -208,7 +208,7 @@ std::vector<PrefixCache::Match> PrefixCache::matches(const std::vector<Token> & 
 
 int32_t PrefixCache::n_slot_tokens() const {
     size_t n = 0;
-    for (const Entry & slot : slots_) {
+    for (const Prefix & slot : slots_) {
         n += slot.tokens.size();
     }
     return static_cast<int32_t>(n);
@@ -218,12 +218,12 @@ bool PrefixCache::check() const {
     std::vector<EntryId> ids;
     std::vector<uint64_t> uses;
     uint64_t bytes = 0;
-    const auto sound = [&](const Entry & e) {
+    const auto sound = [&](const Prefix & e) {
         ids.push_back(e.id);
         uses.push_back(e.last_use);
         return e.id != 0 && e.id <= last_id_ && e.last_use != 0 && e.last_use <= clock_ && e.n_pins >= 0;
     };
-    for (const Entry & slot : slots_) {
+    for (const Prefix & slot : slots_) {
         if (slot.id == 0 ? !slot.tokens.empty() || slot.n_pins != 0 || slot.last_use != 0 : !sound(slot)) {
             return false;
         }

@@ -63,7 +63,7 @@ class PrefixCache {
     bool check() const;  // the index agrees with itself; for the idle self-check
 
   private:
-    struct Entry {
+    struct Prefix {
         EntryId id = 0;
         std::vector<Token> tokens;
         uint64_t bytes = 0;  // host only
@@ -71,11 +71,11 @@ class PrefixCache {
         int32_t n_pins = 0;
     };
 
-    Entry * find(EntryId entry);
-    void evict(std::map<EntryId, Entry>::iterator it);
+    Prefix * find(EntryId entry);
+    void evict(std::map<EntryId, Prefix>::iterator it);
 
-    std::vector<Entry> slots_;  // by slot index; id 0 = empty
-    std::map<EntryId, Entry> host_;
+    std::vector<Prefix> slots_;  // by slot index; id 0 = empty
+    std::map<EntryId, Prefix> host_;
     std::vector<EntryId> evicted_;
     uint64_t host_limit_bytes_;
     uint64_t host_bytes_ = 0;

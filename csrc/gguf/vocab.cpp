@@ -77,13 +77,13 @@ void rwkv_first_bytes(const std::vector<std::string_view> & tokens) {
 void unique_tokens(const std::vector<std::string_view> & tokens) {
     std::vector<std::string> renamed;   // the loader gives empty tokens a name, which may clash
     renamed.reserve(static_cast<size_t>(std::count(tokens.begin(), tokens.end(), std::string_view())));
-    struct Entry {
+    struct Piece {
         size_t hash;
         std::string_view text;
         uint32_t id;
     };
     // Sorted by hash: no choice of tokens makes this slow, as it could a hash table.
-    std::vector<Entry> entries;
+    std::vector<Piece> entries;
     entries.reserve(tokens.size());
     for (size_t i = 0; i < tokens.size(); ++i) {
         std::string_view text = tokens[i];
@@ -93,11 +93,11 @@ void unique_tokens(const std::vector<std::string_view> & tokens) {
         }
         entries.push_back({std::hash<std::string_view>()(text), text, static_cast<uint32_t>(i)});
     }
-    std::sort(entries.begin(), entries.end(), [](const Entry & a, const Entry & b) {
+    std::sort(entries.begin(), entries.end(), [](const Piece & a, const Piece & b) {
         return a.hash != b.hash ? a.hash < b.hash : a.text != b.text ? a.text < b.text : a.id < b.id;
     });
     std::string duplicates;
-    const Entry * first = nullptr;
+    const Piece * first = nullptr;
     size_t n = 0;
     for (size_t i = 1; i < entries.size(); ++i) {
         if (entries[i].text == entries[i - 1].text && entries[i].hash == entries[i - 1].hash) {

@@ -196,8 +196,8 @@ namespace {
 constexpr auto kPollInterval = std::chrono::milliseconds(50);
 
 // One piece of work on a thread of its own, shared by that thread and whoever waits for it.
-struct Call {
-    explicit Call(std::function<void()> work_) : work(std::move(work_)) {}
+struct BackgroundWork {
+    explicit BackgroundWork(std::function<void()> work_) : work(std::move(work_)) {}
 
     std::function<void()> work;
     std::exception_ptr error;
@@ -223,22 +223,22 @@ struct Call {
     }
 };
 
-using CallPtr = std::shared_ptr<Call>;
+using WorkPtr = std::shared_ptr<BackgroundWork>;
 
 // Calls that their callers left. The static tables that they read must not be taken down under them.
-void wait_at_exit(CallPtr call) {
+void wait_at_exit(WorkPtr call) {
     static std::mutex mutex;
-    static auto * const left = new std::vector<CallPtr>;
+    static auto * const left = new std::vector<WorkPtr>;
     const std::lock_guard lock(mutex);
     left->erase(std::remove_if(left->begin(), left->end(),
-                               [](const CallPtr & other) {
+                               [](const WorkPtr & other) {
                                    const std::lock_guard one(other->mutex);
                                    return other->done;
                                }),
                 left->end());
     left->push_back(std::move(call));
     static const int registered = std::atexit([] {
-        for (const CallPtr & other : *left) {
+        for (const WorkPtr & other : *left) {
             other->wait();
         }
     });
@@ -247,10 +247,10 @@ void wait_at_exit(CallPtr call) {
 
 #if defined(_WIN32)
 
-bool start(uint64_t stack_bytes, const CallPtr & call) {
-    auto * held = new CallPtr(call);
+bool start(uint64_t stack_bytes, const WorkPtr & call) {
+    auto * held = new WorkPtr(call);
     const auto body = [](void * data) -> unsigned {
-        const std::unique_ptr<CallPtr> own(static_cast<CallPtr *>(data));
+        const std::unique_ptr<WorkPtr> own(static_cast<WorkPtr *>(data));
         return (*own)->run(), 0U;
     };
     const auto size = static_cast<unsigned>(std::min<uint64_t>(stack_bytes, 1U << 30));
@@ -266,8 +266,8 @@ bool start(uint64_t stack_bytes, const CallPtr & call) {
 
 #else
 
-bool start(uint64_t stack_bytes, const CallPtr & call) {
-    auto * held = new CallPtr(call);
+bool start(uint64_t stack_bytes, const WorkPtr & call) {
+    auto * held = new WorkPtr(call);
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
@@ -278,7 +278,7 @@ bool start(uint64_t stack_bytes, const CallPtr & call) {
     const int status = pthread_create(
         &thread, &attributes,
         [](void * data) -> void * {
-            const std::unique_ptr<CallPtr> own(static_cast<CallPtr *>(data));
+            const std::unique_ptr<WorkPtr> own(static_cast<WorkPtr *>(data));
             return (*own)->run(), nullptr;
         },
         held);
@@ -294,7 +294,7 @@ bool start(uint64_t stack_bytes, const CallPtr & call) {
 }  // namespace
 
 void run_with_stack(uint64_t stack_bytes, std::function<void()> work, const Poll & poll) {
-    const auto call = std::make_shared<Call>(std::move(work));
+    const auto call = std::make_shared<BackgroundWork>(std::move(work));
     if (!start(stack_bytes, call)) {
         throw Error("out_of_memory",
                     "no thread with a stack of " + std::to_string(stack_bytes) +

@@ -33,7 +33,7 @@ from polargrid_local import (
     text_of,
 )
 from polargrid_local.api.prepare import LONGEST_PIECE_BYTES
-from polargrid_local.streams import Batch
+from polargrid_local.streams import BulkCall
 
 HI = [{"role": "user", "content": "hi"}]
 WHOLE = "".join(fakes.WORDS)
@@ -495,7 +495,7 @@ async def test_another_event_loop_is_refused_and_the_first_reads_on(path, tmp_pa
 
 
 def test_a_batch_runs_once(engine):
-    batch, begun = Batch(), engine._models.begin("embedding", {"input": "x"}, {})
+    batch, begun = BulkCall(), engine._models.begin("embedding", {"input": "x"}, {})
     batch.run(*begun)
     with pytest.raises(ValidationError, match="a reader already"):
         batch.run(*begun)

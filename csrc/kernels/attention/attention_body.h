@@ -53,7 +53,7 @@ struct Split {
     Block blocks[split_blocks];
 };
 
-struct Row {
+struct QueryRow {
     const float * q;
     const uint16_t * mask;       // a value per cell of the split, or null
     const uint64_t * valid;      // a set of cells per block
@@ -90,7 +90,7 @@ inline void accumulate_v(const Split & split, const char * v, int d, const float
 }
 
 /// q . k of R rows and every cell of the block.
-template <int R> inline void scores(const float * kt, int dk, const Row * rows, float (*p)[block_cells]) {
+template <int R> inline void scores(const float * kt, int dk, const QueryRow * rows, float (*p)[block_cells]) {
     for (int c = 0; c < block_vecs; c += tile_vecs) {
         const float * k = kt + 16 * c;
         for (int d = 0; d < dk;) {
@@ -124,7 +124,7 @@ template <int R> inline void scores(const float * kt, int dk, const Row * rows, 
 
 /// Scores of block `b` to weights exp(score - new maximum), in place.
 template <int R>
-inline void softmax(float scale, int b, const Row * rows, AttentionState state, float (*p)[block_cells],
+inline void softmax(float scale, int b, const QueryRow * rows, AttentionState state, float (*p)[block_cells],
                     float * rescale) {
     const Vec nothing = set1(negative_infinity());
     alignas(64) float old_max[16] = {}, new_max[16] = {}, sums[16] = {};
@@ -181,7 +181,7 @@ inline void fold_rows(AttentionState total, AttentionState part, int n, int dv) 
 }
 
 /// R rows over one split, from nothing; then folded into `total`.
-template <CellType type, int R> void attend_tile(const Split & split, const Row * rows, AttentionState total) {
+template <CellType type, int R> void attend_tile(const Split & split, const QueryRow * rows, AttentionState total) {
     alignas(64) float max[R], sum[R], out[R * max_head_size];
     const AttentionState part = {max, sum, out};
     bool started = false;
@@ -221,7 +221,7 @@ template <CellType type, int R> void attend_tile(const Split & split, const Row 
 }
 
 template <CellType type, int R = tile_rows>
-inline void attend_tile_of(int n, const Split & split, const Row * rows, AttentionState total) {
+inline void attend_tile_of(int n, const Split & split, const QueryRow * rows, AttentionState total) {
     if (n == R) {
         attend_tile<type, R>(split, rows, total);
     } else if constexpr (R > 1) {
@@ -242,7 +242,7 @@ inline void attend_tokens(const AttentionRows & a, const Split & split, const Ma
                           AttentionState total) {
     const int begin = t0 * a.n_group, end = t1 * a.n_group;
     const int n_tiles = (end - begin + tile_rows - 1) / tile_rows;
-    Row rows[tile_rows];
+    QueryRow rows[tile_rows];
     for (int i = 0, r = begin; i < n_tiles; ++i) {
         const int stop = begin + static_cast<int>(static_cast<int64_t>(end - begin) * (i + 1) / n_tiles);
         const int n = stop - r;
