@@ -97,6 +97,7 @@ namespace {
 constexpr size_t kCompileStack = size_t{64} << 20;  // the library recurses over what is nested
 constexpr auto kCompileTime = std::chrono::seconds(1);
 constexpr size_t kRecent = 32;
+constexpr int32_t kMaxCompiling = 8;
 constexpr size_t kErrorBytes = 1024;
 // A token that is no text begins with this byte in the library's vocabulary, so that no text can spell it.
 constexpr char kControl = '\xFF';
@@ -106,6 +107,13 @@ size_t tokenize(const void * user_data, const uint8_t * bytes, size_t n_bytes, u
         const auto & tokenizer = *static_cast<const Tokenizer *>(user_data);
         const std::string text(reinterpret_cast<const char *>(bytes), n_bytes);
         const std::vector<Token> tokens = tokenizer.tokenize({{text, false}}, false);
+        std::string spelled;
+        for (const Token token : tokens) {
+            spelled += tokenizer.bytes(token);
+        }
+        if (spelled != text) {
+            return 0;  // some vocabularies lack a byte, or cannot do without a blank in front
+        }
         for (size_t i = 0; i < std::min(tokens.size(), n_out); ++i) {
             out[i] = static_cast<uint32_t>(tokens[i]);
         }
@@ -118,11 +126,11 @@ size_t tokenize(const void * user_data, const uint8_t * bytes, size_t n_bytes, u
 // The library's own words, without the dump of its state that follows them.
 std::string words_of(const char * error) {
     std::string text = error == nullptr ? "it cannot be followed" : error;
-    text.resize(std::min({text.size(), text.find("\n<state>"), kErrorBytes}));
+    text.resize(std::min({text.size(), text.find("\n<state>"), text.find("\n<non-verbose/>"), kErrorBytes}));
     while (!text.empty() && (text.back() == '\n' || text.back() == ' ')) {
         text.pop_back();
     }
-    return text;
+    return text == "NoExtensionBias" ? "no answer that this vocabulary can spell fits it" : text;
 }
 
 [[noreturn]] void refuse(const std::string & why) {
@@ -302,11 +310,18 @@ std::shared_ptr<const Grammars::Compiled> Grammars::compiled(const Constraint & 
             return known->second;
         }
     }
+    // A compilation that was left goes on: however many are asked for, no more than a few run at once.
+    const std::shared_ptr<void> counted(nullptr,
+                                        [self = shared_from_this()](void *) { self->n_compiling_.fetch_sub(1); });
+    if (n_compiling_.fetch_add(1) >= kMaxCompiling) {
+        throw Error("queue_full", "too many grammars are being compiled just now; try again");
+    }
     const auto result = std::make_shared<std::shared_ptr<const Compiled>>();
     const auto end = std::chrono::steady_clock::now() + kCompileTime;
     try {
         machine::run_with_stack(
-            kCompileStack, [self = shared_from_this(), constraint, result] { *result = self->compile(constraint); },
+            kCompileStack,
+            [self = shared_from_this(), constraint, result, counted] { *result = self->compile(constraint); },
             [end] { return std::chrono::steady_clock::now() >= end; });
     } catch (const Error & e) {
         if (e.code == "interrupted") {

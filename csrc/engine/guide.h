@@ -4,6 +4,7 @@
 #include "llama/tokenizer.h"
 #include "request.h"
 
+#include <atomic>
 #include <cstdint>
 #include <list>
 #include <memory>
@@ -58,7 +59,7 @@ class Grammars : public std::enable_shared_from_this<Grammars> {
 
     // A guide at the beginning of its answer. Compiles what was not compiled lately, on a stack of its own and for a
     // second at most, and computes the first mask, so that what cannot be followed is refused here. Throws
-    // Error("invalid_grammar").
+    // Error: invalid_grammar; queue_full while too many others are being compiled.
     std::unique_ptr<Guide> guide(const Constraint & constraint) const;
 
     struct Api;
@@ -78,6 +79,7 @@ class Grammars : public std::enable_shared_from_this<Grammars> {
     const int32_t n_vocab_;
     LlgTokenizer * vocabulary_ = nullptr;
 
+    mutable std::atomic<int32_t> n_compiling_{0};  // also those that nobody waits for any more
     mutable std::mutex mutex_;
     mutable std::list<std::pair<std::string, std::shared_ptr<const Compiled>>> recent_;  // the latest used first
 };

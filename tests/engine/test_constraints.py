@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from typing_extensions import TypedDict
 
-from polargrid_local import AsyncEngine, Engine, SchemaError, ServerError, ValidationError
+from polargrid_local import AsyncEngine, Engine, PolarGridError, SchemaError, ServerError, ValidationError
 from polargrid_local.native import loaded_model
 
 PERSON = {
@@ -55,6 +55,11 @@ def test_an_answer_fits_its_schema_and_streams_the_same(engine: Engine, seed: in
     assert chunks[-1]["finish_reason"] == "stop"
 
 
+def words(most: int) -> st.SearchStrategy[str]:
+    """Of characters that SmolLM2's vocabulary, which lacks a byte or two, can spell."""
+    return st.text(st.characters(max_codepoint=0x2FFFF, exclude_categories=["Cs"]), max_size=most)
+
+
 def leaves() -> st.SearchStrategy[dict[str, Any]]:
     return st.one_of(
         st.just({"type": "boolean"}),
@@ -64,8 +69,8 @@ def leaves() -> st.SearchStrategy[dict[str, Any]]:
         ),
         st.builds(lambda n: {"type": "string", "maxLength": n}, st.integers(0, 6)),
         st.builds(lambda a: {"type": "string", "pattern": f"^[a-{a}]{{1,3}}$"}, st.sampled_from("bcz")),
-        st.builds(lambda words: {"enum": words}, st.lists(st.text(max_size=4), min_size=1, max_size=3, unique=True)),
-        st.builds(lambda value: {"const": value}, st.one_of(st.integers(-99, 99), st.text(max_size=3), st.none())),
+        st.builds(lambda words: {"enum": words}, st.lists(words(4), min_size=1, max_size=3, unique=True)),
+        st.builds(lambda value: {"const": value}, st.one_of(st.integers(-99, 99), words(3), st.none())),
     )
 
 
@@ -167,6 +172,13 @@ def test_what_was_dropped_is_said(engine: Engine, caplog: pytest.LogCaptureFixtu
     Draft202012Validator(PERSON).validate(json.loads(content_of(reply)))
 
 
+def test_what_the_vocabulary_cannot_spell_is_refused(engine: Engine) -> None:
+    """SmolLM2 has no token for the byte F1, with which U+40000 begins."""
+    with pytest.raises(SchemaError, match="spell"):
+        ask(engine, response_format=held({"const": "a\U00040000"}))
+    assert content_of(ask(engine, response_format=held({"enum": ["\U00040000", "b"]}))) == '"b"'
+
+
 HOSTILE: dict[str, Any] = {
     "itself": {"$ref": "#"},
     "a circle": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
@@ -228,6 +240,27 @@ def test_a_class_without_a_schema_is_refused(engine: Engine) -> None:
     with pytest.raises(ValidationError, match="Thread has no JSON schema") as caught:
         engine.chat_completion(messages=chat("x")["messages"], response_format=threading.Thread)
     assert caught.value.param == "response_format"
+
+
+def test_many_hostile_schemas_at_once_are_refused_and_leave_the_engine_well(engine: Engine) -> None:
+    """Compilations that are given up go on for a while: further ones are told to come again, and none is lost."""
+    outcomes: list[str] = []
+
+    def one(i: int) -> None:
+        pattern = f"^((a{{1,9{i}}}){{1,99}}){{1,99}}$"
+        try:
+            ask(engine, response_format=held({"type": "string", "pattern": pattern}), max_tokens=2)
+            outcomes.append("held")
+        except PolarGridError as error:
+            outcomes.append(error.code)
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(outcomes) == 24 and set(outcomes) <= {"held", "invalid_grammar", "constraint_failed", "queue_full"}
+    assert content_of(ask(engine, choice=["still here"])) == "still here"
 
 
 async def test_async_answers_are_held_too(smollm2: Path) -> None:
