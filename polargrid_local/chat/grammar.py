@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from polargrid_local.errors import SchemaError
+from polargrid_local.errors import SchemaError, ServerError
 
 MAX_TEXT_BYTES = 256 << 10
 MAX_DEPTH = 64  # of objects in objects: the compiler recurses over them
@@ -77,8 +77,11 @@ def any_grammar(text: str, field: str, compile: Compile) -> Constraint:
     """A grammar in llguidance's form of Lark, or in llama.cpp's GBNF, which `::=` tells."""
     _check_size(text, field)
     if "::=" in text:
-        from llguidance.gbnf_to_lark import gbnf_to_lark  # needed by few
-
+        try:
+            from llguidance.gbnf_to_lark import gbnf_to_lark  # an extra, and needed by few
+        except ImportError:
+            problem = f"{field}: GBNF is read by the package llguidance, which is not installed: pip install llguidance"
+            raise ServerError(problem, code="missing_library") from None
         try:
             text = gbnf_to_lark(text)
         except Exception as error:  # whatever its parser stumbles over

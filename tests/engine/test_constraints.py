@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,6 +279,9 @@ def test_without_the_library_the_error_says_how_to_get_it(smollm2: Path, monkeyp
     with Engine(smollm2, n_ctx=256) as engine:
         with pytest.raises(ServerError, match="pip install llguidance"):
             ask(engine, choice=["a"])
+        monkeypatch.setitem(sys.modules, "llguidance.gbnf_to_lark", None)
+        with pytest.raises(ServerError, match="pip install llguidance"):
+            ask(engine, grammar='root ::= "a"')
         assert content_of(engine.chat_completion(**chat("hi")))  # everything else works
 
 
