@@ -30,10 +30,12 @@ from polargrid_local.api.replies import (
     ModelInfo,
     ModelStats,
     ModelStatusResponse,
+    NativeInfo,
     Task,
     UnloadAllModelsResponse,
     UnloadModelResponse,
 )
+from polargrid_local.chat.grammar import Compile, nothing_held
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import (
     EngineClosed,
@@ -124,7 +126,7 @@ class Models:
                 old.model.close()
             model = load.model = LoadedModel(found.path, self._options, self._factory)
             model.load(note)
-            ready = ReadyModel(model, self._target(found.id, model), int(time.time()))
+            ready = ReadyModel(model, self._target(found.id, model.info, model.compile), int(time.time()))
             with self._lock:
                 if not self.closed:
                     self._ready[found.id] = ready
@@ -138,8 +140,7 @@ class Models:
                 self._status[found.id] = status
         return _load_reply("success", name, force, f"Model {name} loaded successfully")
 
-    def _target(self, name: str, model: LoadedModel) -> Target:
-        info = model.info
+    def _target(self, name: str, info: NativeInfo, compile: Compile = nothing_held) -> Target:
         tokens: dict[str, Any] = {"bos_token": info.get("bos_text", ""), "eos_token": info.get("eos_text", "")}
         tokens |= {key: text for key, text in info.get("special_tokens", {}).items() if text}
         tokens["additional_special_tokens"] = list(info.get("additional_special_tokens", ()))
@@ -147,7 +148,7 @@ class Models:
         template = ChatTemplate(source, tokens)
         if template.assumed:
             _log.warning("%s: the file has no chat template, ChatML is assumed; chat_template=... names another", name)
-        return Target(name, info, template, self._content_filter, model.compile)
+        return Target(name, info, template, self._content_filter, compile)
 
     def abort(self, name: str | Path) -> None:
         """The load of this model, if one is running, ends with an error soon."""

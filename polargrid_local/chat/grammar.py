@@ -38,6 +38,10 @@ Compile = Callable[[Constraint], None]
 """Compiles for a model, or raises SchemaError with the compiler's own words."""
 
 
+def nothing_held(constraint: Constraint) -> None:
+    """A Compile without a model behind it: takes everything."""
+
+
 def any_object() -> Constraint:
     """Some JSON object."""
     return Constraint("json_schema", json.dumps({"type": "object", "x-guidance": OPTIONS}))
