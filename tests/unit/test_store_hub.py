@@ -609,12 +609,15 @@ models, wanted, old = sys.argv[1:]
 path = os.path.join(models, {FILE!r})
 
 def pull(kill_at):
-    n_lines = 0
+    n_lines, visits = 0, {{}}
     def trace(frame, event, arg):
         nonlocal n_lines
         if not frame.f_code.co_filename.startswith(FOLDER):
             return None
-        n_lines += 1
+        # How often the bytes come, and so how often the loops over them turn, is the network's affair: not counted.
+        place = frame.f_code.co_filename, frame.f_lineno
+        visits[place] = visits.get(place, 0) + 1
+        n_lines += visits[place] <= 2
         if n_lines == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         return trace
@@ -681,7 +684,7 @@ def test_kill_at_any_moment_leaves_the_old_state_or_the_new(hub, tmp_path, repla
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 15
+    assert int(done.stdout) >= 10  # of 21: a pull that goes on where the last one was killed is shorter
 
 
 def test_processes_and_threads_pulling_one_model_fetch_it_once(hub, tmp_path):
