@@ -173,7 +173,7 @@ std::shared_ptr<const Grammars> Engine::grammars(const std::shared_ptr<Model> & 
 }
 
 void Engine::compile(const Constraint & constraint) {
-    grammars(loaded_model())->guide(constraint);
+    grammars(loaded_model())->compiled(constraint);
 }
 
 RequestId Engine::submit(Request request, const machine::Poll & poll) {

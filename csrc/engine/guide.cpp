@@ -5,9 +5,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
-#include <cstring>
 #include <limits>
+#include <type_traits>
 
 namespace pgl {
 
@@ -59,7 +58,6 @@ struct Grammars::Api {
     int32_t (*compute_mask)(LlgMatcher *, uint32_t * mask, size_t mask_bytes);
     size_t (*mask_bytes)(const LlgMatcher *);
     int32_t (*consume)(LlgMatcher *, uint32_t token);
-    bool (*is_accepting)(LlgMatcher *);
     bool (*is_stopped)(const LlgMatcher *);
 
     explicit Api(const std::string & library) {
@@ -76,7 +74,6 @@ struct Grammars::Api {
         find(compute_mask, "llg_matcher_compute_mask_into");
         find(mask_bytes, "llg_matcher_get_mask_byte_size");
         find(consume, "llg_matcher_consume_token");
-        find(is_accepting, "llg_matcher_is_accepting");
         find(is_stopped, "llg_matcher_is_stopped");
     }
 };
@@ -101,6 +98,11 @@ constexpr int32_t kMaxCompiling = 8;
 constexpr size_t kErrorBytes = 1024;
 // A token that is no text begins with this byte in the library's vocabulary, so that no text can spell it.
 constexpr char kControl = '\xFF';
+
+// Of a mask with one bit for each token.
+size_t mask_words(int32_t n_vocab) {
+    return (static_cast<size_t>(n_vocab) + 31) / 32;
+}
 
 size_t tokenize(const void * user_data, const uint8_t * bytes, size_t n_bytes, uint32_t * out, size_t n_out) {
     try {
@@ -140,8 +142,7 @@ std::string words_of(const char * error) {
 }  // namespace
 
 Guide::Guide(std::shared_ptr<const Grammars> grammars, LlgMatcher * matcher)
-    : grammars_(std::move(grammars)), matcher_(matcher),
-      allowed_((static_cast<size_t>(grammars_->n_vocab()) + 31) / 32) {}
+    : grammars_(std::move(grammars)), matcher_(matcher), allowed_(mask_words(grammars_->n_vocab())) {}
 
 Guide::~Guide() {
     grammars_->api().free_matcher(matcher_);
@@ -275,7 +276,7 @@ LlgMatcher * Grammars::new_matcher(const Constraint & constraint) const {
         api_->free_matcher(matcher);
         refuse(why);
     }
-    if (api_->mask_bytes(matcher) != (static_cast<size_t>(n_vocab_) + 31) / 32 * sizeof(uint32_t)) {
+    if (api_->mask_bytes(matcher) != mask_words(n_vocab_) * sizeof(uint32_t)) {
         api_->free_matcher(matcher);
         throw Error("missing_library", "llguidance has masks of another size than this vocabulary");
     }
@@ -285,7 +286,7 @@ LlgMatcher * Grammars::new_matcher(const Constraint & constraint) const {
 std::shared_ptr<const Grammars::Compiled> Grammars::compile(const Constraint & constraint) const {
     auto compiled = std::make_shared<Compiled>(*api_, new_matcher(constraint));
     // Some grammars compile, and fail at the first mask.
-    std::vector<uint32_t> mask((static_cast<size_t>(n_vocab_) + 31) / 32);
+    std::vector<uint32_t> mask(mask_words(n_vocab_));
     LlgMatcher * trial = api_->clone_matcher(compiled->matcher);
     const bool good = api_->compute_mask(trial, mask.data(), mask.size() * sizeof(uint32_t)) == 0;
     const std::string why = good ? "" : words_of(api_->error(trial));

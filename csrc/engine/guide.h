@@ -57,9 +57,13 @@ class Grammars : public std::enable_shared_from_this<Grammars> {
                                                 std::shared_ptr<const Tokenizer> tokenizer);
     ~Grammars();
 
-    // A guide at the beginning of its answer. Compiles what was not compiled lately, on a stack of its own and for a
-    // second at most, and computes the first mask, so that what cannot be followed is refused here. Throws
-    // Error: invalid_grammar; queue_full while too many others are being compiled.
+    struct Compiled;
+    // Compiles what was not compiled lately, on a stack of its own and for a second at most, and computes the first
+    // mask, so that what cannot be followed is refused here. Throws Error: invalid_grammar; queue_full while too many
+    // others are being compiled.
+    std::shared_ptr<const Compiled> compiled(const Constraint & constraint) const;
+
+    // A guide at the beginning of its answer. Throws as compiled() does.
     std::unique_ptr<Guide> guide(const Constraint & constraint) const;
 
     struct Api;
@@ -67,11 +71,9 @@ class Grammars : public std::enable_shared_from_this<Grammars> {
     int32_t n_vocab() const { return n_vocab_; }
 
   private:
-    struct Compiled;
     Grammars(const std::string & library, std::shared_ptr<const Tokenizer> tokenizer);
     LlgMatcher * new_matcher(const Constraint & constraint) const;
     void self_test() const;
-    std::shared_ptr<const Compiled> compiled(const Constraint & constraint) const;
     std::shared_ptr<const Compiled> compile(const Constraint & constraint) const;
 
     const std::unique_ptr<const Api> api_;

@@ -89,23 +89,12 @@ struct Extra : ggml::cpu::extra_buffer_type {
     }
 };
 
-Type type_of(const ggml_tensor * tensor) {
-    switch (tensor->type) {
-    case GGML_TYPE_Q4_0:
-        return q4_0;
-    case GGML_TYPE_Q4_1:
-        return q4_1;
-    case GGML_TYPE_Q8_0:
-        return q8_0;
-    case GGML_TYPE_Q4_K:
-        return q4_k;
-    case GGML_TYPE_Q5_K:
-        return q5_k;
-    case GGML_TYPE_Q6_K:
-        return q6_k;
-    default:
+Type owned_type(const ggml_tensor * tensor) {
+    const Type type = type_of(tensor->type);
+    if (type == n_types) {
         GGML_ABORT("pgl: tensor %s of type %s in our buffer", tensor->name, ggml_type_name(tensor->type));
     }
+    return type;
 }
 
 // Half of repacking is the kernel clearing the pages it writes to; a smaller part is not worth starting a thread.
@@ -148,14 +137,14 @@ ggml_status init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
 
 void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     GGML_ASSERT(offset == 0 && size == ggml_nbytes(tensor) && "pgl: weights are set whole");
-    const Type type = type_of(tensor);
+    const Type type = owned_type(tensor);
     over_groups(tensor, [=](int64_t first, int64_t last) {
         pack(type, tensor->ne[1], tensor->ne[0], data, tensor->data, first, last);
     });
 }
 
 void get_tensor(ggml_backend_buffer_t, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
-    const Type type = type_of(tensor);
+    const Type type = owned_type(tensor);
     const auto unpack_into = [=](void * rows) {
         over_groups(tensor, [=](int64_t first, int64_t last) {
             unpack(type, tensor->ne[1], tensor->ne[0], tensor->data, rows, first, last);

@@ -6,11 +6,9 @@
 #include "ggml-cpu-impl.h"
 
 #include "kernels/dispatch.h"
-#include "kernels/matmul/layout.h"
 #include "kernels/matmul/plan.h"
 
 namespace pgl::kernels {
-namespace {
 
 Type type_of(ggml_type type) {
     switch (type) {
@@ -30,6 +28,8 @@ Type type_of(ggml_type type) {
         return n_types;
     }
 }
+
+namespace {
 
 /// M tokens in panels of nearly equal width; a function of M alone.
 struct Panels {
