@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import statistics
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +40,12 @@ def measure(tree: str, model: str, n_streams: int, n_tokens: int, n_threads: int
     def fields(i: int, n: int) -> Any:
         return {**request, "messages": [{"role": "user", "content": f"Number {i}"}], "max_tokens": n}
 
-    def timed(work: Any, n: int) -> tuple[float, float]:
+    @contextlib.contextmanager
+    def timed(found: dict[str, Any], what: str, n: int) -> Iterator[None]:
         began, cpu = time.perf_counter(), time.process_time()
-        work()
+        yield
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-        return n / seconds, 1000 * cpu / n
+        found[what] = n / seconds, 1000 * cpu / n
 
     def threads(engine: Any, n: int, n_each: int) -> None:
         def read(i: int) -> None:
@@ -64,20 +67,19 @@ def measure(tree: str, model: str, n_streams: int, n_tokens: int, n_threads: int
 
     long = 4 * n_tokens
     for _ in sys.stdin:
-        found = {}
+        found: dict[str, Any] = {}
         with polargrid_local.Engine(model, **options) as engine:
             threads(engine, n_streams, 4)
-            found["1 thread"] = timed(lambda engine=engine: threads(engine, 1, long), long)
-            found["threads"] = timed(lambda engine=engine: threads(engine, n_streams, n_tokens), n_streams * n_tokens)
+            for what, n, n_each in (("1 thread", 1, long), ("threads", n_streams, n_tokens)):
+                with timed(found, what, n * n_each):
+                    threads(engine, n, n_each)
 
         async def on_a_loop(found: dict[str, Any] = found) -> None:
             async with polargrid_local.AsyncEngine(model, **options) as engine:
                 await tasks(engine, n_streams, 4)
                 for what, n, n_each in (("1 task", 1, long), ("tasks", n_streams, n_tokens)):
-                    began, cpu = time.perf_counter(), time.process_time()
-                    await tasks(engine, n, n_each)
-                    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-                    found[what] = n * n_each / seconds, 1000 * cpu / (n * n_each)
+                    with timed(found, what, n * n_each):
+                        await tasks(engine, n, n_each)
 
         asyncio.run(on_a_loop())
         print(json.dumps(found), flush=True)

@@ -96,8 +96,9 @@ def cost_per_chunk(model: Path, n: int = 500) -> dict[str, float]:
         for outbox in outboxes:
             engine.submit({"max_tokens": n}, outbox)
         start = time.process_time()
-        while any(list(map(Outbox.wait, outboxes, [0] * streams))):
-            pass  # every one waits its turn, as when they are read
+        said = [True]
+        while any(said):
+            said = [bool(outbox.wait(0)) for outbox in outboxes]  # every one waits its turn, as when they are read
         return time.process_time() - start
 
     costs = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from polargrid_local.api.parse import parse_fields
 from polargrid_local.api.plain import plain
-from polargrid_local.errors import ValidationError, did_you_mean
+from polargrid_local.errors import ValidationError, did_you_mean, refused
 from polargrid_local.options import EngineKeywords
 
 MAX_ADAPTERS = 64
@@ -28,7 +28,7 @@ def query_or_request(query: Any, documents: Any, kwargs: dict[str, Any]) -> tupl
 
 
 def wrong_type(field: str, problem: str, given: Any) -> ValidationError:
-    return ValidationError(f"{field}: {problem}, got {type(given).__name__}", param=field, details={"field": field})
+    return refused(field, f"{problem}, got {type(given).__name__}")
 
 
 def path_of(value: Any, field: str) -> str:
@@ -37,7 +37,7 @@ def path_of(value: Any, field: str) -> str:
     if not isinstance(text, str):
         raise wrong_type(field, "must be a path", value)
     if "\0" in text:
-        raise ValidationError(f"{field}: a path cannot hold a NUL character", param=field, details={"field": field})
+        raise refused(field, "a path cannot hold a NUL character")
     return str(plain(text, field))
 
 
@@ -55,7 +55,7 @@ def adapters_of(lora: Any) -> list[tuple[str, float]]:
     adapters = []
     for i, item in enumerate(lora or ()):
         if i == MAX_ADAPTERS:  # or an iterable that never ends
-            raise ValidationError(f"lora: at most {MAX_ADAPTERS} adapters", param="lora", details={"field": "lora"})
+            raise refused("lora", f"at most {MAX_ADAPTERS} adapters")
         path, scale = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, 1.0)
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) <= 1e6:
             raise ValidationError(f"lora[{i}]: the scale must be a number in -1e6..1e6", param=f"lora[{i}]")
@@ -71,7 +71,7 @@ def refuse_options(unknown: dict[str, Any]) -> None:
                 f"{name}: an option of the engine, not of load_model(): give it to Engine()", param=name
             )
         hint = did_you_mean(name, ("force_reload", "on_progress"))
-        raise ValidationError(f"{name}: unknown argument{hint}", param=name, details={"field": name})
+        raise refused(name, f"unknown argument{hint}")
 
 
 def load_request(request: Any, force_reload: Any = False) -> tuple[str | Path, bool]:

@@ -4,6 +4,7 @@
     |- ValidationError             400  a bad argument or request field; the message names it and its limits
     |  |- ContextLengthError       400  prompt longer than the context; both counts in `details`
     |  |- InvalidModelError        400  a model file refused; key or tensor, value and limits in `details`
+    |  |- SchemaError              400  a JSON schema, pattern or grammar that no answer can be held to
     |  `- TemplateError            400  a broken or hostile chat template
     |- AuthenticationError         401  missing or wrong API key (403: foreign Host or Origin)
     |- NotFoundError               404  unknown model, or one not on this disk
@@ -24,7 +25,10 @@ The names are those of the official SDK where it has one, so `except` clauses po
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class PolarGridError(Exception):
@@ -71,10 +75,13 @@ def _printable(text: str) -> str:
 class ValidationError(PolarGridError):
     code, type, status = "invalid_request", "invalid_request_error", 400
 
+    @classmethod
+    def at(cls, field: str, problem: str, **details: Any) -> Self:
+        """What is wrong with one argument or request field, named by its path."""
+        return cls(f"{field}: {problem}", param=field, details={"field": field, **details})
 
-def refused(field: str, problem: str, **details: Any) -> ValidationError:
-    """What is wrong with one argument or request field, named by its path."""
-    return ValidationError(f"{field}: {problem}", param=field, details={"field": field, **details})
+
+refused = ValidationError.at
 
 
 class ContextLengthError(ValidationError):

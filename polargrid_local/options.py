@@ -163,7 +163,7 @@ def refused(error: pydantic.ValidationError) -> ValidationError:
 def unknown_option(name: str) -> ValidationError:
     """For an option that no engine has."""
     hint = did_you_mean(name, ("model", *EngineKeywords.__annotations__))
-    return ValidationError(f"{name[:80]}: unknown engine option{hint}", param=name[:80], details={"field": name[:80]})
+    return ValidationError.at(name[:80], f"unknown engine option{hint}")
 
 
 def table() -> str:

@@ -28,9 +28,8 @@ class Call(Generic[C]):
     prefill: tuple[int, int] | None = None  # tokens of a long prompt read so far, and all; None before and after
 
     def __init__(self) -> None:
-        self._assembler: Assembler[C, Any] = Assembler(
-            "", "", 0, 0, 1
-        )  # until there is a job: nothing said, nothing counted
+        # Until there is a job: nothing said, nothing counted.
+        self._assembler: Assembler[C, Any] = Assembler("", "", 0, 0, 1)
         self._ids: list[int] = []
         self._chunks: deque[C] = deque()  # made, not yet read
         self._over = False  # no more events are wanted
@@ -52,15 +51,12 @@ class Call(Generic[C]):
             )
 
     def _feed(self, index: int, event: Event) -> None:
+        """Raises what the event says, or a filter of the caller's; who reads then cancels."""
         if self._over:
             return  # cancelled while we waited
         self.prefill = (round(event.progress * event.n_prompt), event.n_prompt) if event.kind == "progress" else None
         assembler = self._assembler
-        try:
-            self._chunks.extend(assembler.feed(event, index))
-        except BaseException:
-            self.cancel()
-            raise
+        self._chunks.extend(assembler.feed(event, index))
         if assembler.to_cancel:
             self._model.cancel([self._ids[i] for i in assembler.to_cancel])
             assembler.to_cancel.clear()
@@ -173,18 +169,12 @@ class ChatStream(Call[C], Iterator[C]):
                 raise StopIteration
             self._model.check_process()
             try:
-                entry = self._reader.get()
-            except BaseException as error:  # Ctrl-C, or the engine's end
+                if (entry := self._reader.get()) is not None:
+                    self._feed(*entry)
+            except BaseException as error:  # Ctrl-C, the engine's end, what an event says
                 self.cancel()
                 if isinstance(error, EngineClosed):
                     rest_if_leaving()
-                raise
-            if entry is None:
-                continue
-            try:
-                self._feed(*entry)
-            except EngineClosed:
-                rest_if_leaving()
                 raise
         if self._cancelled:
             raise StopIteration
@@ -219,9 +209,8 @@ class AsyncChatStream(Call[C], AsyncIterator[C]):
         if self._starting is None:
             loop = asyncio.get_running_loop()
             self._starting = loop.run_in_executor(None, self._start, loop)
-            self._starting.add_done_callback(
-                lambda done: done.cancelled() or done.exception()
-            )  # seen, also if we are cancelled
+            # An exception counts as seen, also when nobody waits any more because we were cancelled.
+            self._starting.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             await asyncio.shield(self._starting)
         except asyncio.CancelledError:
@@ -264,12 +253,11 @@ class AsyncChatStream(Call[C], AsyncIterator[C]):
                 raise StopAsyncIteration
             self._model.check_process()
             try:
-                entry = await self._reader.get()
-            except BaseException:  # our task was cancelled, or the engine has ended
+                if (entry := await self._reader.get()) is not None:
+                    self._feed(*entry)
+            except BaseException:  # our task was cancelled, the engine has ended, what an event says
                 self.cancel()
                 raise
-            if entry is not None:
-                self._feed(*entry)
         if self._cancelled:
             raise StopAsyncIteration
         return chunks.popleft()

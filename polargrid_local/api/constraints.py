@@ -115,4 +115,4 @@ def _schema(value: Any, field: str) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise SchemaError(f"{field}: is no JSON: {str(error)[:200]}", param=field, details={"field": field}) from None
+        raise SchemaError.at(field, f"is no JSON: {str(error)[:200]}") from None

@@ -62,8 +62,10 @@ def parse_request(
     cls = KINDS[kind]
     if isinstance(obj, cls) and not kwargs:
         return obj
-    answer_type = getattr(obj, "_answer_type", None) if "response_format" not in (kwargs or {}) else None
+    answer_type = None
     if isinstance(obj, cls):
+        if "response_format" not in (kwargs or {}):
+            answer_type = getattr(obj, "answer_type", None)
         obj = obj.model_dump(exclude_unset=True)
     obj, of_object = typed_format(obj)
     kwargs, of_keywords = typed_format(kwargs)

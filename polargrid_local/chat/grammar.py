@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from polargrid_local.errors import SchemaError, ServerError
 
@@ -44,7 +44,12 @@ def nothing_held(constraint: Constraint) -> None:
 
 def any_object() -> Constraint:
     """Some JSON object."""
-    return Constraint("json_schema", json.dumps({"type": "object", "x-guidance": OPTIONS}))
+    return _of_schema({"type": "object"})
+
+
+def _of_schema(schema: dict[str, Any] | Literal[False]) -> Constraint:
+    """Held to `schema`, whatever options of the compiler it brings."""
+    return Constraint("json_schema", json.dumps(False if schema is False else {**schema, "x-guidance": OPTIONS}))
 
 
 def json_schema(schema: Any, field: str, compile: Compile, *, strict: bool = True) -> tuple[Constraint, list[str]]:
@@ -54,22 +59,20 @@ def json_schema(schema: Any, field: str, compile: Compile, *, strict: bool = Tru
     dropped: list[str] = []
     schema = json.loads(_checked_text(schema, field))  # a copy of our own, of JSON's types alone
     _check_limits(schema, field)
+    if schema is True:
+        schema = {}
     while True:
-        if schema is True:
-            schema = {}
-        options = {"x-guidance": OPTIONS} if isinstance(schema, dict) else {}
-        constraint = Constraint("json_schema", json.dumps({**schema, **options} if options else schema))
+        constraint = _of_schema(schema)
         try:
             compile(constraint)
             return constraint, dropped
         except SchemaError as error:
             culprits = list(_culprits(error.message, schema))
-            place = "".join((field, *(_step(step) for step in culprits[0]))) if culprits else field
             if strict or not culprits or culprits[0][-1] in _ESSENTIAL:
-                raise _refused(place, error.message) from None
+                raise SchemaError.at(_place(field, culprits[0] if culprits else ()), error.message) from None
             for steps in culprits:
                 _remove(schema, steps)
-                dropped.append("".join((field, *(_step(step) for step in steps))))
+                dropped.append(_place(field, steps))
 
 
 def regex(pattern: str, field: str, compile: Compile) -> Constraint:
@@ -89,14 +92,14 @@ def any_grammar(text: str, field: str, compile: Compile) -> Constraint:
         try:
             text = gbnf_to_lark(text)
         except Exception as error:  # whatever its parser stumbles over
-            raise _refused(field, f"is no GBNF: {str(error)[:200]}") from None
+            raise SchemaError.at(field, f"is no GBNF: {str(error)[:200]}") from None
     return _compiled(Constraint("lark", text), field, compile)
 
 
 def choice(choices: Sequence[str], field: str, compile: Compile) -> Constraint:
     """One of these texts, to the letter."""
     if not choices or len(choices) > MAX_CHOICES or not all(isinstance(text, str) and text for text in choices):
-        raise _refused(field, f"must be 1 to {MAX_CHOICES} texts, none of them empty")
+        raise SchemaError.at(field, f"must be 1 to {MAX_CHOICES} texts, none of them empty")
     return _compiled(Constraint("lark", "start: " + " | ".join(map(json.dumps, choices))), field, compile)
 
 
@@ -105,21 +108,17 @@ def _compiled(constraint: Constraint, field: str, compile: Compile) -> Constrain
     try:
         compile(constraint)
     except SchemaError as error:
-        raise _refused(field, error.message) from None
+        raise SchemaError.at(field, error.message) from None
     return constraint
-
-
-def _refused(path: str, problem: str) -> SchemaError:
-    return SchemaError(f"{path}: {problem}", param=path, details={"field": path})
 
 
 def _checked_text(schema: Any, field: str) -> str:
     if not isinstance(schema, (dict, bool)):
-        raise _refused(field, "a JSON schema is an object, or true or false")
+        raise SchemaError.at(field, "a JSON schema is an object, or true or false")
     try:
         text = json.dumps(schema, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise _refused(field, f"is no JSON: {str(error)[:200]}") from None
+        raise SchemaError.at(field, f"is no JSON: {str(error)[:200]}") from None
     _check_size(text, field)
     return text
 
@@ -127,39 +126,43 @@ def _checked_text(schema: Any, field: str) -> str:
 def _check_size(text: str, field: str) -> None:
     n_bytes = len(text.encode())
     if n_bytes > MAX_TEXT_BYTES:
-        raise _refused(field, f"has {n_bytes} bytes, more than {MAX_TEXT_BYTES}")
+        raise SchemaError.at(field, f"has {n_bytes} bytes, more than {MAX_TEXT_BYTES}")
     if "\0" in text:
-        raise _refused(field, "cannot hold a NUL character")
+        raise SchemaError.at(field, "cannot hold a NUL character")
 
 
 def _check_limits(schema: Any, field: str) -> None:
     """Refuses what is known to exhaust the compiler, before it sees it."""
     references: dict[str, str] = {}
     for steps, value in _walk(schema):
-        place = "".join((field, *(_step(step) for step in steps)))
         if len(steps) > 2 * MAX_DEPTH:
-            raise _refused(place, f"is nested deeper than {MAX_DEPTH} levels")
+            raise SchemaError.at(_place(field, steps), f"is nested deeper than {MAX_DEPTH} levels")
         if isinstance(value, str) and len(value.encode()) > MAX_LITERAL_BYTES:
-            raise _refused(place, f"a text of more than {MAX_LITERAL_BYTES} bytes")
-        if not isinstance(value, dict):
-            continue
-        properties, required = value.get("properties"), value.get("required")
-        if isinstance(properties, dict):
-            needed = required if isinstance(required, list) else ()
-            n_optional = len(set(properties) - {name for name in needed if isinstance(name, str)})
-            if n_optional > MAX_OPTIONAL:
-                raise _refused(place, f"has {n_optional} optional properties, more than {MAX_OPTIONAL}")
-        patterns = value.get("patternProperties")
-        if isinstance(patterns, dict) and len(patterns) > MAX_PATTERNS:
-            raise _refused(place, f"has {len(patterns)} patternProperties, more than {MAX_PATTERNS}")
-        multiple = value.get("multipleOf")
-        if isinstance(multiple, (int, float)) and not isinstance(multiple, bool) and _scaled(multiple) > MAX_MULTIPLE:
-            raise _refused(
-                f"{place}.multipleOf", f"{multiple} has too many digits: at most {MAX_MULTIPLE} of its last one"
-            )
-        if isinstance(value.get("$ref"), str):
-            references["#" + "".join(f"/{step}" for step in steps)] = value["$ref"]
+            raise SchemaError.at(_place(field, steps), f"a text of more than {MAX_LITERAL_BYTES} bytes")
+        if isinstance(value, dict):
+            if excess := _too_wide(value):
+                raise SchemaError.at(_place(field, (*steps, *excess[:-1])), excess[-1])
+            if isinstance(value.get("$ref"), str):
+                references["#" + "".join(f"/{step}" for step in steps)] = value["$ref"]
     _check_chains(references, field)
+
+
+def _too_wide(schema: dict[str, Any]) -> tuple[str, ...]:
+    """What exceeds a limit in the keywords of this schema alone: the steps to it, then the problem; nothing if all is
+    well."""
+    properties, required = schema.get("properties"), schema.get("required")
+    if isinstance(properties, dict):
+        needed = required if isinstance(required, list) else ()
+        n_optional = len(set(properties) - {name for name in needed if isinstance(name, str)})
+        if n_optional > MAX_OPTIONAL:
+            return (f"has {n_optional} optional properties, more than {MAX_OPTIONAL}",)
+    patterns = schema.get("patternProperties")
+    if isinstance(patterns, dict) and len(patterns) > MAX_PATTERNS:
+        return (f"has {len(patterns)} patternProperties, more than {MAX_PATTERNS}",)
+    multiple = schema.get("multipleOf")
+    if isinstance(multiple, (int, float)) and not isinstance(multiple, bool) and _scaled(multiple) > MAX_MULTIPLE:
+        return ("multipleOf", f"{multiple} has too many digits: at most {MAX_MULTIPLE} of its last one")
+    return ()
 
 
 def _scaled(number: float) -> float:
@@ -188,7 +191,7 @@ def _check_chains(references: dict[str, str], field: str) -> None:
         while path:
             place, rest = path[-1]
             if len(path) > MAX_CHAIN:
-                raise _refused(field, f"a chain of more than {MAX_CHAIN} references, by way of {place}")
+                raise SchemaError.at(field, f"a chain of more than {MAX_CHAIN} references, by way of {place}")
             following = next((target for target in rest if target not in length and target not in open_places), None)
             if following is not None:
                 open_places.add(following)
@@ -196,7 +199,7 @@ def _check_chains(references: dict[str, str], field: str) -> None:
                 continue
             length[place] = 1 + max((length.get(target, 0) for target in inside.get(place, ())), default=0)
             if length[place] > MAX_CHAIN:
-                raise _refused(field, f"a chain of more than {MAX_CHAIN} references begins at {place}")
+                raise SchemaError.at(field, f"a chain of more than {MAX_CHAIN} references begins at {place}")
             open_places.discard(place)
             path.pop()
 
@@ -255,5 +258,6 @@ def _remove(schema: Any, steps: tuple[str | int, ...]) -> None:
     del schema[steps[-1]]
 
 
-def _step(step: str | int) -> str:
-    return f"[{step}]" if isinstance(step, int) else f".{step}"
+def _place(field: str, steps: tuple[str | int, ...]) -> str:
+    """The path of a keyword as messages name it. A property may have any name, so none of its signs are left out."""
+    return field + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from polargrid_local.api.parse import parse_request
-from polargrid_local.errors import ValidationError
+from polargrid_local.errors import refused
 
 ENCODINGS = ("float", "base64")
 
@@ -17,19 +17,15 @@ def read_request(kind: str, body: dict[str, Any], *, always_stream: bool = False
     have. Raises ValidationError naming the field."""
     request = parse_request(kind, body, max_tokens_limit=None, strict=False)
     if kind == "embedding" and request.encoding_format not in ENCODINGS:
-        raise _refused("encoding_format", f"must be 'float' or 'base64' over HTTP, got {request.encoding_format!r}")
+        raise refused("encoding_format", f"must be 'float' or 'base64' over HTTP, got {request.encoding_format!r}")
     if kind not in ("chat", "completion"):
         return request
     sent = request.model_fields_set
     if "stream_options" in sent and not (request.stream or always_stream):
-        raise _refused("stream_options", "only allowed with stream: true")
+        raise refused("stream_options", "only allowed with stream: true")
     asked = request.max_tokens if "max_tokens" in sent else -1
     if max_tokens_limit:
         if asked > max_tokens_limit:
-            raise _refused("max_tokens", f"this server's limit is {max_tokens_limit}, got {asked}", le=max_tokens_limit)
+            raise refused("max_tokens", f"this server's limit is {max_tokens_limit}, got {asked}", le=max_tokens_limit)
         asked = asked if asked > 0 else max_tokens_limit
     return request.model_copy(update={"max_tokens": asked})
-
-
-def _refused(field: str, problem: str, **details: Any) -> ValidationError:
-    return ValidationError(f"{field}: {problem}", param=field, details={"field": field, **details})
