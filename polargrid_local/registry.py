@@ -35,7 +35,7 @@ from polargrid_local.api.replies import (
     UnloadAllModelsResponse,
     UnloadModelResponse,
 )
-from polargrid_local.chat.grammar import Compile, nothing_held
+from polargrid_local.chat.grammar import Compile, accept_all
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import (
     EngineClosed,
@@ -140,7 +140,7 @@ class Models:
                 self._status[found.id] = status
         return _load_reply("success", name, force, f"Model {name} loaded successfully")
 
-    def _target(self, name: str, info: NativeInfo, compile: Compile = nothing_held) -> Target:
+    def _target(self, name: str, info: NativeInfo, compile: Compile = accept_all) -> Target:
         tokens: dict[str, Any] = {"bos_token": info.get("bos_text", ""), "eos_token": info.get("eos_text", "")}
         tokens |= {key: text for key, text in info.get("special_tokens", {}).items() if text}
         tokens["additional_special_tokens"] = list(info.get("additional_special_tokens", ()))

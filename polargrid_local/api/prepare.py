@@ -42,7 +42,7 @@ from polargrid_local.api.requests import (
     RerankRequest,
     Sampling,
 )
-from polargrid_local.chat.grammar import Compile, nothing_held
+from polargrid_local.chat.grammar import Compile, accept_all
 from polargrid_local.chat.taint import Span
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import ContextLengthError, ValidationError, refused
@@ -62,7 +62,7 @@ class Target(NamedTuple):
     info: NativeInfo
     template: ChatTemplate
     content_filter: Any = None
-    compile: Compile = nothing_held  # raises SchemaError for what its answers cannot be held to
+    compile: Compile = accept_all  # raises SchemaError for what its answers cannot be held to
 
 
 class Kind(str, Generic[C, R]):

@@ -38,7 +38,7 @@ Compile = Callable[[Constraint], None]
 """Compiles for a model, or raises SchemaError with the compiler's own words."""
 
 
-def nothing_held(constraint: Constraint) -> None:
+def accept_all(constraint: Constraint) -> None:
     """A Compile without a model behind it: takes everything."""
 
 
@@ -218,8 +218,8 @@ def _walk(schema: Any) -> Iterator[tuple[tuple[str | int, ...], Any]]:
         todo.extend(((*steps, key), inner) for key, inner in reversed(items))
 
 
-# What the compiler says of a keyword: which one, and (where it says so) its value.
-_BLAMES = (
+# How the compiler words a complaint, and the keyword that it is about; None where its words name the keywords.
+_COMPLAINTS = (
     (re.compile(r"Unimplemented keys: (\[.*\])"), None),
     (re.compile(r"Unknown format: (.*)"), "format"),
     (re.compile(r"Invalid type: (.*)"), "type"),
@@ -236,12 +236,12 @@ _DATA = {"enum", "const", "default", "examples"}  # whose values are no schemas
 
 def _culprits(message: str, schema: Any) -> Iterator[tuple[str | int, ...]]:
     """The steps to the keywords that a refusal is about; none where its words do not say."""
-    for blame, keyword in _BLAMES:
-        found = blame.search(message)
+    for complaint, keyword in _COMPLAINTS:
+        found = complaint.search(message)
         if found is None:
             continue
         names = set(keyword.split("|")) if keyword else set(json.loads(found[1]))
-        value = found[1].strip() if keyword and blame.groups else None
+        value = found[1].strip() if keyword and complaint.groups else None
         for steps, inner in _walk(schema):
             if not steps or steps[-1] not in names or (len(steps) > 1 and steps[-2] in _NAMED):
                 continue

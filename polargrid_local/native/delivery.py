@@ -85,10 +85,10 @@ class TaskReader(Reader):
 
     def __init__(self, handle: Handle, loop: asyncio.AbstractEventLoop, *, quiet: bool = False) -> None:
         super().__init__(handle, quiet=quiet, rings=True)
-        self._news = True  # what came before the first look rang when nobody listened
+        self._news = True  # events may be there before the pump knows this reader: it looks once without being told
         self._waiter: asyncio.Future[None] | None = None
         self.loop = loop
-        handle.rung[self.outbox.id] = self
+        handle.loop_readers[self.outbox.id] = self
 
     async def get(self) -> tuple[int, Event] | None:
         """As ThreadReader.get(), and raises what ended the pump."""

@@ -27,7 +27,7 @@ logging.getLogger("polargrid_local").addHandler(logging.NullHandler())  # withou
 Drain = Callable[[], Sequence[tuple[int, str]]]  # lines of a native log since the last call: (level, text)
 
 
-class Rung(Protocol):
+class LoopReader(Protocol):
     """A reader that an event loop drives."""
 
     loop: asyncio.AbstractEventLoop
@@ -44,8 +44,10 @@ class Handle:
         self.pid = os.getpid()
         self.closed = False
         self.failure: Exception | None = None  # set once the pump has ended: why
-        self.rung: weakref.WeakValueDictionary[int, Rung] = weakref.WeakValueDictionary()  # by the id of their outbox
-        # Lines of the native engine's own, then those that no engine can be told from.
+        self.loop_readers: weakref.WeakValueDictionary[int, LoopReader] = (
+            weakref.WeakValueDictionary()
+        )  # by the id of their outbox
+        # The engine's own log lines, then those of llama.cpp that belong to no engine.
         self.drains = [drain for drain in (getattr(native, "drain_log", None), drain_common) if drain is not None]
         self.pump = threading.Thread(target=_pump, args=(self,), name="polargrid-pump", daemon=True)
 
@@ -95,9 +97,9 @@ class Handle:
             self.pump.join(timeout=10)
 
 
-def ring(readers: Iterable[Rung]) -> None:
+def ring(readers: Iterable[LoopReader]) -> None:
     """Tells event loops, from any thread, that these readers have news: one call per loop, however many they are."""
-    loops: dict[asyncio.AbstractEventLoop, list[Rung]] = {}
+    loops: dict[asyncio.AbstractEventLoop, list[LoopReader]] = {}
     for reader in readers:
         loops.setdefault(reader.loop, []).append(reader)
     for loop, group in loops.items():
@@ -105,19 +107,19 @@ def ring(readers: Iterable[Rung]) -> None:
             loop.call_soon_threadsafe(_rouse, group)
 
 
-def _rouse(readers: Iterable[Rung]) -> None:
+def _rouse(readers: Iterable[LoopReader]) -> None:
     for reader in readers:
         reader.rouse()
 
 
 def _pump(handle: Handle) -> None:
     """Rings the loops that have news, once per step of the engine, and passes its log on, until the engine ends."""
-    rung, next_log = handle.rung, 0.0
+    readers, next_log = handle.loop_readers, 0.0
     try:
         while True:
-            ready = handle.native.listen(BUSY_WAIT_MS if rung else IDLE_WAIT_MS)
+            ready = handle.native.listen(BUSY_WAIT_MS if readers else IDLE_WAIT_MS)
             if ready:
-                ring([reader for id in ready if (reader := rung.get(id)) is not None])
+                ring([reader for id in ready if (reader := readers.get(id)) is not None])
             now = time.monotonic()
             if now >= next_log:
                 next_log = now + LOG_EVERY_S
@@ -126,5 +128,5 @@ def _pump(handle: Handle) -> None:
         error = translated(error)
         handle.failure = error if isinstance(error, PolarGridError) else EngineCrashed(str(error) or repr(error))
         # Each of them reads what is left for it, and is then told why there is no more.
-        ring([reader for reference in rung.valuerefs() if (reader := reference()) is not None])
+        ring([reader for reference in readers.valuerefs() if (reader := reference()) is not None])
     handle.pass_log_on()

@@ -210,7 +210,7 @@ async def test_a_reader_that_is_gone_leaves_no_trace(model):
     assert native(model).cancelled == [id]
     outbox = reader.outbox
     del reader
-    assert not model.handle.rung
+    assert not model.handle.loop_readers
     say(model, outbox, Event(id, "text", "nobody reads this"))
 
 
