@@ -46,6 +46,11 @@ def say(model, outbox, *events):
         engine._changed.notify_all()
 
 
+def soon(awaitable):
+    """A reader that is never told waits for ever: then the test fails in a while."""
+    return asyncio.wait_for(awaitable, 60)
+
+
 def kinds(entries):
     return [(index, event.kind) for index, event in entries]
 
@@ -97,7 +102,7 @@ async def test_a_task_whose_engine_has_ended_is_told_too(model):
     await asyncio.sleep(0.01)
     closing = asyncio.create_task(asyncio.to_thread(model.close))
     with pytest.raises(EngineClosed):
-        await waiting
+        await soon(waiting)
     await closing
     with pytest.raises(EngineClosed):
         await TaskReader(model.handle, asyncio.get_running_loop()).get()
@@ -114,7 +119,7 @@ def test_waking_a_thread_is_no_event(model):
 async def test_waking_a_task_is_no_event(model):
     reader = registered(TaskReader(model.handle, asyncio.get_running_loop()))
     threading.Thread(target=reader.wake).start()
-    assert await reader.get() is None
+    assert await soon(reader.get()) is None
     say(model, reader.outbox, Event(7, "text", "a"))
     assert (await reader.get())[1].text == "a"
 
@@ -138,7 +143,9 @@ async def test_one_wake_up_per_loop_and_step(model):
     with engine._changed:  # the pump looks when all of them have their mail, as after a step of the engine
         for number, reader in enumerate(readers, 1000):
             say(model, reader.outbox, Event(number, "text", str(number)))
-    assert [event.text for _, event in await asyncio.gather(*waiting)] == [str(number) for number in range(1000, 1008)]
+    assert [event.text for _, event in await soon(asyncio.gather(*waiting))] == [
+        str(number) for number in range(1000, 1008)
+    ]
     assert len(calls) == 1
     del loop.call_soon_threadsafe
 
@@ -149,7 +156,7 @@ async def test_a_quiet_reader_is_woken_at_the_end_only(model):
     say(model, reader.outbox, Event(7, "text", "x"))
     assert not native(model)._rung and not waiting.done()
     say(model, reader.outbox, Event(7, "finished"))
-    assert (await waiting)[1].text == "x" and (await reader.get())[1].kind == "finished"
+    assert (await soon(waiting))[1].text == "x" and (await reader.get())[1].kind == "finished"
 
 
 @settings(deadline=None, max_examples=30)
@@ -165,11 +172,11 @@ def test_no_order_of_saying_and_reading_loses_an_event(script):
                 say(model, reader.outbox, Event(7, "text", str(sent)))
                 sent += 1
             elif step == "read" and len(got) < sent:
-                got.append((await asyncio.wait_for(reader.get(), 60))[1].text)
+                got.append((await soon(reader.get()))[1].text)
             else:
                 await asyncio.sleep(0.001)
         while len(got) < sent:
-            got.append((await asyncio.wait_for(reader.get(), 60))[1].text)
+            got.append((await soon(reader.get()))[1].text)
         assert got == [str(number) for number in range(sent)]
 
     asyncio.run(both(SHARED[0]))
