@@ -207,7 +207,7 @@ ASK = [{"role": "user", "content": "Describe a person."}]
 
 
 def test_parse_gives_an_object_of_the_class(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.parse(model=SMOLLM2, messages=ASK, response_format=Person, max_tokens=120, seed=1)
+    answer = client.chat.completions.parse(model=SMOLLM2, messages=ASK, response_format=Person, max_tokens=900, seed=1)
     parsed = answer.choices[0].message.parsed
     assert isinstance(parsed, Person) and answer.choices[0].finish_reason == "stop"
     assert Person.model_validate_json(answer.choices[0].message.content or "") == parsed
@@ -215,7 +215,7 @@ def test_parse_gives_an_object_of_the_class(client: openai.OpenAI) -> None:
 
 def test_the_stream_helper_parses_too(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(
-        model=SMOLLM2, messages=ASK, response_format=Person, max_tokens=120, seed=1
+        model=SMOLLM2, messages=ASK, response_format=Person, max_tokens=900, seed=1
     ) as stream:
         for _ in stream:
             pass
@@ -229,7 +229,7 @@ def test_an_answer_that_was_cut_is_an_error_of_the_clients_own(client: openai.Op
 
 def test_json_mode_and_what_cannot_be_held(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
-        model=SMOLLM2, messages=ASK, extra_body={"guided_json": Person.model_json_schema()}, max_tokens=120
+        model=SMOLLM2, messages=ASK, extra_body={"guided_json": Person.model_json_schema()}, max_tokens=900
     )
     Person.model_validate_json(answer.choices[0].message.content or "")
     schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}, "strict": True}}
@@ -242,7 +242,7 @@ def test_json_mode_and_what_cannot_be_held(client: openai.OpenAI) -> None:
 def test_langchain_structured_output(server: ServerProcess) -> None:
     from langchain_openai import ChatOpenAI
 
-    model = ChatOpenAI(base_url=f"{server.url}/v1", api_key="any", model=SMOLLM2, max_retries=0, max_tokens=120)
+    model = ChatOpenAI(base_url=f"{server.url}/v1", api_key="any", model=SMOLLM2, max_retries=0, max_tokens=900)
     answer = model.with_structured_output(Person, method="json_schema").invoke("Describe a person.")
     assert isinstance(answer, Person)
     answer = model.with_structured_output(Person.model_json_schema(), method="json_schema").invoke("Describe a person.")
