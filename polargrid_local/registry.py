@@ -143,7 +143,10 @@ class Models:
     def _target(self, name: str, info: NativeInfo, compile: Compile = accept_all) -> Target:
         tokens: dict[str, Any] = {"bos_token": info.get("bos_text", ""), "eos_token": info.get("eos_text", "")}
         tokens |= {key: text for key, text in info.get("special_tokens", {}).items() if text}
-        tokens["additional_special_tokens"] = list(info.get("additional_special_tokens", ()))
+        controls, named = info.get("control_tokens", {}), set(info.get("special_tokens", {}).values())
+        tokens["additional_special_tokens"] = [
+            text for text in sorted(controls, key=controls.__getitem__) if text not in named
+        ]
         source = self._chat_template if self._chat_template is not None else info.get("chat_template") or None
         template = ChatTemplate(source, tokens)
         if template.assumed:

@@ -439,7 +439,7 @@ class NativeInfo(TypedDict):
     bos_text: str
     eos_text: str
     special_tokens: dict[str, str]
-    additional_special_tokens: list[str]
+    control_tokens: dict[str, int]  # text -> id
     longest_piece: int  # bytes
     n_params: int
     file_bytes: int
