@@ -105,7 +105,9 @@ def _expression(answer: Constraint, calls: bool) -> str:
 class _Held:
     """The tools that may be called, with the schemas to which their arguments are held."""
 
-    def __init__(self, asked: ToolsAsked, format: ToolFormat, control_tokens: Mapping[str, int], demand: Demand) -> None:
+    def __init__(
+        self, asked: ToolsAsked, format: ToolFormat, control_tokens: Mapping[str, int], demand: Demand
+    ) -> None:
         self._functions = asked.callable if asked.calls != "none" else []
         self._format, self._control_tokens, self._demand = format, control_tokens, demand
         self._fields = {name: f"{field}.parameters" for name, field in asked.fields.items()}

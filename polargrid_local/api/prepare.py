@@ -119,7 +119,8 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         return Job(requests, RerankAssembler(name, id, created, seed, request, label))
 
     seed = seed if request.seed is None or request.seed == -1 else request.seed % 2**64
-    stop, marks, more = list(request.stop), [], {}
+    stop, marks = list(request.stop), list[str]()
+    more: dict[str, Any] = {}
     if isinstance(request, ChatCompletionRequest):
         asked = tools_asked(request)
         prompt = chat_prompt(

@@ -75,9 +75,7 @@ def _choice(
     raise refused(where, f"must be {forms}")
 
 
-def _allowed(
-    allowed: Any, fields: dict[str, str]
-) -> tuple[Literal["none", "auto", "required"], list[str] | None]:
+def _allowed(allowed: Any, fields: dict[str, str]) -> tuple[Literal["none", "auto", "required"], list[str] | None]:
     """OpenAI's choice of some of the tools."""
     where = "tool_choice.allowed_tools"
     if not isinstance(allowed, Mapping) or allowed.get("mode", "auto") not in ("auto", "required"):

@@ -110,8 +110,8 @@ class _Probe:
         calls, tool_format = self._calls()
         several = False
         if calls != "no":
-            both = _text(self._try(self._talk(["user", "calls", "tool", "tool"])) or [])
-            several = _ARGUMENTS["x"] in both and _OTHERS["x"] in both
+            two = _text(self._try(self._talk(["user", "calls", "tool", "tool"])) or [])
+            several = _ARGUMENTS["x"] in two and _OTHERS["x"] in two
         return Capabilities(
             frozenset(self._parts),
             self._joint(),

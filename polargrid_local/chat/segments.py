@@ -75,17 +75,22 @@ class Segmenter:
         held, self._held = self._held, ""
         if self._state == self._thinking:
             self._reason(held)
-        elif self._state in (self._opening, self._content) and not (self._trim and not held.strip()):
-            self._say(held)
-        elif self._state == self._after and held.strip() and self._tools and self._tools.format.openings == ("",):
-            self._say(held)
         elif self._state == self._begin_arguments:
             self._say(self._head + held)
+        elif (self._state in (self._opening, self._content) and not (self._trim and not held.strip())) or (
+            self._state == self._after and held.strip() and not self._in_group
+        ):
+            self._say(held)
         return self._take()
 
     def _take(self) -> list[Segment]:
         out, self._out = self._out, []
         return out
+
+    @property
+    def _in_group(self) -> bool:
+        """Whether what comes between calls is a part of the notation."""
+        return self._tools is not None and self._tools.format.openings != ("",)
 
     # what is said
 

@@ -122,7 +122,9 @@ def text_values(schema: Any, shared: Schema) -> list[str] | None:
     for branch in _branches(schema, shared):
         given = [branch["const"]] if "const" in branch else branch.get("enum")
         if given is not None:
-            values += [value if isinstance(value, str) else "null" for value in given if value is None or _is_text(value)]
+            values += [
+                value if isinstance(value, str) else "null" for value in given if value is None or _is_text(value)
+            ]
         elif "string" in _types(branch):
             return None
         elif "null" in _types(branch):

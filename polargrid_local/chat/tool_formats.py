@@ -8,8 +8,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 # --- patterns ---------------------------------------------------------------------------------------------------------
-# A pattern is the text of some notation, with $NAME for a tool's name and $ID for an id. Where blanks stand, and where a
-# tilde stands for none, any blanks may stand or none.
+# A pattern is the text of some notation, with $NAME for a tool's name and $ID for an id. Where it has blanks, and where
+# it has a tilde, which means none, there may be any blanks or none.
 
 _ELEMENT = re.compile(r"[\s~]+|\$NAME|\$ID|(?:(?!\$NAME|\$ID)[^\s~])+")
 _WORD = re.compile(r"[A-Za-z0-9_./-]*")  # what names and ids are made of
@@ -266,9 +266,7 @@ def _all_markers() -> Iterator[str]:
     yield from HARMONY_MARKERS
 
 
-_MARKS: Mapping[str, str] = {
-    text: chr(_FIRST_MARK + i) for i, text in enumerate(dict.fromkeys(_all_markers()))
-}
+_MARKS: Mapping[str, str] = {text: chr(_FIRST_MARK + i) for i, text in enumerate(dict.fromkeys(_all_markers()))}
 _TEXTS = {char: text for text, char in _MARKS.items()}
 _MARKED = re.compile(f"[{chr(_FIRST_MARK)}-{chr(_FIRST_MARK + len(_MARKS) - 1)}]")
 
