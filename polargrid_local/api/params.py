@@ -55,7 +55,6 @@ class _Message(TypedDict, total=False):
     tool_calls: Sequence[ToolCallParam] | None
     tool_call_id: str | None
     reasoning_content: str | None
-    function_call: FunctionCallParam | None  # of older clients
 
 
 class MessageParam(_Message):
@@ -129,7 +128,7 @@ class _Chat(_GeneratingParams, total=False):
     enable_thinking: bool | None
     reasoning_format: Literal["none", "deepseek"] | None
     tools: Sequence[ToolParam] | None
-    tool_choice: Literal["none", "auto", "required"] | Mapping[str, Any] | None
+    tool_choice: Literal["none", "auto", "required", "any"] | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
     functions: Sequence[FunctionParam] | None
     function_call: Literal["none", "auto"] | Mapping[str, Any] | None
