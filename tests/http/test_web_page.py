@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import pytest
-from browser import MARKDOWN, NODE_MODULES, ask, finished, until
+from browser import AXE, MARKDOWN, ask, finished, until
 from scripted_server import DONE, ScriptedServer, answer, chunk, usage
 
 pytestmark = pytest.mark.browser
@@ -529,9 +529,6 @@ def test_everything_works_from_the_keyboard(page: Any, scripted: ScriptedServer)
         for wanted in order
     ]
     assert labels == sorted(labels), seen
-
-
-AXE = NODE_MODULES / "axe-core" / "axe.min.js"
 
 
 @pytest.mark.skipif(not AXE.exists(), reason="needs axe-core: run npm install in tests/http/js")
