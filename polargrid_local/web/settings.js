@@ -99,8 +99,10 @@ export class Settings {
       this.#complain(name, problem);
       return problem;
     });
-    if (wrong.length) this.#form.elements[wrong[0]].focus();
-    return !wrong.length;
+    if (!wrong.length) return true;
+    this.#form.elements[wrong[0]].focus();
+    byId(`${wrong[0]}-problem`).scrollIntoView({ block: 'nearest' });
+    return false;
   }
 
   #complain(name, problem) {
