@@ -55,6 +55,7 @@ class _Message(TypedDict, total=False):
     tool_calls: Sequence[ToolCallParam] | None
     tool_call_id: str | None
     reasoning_content: str | None
+    function_call: FunctionCallParam | None  # of older clients
 
 
 class MessageParam(_Message):
@@ -65,6 +66,24 @@ Messages = Sequence[MessageParam | ChatMessage | Dumpable]
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
+
+
+class _Function(TypedDict, total=False):
+    description: str | None
+    parameters: Mapping[str, Any] | None
+    strict: bool | None
+
+
+class FunctionParam(_Function):
+    name: str
+
+
+class _Tool(TypedDict, total=False):
+    type: Literal["function"]
+
+
+class ToolParam(_Tool):
+    function: FunctionParam
 
 
 class StreamOptions(TypedDict, total=False):
@@ -108,8 +127,12 @@ class _Chat(_GeneratingParams, total=False):
     logprobs: bool | None
     top_logprobs: int | None
     enable_thinking: bool | None
-    tools: Any
-    tool_choice: Any
+    reasoning_format: Literal["none", "deepseek"] | None
+    tools: Sequence[ToolParam] | None
+    tool_choice: Literal["none", "auto", "required"] | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
+    functions: Sequence[FunctionParam] | None
+    function_call: Literal["none", "auto"] | Mapping[str, Any] | None
 
 
 class ChatParams(_Chat):
