@@ -108,6 +108,7 @@ export class Answer {
       {
         ...settings,
         ...(isDue && { toolChoice }),
+        reasoningFormat: 'deepseek', // apart from the text, also where the prompt itself opens the block
         model: message.model,
         messages: this.asked,
         streamOptions: { includeUsage: true },

@@ -2,7 +2,10 @@
 
 import { el } from './dom.js';
 
-/** `{reasoning, text}` of an answer. The server tells them apart, or the model wrote <think> before its reasoning. */
+/**
+ * `{reasoning, text}` of an answer. The server tells them apart where it knows how the model reasons; any model may
+ * write <think> before its answer.
+ */
 export function parted({ content, reasoningContent = '' }) {
   const [all, inline] = /^\s*<think>([\s\S]*?)(?:<\/think>\s*|$)/.exec(content) ?? ['', ''];
   return {

@@ -130,6 +130,25 @@ def test_a_result_is_edited_and_what_followed_is_replaced(page: Any, scripted: S
     assert page.locator(".call").count() == 0 and page.locator(".message").count() == 2
 
 
+def test_stop_and_reload_in_the_middle_of_a_call_keep_what_came(page: Any, scripted: ScriptedServer) -> None:
+    gate = threading.Event()
+    for _ in range(2):
+        scripted.say(chunk(), *call(0, "clock", '{"zone": "U'), gate)
+    ask(page, "one")
+    page.locator(".call pre", has_text='"U').wait_for()
+    page.keyboard.press("Escape")
+    page.get_by_text("You stopped this answer.").wait_for()
+    page.get_by_text("This call is not whole.").wait_for()
+    page.keyboard.press("Control+Shift+E")
+    page.locator("article[aria-busy=true] .call pre", has_text='"U').wait_for()
+    page.reload()
+    gate.set()
+    page.locator("#chat-list .chat").click()
+    page.get_by_text("This answer was interrupted.").wait_for()
+    assert page.locator(".call pre").all_inner_texts() == ['{\n  "zone": "U']
+    assert page.locator(".call textarea").count() == 0
+
+
 def test_calls_without_a_result_and_cut_calls_are_not_sent_and_say_so(page: Any, scripted: ScriptedServer) -> None:
     scripted.say(chunk(), *call(0, "clock", "{}"), *ENDED)
     scripted.say(chunk(), chunk("Well,"), *call(0, "clock", '{"zo'), chunk(reason="length"), DONE)

@@ -63,6 +63,29 @@ def test_an_answer_is_held_to_the_schema_that_was_set(context: Any, server: Serv
     assert "schema.properties.a.if" in refused.inner_text().lower(), refused.inner_text()
 
 
+def test_a_model_calls_a_tool_and_goes_on_with_the_result(context: Any, server: ServerProcess) -> None:
+    page = opened(context, server, SMOLLM2)
+    city = {"type": "string", "maxLength": 20}
+    parameters = {"type": "object", "properties": {"cityName": city}, "required": ["cityName"]}
+    page.get_by_role("button", name="Settings", exact=True).click()
+    page.get_by_label("Temperature").fill("0")
+    page.get_by_label("Tools").fill(
+        json.dumps([{"name": "get_weather", "parameters": parameters | {"additionalProperties": False}}])
+    )
+    page.get_by_label("Tool choice").select_option("required")
+    page.locator("#settings .primary").click()
+    ask(page, "What is the weather in Paris?")
+    page.get_by_label("Result of get_weather").first.wait_for(timeout=120_000)
+    for shown in page.locator(".call pre").all_inner_texts():
+        assert list(json.loads(shown)) == ["cityName"]
+    for _ in range(page.locator(".call").count()):
+        page.get_by_role("textbox", name="Result of").first.fill("22 degrees and sunny")
+        page.keyboard.press("Enter")
+    page.locator(".message footer .figures").nth(1).wait_for(timeout=120_000)
+    assert page.locator(".error").count() == 0
+    assert len(page.locator(".body").nth(1).inner_text()) > 10
+
+
 def test_every_piece_arrives(context: Any, server: ServerProcess) -> None:
     page = opened(context, server, "scripted")
     ask(page, "\ue001")
