@@ -91,6 +91,7 @@ class _History:
         self._shows_calls = capabilities.calls != "no" and own
         self._shows_results = capabilities.results and own
         self._several = capabilities.several
+        self._words = capabilities.beside
         self._parsed = capabilities.calls != "text"
         self._format = format
         self._names: dict[str, str] = {}  # id of a call -> its tool
@@ -115,9 +116,10 @@ class _History:
                 yield self._written(message, calls)
             elif calls and len(calls) > 1 and not self._several:
                 first, queue = self._one_by_one(message, calls, queue)
-                yield from first
+                for turn in first:
+                    yield from self._with_words_apart(turn)
             else:
-                yield self._with_thought_apart(message)
+                yield from self._with_words_apart(self._with_thought_apart(message))
         if results:
             yield Message(role="user", content="\n".join(results))
 
@@ -142,6 +144,17 @@ class _History:
             out += [result.model_copy(update={"name": result.name or call.function.name}) for result in mine]
             results = [result for result in results if result.tool_call_id != call.id]
         return [*out, *results], rest
+
+    def _with_words_apart(self, message: Message) -> list[Message]:
+        """A turn with words beside its calls; as two where the template would lose either, or refuse both."""
+        texts = _texts(message.content)
+        apart = self._words == "own turn"
+        if self._format.name == HARMONY.name:  # one body of words may come before a call: those, or a thought
+            apart = message.reasoning_content is not None
+        if not (apart and message.tool_calls and any(texts)):
+            return [message]
+        words = message.model_copy(update={"tool_calls": None})
+        return [words, message.model_copy(update={"content": None, "reasoning_content": None})]
 
     def _with_thought_apart(self, message: Message) -> Message:
         """Inline reasoning of an earlier answer as a field of its own, for the one format that knows no inline one."""

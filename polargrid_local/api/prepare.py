@@ -49,7 +49,7 @@ from polargrid_local.api.tools import tools_asked
 from polargrid_local.chat.grammar import Compile, accept_all
 from polargrid_local.chat.taint import Span
 from polargrid_local.chat.template import ChatTemplate
-from polargrid_local.errors import ContextLengthError, ValidationError, refused
+from polargrid_local.errors import ContextLengthError, TemplateError, ValidationError, refused
 
 # The length of the longest token's text, where a model does not say its own: no vocabulary has a longer one. A prompt
 # of more than n_ctx times so many bytes need not be tokenized to be refused.
@@ -197,17 +197,37 @@ def chat_prompt(
         check_length(texts_of(messages), target, "messages", hint=hint)
     template = target.template
     options: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-    described: Sequence[FunctionDefinition] = tools
+    spans, refusal = None, None
     if tools and template.shows_tools:
-        described = ()
-        options["tools"] = [
-            {"type": "function", "function": tool.model_dump(exclude_none=True, exclude={"strict"})} for tool in tools
-        ]
-    given = messages_of(messages, template.capabilities, template.tool_format, described)
-    spans = template.render(given, now=now, **options)
+        given = messages_of(messages, template.capabilities, template.tool_format)
+        for shown in [tool.model_dump(exclude_none=True, exclude={"strict"}) for tool in tools], _completed(tools):
+            try:
+                shown_tools = [{"type": "function", "function": function} for function in shown]
+                spans = template.render(given, now=now, **options, tools=shown_tools)
+                break
+            except TemplateError as error:
+                refusal = refusal or error
+    if spans is None:
+        given = messages_of(messages, template.capabilities, template.tool_format, tools)
+        try:
+            spans = template.render(given, now=now, **options)
+        except TemplateError as error:
+            raise refusal or error from None
     if limited:
         check_length(spans, target, "messages", hint=hint)
     return spans
+
+
+def _completed(tools: Sequence[FunctionDefinition]) -> list[dict[str, Any]]:
+    """The tools with all that templates read of them without asking whether it is there."""
+    return [
+        {
+            "name": tool.name,
+            "description": tool.description or "",
+            "parameters": {"type": "object", "properties": {}, "required": [], **(tool.parameters or {})},
+        }
+        for tool in tools
+    ]
 
 
 def check_length(spans: Sequence[Span], target: Target, field: str, task: Task = "generate", hint: str = "") -> None:

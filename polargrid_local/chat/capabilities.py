@@ -55,6 +55,8 @@ class Capabilities(NamedTuple):
     # How the arguments of a call in the history are to be given; "no" where calls are not shown.
     calls: Literal["object", "text", "no"] = "no"
     several: bool = False  # whether one turn may have several calls
+    # Where what was said along with a call is shown: in the same turn, only in a turn of its own before it, or nowhere.
+    beside: Literal["same turn", "own turn", "no"] = "same turn"
     results: bool = False  # whether what tools answered is shown
     tool_format: str = ""  # the name of the tool format in which calls are written, "" where it is none of ours
 
@@ -109,7 +111,9 @@ class _Probe:
         tools = self._try(self._talk(asking), tools=_TOOLS)
         calls, tool_format = self._calls()
         several = False
+        beside: Literal["same turn", "own turn", "no"] = "same turn"
         if calls != "no":
+            beside = self._beside()
             two = _text(self._try(self._talk(["user", "calls", "tool", "tool"])) or [])
             several = _ARGUMENTS["x"] in two and _OTHERS["x"] in two
         return Capabilities(
@@ -120,6 +124,7 @@ class _Probe:
             tools is not None and _TOOL in _text(tools),
             calls,
             several,
+            beside,
             self._shows(["user", "call", "tool"], _RESULT),
             tool_format,
         ), None
@@ -132,6 +137,8 @@ class _Probe:
             "user": ("user", _ASK, {}),
             "assistant": ("assistant", _REPLY, {}),
             "call": ("assistant", "", {"tool_calls": [self._call(_ARGUMENTS)]}),
+            "said": ("assistant", _MORE, {"tool_calls": [self._call(_ARGUMENTS)]}),
+            "words": ("assistant", _MORE, {}),
             "calls": ("assistant", "", {"tool_calls": [self._call(_ARGUMENTS), self._call(_OTHERS)]}),
             "tool": ("tool", _RESULT, {"tool_call_id": _ID, "name": _TOOL}),
         }
@@ -157,9 +164,9 @@ class _Probe:
         return spans
 
     def _shows(self, roles: list[str], *words: str) -> bool:
-        """Whether these words come out, and no list of Python's as text."""
+        """Whether these words come out, and no list of typed parts as text."""
         said = self._said(roles)
-        return all(word in said for word in words) and "type" not in said and "'text'" not in said
+        return all(word in said for word in words) and "typetext" not in said and "'text'" not in said
 
     def _said(self, roles: list[str]) -> str:
         """What comes out of what the messages say."""
@@ -197,21 +204,37 @@ class _Probe:
         self._arguments_as_text = shown[:1] == ["text"]
         return (shown[0] if shown else "no"), ""
 
+    def _beside(self) -> Literal["same turn", "own turn", "no"]:
+        """Where words along with a call are shown, and the call too."""
+        ways: tuple[tuple[Literal["same turn", "own turn"], list[str]], ...] = (
+            ("same turn", ["said"]),
+            ("own turn", ["words", "call"]),
+        )
+        for way, turns in ways:
+            rest = ["tool", "assistant", "user"] if way == "own turn" else ["tool"]
+            text = _text(self._try(self._talk(["user", *turns, *rest])) or [])
+            if _MORE in text and _ARGUMENTS["x"] in text:
+                return way
+        return "no"
+
     def _null(self) -> Literal["always", "tool calls", "never"]:
         call = {"tool_calls": [self._call(_ARGUMENTS)]}
-        if not self._keeps_null(call, self._talk(["tool"])) and not self._keeps_null(call, []):
+        kept = [self._keeps_null(call, self._talk(["tool"])), self._keeps_null(call, [])]
+        if False in kept or True not in kept:
             return "never"
         return "always" if self._keeps_null({}, self._talk(["user"])) else "tool calls"
 
-    def _keeps_null(self, more: MessageDict, rest: list[MessageDict]) -> bool:
-        """Whether null passes, and is nowhere written as a word."""
+    def _keeps_null(self, more: MessageDict, rest: list[MessageDict]) -> bool | None:
+        """Whether null passes, and is nowhere written as a word; None where empty content does not pass either."""
 
         def tried(content: Any) -> str | None:
             spans = self._try([*self._talk(["user"]), {"role": "assistant", "content": content, **more}, *rest])
             return None if spans is None else _text(spans)
 
         null, empty = tried(None), tried(text_parts("") if "assistant" in self._parts else "")
-        return null is not None and null.count("None") <= (empty or "").count("None")
+        if null is None:
+            return None if empty is None else False
+        return null.count("None") <= (empty or "").count("None")
 
 
 def _text(spans: list[Span]) -> str:

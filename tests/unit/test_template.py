@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 from datetime import datetime
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import jinja2.sandbox
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from template_zoo import NO_ZOO, ZOO
 
 from polargrid_local.chat import compiler as module
 from polargrid_local.chat.formats import CHATML
@@ -20,19 +20,6 @@ NOW = datetime(2026, 1, 2, 3, 4, 5)
 TEMPLATES = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "templates").glob("*.jinja"))} | {
     "chatml": CHATML
 }
-# llama.cpp carries the templates of some sixty models; a build from source leaves them in the cache.
-ZOO = sorted(
-    path
-    for folder in (
-        os.environ.get("PGL_LLAMA_CPP_DIR"),
-        *Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "polargrid_local").glob(
-            "llama-cpp-python-*/*/vendor/llama.cpp"
-        ),
-    )
-    if folder
-    for path in Path(folder, "models", "templates").glob("*.jinja")
-)
-
 HI = [{"role": "user", "content": "Hi there"}]
 CONVERSATIONS = [
     HI,
@@ -130,7 +117,7 @@ def test_joined_spans_are_the_plain_render(name):
     check_fidelity(TEMPLATES[name])
 
 
-@pytest.mark.skipif(not ZOO, reason="no llama.cpp source tree: build from source, or set PGL_LLAMA_CPP_DIR")
+@pytest.mark.skipif(not ZOO, reason=NO_ZOO)
 def test_joined_spans_are_the_plain_render_for_every_model_family():
     assert len(ZOO) > 40
     for path in ZOO:
@@ -196,7 +183,7 @@ def test_content_is_exactly_the_untrusted_spans():
     ]
 
 
-@pytest.mark.skipif(not ZOO, reason="no llama.cpp source tree: build from source, or set PGL_LLAMA_CPP_DIR")
+@pytest.mark.skipif(not ZOO, reason=NO_ZOO)
 def test_content_is_exactly_the_untrusted_spans_in_llama_3_1():
     source = next(path for path in ZOO if path.name == "meta-llama-Llama-3.1-8B-Instruct.jinja").read_text()
     assert render(source, CONVERSATIONS[1][:2]) == [
@@ -488,7 +475,7 @@ def test_the_budget_grows_with_honest_input():
     assert "more work" in refused(source.replace("loop.index0 - 1, -1, -1", "90000").replace("[j]", "[0]"), HI)
 
 
-@pytest.mark.skipif(not ZOO, reason="no llama.cpp source tree: build from source, or set PGL_LLAMA_CPP_DIR")
+@pytest.mark.skipif(not ZOO, reason=NO_ZOO)
 def test_long_conversations_render_in_every_model_family():
     messages = [{"role": ("user", "assistant")[i % 2], "content": f"This is message {i}. " * 10} for i in range(801)]
     n_done = 0
