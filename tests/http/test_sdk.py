@@ -164,7 +164,7 @@ async def test_errors_are_the_official_classes(client: PolarGrid) -> None:
         await client.completion({"model": SMOLLM2, "prompt": "word " * 10_000})
     assert long.value.details is not None
     with pytest.raises(polargrid.ValidationError, match="tools"):
-        tool = {"type": "function", "function": {"name": "f"}}
+        tool = {"type": "function", "function": {"name": "no blanks"}}
         await client.chat_completion({"model": "scripted", "messages": SAY, "tools": [tool]})
 
 
