@@ -86,7 +86,6 @@ class _GeneratingParams(TypedDict, total=False):
     logit_bias: Mapping[int, float] | Mapping[str, float] | None
     seed: int | None
     stop: str | Sequence[str] | None
-    stream: bool | None
     stream_options: StreamOptions | None
     user: str | None
     ignore_eos: bool | None
@@ -104,12 +103,18 @@ class _GeneratingParams(TypedDict, total=False):
     guided_grammar: str | None
 
 
-class _Chat(_GeneratingParams, total=False):
+class ToolRunOptions(_GeneratingParams, total=False):
+    """All but `messages`, `tools` and `stream`, which have places of their own in `run_tools()`."""
+
     logprobs: bool | None
     top_logprobs: int | None
     enable_thinking: bool | None
-    tools: Any
     tool_choice: Any
+
+
+class _Chat(ToolRunOptions, total=False):
+    stream: bool | None
+    tools: Any
 
 
 class ChatParams(_Chat):
@@ -121,6 +126,7 @@ class ChatChanges(_Chat, total=False):
 
 
 class _Completion(_GeneratingParams, total=False):
+    stream: bool | None
     logprobs: int | None
     echo: bool | None
     best_of: int | None

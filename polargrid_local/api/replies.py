@@ -79,9 +79,23 @@ class ChatCompletionChunk(TypedDict):
     usage: NotRequired[Usage]  # in the last chunk, which has no choices, if `stream_options` asked for it
 
 
+class FunctionCall(TypedDict):
+    """`arguments`: JSON text, as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(TypedDict):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
 class ChatMessage(TypedDict):
     role: Literal["assistant"]
     content: str | None
+    tool_calls: NotRequired[list[ToolCall]]
 
 
 class ChatChoice(TypedDict):
@@ -99,6 +113,32 @@ class ChatCompletionResponse(TypedDict):
     choices: list[ChatChoice]
     usage: Usage
     pg_metadata: PGMetadata
+
+
+class ToolChunkEvent(TypedDict):
+    """A chunk of the answer of the round that runs."""
+
+    kind: Literal["chunk"]
+    chunk: ChatCompletionChunk
+
+
+class ToolCallEvent(TypedDict):
+    """A call that is about to run."""
+
+    kind: Literal["call"]
+    call: ToolCall
+
+
+class ToolResultEvent(TypedDict):
+    """What the model is told of a call that has run; `failed`: that is an error."""
+
+    kind: Literal["result"]
+    call: ToolCall
+    result: str
+    failed: bool
+
+
+ToolEvent = Union[ToolChunkEvent, ToolCallEvent, ToolResultEvent]
 
 
 class TextLogprobs(TypedDict):
