@@ -116,20 +116,21 @@ class _Settings:
     """The constructor of both engines."""
 
     @described
-    def __init__(self, model: str | os.PathLike[str] | None = None, **options: Unpack[EngineKeywords]) -> None:
+    def __init__(self, model: str | os.PathLike[str] | None = None, **keywords: Unpack[EngineKeywords]) -> None:
         """`model`: catalogue name or alias, or a path to a .gguf; None = load one later. The options hold for every
         model this engine loads; an unknown name and a value out of range are ValidationErrors. Beside those of the
         table:
         `models_dir` where model files lie; `lora` adapters, each a path or (path, scale); `content_filter` phrases or
         callable(text) -> bool; `chat_template` (Jinja source, or a name such as "chatml") replaces the model's;
         `on_load_progress(0..1)`."""
-        given: dict[str, Any] = dict(options)
+        given: dict[str, Any] = dict(keywords)
         own = {
             name: given.pop(name, None)
             for name in EngineKeywords.__annotations__
             if name not in EngineOptions.model_fields
         }
-        native = EngineOptions.of(given).model_dump()
+        options = EngineOptions.of(given)
+        native = options.native()
         native["lora"] = adapters_of(own["lora"])
         template, progress = own["chat_template"], own["on_load_progress"]
         if template is not None and not isinstance(template, str):
@@ -142,6 +143,7 @@ class _Settings:
             native,
             parse_filter(own["content_filter"]),
             plain(template, "chat_template"),
+            None if options.tool_format == "auto" else options.tool_format,
             own["engine_factory"],
         )
         self._first = None if model is None else model_name(model, "model")

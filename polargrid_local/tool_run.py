@@ -17,7 +17,7 @@ from polargrid_local.api.replies import (
     ChatCompletionChunk,
     ChatCompletionResponse,
     FinishReason,
-    ToolCall,
+    ToolCallReply,
     ToolEvent,
     Usage,
 )
@@ -63,8 +63,8 @@ class _Run(Generic[S, T]):
         self._max_rounds, self._max_result_chars, self._raises = max_rounds, max_result_chars, _classes(raises)
         self._fields = dict(fields)
         self._streams: list[S] = []
-        self._calls: deque[ToolCall] = deque()  # of the latest answer, not yet run
-        self._called: ToolCall | None = None  # told of, and next to run
+        self._calls: deque[ToolCallReply] = deque()  # of the latest answer, not yet run
+        self._called: ToolCallReply | None = None  # told of, and next to run
         self._over = self._cancelled = False
         self._turn = threading.Lock()  # held by whoever reads
         self._running: S | None = None
@@ -76,9 +76,7 @@ class _Run(Generic[S, T]):
             raise ToolRoundsError(problem, messages=self.messages, details={"max_rounds": self._max_rounds})
         fields = self._fields
         if self._streams:  # a call that is forced is forced once: the model would never come to an answer
-            fields = {
-                name: value for name, value in fields.items() if name not in _CHOICES or value in (None, "none", "auto")
-            }
+            fields = {name: _unforced(value) if name in _CHOICES else value for name, value in fields.items()}
         tools = [tool.definition for tool in self._tools.values()] or None
         stream = self._ask(messages=list(self.messages), tools=tools, **fields)
         self._streams.append(stream)
@@ -105,7 +103,7 @@ class _Run(Generic[S, T]):
         self._called = self._calls.popleft()
         return {"kind": "call", "call": self._called}
 
-    def _read(self, call: ToolCall) -> tuple[Function, dict[str, Any]]:
+    def _read(self, call: ToolCallReply) -> tuple[Function, dict[str, Any]]:
         name = call["function"]["name"]
         if name not in self._tools:
             raise NotFoundError(f"no tool is called '{name}'; there are: {', '.join(self._tools)}")
@@ -120,7 +118,7 @@ class _Run(Generic[S, T]):
             raise error
         return self._text(f"error: {type(error).__name__}: {error}")
 
-    def _answered(self, call: ToolCall, result: str, failed: bool) -> ToolEvent:
+    def _answered(self, call: ToolCallReply, result: str, failed: bool) -> ToolEvent:
         self._called = None
         self.messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
         return {"kind": "result", "call": call, "result": result, "failed": failed}
@@ -165,6 +163,17 @@ class _Run(Generic[S, T]):
             "completion_tokens": sum(usage["completion_tokens"] for usage in used),
             "total_tokens": sum(usage["total_tokens"] for usage in used),
         }
+
+
+def _unforced(choice: Any) -> Any:
+    """A `tool_choice` that leaves the same tools, and asks for no call."""
+    if choice in (None, "none", "auto"):
+        return choice
+    if not isinstance(choice, Mapping) or choice.get("type") != "allowed_tools":
+        return "auto"
+    if isinstance(inner := choice.get("allowed_tools"), Mapping):
+        return {**choice, "allowed_tools": {**inner, "mode": "auto"}}
+    return {**choice, "mode": "auto"}
 
 
 def _by_name(tools: Tools, awaits: bool) -> dict[str, Tool]:
@@ -234,7 +243,7 @@ class ToolRun(_Run[ChatStream[ChatCompletionChunk], T], Iterator[ToolEvent]):
                 self._running = self._begin_round()
         return None
 
-    def _result(self, call: ToolCall) -> tuple[str, bool]:
+    def _result(self, call: ToolCallReply) -> tuple[str, bool]:
         try:
             value = _call(*self._read(call))
             if not inspect.isawaitable(value):
@@ -291,7 +300,7 @@ class AsyncToolRun(_Run[AsyncChatStream[ChatCompletionChunk], T], AsyncIterator[
                 self._running = self._begin_round()
         return None
 
-    async def _result(self, call: ToolCall) -> tuple[str, bool]:
+    async def _result(self, call: ToolCallReply) -> tuple[str, bool]:
         try:
             value = await asyncio.to_thread(_call, *self._read(call))
             if inspect.isawaitable(value):

@@ -378,7 +378,8 @@ void Loop::end_all(const std::string & code, const std::string & message) {
 }
 
 void Loop::publish(Event event) {
-    if (event.kind == EventKind::text && event.text.empty() && event.logprobs.empty() && event.usage.n_generated != 1) {
+    if (event.kind == EventKind::text && event.text.empty() && event.mark.empty() && event.logprobs.empty() &&
+        event.usage.n_generated != 1) {
         return;  // all of it is held back; the first token is told anyway, for its time
     }
     events_.push_back(std::move(event));

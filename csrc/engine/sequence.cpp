@@ -58,7 +58,16 @@ Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
             }
             undecided_.push_back(std::move(logprob));
         }
-        take(text_.push(tokenizer.bytes(next_token_)), result);
+        const std::string bytes = tokenizer.bytes(next_token_);
+        const std::vector<std::string> & marks = request_.marks;
+        if (bytes.empty() && !marks.empty()) {
+            const std::string literal = tokenizer.literal(next_token_);
+            if (std::find(marks.begin(), marks.end(), literal) != marks.end()) {
+                take(text_.finish(), result);
+                result.mark = result.reason == FinishReason::none ? literal : "";
+            }
+        }
+        take(text_.push(bytes), result);
         const bool complete = guide_ != nullptr && guide_->complete();
         if (result.reason == FinishReason::none && (complete || usage_.n_generated >= max_tokens_)) {
             take(text_.finish(), result);

@@ -31,9 +31,12 @@ from polargrid_local.api.replies import (
     RerankResponse,
     RerankResult,
     Timings,
+    ToolCallReply,
     Usage,
 )
 from polargrid_local.api.requests import RerankRequest
+from polargrid_local.api.segmented import SegmentedAnswer
+from polargrid_local.chat.tool_formats import mark_of
 from polargrid_local.errors import from_code
 
 Predicate = Callable[[str], Any]
@@ -114,6 +117,16 @@ class Assembler(Generic[C, R]):
     def text(self) -> str:
         """The text delivered so far (of the first choice)."""
         return "".join(self.choices[0].parts)
+
+    @property
+    def reasoning(self) -> str:
+        """The reasoning so far that is no part of the text."""
+        return ""
+
+    @property
+    def tool_calls(self) -> list[ToolCallReply]:
+        """The calls so far."""
+        return []
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -200,24 +213,23 @@ class Assembler(Generic[C, R]):
         if kind == "finished":
             chunks = self._deliver(choice, index, event)
             if choice.reason is None:
-                choice.reason = cast(FinishReason, event.reason)
+                choice.reason = self._reason(event)
                 chunks += self._end(choice, index)
             return chunks
         choice.reason = "stop"  # the last kind of event, an embedding, is the whole answer
         return self._end(choice, index)
+
+    def _reason(self, event: Event) -> FinishReason:
+        """Of an answer that ends with `event`."""
+        return cast(FinishReason, event.reason)
 
     def _deliver(self, choice: _Choice, index: int, event: Event) -> list[C]:
         text = event.text
         logprobs = event.logprobs if self._logprobs else None
         if not text and not logprobs:
             return []
-        if self._predicates:
-            so_far = "".join(choice.parts) + text
-            if any(hit(so_far) for hit in self._predicates):
-                choice.reason = "content_filter"
-                if event.kind == "text":
-                    self.to_cancel.append(index)
-                return self._end(choice, index)
+        if self._predicates and self._is_filtered("".join(choice.parts) + text, choice, index, event):
+            return self._end(choice, index)
         placed = None
         if logprobs is not None:
             offset = sum(map(len, choice.parts))
@@ -225,6 +237,15 @@ class Assembler(Generic[C, R]):
             choice.logprobs += placed
         choice.parts.append(text)
         return [self._chunk(index, text, placed, None)]
+
+    def _is_filtered(self, so_far: str, choice: _Choice, index: int, event: Event) -> bool:
+        """Whether a predicate ends the choice here."""
+        if not any(hit(so_far) for hit in self._predicates):
+            return False
+        choice.reason = "content_filter"
+        if event.kind == "text":
+            self.to_cancel.append(index)
+        return True
 
     def _end(self, choice: _Choice, index: int) -> list[C]:
         self._open -= 1
@@ -251,10 +272,66 @@ class Assembler(Generic[C, R]):
 
 
 class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
+    """`parts`: of an answer that may be more than content. `begun`: content that the prompt has said already."""
+
     prefix = "chatcmpl-"
 
+    def __init__(self, *args: Any, parts: SegmentedAnswer | None = None, begun: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._parts, self._begun = parts, begun
+        self._raw: list[str] = []  # all text, as the model wrote it
+        self._untold: list[PlacedLogprob] = []  # logprobs of text that waits
+
     def start(self) -> list[ChatCompletionChunk]:
-        return [self._with([{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}])]
+        chunks = [self._with([{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}])]
+        if self._begun:
+            self.choices[0].parts.append(self._begun)
+            chunks.append(self._chunk(0, self._begun, None, None))
+        return chunks
+
+    @property
+    def watches(self) -> bool:
+        return super().watches or (self._parts is not None and self._parts.may_stop)
+
+    @property
+    def reasoning(self) -> str:
+        return "" if self._parts is None else self._parts.reasoning
+
+    @property
+    def tool_calls(self) -> list[ToolCallReply]:
+        return [] if self._parts is None else self._parts.calls
+
+    def _reason(self, event: Event) -> FinishReason:
+        if event.reason == "stop" and self._parts is not None and self._parts.calls:
+            return self._parts.reason_of_calls
+        return super()._reason(event)
+
+    def _deliver(self, choice: _Choice, index: int, event: Event) -> list[ChatCompletionChunk]:
+        parts = self._parts
+        if parts is None:
+            return super()._deliver(choice, index, event)
+        if self._predicates and event.text:
+            self._raw.append(event.text)
+            if self._is_filtered("".join(self._raw), choice, index, event):
+                return self._end(choice, index)
+        deltas = parts.push(event.text + (mark_of(event.mark) if event.mark else ""))
+        if event.kind == "finished" and not parts.stopped:
+            deltas += parts.finish()
+        if self._logprobs:
+            offset = sum(map(len, choice.parts))
+            self._untold += [(offset, entry) for entry in event.logprobs]
+        chunks = []
+        for delta in deltas:
+            choice.parts.append(delta.get("content", ""))
+            placed, self._untold = self._untold, []
+            choice.logprobs += placed
+            chunks.append(self._delta_chunk(index, delta, placed if self._logprobs else None, None))
+        if parts.stopped:
+            choice.reason = parts.reason_of_calls if parts.calls else "stop"
+            if event.kind == "text":
+                self.to_cancel.append(index)
+            chunks += self._end(choice, index)
+        return chunks
 
     def _with(self, choices: list[ChatChunkChoice]) -> ChatCompletionChunk:
         return {
@@ -268,7 +345,11 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
     def _chunk(
         self, index: int, text: str | None, logprobs: list[PlacedLogprob] | None, reason: FinishReason | None
     ) -> ChatCompletionChunk:
-        delta: ChatDelta = {} if text is None else {"content": text}
+        return self._delta_chunk(index, {} if text is None else {"content": text}, logprobs, reason)
+
+    def _delta_chunk(
+        self, index: int, delta: ChatDelta, logprobs: list[PlacedLogprob] | None, reason: FinishReason | None
+    ) -> ChatCompletionChunk:
         if logprobs is None:
             return self._with([{"index": index, "delta": delta, "finish_reason": reason}])
         return self._with(
@@ -293,6 +374,8 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
 
     def _choice(self, index: int, choice: _Choice) -> ChatChoice:
         message: ChatMessage = {"role": "assistant", "content": "".join(choice.parts)}
+        if self._parts is not None:
+            self._parts.fill(message)
         reason = cast(FinishReason, choice.reason)  # set, once the answer is done
         if not self._logprobs:
             return {"index": index, "message": message, "finish_reason": reason}

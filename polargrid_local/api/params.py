@@ -55,6 +55,7 @@ class _Message(TypedDict, total=False):
     tool_calls: Sequence[ToolCallParam] | None
     tool_call_id: str | None
     reasoning_content: str | None
+    function_call: FunctionCallParam | None  # of older clients
 
 
 class MessageParam(_Message):
@@ -65,6 +66,24 @@ Messages = Sequence[MessageParam | ChatMessage | Dumpable]
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
+
+
+class _Function(TypedDict, total=False):
+    description: str | None
+    parameters: Mapping[str, Any] | None
+    strict: bool | None
+
+
+class FunctionParam(_Function):
+    name: str
+
+
+class _Tool(TypedDict, total=False):
+    type: Literal["function"]
+
+
+class ToolParam(_Tool):
+    function: FunctionParam
 
 
 class StreamOptions(TypedDict, total=False):
@@ -104,17 +123,22 @@ class _GeneratingParams(TypedDict, total=False):
 
 
 class ToolRunOptions(_GeneratingParams, total=False):
-    """All but `messages`, `tools` and `stream`, which have places of their own in `run_tools()`."""
+    """All but `messages`, `tools` and `stream`, which have places of their own in `run_tools()`, and the older names
+    of tools."""
 
     logprobs: bool | None
     top_logprobs: int | None
     enable_thinking: bool | None
-    tool_choice: Any
+    reasoning_format: Literal["none", "deepseek"] | None
+    tool_choice: Literal["none", "auto", "required"] | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
 
 
 class _Chat(ToolRunOptions, total=False):
     stream: bool | None
-    tools: Any
+    tools: Sequence[ToolParam] | None
+    functions: Sequence[FunctionParam] | None
+    function_call: Literal["none", "auto"] | Mapping[str, Any] | None
 
 
 class ChatParams(_Chat):

@@ -30,6 +30,7 @@ MAX_PROMPTS = 2048
 MAX_LOGIT_BIAS = 1024
 MAX_LOGPROBS = 20
 MAX_FILTER = 64
+MAX_TOOLS = 256
 
 # --- field types ------------------------------------------------------------------------------------------------------
 
@@ -143,6 +144,22 @@ class ToolCall(StrictModel):
     type: Literal["function"] = "function"
     function: FunctionCall
     index: int | None = None  # streams number their calls; not read, the list is in order
+
+
+class FunctionDefinition(StrictModel):
+    name: Annotated[str, Field(pattern="^[A-Za-z0-9_./-]{1,128}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None  # a JSON schema of an object; None = no parameters
+    strict: bool = False  # whether a keyword that arguments cannot be held to is refused, or else dropped
+
+
+class Tool(StrictModel):
+    type: Literal["function"] = "function"
+    function: FunctionDefinition
+
+
+Functions = Annotated[list[FunctionDefinition], BeforeValidator(_as_list), Field(max_length=MAX_TOOLS)]
+ToolList = Annotated[list[Tool], BeforeValidator(_as_list), Field(max_length=MAX_TOOLS)]
 
 
 def _one_of(tags: dict[type, str], message: str) -> Discriminator:
@@ -261,8 +278,12 @@ class ChatCompletionRequest(_GeneratingRequest):
     logprobs: bool = False
     top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] = 0
     enable_thinking: bool | None = None
-    tools: Any = None
-    tool_choice: Any = None
+    reasoning_format: Literal["none", "deepseek"] = "none"  # inline as `<think>...</think>`, or in a field of its own
+    tools: ToolList = []
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool = True
+    functions: Functions = []  # tools and tool_choice by their older names
+    function_call: str | dict[str, Any] | None = None
 
     @property
     def n_logprobs(self) -> int:

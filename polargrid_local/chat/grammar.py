@@ -56,23 +56,32 @@ def json_schema(schema: Any, field: str, compile: Compile, *, strict: bool = Tru
     """The constraint that only JSON passes to which `schema` says yes, and the paths of keywords that had to be
     dropped: none of them with `strict`, which raises SchemaError instead. `field` is the request's own name of the
     schema."""
-    dropped: list[str] = []
-    schema = json.loads(_checked_text(schema, field))  # a copy of our own, of JSON's types alone
+    fitted, dropped = fitted_schema(checked_schema(schema, field), field, compile, strict=strict)
+    return _of_schema(fitted), dropped
+
+
+def checked_schema(schema: Any, field: str) -> Any:
+    """A copy of JSON's types alone, within the limits. Raises SchemaError."""
+    schema = json.loads(_checked_text(schema, field))
     _check_limits(schema, field)
-    if schema is True:
-        schema = {}
+    return {} if schema is True else schema
+
+
+def fitted_schema(schema: Any, field: str, compile: Compile, *, strict: bool) -> tuple[Any, list[str]]:
+    """`schema`, our own copy, without what answers cannot be held to, and the paths of that. With `strict` SchemaError
+    is raised instead."""
+    dropped: list[str] = []
     while True:
-        constraint = _of_schema(schema)
         try:
-            compile(constraint)
-            return constraint, dropped
+            compile(_of_schema(schema))
+            return schema, dropped
         except SchemaError as error:
             culprits = list(_culprits(error.message, schema))
             if strict or not culprits or culprits[0][-1] in _ESSENTIAL:
-                raise SchemaError.at(_place(field, culprits[0] if culprits else ()), error.message) from None
+                raise SchemaError.at(place(field, culprits[0] if culprits else ()), error.message) from None
             for steps in culprits:
-                _remove(schema, steps)
-                dropped.append(_place(field, steps))
+                remove(schema, steps)
+                dropped.append(place(field, steps))
 
 
 def regex(pattern: str, field: str, compile: Compile) -> Constraint:
@@ -136,12 +145,12 @@ def _check_limits(schema: Any, field: str) -> None:
     references: dict[str, str] = {}
     for steps, value in _walk(schema):
         if len(steps) > 2 * MAX_DEPTH:
-            raise SchemaError.at(_place(field, steps), f"is nested deeper than {MAX_DEPTH} levels")
+            raise SchemaError.at(place(field, steps), f"is nested deeper than {MAX_DEPTH} levels")
         if isinstance(value, str) and len(value.encode()) > MAX_LITERAL_BYTES:
-            raise SchemaError.at(_place(field, steps), f"a text of more than {MAX_LITERAL_BYTES} bytes")
+            raise SchemaError.at(place(field, steps), f"a text of more than {MAX_LITERAL_BYTES} bytes")
         if isinstance(value, dict):
             if excess := _too_wide(value):
-                raise SchemaError.at(_place(field, (*steps, *excess[:-1])), excess[-1])
+                raise SchemaError.at(place(field, (*steps, *excess[:-1])), excess[-1])
             if isinstance(value.get("$ref"), str):
                 references["#" + "".join(f"/{step}" for step in steps)] = value["$ref"]
     _check_chains(references, field)
@@ -252,12 +261,12 @@ def _culprits(message: str, schema: Any) -> Iterator[tuple[str | int, ...]]:
         return
 
 
-def _remove(schema: Any, steps: tuple[str | int, ...]) -> None:
+def remove(schema: Any, steps: tuple[str | int, ...]) -> None:
     for step in steps[:-1]:
         schema = schema[step]
     del schema[steps[-1]]
 
 
-def _place(field: str, steps: tuple[str | int, ...]) -> str:
+def place(field: str, steps: tuple[str | int, ...]) -> str:
     """The path of a keyword as messages name it. A property may have any name, so none of its signs are left out."""
     return field + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)

@@ -60,7 +60,7 @@ def test_keys_of_small_mappings_are_those_that_are_read():
 
 @pytest.mark.parametrize("less, more, without", [
     (params.ChatChanges, params.ChatParams, set()),
-    (params.ToolRunOptions, params.ChatParams, {"messages", "tools", "stream"}),
+    (params.ToolRunOptions, params.ChatParams, {"messages", "tools", "stream", "functions", "function_call"}),
     (params.CompletionChanges, params.CompletionParams, set()),
     (params.EmbeddingOptions, params.EmbeddingParams, {"input", "encoding_format"}),
     (params.RerankOptions, params.RerankParams, {"query", "documents"}),

@@ -209,8 +209,16 @@ def test_without_tools_it_is_a_chat(kind: str):
 @every_kind
 @pytest.mark.parametrize("field", ["tool_choice", "toolChoice"])
 @pytest.mark.parametrize("choice, later", [
-    ("required", None),
-    ({"type": "function", "function": {"name": "add"}}, None),
+    ("required", "auto"),
+    ({"type": "function", "function": {"name": "add"}}, "auto"),
+    (
+        {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [{"name": "add"}]}},
+        {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"name": "add"}]}},
+    ),
+    (
+        {"type": "allowed_tools", "mode": "required", "tools": [{"name": "add"}]},
+        {"type": "allowed_tools", "mode": "auto", "tools": [{"name": "add"}]},
+    ),
     ("auto", "auto"),
     ("none", "none"),
 ])  # fmt: skip
