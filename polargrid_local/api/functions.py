@@ -26,16 +26,41 @@ Function = Callable[..., Any]
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ANYTHING: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+_FORMATS = {
+    "binary",
+    "path",
+    "file-path",
+    "directory-path",
+    "password",
+    "regex",
+    "base64",
+    "base64url",
+}  # pydantic's own
 _MOST_PROBLEMS = 5  # of one call's arguments that the model is told of
 
 
 class _Schema(GenerateJsonSchema):
-    """Without titles, which repeat the names, and without defaults that are no JSON."""
+    """Without titles, which repeat the names; without defaults that are no JSON; and without what no grammar says while
+    pydantic takes any such value, or checks it: items that are given twice to a set, and formats of its own."""
 
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
+
+    def set_schema(self, schema: Any) -> dict[str, Any]:
+        return _without("uniqueItems", super().set_schema(schema))
+
+    def frozenset_schema(self, schema: Any) -> dict[str, Any]:
+        return _without("uniqueItems", super().frozenset_schema(schema))
+
+    def generate_inner(self, schema: Any) -> dict[str, Any]:
+        made = super().generate_inner(schema)
+        return _without("format", made) if made.get("format") in _FORMATS else made
+
+
+def _without(key: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in schema.items() if name != key}
 
 
 @dataclass(frozen=True)
@@ -117,7 +142,8 @@ def _arguments_of(name: str, function: Function, code: Any, doc: str) -> TypeAda
         try:
             fields[parameter.name] = _field_of(parameter, code, texts.get(parameter.name))
         except Exception as error:  # also what evaluating the hint raises, which may be any text
-            raise refused("tools", f"{where} has a type hint without a JSON schema: {str(error)[:200]}") from None
+            problem = str(error).partition("\n")[0][:200]
+            raise refused("tools", f"{where} has a type hint without a JSON schema: {problem}") from None
     return _adapter(name, fields)
 
 
@@ -137,7 +163,8 @@ def _field_of(parameter: inspect.Parameter, code: Any, text: str | None) -> Any:
     else:
         info = FieldInfo.from_annotated_attribute(hint, parameter.default)
     text = next((item for item in info.metadata if isinstance(item, str)), text)
-    described: Any = Annotated[hint, info, Field(description=info.description or text)]
+    # The bare type: what else the hint holds is in `info`, and would be applied twice.
+    described: Any = Annotated[info.annotation, info, Field(description=info.description or text)]
     item: Any = described if info.is_required() else NotRequired[described]
     _adapter("alone", {parameter.name: item}).json_schema(schema_generator=_Schema)
     return item

@@ -8,12 +8,14 @@ import enum
 import functools
 import json
 import math
+import pathlib
+import re
 import uuid
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import jsonschema
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 from pydantic_core import PydanticUndefined
 from typing_extensions import TypedDict
 
@@ -160,6 +162,36 @@ def test_arguments_become_what_the_hints_say():
         "_hidden": {1},
         "id": uuid.UUID("12345678-1234-5678-1234-567812345678"),
     }
+
+
+def test_what_pydantic_checks_itself_is_not_asked_of_the_grammar():
+    def open_all(paths: set[pathlib.Path], key: bytes, pattern: re.Pattern[str]) -> None: ...
+
+    assert schema_of(open_all)["properties"] == {
+        "paths": {"type": "array", "items": {"type": "string"}},
+        "key": {"type": "string"},
+        "pattern": {"type": "string"},
+    }
+    assert Tool.of(open_all).read('{"paths": ["a", "a"], "key": "b", "pattern": "c+"}') == {
+        "paths": {pathlib.Path("a")},
+        "key": b"b",
+        "pattern": re.compile("c+"),
+    }
+
+
+def test_what_a_hint_asks_for_is_done_once():
+    def doubled(
+        x: Annotated[int, AfterValidator(lambda x: 2 * x), "A number."],
+        y: Annotated[list[int], Field(min_length=1)] = Field([1], max_length=2),  # noqa: B008  # pydantic's way
+    ) -> None: ...
+
+    tool = Tool.of(doubled)
+    assert tool.parameters["properties"]["x"] == {"type": "integer", "description": "A number."}
+    assert tool.parameters["properties"]["y"]["minItems"] == 1 and tool.parameters["properties"]["y"]["maxItems"] == 2
+    assert tool.read('{"x": 3}') == {"x": 6, "y": [1]}
+    for y in ([], [1, 2, 3]):
+        with pytest.raises(ValidationError, match="doubled: y: "):
+            tool.read(json.dumps({"x": 3, "y": y}))
 
 
 def test_defaults_are_fresh_and_never_pydantic_objects():
