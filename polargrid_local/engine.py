@@ -143,8 +143,8 @@ class _Settings:
             native,
             parse_filter(own["content_filter"]),
             plain(template, "chat_template"),
-            None if options.tool_format == "auto" else options.tool_format,
             own["engine_factory"],
+            None if options.tool_format == "auto" else options.tool_format,
         )
         self._first = None if model is None else model_name(model, "model")
         self._on_load_progress = progress

@@ -86,8 +86,8 @@ class Models:
         options: dict[str, Any],
         content_filter: Any,
         chat_template: str | None,
-        tool_format: str | None,
         factory: Any,
+        tool_format: str | None = None,
     ) -> None:
         if chat_template is not None:
             ChatTemplate(chat_template).check()  # before anything is loaded

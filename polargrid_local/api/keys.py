@@ -40,7 +40,6 @@ ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"], []),
     "moderation": (),
     "reasoning_effort": ("none",),
-    "reasoning_format": ("none",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "verbosity": ("medium",),
@@ -55,6 +54,7 @@ OTHERS_ASK: dict[str, tuple[Any, ...]] = {
     "continue_final_message": (False,),
     "ebnf": (),
     "min_tokens": (0,),
+    "reasoning_format": ("none",),
     "stop_token_ids": ([],),
 }
 

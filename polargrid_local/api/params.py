@@ -55,7 +55,6 @@ class _Message(TypedDict, total=False):
     tool_calls: Sequence[ToolCallParam] | None
     tool_call_id: str | None
     reasoning_content: str | None
-    function_call: FunctionCallParam | None  # of older clients
 
 
 class MessageParam(_Message):
@@ -130,7 +129,7 @@ class ToolRunOptions(_GeneratingParams, total=False):
     top_logprobs: int | None
     enable_thinking: bool | None
     reasoning_format: Literal["none", "deepseek"] | None
-    tool_choice: Literal["none", "auto", "required"] | Mapping[str, Any] | None
+    tool_choice: Literal["none", "auto", "required", "any"] | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
 
 

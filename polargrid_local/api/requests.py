@@ -209,6 +209,25 @@ Schema = Annotated[
     _one_of({dict: "<dict>", str: "<str>", type(None): "<null>"}, "must be a JSON schema or its text"),
 ]
 Choices = Annotated[list[str], BeforeValidator(_as_list)]
+# api/tools.py reads what a dict says. "any" is Mistral's word for "required".
+ToolChoice = Annotated[
+    Union[
+        Annotated[Literal["none", "auto", "required", "any"], Tag("<str>")],
+        Annotated[dict[str, Any], Tag("<dict>")],
+        Annotated[None, Tag("<null>")],
+    ],
+    _one_of({str: "<str>", dict: "<dict>", type(None): "<null>"}, "must be a word or the tool that is to be called"),
+]
+FunctionChoice = Annotated[
+    Union[
+        Annotated[Literal["none", "auto"], Tag("<str>")],
+        Annotated[dict[str, Any], Tag("<dict>")],
+        Annotated[None, Tag("<null>")],
+    ],
+    _one_of(
+        {str: "<str>", dict: "<dict>", type(None): "<null>"}, "must be a word or the function that is to be called"
+    ),
+]
 
 
 class Message(StrictModel):
@@ -279,11 +298,11 @@ class ChatCompletionRequest(_GeneratingRequest):
     top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] = 0
     enable_thinking: bool | None = None
     reasoning_format: Literal["none", "deepseek"] = "none"  # inline as `<think>...</think>`, or in a field of its own
-    tools: ToolList = []
-    tool_choice: str | dict[str, Any] | None = None
+    tools: ToolList | None = None
+    tool_choice: ToolChoice = None
     parallel_tool_calls: bool = True
-    functions: Functions = []  # tools and tool_choice by their older names
-    function_call: str | dict[str, Any] | None = None
+    functions: Functions | None = None  # tools and tool_choice by their older names
+    function_call: FunctionChoice = None
 
     @property
     def n_logprobs(self) -> int:

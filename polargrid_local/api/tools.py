@@ -26,9 +26,9 @@ def tools_asked(request: ChatCompletionRequest) -> ToolsAsked:
     if legacy and request.tools:
         raise refused("functions", "is the older name of tools, which are given too: give one of them")
     if legacy:
-        given = {f"functions[{i}]": function for i, function in enumerate(request.functions)}
+        given = {f"functions[{i}]": function for i, function in enumerate(request.functions or ())}
     else:
-        given = {f"tools[{i}].function": tool.function for i, tool in enumerate(request.tools)}
+        given = {f"tools[{i}].function": tool.function for i, tool in enumerate(request.tools or ())}
     functions = list(given.values())
     fields: dict[str, str] = {}
     for field, function in given.items():
@@ -61,7 +61,7 @@ def _choice(
         return "auto", None
     if choice == "none":
         return "none", None
-    if choice in ("required", "any") and where == "tool_choice":
+    if choice in ("required", "any"):
         return "required", None
     if isinstance(choice, Mapping):
         if choice.get("type") == "allowed_tools":

@@ -192,7 +192,7 @@ class _Probe:
                 prompt = _text(self._try(self._talk(talk[: talk.index("call")])) or [])
                 if found := _format_of(text, text[len(prompt) :] if text.startswith(prompt) else ""):
                     return way, found
-                if _TOOL in text and _ARGUMENTS["x"] in text:
+                if _TOOL in text or _ARGUMENTS["x"] in text:
                     shown.append(way)
         self._arguments_as_text = shown[:1] == ["text"]
         return (shown[0] if shown else "no"), ""

@@ -73,14 +73,15 @@ class Segmenter:
     def finish(self) -> list[Segment]:
         """What waited. An unfinished call stays as it is: nothing is added to it."""
         held, self._held = self._held, ""
+        blank = not held.strip()
         if self._state == self._thinking:
             self._reason(held)
         elif self._state == self._begin_arguments:
             self._say(self._head + held)
-        elif (self._state in (self._opening, self._content) and not (self._trim and not held.strip())) or (
-            self._state == self._after and held.strip() and not self._in_group
-        ):
-            self._say(held)
+        elif self._state == self._after:
+            self._say("" if blank or self._in_group else held)
+        elif self._state in (self._opening, self._content):
+            self._say("" if blank and self._trim else held)
         return self._take()
 
     def _take(self) -> list[Segment]:

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import pytest
-from browser import MARKDOWN, NODE_MODULES, ask, finished, until
+from browser import AXE, MARKDOWN, ask, finished, until
 from scripted_server import DONE, ScriptedServer, answer, chunk, usage
 
 pytestmark = pytest.mark.browser
@@ -32,6 +32,7 @@ def test_an_answer_streams_in_with_its_figures(page: Any, scripted: ScriptedServ
         "model": "scripted",
         "messages": [{"role": "user", "content": "hi\nyou"}],
         "max_tokens": 2048,
+        "reasoning_format": "deepseek",
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -218,7 +219,7 @@ def test_settings_reach_the_server(page: Any, scripted: ScriptedServer) -> None:
     assert {
         key: value
         for key, value in scripted.asked[0].items()
-        if key not in ("model", "messages", "stream", "stream_options")
+        if key not in ("model", "messages", "stream", "stream_options", "reasoning_format")
     } == wanted
     assert scripted.asked[0]["messages"][0] == {"role": "system", "content": "Be brief."}
     page.reload()
@@ -529,9 +530,6 @@ def test_everything_works_from_the_keyboard(page: Any, scripted: ScriptedServer)
         for wanted in order
     ]
     assert labels == sorted(labels), seen
-
-
-AXE = NODE_MODULES / "axe-core" / "axe.min.js"
 
 
 @pytest.mark.skipif(not AXE.exists(), reason="needs axe-core: run npm install in tests/http/js")
