@@ -11,13 +11,26 @@ import json
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fakes
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
-from polargrid_local import AsyncToolRun, EngineClosed, NotFoundError, Tool, ToolRoundsError, ToolRun, ValidationError
+from polargrid_local import (
+    AsyncEngine,
+    AsyncToolRun,
+    Engine,
+    EngineClosed,
+    NotFoundError,
+    Tool,
+    ToolRoundsError,
+    ToolRun,
+    ValidationError,
+    types,
+)
 from polargrid_local.tool_run import AsyncRunsTools, RunsTools
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -594,6 +607,51 @@ def test_a_tool_may_run_tools_itself():
 
     outer = ScriptedEngine(says(None, call("ask", {"question": "1 + 1?"})), says("It is two"))
     assert results(outer.run_tools(HI, [ask])) == ["two"]
+
+
+# --- with the engines' own streams ------------------------------------------------------------------------------------
+
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 41}}\n</tool_call>'
+
+
+def scripts(*texts: str) -> Callable[[Any], Iterator[str]]:
+    left = list(texts)
+    return lambda request: iter(left.pop(0))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_runs_on_real_streams(tmp_path: Path, asynchronous: bool):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF")
+    make = fakes.factory(scripts("So " + CALL, "It is 42."))
+    if asynchronous:
+        async with AsyncEngine(path, models_dir=tmp_path, engine_factory=make) as engine:
+            run = engine.run_tools(HI, [add], stream=True)
+            events = [event async for event in run]
+    else:
+        with Engine(path, models_dir=tmp_path, engine_factory=make) as engine:
+            run = engine.run_tools(HI, [add], stream=True)
+            events = list(run)
+    asked, told = run.messages[1:3]
+    [made] = asked["tool_calls"]
+    assert json.loads(made["function"]["arguments"]) == {"a": 41}
+    assert told == {"role": "tool", "tool_call_id": made["id"], "content": "42"}
+    assert run.text == "It is 42." and run.reply["choices"][0]["message"] == run.messages[-1]
+    chunks = [event["chunk"] for event in events if event["kind"] == "chunk"]
+    assert len({chunk["id"] for chunk in chunks}) == 2  # one answer for each round
+    pieces = [piece for chunk in chunks for piece in chunk["choices"][0]["delta"].get("tool_calls", ())]
+    assert "".join(piece["function"].get("arguments", "") for piece in pieces) == made["function"]["arguments"]
+    for event in events:
+        assert TypeAdapter(types.ToolEvent).validate_python(event, strict=True) == event
+
+
+@pytest.mark.parametrize("length", range(1, len(CALL) + 1))
+def test_a_call_that_is_cut_anywhere_never_runs(tmp_path: Path, length: int):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF")
+    with Engine(path, models_dir=tmp_path, engine_factory=fakes.factory(scripts(CALL))) as engine:
+        run = engine.run_tools(HI, [add], max_tokens=length)  # a scripted token is a character
+    assert run.finish_reason == "length" and results(run) == [] and len(run.messages) == 2
 
 
 def test_messages_may_be_any_iterable_of_them():
