@@ -38,13 +38,10 @@ _CHOICES = ("tool_choice", "toolChoice")
 class _Run(Generic[S, T]):
     """What runs in threads and in tasks share: the chat so far, the request of each round, and the calls it ends in."""
 
-    _awaits: bool  # whether tools may be async functions
-
     def __init__(
         self,
         ask: Callable[..., S],
         messages: Messages,
-        tools: Tools,
         max_rounds: int,
         max_result_chars: int,
         raises: Raises,
@@ -59,16 +56,15 @@ class _Run(Generic[S, T]):
             raise refused("n", "a run of tools follows one answer, not several")
         self.messages = list(messages)  # the whole chat so far: those given, then answers and results of tools
         self.reply: ChatCompletionResponse | None = None  # the latest answer that is complete, in one piece
-        self._ask, self._tools = ask, _by_name(tools, self._awaits)
+        self._ask, self._fields = ask, dict(fields)
+        self._tools: dict[str, Tool] | None = None  # by name, once they have been read
         self._max_rounds, self._max_result_chars, self._raises = max_rounds, max_result_chars, _classes(raises)
-        self._fields = dict(fields)
         self._streams: list[S] = []
         self._calls: deque[ToolCallReply] = deque()  # of the latest answer, not yet run
         self._called: ToolCallReply | None = None  # told of, and next to run
         self._over = self._cancelled = False
         self._turn = threading.Lock()  # held by whoever reads
         self._running: S | None = None
-        self._running = self._begin_round()
 
     def _begin_round(self) -> S:
         if len(self._streams) == self._max_rounds:
@@ -77,7 +73,7 @@ class _Run(Generic[S, T]):
         fields = self._fields
         if self._streams:  # a call that is forced is forced once: the model would never come to an answer
             fields = {name: _unforced(value) if name in _CHOICES else value for name, value in fields.items()}
-        tools = [tool.definition for tool in self._tools.values()] or None
+        tools = [tool.definition for tool in (self._tools or {}).values()] or None
         stream = self._ask(messages=list(self.messages), tools=tools, **fields)
         self._streams.append(stream)
         if self._over:  # cancelled meanwhile, when this stream was not known yet
@@ -104,10 +100,10 @@ class _Run(Generic[S, T]):
         return {"kind": "call", "call": self._called}
 
     def _read(self, call: ToolCallReply) -> tuple[Function, dict[str, Any]]:
-        name = call["function"]["name"]
-        if name not in self._tools:
-            raise NotFoundError(f"no tool is called '{name}'; there are: {', '.join(self._tools)}")
-        return self._tools[name].function, self._tools[name].read(call["function"]["arguments"])
+        tools, name = self._tools or {}, call["function"]["name"]
+        if name not in tools:
+            raise NotFoundError(f"no tool is called '{name}'; there are: {', '.join(tools)}")
+        return tools[name].function, tools[name].read(call["function"]["arguments"])
 
     def _text(self, value: Any) -> str:
         return result_text(value, self._max_result_chars)
@@ -132,7 +128,8 @@ class _Run(Generic[S, T]):
         iteration ends. A tool that is running comes to its end. Idempotent."""
         if not self._over:
             self._over = self._cancelled = True
-            self._streams[-1].cancel()
+            for stream in self._streams[-1:]:
+                stream.cancel()
 
     @property
     def cancelled(self) -> bool:
@@ -141,18 +138,18 @@ class _Run(Generic[S, T]):
     @property
     def text(self) -> str:
         """The text of the latest round so far; in the end that is the answer's."""
-        return self._streams[-1].text
+        return self._streams[-1].text if self._streams else ""
 
     @property
     def finish_reason(self) -> FinishReason | None:
         """Of the latest round. A run ends with "stop", with "length" or "content_filter" (the answer was cut, perhaps
         in a call, which then does not run), with an exception, or with None (cancelled)."""
-        return self._streams[-1].finish_reason
+        return self._streams[-1].finish_reason if self._streams else None
 
     @property
     def parsed(self) -> T | None:
         """The answer as the class that `response_format` was; None without one, and until the answer is complete."""
-        return cast("T | None", self._streams[-1].parsed)
+        return cast("T | None", self._streams[-1].parsed if self._streams else None)
 
     @property
     def usage(self) -> Usage:
@@ -211,7 +208,10 @@ class ToolRun(_Run[ChatStream[ChatCompletionChunk], T], Iterator[ToolEvent]):
 
     `next()` raises what a chat's stream raises, ToolRoundsError, and what tools raise of the classes in `raises`."""
 
-    _awaits = False
+    def __init__(self, ask: Callable[..., ChatStream[ChatCompletionChunk]], tools: Tools, *options: Any) -> None:
+        super().__init__(ask, *options)
+        self._tools = _by_name(tools, awaits=False)
+        self._running = self._begin_round()
 
     def __iter__(self) -> ToolRun[T]:
         return self
@@ -266,9 +266,12 @@ class ToolRun(_Run[ChatStream[ChatCompletionChunk], T], Iterator[ToolEvent]):
 
 class AsyncToolRun(_Run[AsyncChatStream[ChatCompletionChunk], T], AsyncIterator[ToolEvent]):
     """ToolRun for `async for`. Functions that are not async run in worker threads; one that has begun there goes on to
-    its end, also when the task that waits for it is cancelled."""
+    its end, also when the task that waits for it is cancelled. The first step reads the tools, and raises what is wrong
+    with them or with the request."""
 
-    _awaits = True
+    def __init__(self, ask: Callable[..., AsyncChatStream[ChatCompletionChunk]], tools: Tools, *options: Any) -> None:
+        super().__init__(ask, *options)
+        self._given = tools
 
     def __aiter__(self) -> AsyncToolRun[T]:
         return self
@@ -296,6 +299,8 @@ class AsyncToolRun(_Run[AsyncChatStream[ChatCompletionChunk], T], AsyncIterator[
                 self._end_round()
             elif told := self._next_call():
                 return told
+            elif self._tools is None:
+                self._tools = await asyncio.to_thread(_by_name, self._given, awaits=True)
             else:
                 self._running = self._begin_round()
         return None
@@ -373,7 +378,7 @@ class RunsTools:
         first round. Raises ToolRoundsError when the model calls tools in each of `max_rounds` rounds, and what
         `chat_completion_stream` raises, which takes the other `fields`."""
         ask = cast(Any, self).chat_completion_stream
-        run = ToolRun[Any](ask, messages, tools, max_rounds, max_result_chars, raises, fields)
+        run = ToolRun[Any](ask, tools, messages, max_rounds, max_result_chars, raises, fields)
         if not stream:
             for _ in run:
                 pass
@@ -447,5 +452,5 @@ class AsyncRunsTools:
         """As `Engine.run_tools`: `run = await engine.run_tools(...)`, or `async for event in engine.run_tools(...,
         stream=True)`. Tools may be async functions; others run in worker threads."""
         ask = cast(Any, self).chat_completion_stream
-        run = AsyncToolRun[Any](ask, messages, tools, max_rounds, max_result_chars, raises, fields)
+        run = AsyncToolRun[Any](ask, tools, messages, max_rounds, max_result_chars, raises, fields)
         return run if stream else run.finish()

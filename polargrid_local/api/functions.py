@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -99,9 +99,7 @@ class Tool:
         if inspect.isasyncgenfunction(code):
             raise refused("tools", f"'{name}' is an async generator: a tool gives one result")
         doc = inspect.cleandoc((inspect.getdoc(inner) if inner is code else code.__doc__ or inner.__doc__) or "")
-        adapter = _arguments_of(name, function, code, doc)
-        schema = closed(adapter.json_schema(schema_generator=_Schema))
-        schema.pop("title")
+        adapter, schema = _arguments_of(name, function, code, doc)
         return cls(name, summary(doc), schema, function, adapter)
 
     @property
@@ -121,37 +119,50 @@ class Tool:
             raise ValidationError(f"{self.name}: {found}", param=self.name) from None
 
 
-def _arguments_of(name: str, function: Function, code: Any, doc: str) -> TypeAdapter[Any]:
-    """What reads the arguments of `function`, whose code, with the names that its type hints use, is `code`."""
-    texts, fields = parameter_texts(doc), dict[str, Any]()
+def _arguments_of(name: str, function: Function, code: Any, doc: str) -> tuple[TypeAdapter[Any], dict[str, Any]]:
+    """What reads the arguments of `function`, and their schema. `code` has the names that its type hints use."""
     bound = function.keywords if isinstance(function, partial) else {}
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError) as error:
         raise refused("tools", f"'{name}' has no signature to read: {error}") from None
-    for parameter in parameters:
+    shown = [parameter for parameter in parameters if parameter.name not in bound]
+    for parameter in shown:
         where = f"'{name}': parameter '{parameter.name}'"
-        if parameter.name in bound:
-            continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise refused("tools", f"{where} stands for any number of arguments; a tool's parameters have names")
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise refused("tools", f"{where} is positional-only; a tool's arguments are passed by name")
         if parameter.annotation is parameter.empty:
             raise refused("tools", f"{where} has no type hint")
-        try:
-            fields[parameter.name] = _field_of(parameter, code, texts.get(parameter.name))
-        except Exception as error:  # also what evaluating the hint raises, which may be any text
-            problem = str(error).partition("\n")[0][:200]
-            raise refused("tools", f"{where} has a type hint without a JSON schema: {problem}") from None
-    return _adapter(name, fields)
+    texts = parameter_texts(doc)
+    try:
+        return _adapted(name, shown, code, texts)
+    except Exception as error:  # of any kind: type hints are evaluated, and have code of their own
+        where, problem = f"'{name}'", _first_line(error)
+        for parameter in shown:
+            try:
+                _adapted(name, [parameter], code, texts)
+            except Exception as cause:
+                where, problem = f"'{name}': parameter '{parameter.name}'", _first_line(cause)
+                break
+        raise refused("tools", f"{where} has a type hint without a JSON schema: {problem}") from None
 
 
-def _adapter(name: str, fields: dict[str, Any]) -> TypeAdapter[Any]:
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
+
+
+def _adapted(
+    name: str, parameters: Sequence[inspect.Parameter], code: Any, texts: Mapping[str, str]
+) -> tuple[TypeAdapter[Any], dict[str, Any]]:
     make: Any = TypedDict  # of keys that no type checker knows
-    kind = make(name, fields)
+    kind = make(name, {each.name: _field_of(each, code, texts.get(each.name)) for each in parameters})
     kind.__pydantic_config__ = ConfigDict(extra="forbid")
-    return TypeAdapter(kind)
+    adapter = TypeAdapter[Any](kind)
+    schema = closed(adapter.json_schema(schema_generator=_Schema))
+    schema.pop("title")
+    return adapter, schema
 
 
 def _field_of(parameter: inspect.Parameter, code: Any, text: str | None) -> Any:
@@ -165,9 +176,7 @@ def _field_of(parameter: inspect.Parameter, code: Any, text: str | None) -> Any:
     text = next((item for item in info.metadata if isinstance(item, str)), text)
     # The bare type: what else the hint holds is in `info`, and would be applied twice.
     described: Any = Annotated[info.annotation, info, Field(description=info.description or text)]
-    item: Any = described if info.is_required() else NotRequired[described]
-    _adapter("alone", {parameter.name: item}).json_schema(schema_generator=_Schema)
-    return item
+    return described if info.is_required() else NotRequired[described]
 
 
 def result_text(value: Any, limit: int) -> str:

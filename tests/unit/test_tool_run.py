@@ -382,9 +382,9 @@ def test_tools_by_hand_run_too(kind: str):
     ({"raises": (KeyError, KeyboardInterrupt)}, "raises: must be exception classes, got .*KeyboardInterrupt"),
     ({"n": 2}, "n: "),
 ])  # fmt: skip
-def test_wrong_arguments_are_refused_before_the_model_is_asked(engine: Any, options: Any, problem: str):
+async def test_wrong_arguments_are_refused_before_the_model_is_asked(engine: Any, options: Any, problem: str):
     with pytest.raises(ValidationError, match=f"^{problem}"):
-        engine.run_tools(**{"messages": HI, "tools": [add], "stream": True, **options})
+        await following(engine.run_tools(**{"messages": HI, "tools": [add], "stream": True, **options}))
     assert engine.asked == []
 
 
@@ -411,6 +411,15 @@ def test_async_functions_are_for_the_async_engine():
     engine = ScriptedEngine(says(None, call("hidden", {})))
     with pytest.raises(ValidationError, match="tools: 'hidden' gave an awaitable, which only AsyncEngine"):
         engine.run_tools(HI, [hidden])
+
+
+async def test_a_run_that_has_not_begun_is_empty():
+    engine = AsyncScriptedEngine()
+    run = engine.run_tools(HI, [add], stream=True)
+    assert (run.text, run.finish_reason, run.parsed, run.reply, run.messages) == ("", None, None, None, HI)
+    assert run.usage == {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    run.cancel()
+    assert await following(run) is None and engine.asked == []
 
 
 # --- the async engine -------------------------------------------------------------------------------------------------
