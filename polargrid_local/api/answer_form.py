@@ -53,8 +53,8 @@ def answer_form(
     calls = asked.calls != "none"
     harmony = template.tool_format.name == HARMONY.name
     tags = template.reasoning_tags
-    opened = template.thinks and _end_of(spans).startswith(tags[0])
-    begun = _end_of(spans) if opened and inline and answer is None else ""
+    opened = _opened_block(spans, tags[0]) if template.thinks else ""
+    begun = opened if inline and answer is None else ""
     if inline and not calls and not harmony:
         return AnswerForm(answer, dropped, [], None, begun)
 
@@ -62,7 +62,7 @@ def answer_form(
     # Where content is held to a schema, reasoning inside it would break the promise: then none may come.
     if not inline or (template.thinks and answer is None):
         opening, closing = (mark_of(tag) if tag in control_tokens else tag for tag in tags)
-        reasoning = Reasoning(opening, closing, opened, inline)
+        reasoning = Reasoning(opening, closing, bool(opened), inline)
     format = template.tool_format.with_marks(control_tokens)
     constraint = answer
     schemas: dict[str, Any] = {}
@@ -82,11 +82,11 @@ def answer_form(
     return AnswerForm(constraint, dropped, marks, segments, begun)
 
 
-def _end_of(spans: Sequence[Span]) -> str:
-    """The last word of the prompt with the blanks behind it, if the template itself wrote it; else "" """
-    if not spans or not spans[-1][1]:
-        return ""
-    return spans[-1][0][len(spans[-1][0].rstrip().rpartition("\n")[0]) :].lstrip()
+def _opened_block(spans: Sequence[Span], tag: str) -> str:
+    """The tag, with the blanks behind it, if the template itself ends the prompt with it; else nothing."""
+    text, trusted = spans[-1] if spans else ("", False)
+    end = len(text.rstrip())
+    return text[end - len(tag) :] if trusted and text[:end].endswith(tag) else ""
 
 
 def _expression(answer: Constraint, calls: bool) -> str:

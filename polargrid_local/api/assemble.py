@@ -306,6 +306,13 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
             return self._parts.reason_of_calls
         return super()._reason(event)
 
+    def _end(self, choice: _Choice, index: int) -> list[ChatCompletionChunk]:
+        chunks = super()._end(choice, index)
+        if self._untold:  # of tokens that gave no text of their own, such as the end of a call
+            choice.logprobs += self._untold
+            chunks[0]["choices"][0]["logprobs"] = chat_logprobs(self._untold)
+        return chunks
+
     def _deliver(self, choice: _Choice, index: int, event: Event) -> list[ChatCompletionChunk]:
         parts = self._parts
         if parts is None:
@@ -313,6 +320,7 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
         if self._predicates and event.text:
             self._raw.append(event.text)
             if self._is_filtered("".join(self._raw), choice, index, event):
+                self._untold = []
                 return self._end(choice, index)
         deltas = parts.push(event.text + (mark_of(event.mark) if event.mark else ""))
         if event.kind == "finished" and not parts.stopped:

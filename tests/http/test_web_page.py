@@ -258,6 +258,34 @@ def test_a_model_is_picked_and_loaded_with_progress(page: Any, scripted: Scripte
     menu.locator("li", has_text="other").get_by_text("not loaded").wait_for()
 
 
+def test_a_load_that_ends_while_the_server_is_asked_is_not_begun_again(page: Any, scripted: ScriptedServer) -> None:
+    scripted.models["other"] = "unloaded"
+    scripted.load_gate.clear()
+    page.locator("#model-button").click()
+    page.locator("#model-menu b", has_text="other").click()
+    page.locator("#model-dot[data-state=loading]").wait_for()
+    late: list[Any] = []
+
+    def keep(route: Any) -> None:
+        if scripted.load_gate.is_set():
+            route.continue_()
+        else:
+            late.append((route, route.fetch()))
+
+    page.route("**/v1/models/status", keep)
+    scripted.say(*answer("from other"))
+    ask(page, "go")
+    page.get_by_text("Loading the model").wait_for()
+    while len(late) < 2:  # one of the load under way, one of the answer
+        page.wait_for_timeout(20)
+    with page.expect_response("**/v1/models/load"):
+        scripted.load_gate.set()
+    for route, reply in late:
+        route.fulfill(response=reply)
+    assert finished(page).locator(".body").inner_text() == "from other"
+    assert scripted.loads == ["other"]
+
+
 def test_a_load_begun_elsewhere_is_shown(context: Any, scripted: ScriptedServer) -> None:
     scripted.models["scripted"] = "loading"
     scripted.load_gate.clear()
