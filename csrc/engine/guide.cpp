@@ -82,6 +82,7 @@ struct Grammars::Api {
 struct Grammars::Compiled {
     const Api & api;  // of the Grammars that keep it
     LlgMatcher * matcher;
+    std::vector<uint32_t> first;  // mask
 
     Compiled(const Api & api_, LlgMatcher * matcher_) : api(api_), matcher(matcher_) {}
     Compiled(const Compiled &) = delete;
@@ -141,8 +142,10 @@ std::string words_of(const char * error) {
 
 }  // namespace
 
-Guide::Guide(std::shared_ptr<const Grammars> grammars, LlgMatcher * matcher)
-    : grammars_(std::move(grammars)), matcher_(matcher), allowed_(mask_words(grammars_->n_vocab())) {}
+Guide::Guide(std::shared_ptr<const Grammars> grammars, LlgMatcher * matcher, std::vector<uint32_t> first)
+    : grammars_(std::move(grammars)), matcher_(matcher), allowed_(std::move(first)), ready_(!allowed_.empty()) {
+    allowed_.resize(mask_words(grammars_->n_vocab()));
+}
 
 Guide::~Guide() {
     grammars_->api().free_matcher(matcher_);
@@ -153,8 +156,13 @@ void Guide::fail() const {
                 "the answer cannot be kept in its grammar: " + words_of(grammars_->api().error(matcher_)));
 }
 
-void Guide::mask(float * logits) {
-    if (grammars_->api().compute_mask(matcher_, allowed_.data(), allowed_.size() * sizeof(uint32_t)) != 0) {
+void Guide::compute() {
+    failed_ = grammars_->api().compute_mask(matcher_, allowed_.data(), allowed_.size() * sizeof(uint32_t)) != 0;
+    ready_.store(true, std::memory_order_release);
+}
+
+void Guide::mask(float * logits) const {
+    if (failed_) {
         fail();
     }
     constexpr float kNever = -std::numeric_limits<float>::infinity();
@@ -181,6 +189,7 @@ void Guide::mask(float * logits) {
 }
 
 void Guide::consume(Token token) {
+    ready_.store(false, std::memory_order_relaxed);
     if (grammars_->api().consume(matcher_, static_cast<uint32_t>(token)) != 0) {
         fail();
     }
@@ -253,6 +262,7 @@ void Grammars::self_test() const {
     };
     Guide guide(shared_from_this(), new_matcher({"regex", "a"}));
     std::vector<float> logits(static_cast<size_t>(n_vocab_), 0.0f);
+    guide.compute();
     guide.mask(logits.data());
     for (Token token = 0; token < n_vocab_; ++token) {
         if ((tokenizer_->bytes(token) == "a") != (logits[static_cast<size_t>(token)] == 0.0f)) {
@@ -286,7 +296,8 @@ LlgMatcher * Grammars::new_matcher(const Constraint & constraint) const {
 std::shared_ptr<const Grammars::Compiled> Grammars::compile(const Constraint & constraint) const {
     auto compiled = std::make_shared<Compiled>(*api_, new_matcher(constraint));
     // Some grammars compile, and fail at the first mask.
-    std::vector<uint32_t> mask(mask_words(n_vocab_));
+    std::vector<uint32_t> & mask = compiled->first;
+    mask.resize(mask_words(n_vocab_));
     LlgMatcher * trial = api_->clone_matcher(compiled->matcher);
     const bool good = api_->compute_mask(trial, mask.data(), mask.size() * sizeof(uint32_t)) == 0;
     const std::string why = good ? "" : words_of(api_->error(trial));
@@ -340,7 +351,8 @@ std::shared_ptr<const Grammars::Compiled> Grammars::compiled(const Constraint & 
 
 std::unique_ptr<Guide> Grammars::guide(const Constraint & constraint) const {
     const std::shared_ptr<const Compiled> compiled_grammar = compiled(constraint);
-    return std::make_unique<Guide>(shared_from_this(), api_->clone_matcher(compiled_grammar->matcher));
+    return std::make_unique<Guide>(shared_from_this(), api_->clone_matcher(compiled_grammar->matcher),
+                                   compiled_grammar->first);
 }
 
 }  // namespace pgl

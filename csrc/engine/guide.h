@@ -21,19 +21,28 @@ namespace pgl {
 
 class Grammars;
 
-// One answer's way through its grammar. Of the engine's thread alone.
+// One answer's way through its grammar, a token at a time: compute(), mask(), consume(). Of one thread at a time; only
+// ready() is for any.
 class Guide {
   public:
-    Guide(std::shared_ptr<const Grammars> grammars, LlgMatcher * matcher);
+    // `first`: the first mask, where it is known; else compute() comes first.
+    Guide(std::shared_ptr<const Grammars> grammars, LlgMatcher * matcher, std::vector<uint32_t> first = {});
     ~Guide();
     Guide(const Guide &) = delete;
     Guide & operator=(const Guide &) = delete;
 
+    // Finds out which tokens may come next: microseconds mostly, for some grammars tens of milliseconds. Never throws:
+    // mask() does, where this failed.
+    void compute();
+
+    // Whether the next mask is known.
+    bool ready() const { return ready_.load(std::memory_order_acquire); }
+
     // Sets every logit [n_vocab] to -infinity whose token may not come next. The end-of-generation tokens may come
     // where the answer is complete. Throws Error("constraint_failed") when the grammar cannot be followed any further.
-    void mask(float * logits);
+    void mask(float * logits) const;
 
-    // Tells the token that was chosen. Throws as mask() does.
+    // Tells the token that was chosen; the next mask is not known any more. Throws as mask() does.
     void consume(Token token);
 
     // Whether the answer is complete and nothing may follow.
@@ -45,6 +54,8 @@ class Guide {
     const std::shared_ptr<const Grammars> grammars_;
     LlgMatcher * matcher_;
     std::vector<uint32_t> allowed_;  // a bit per token
+    bool failed_ = false;            // to compute it
+    std::atomic<bool> ready_;
 };
 
 // The library, one model's vocabulary in its words, and the grammars compiled so far. Any thread.

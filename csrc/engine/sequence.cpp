@@ -5,7 +5,7 @@
 namespace pgl {
 
 Sequence::Sequence(RequestId id, Request request, std::vector<Token> prompt, int32_t n_room, int32_t n_vocab,
-                   std::unique_ptr<Guide> guide)
+                   std::shared_ptr<Guide> guide)
     : id_(id), request_(std::move(request)), prompt_(std::move(prompt)),
       max_tokens_(std::min(request_.max_tokens, n_room)), guide_(std::move(guide)),
       sampler_(request_.sampling, prompt_, n_vocab), text_(request_.stop, request_.filter) {

@@ -18,7 +18,7 @@ class Sequence {
 
     // `prompt`: the request's ids. `n_room`: tokens the context has left after it. `guide`: null = a free answer.
     Sequence(RequestId id, Request request, std::vector<Token> prompt, int32_t n_room, int32_t n_vocab,
-             std::unique_ptr<Guide> guide = nullptr);
+             std::shared_ptr<Guide> guide = nullptr);
 
     RequestId id() const { return id_; }
     Task task() const { return request_.task; }
@@ -35,9 +35,15 @@ class Sequence {
     void prefilled();
 
     // Samples from `logits` and turns the token into an event. Afterwards ended() says whether it was the last.
-    // Throws Error("numeric_error").
+    // The guide, if any, must be ready. Throws Error("numeric_error") and what the guide throws.
     Event sample(float * logits, const Tokenizer & tokenizer);
     bool ended() const { return ended_; }
+
+    const std::shared_ptr<Guide> & guide() const { return guide_; }
+    bool awaits_mask() const { return guide_ && !guide_->ready(); }
+
+    // Logits that wait for the guide's mask; empty = none do. Meanwhile their sequence takes no part in steps.
+    std::vector<float> held;
 
     Event progress() const;
     Event pooled(std::vector<float> values);
@@ -53,7 +59,7 @@ class Sequence {
     Request request_;
     std::vector<Token> prompt_;
     int32_t max_tokens_;
-    std::unique_ptr<Guide> guide_;
+    std::shared_ptr<Guide> guide_;  // the mask worker's too, while it computes
     Sampler sampler_;
     TextStream text_;
     Token next_token_ = -1;
