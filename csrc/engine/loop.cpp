@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <chrono>
 #include <map>
+#include <optional>
 #include <utility>
 
 namespace pgl {
@@ -23,7 +24,9 @@ constexpr auto kMaskWait = std::chrono::milliseconds(2);
 
 Loop::Loop(SharedState & shared)
     : shared_(shared), masks_(std::make_unique<MaskWorker>([&shared] {
-          { const std::lock_guard lock(shared.mutex); }  // so that no wait begins between its check and this
+          {
+              const std::lock_guard lock(shared.mutex);
+          }  // so that no wait begins between its check and this
           shared.wake_engine.notify_one();
       })) {}
 
@@ -124,12 +127,12 @@ bool Loop::step() {
     }
     try {
         drop_cancelled(cancelled);
-        sample_held();
+        go_on_after_masks();
         admit();
         std::vector<Running> running;
         running.reserve(running_.size());
         for (const SequencePtr & sequence : running_) {
-            if (sequence->held.empty()) {
+            if (!sequence->waits()) {
                 running.push_back({sequence->slot, sequence->n_remaining()});
             }
         }
@@ -314,24 +317,23 @@ void Loop::wait_for_masks(const std::vector<std::pair<Sequence *, float *>> & la
     const auto ready = [](const auto & entry) { return !entry.first->awaits_mask(); };
     {
         std::unique_lock lock(shared_.mutex);
-        shared_.wake_engine.wait_for(
-            lock, kMaskWait, [&] { return shared_.closing || std::all_of(late.begin(), late.end(), ready); });
+        shared_.wake_engine.wait_for(lock, kMaskWait,
+                                     [&] { return shared_.closing || std::all_of(late.begin(), late.end(), ready); });
     }
     for (const auto & entry : late) {
         if (ready(entry)) {
             sample(*entry.first, entry.second);
         } else {
-            entry.first->held.assign(entry.second, entry.second + model_->info().n_vocab);
+            entry.first->hold(entry.second, model_->info().n_vocab);
         }
     }
 }
 
-void Loop::sample_held() {
+void Loop::go_on_after_masks() {
     bool any = false;
     for (const SequencePtr & sequence : running_) {
-        if (!sequence->held.empty() && !sequence->awaits_mask()) {
-            sample(*sequence, sequence->held.data());
-            sequence->held.clear();
+        if (sequence->waits() && !sequence->awaits_mask()) {
+            tell(*sequence, [&] { return sequence->go_on(model_->tokenizer()); });
             any = true;
         }
     }
@@ -387,9 +389,16 @@ void Loop::prefill(const StepPlan & plan) {
 }
 
 void Loop::sample(Sequence & sequence, float * logits) {
+    tell(sequence, [&] { return std::optional<Event>(sequence.sample(logits, model_->tokenizer())); });
+}
+
+// Publishes what `work` makes of a sequence, and has its next mask computed.
+template <typename Work> void Loop::tell(Sequence & sequence, const Work & work) {
     try {
-        publish(sequence.sample(logits, model_->tokenizer()));
-        if (sequence.guide() && !sequence.ended()) {
+        if (std::optional<Event> event = work()) {
+            publish(std::move(*event));
+        }
+        if (sequence.awaits_mask() && !sequence.ended()) {
             masks_->compute(sequence.guide());
         }
     } catch (const Error & e) {

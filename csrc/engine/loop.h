@@ -42,7 +42,8 @@ class Loop {
     bool compute(const Batch & batch, const std::vector<Sequence *> & participants);
     void sample(Sequence & sequence, float * logits);
     void wait_for_masks(const std::vector<std::pair<Sequence *, float *>> & late);
-    void sample_held();
+    template <typename Work> void tell(Sequence & sequence, const Work & work);
+    void go_on_after_masks();
     void wait_for_a_mask();
     void end_all(const std::string & code, const std::string & message);
     void remove_ended();
