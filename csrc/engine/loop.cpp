@@ -24,9 +24,7 @@ constexpr auto kMaskWait = std::chrono::milliseconds(2);
 
 Loop::Loop(SharedState & shared)
     : shared_(shared), masks_(std::make_unique<MaskWorker>([&shared] {
-          {
-              const std::lock_guard lock(shared.mutex);
-          }  // so that no wait begins between its check and this
+          const std::lock_guard lock(shared.mutex);  // a wait has seen that the mask is ready, or hears of it
           shared.wake_engine.notify_one();
       })) {}
 
@@ -350,6 +348,7 @@ void Loop::wait_for_a_mask() {
     if (running_.empty() || std::any_of(waiting_.begin(), waiting_.end(), needs_no_slot)) {
         return;
     }
+    flush();
     std::unique_lock lock(shared_.mutex);
     shared_.wake_engine.wait(lock, [&] {
         return shared_.closing || !shared_.inbox.empty() || !shared_.cancelled.empty() ||

@@ -72,14 +72,14 @@ def letters_of(native: Native, id: int, n: int) -> list[Any]:
 
 def test_no_stream_waits_for_a_slow_mask(native: Native) -> None:
     """Between two tokens of the slow one, the other says many: were a mask computed in a step, it would say one."""
-    slow = begin(native, SLOW, 24)
+    slow = begin(native, SLOW, 32)
     free = begin(native, FREE, ignore_eos=True)
     order: list[int] = []
-    while slow not in order or order.count(slow) < 24:
+    while order.count(slow) < 32:
         order += [event.id for event in native.outbox.wait(1000) if event.kind in ("text", "finished")]
     native.engine.cancel(free)
     between = [len(run) for run in "".join("s" if id == slow else "f" for id in order).split("s")[1:-1]]
-    assert max(between) >= 10, between
+    assert max(between) >= 4, between
 
 
 def test_what_an_answer_says_depends_on_no_mask_beside_it(native: Native) -> None:
@@ -113,6 +113,22 @@ def test_cancelling_while_a_mask_is_computed(native: Native) -> None:
         assert (failed.id, failed.code) == (slow, "cancelled")
     stats = native.engine.stats()
     assert (stats["n_cancelled"], stats["n_finished"], stats["n_running"]) == (30, 30, 0)
+
+
+def test_a_cancelled_request_hears_of_it_before_the_masks_of_others_are_ready(native: Native) -> None:
+    """At least once in ten times: a mask may be ready just then."""
+    alone = 0
+    for seed in range(10):
+        slow, other = begin(native, SLOW, seed=seed), begin(native, SLOW, seed=seed)
+        letters_of(native, other, 14)
+        native.engine.cancel(slow)
+        events: list[Any] = []
+        while not any(event.kind == "error" for event in events):
+            events = native.outbox.wait(1000)
+        alone += [(event.id, event.code) for event in events] == [(slow, "cancelled")]
+        native.engine.cancel(other)
+        native.events(other)
+    assert alone > 0
 
 
 @pytest.mark.parametrize("close", [True, False], ids=["closed", "deleted"])
