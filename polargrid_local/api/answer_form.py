@@ -75,9 +75,12 @@ def answer_form(
     marks = [text for text in dict.fromkeys(markers) if text in control_tokens]
     segments: Segments
     if harmony:
-        segments = HarmonySegmenter(harmony_markers(control_tokens), list(schemas), inline=inline)
+        held_answer = answer is not None
+        segments = HarmonySegmenter(harmony_markers(control_tokens), list(schemas), inline=inline, held=held_answer)
     else:
         kinds = {name: parameter_kinds(schema) for name, schema in schemas.items()}
+        if answer is not None:  # then calls are the whole answer, and a string in it begins none
+            format = format._replace(anywhere=False)
         segments = Segmenter(Tools(format, kinds) if calls else None, reasoning)
     return AnswerForm(constraint, dropped, marks, segments, begun)
 

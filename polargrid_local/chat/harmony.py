@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from polargrid_local.chat.segments import Segment
+from polargrid_local.chat.segments import JsonEnd, Segment
 from polargrid_local.chat.stop_text import overlap_at
-from polargrid_local.chat.tool_formats import HARMONY_MARKERS, mark_of, without_marks
+from polargrid_local.chat.tool_formats import HARMONY_ENDS, HARMONY_MARKERS, mark_of, without_marks
 
 _RECIPIENT = re.compile(r"to=functions\.([A-Za-z0-9_./-]+)")
 
@@ -22,15 +22,20 @@ def harmony_markers(control_tokens: Collection[str]) -> dict[str, str]:
 
 
 class HarmonySegmenter:
-    """As Segmenter, for this format. `inline`: reasoning is content, in `<think>` tags, as the remote API has it."""
+    """As Segmenter, for this format. `inline`: reasoning is content, in `<think>` tags, as the remote API has it.
+    `held`: the final message is held to a grammar, so nothing follows it."""
 
-    def __init__(self, markers: dict[str, str], names: Collection[str] = (), *, inline: bool) -> None:
+    def __init__(
+        self, markers: dict[str, str], names: Collection[str] = (), *, inline: bool, held: bool = False
+    ) -> None:
         self._channel, self._message = markers["<|channel|>"], markers["<|message|>"]
-        self._ends = [markers[text] for text in ("<|end|>", "<|start|>", "<|channel|>", "<|call|>", "<|return|>")]
+        self._ends = [markers[text] for text in HARMONY_ENDS]
         self._start = markers["<|start|>"]
-        self._names, self._inline = names, inline
+        self._names, self._inline, self._answer_held = names, inline, held
         self._held = ""
         self._kind: str | None = None  # of the body that is being read; None in a header
+        self._arguments: JsonEnd | None = None  # of the call that is being read
+        self._is_last = False
         self._n_calls = 0
         self._said: set[str] = set()  # kinds of what was said in earlier messages
         self._thinks = False  # inside a block of inline reasoning
@@ -74,17 +79,30 @@ class HarmonySegmenter:
         recipient = _RECIPIENT.search(header)
         if recipient is not None and recipient[1] in self._names:
             self._kind = "arguments"
+            self._arguments = JsonEnd()
             self._end_thinking("\n</think>\n\n")
             self._out.append(Segment("call", recipient[1], self._n_calls))
             self._n_calls += 1
         else:
             channel = header.partition(self._channel)[2].lstrip()
+            self._is_last = self._answer_held and channel.startswith("final")
             self._kind = "reasoning" if channel.startswith("analysis") else "content"
             if self._kind in self._said:  # messages of one kind are paragraphs
                 self._say("\n\n")
         return True
 
     def _read_body(self) -> bool:
+        if self._arguments is not None:  # where the markers are plain text, a string may hold them
+            end = self._arguments.find(self._held)
+            text, self._held = (self._held, "") if end is None else (self._held[:end], self._held[end:])
+            self._say(text)
+            if end is None:
+                return False
+            self._arguments = None
+        if self._is_last:
+            text, self._held = self._held, ""
+            self._say(text)
+            return False
         places = [(at, end) for end in self._ends if (at := self._held.find(end)) >= 0]
         if not places:
             at = min(overlap_at(self._held, end) for end in self._ends)

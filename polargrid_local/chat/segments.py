@@ -53,7 +53,7 @@ class Segmenter:
         self._out: list[Segment] = []
         self._n_calls = 0
         self._calls_may_come = tools is not None
-        self._arguments = _JsonEnd()
+        self._arguments = JsonEnd()
         self._parameters: ParameterReader | None = None
         self._head = ""  # of the call that may begin
         self._name = ""
@@ -78,6 +78,9 @@ class Segmenter:
             self._reason(held)
         elif self._state == self._begin_arguments:
             self._say(self._head + held)
+        elif self._state == self._in_parameters and self._parameters is not None:
+            if text := self._parameters.finish(held):
+                self._add("arguments", text, self._n_calls - 1)
         elif self._state == self._after:
             self._say("" if blank or self._in_group else held)
         elif self._state in (self._opening, self._content):
@@ -164,13 +167,13 @@ class Segmenter:
             self._held = ""
             return False
         firsts = tools.format.firsts
-        at = 0
+        at = 0 if tools.format.anywhere else len(self._held) - len(self._held.lstrip())
         while at < len(self._held):
             if tools.format.anywhere:
                 at = _next_start(firsts, self._held, at)
             found = match_any(firsts, self._held, at, tools.names) if at < len(self._held) else False
             if isinstance(found, Found):
-                blank = self._trim and not self._held[:at].strip()
+                blank = (self._trim or not tools.format.anywhere) and not self._held[:at].strip()
                 self._say("" if blank else self._held[:at])
                 self._begin(at, found)
                 return True
@@ -180,7 +183,9 @@ class Segmenter:
                 self._calls_may_come = False
                 return True
             at += 1
-        if at and self._held[:at].strip():
+        if not tools.format.anywhere:
+            return False
+        if self._held[:at].strip():
             self._trim = False
         if not self._trim:
             self._say(self._held[:at])
@@ -208,7 +213,7 @@ class Segmenter:
                 self._state = self._content
                 return True
             self._held = text
-            self._arguments = _JsonEnd()
+            self._arguments = JsonEnd()
             self._state = self._in_arguments
         self._add("call", self._name, self._n_calls)
         self._n_calls += 1
@@ -266,7 +271,7 @@ def _next_start(patterns: Collection[str], text: str, at: int) -> int:
     return min((place for place in places if place >= 0), default=len(text))
 
 
-class _JsonEnd:
+class JsonEnd:
     """Finds where one JSON object ends, in text that comes in pieces."""
 
     _SIGNS = re.compile(r'["\\{}\[\]]')

@@ -7,7 +7,6 @@ after the opening tag and one before the closing one are no part of a value. Sou
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -22,9 +21,9 @@ class ParameterReader:
     """The arguments of one call as Qwen3-Coder writes them, `<parameter=name>` value `</parameter>`, made into JSON.
 
     Source: the chat template of Qwen3-Coder. One line break after the opening tag and one before the closing one are
-    no part of the value."""
+    no part of the value. A value that begins on a line of its own ends only with a closing tag on a line of its own."""
 
-    _OPENING = re.compile(r"\s*<parameter=([^>]*)>")
+    _OPENING = "<parameter="
     _CLOSING = "</parameter>"
 
     def __init__(self, kinds: Mapping[str, ParameterKind]) -> None:
@@ -32,8 +31,8 @@ class ParameterReader:
         self._kind: ParameterKind | None = None  # of the value that is being read
         self._n = 0
         self._begun = False
-        self._value = ""  # what of a value must be seen whole
         self._at_start = False
+        self._closing = self._CLOSING  # of the value that is being read
 
     def read(self, held: str) -> tuple[str, str, bool]:
         """The JSON that `held` gives, what of it waits, and whether the arguments have ended."""
@@ -41,15 +40,17 @@ class ParameterReader:
         self._begun = True
         while True:
             if self._kind is None:
-                found = self._OPENING.match(held)
-                if found is None:
-                    text = held.lstrip()
-                    if "<parameter=".startswith(text) or (text.startswith("<parameter=") and ">" not in text):
-                        return out, held, False
+                text = held.lstrip()
+                if self._OPENING.startswith(text):
+                    return out, held, False
+                if not text.startswith(self._OPENING):
                     return out + "}", held, True
-                held = held[found.end() :]
-                self._kind, self._at_start, self._value = self._kinds.get(found[1], "text"), True, ""
-                out += (", " if self._n else "") + json.dumps(found[1], ensure_ascii=False) + ": "
+                name = self._name(text[len(self._OPENING) :])
+                if name is None:
+                    return out, held, False
+                held = text[len(self._OPENING) + len(name) + 1 :]
+                self._kind, self._at_start = self._kinds.get(name, "text"), True
+                out += (", " if self._n else "") + json.dumps(name, ensure_ascii=False) + ": "
                 out += '"' if self._kind == "text" else ""
                 self._n += 1
             text, held, ended = self._read_value(held)
@@ -58,32 +59,48 @@ class ParameterReader:
                 return out, held, False
             self._kind = None
 
+    def finish(self, held: str) -> str:
+        """The JSON that waits where nothing follows: what there is of a value, without an end."""
+        if self._kind in (None, "text"):
+            return ""
+        value = held[: overlap_at(held, self._closing)]
+        return value.strip() if self._kind == "json" or value in ("", "null") else f'"{_escaped(value)}'
+
+    def _name(self, text: str) -> str | None:
+        """The name with which `text` begins, before the sign `>`, which may be part of it; None if it may go on."""
+        waits = ">" not in text
+        for name in sorted(self._kinds, key=len, reverse=True):
+            if text.startswith(name + ">"):
+                return name
+            waits = waits or (name + ">").startswith(text)
+        return None if waits else text.partition(">")[0]
+
     def _read_value(self, held: str) -> tuple[str, str, bool]:
         """As read(), of the value alone."""
         if self._at_start and held:
+            self._at_start, own_line = False, held[0] == "\n"
             held = held.removeprefix("\n")
-            self._at_start = False
-        at = held.find(self._CLOSING)
-        ended = at >= 0
-        if ended:
-            part, held = held[:at].removesuffix("\n"), held[at + len(self._CLOSING) :]
-        else:
-            at = min(overlap_at(held, self._CLOSING), overlap_at(held, "\n" + self._CLOSING))
-            part, held = held[:at], held[at:]
-        if self._kind == "text":
-            return _escaped(part) + ('"' if ended else ""), held, ended
-        self._value += part
-        return (self._whole() if ended else ""), held, ended
+            self._closing = "\n" + self._CLOSING if own_line else self._CLOSING
+        at = held.find(self._closing)
+        if at >= 0:
+            value, held = held[:at], held[at + len(self._closing) :]
+            if self._closing == self._CLOSING:
+                value = value.removesuffix("\n")
+            return (_escaped(value) + '"' if self._kind == "text" else self._whole(value)), held, True
+        if self._kind != "text":  # must be seen whole
+            return "", held, False
+        at = min(overlap_at(held, self._closing), overlap_at(held, "\n" + self._CLOSING))
+        return _escaped(held[:at]), held[at:], False
 
-    def _whole(self) -> str:
+    def _whole(self, text: str) -> str:
         """A value that had to be seen whole, as JSON."""
-        value = self._value.strip()
+        value = text.strip()
         if self._kind == "text or null":
-            return "null" if value == "null" else f'"{_escaped(self._value)}"'
+            return "null" if value == "null" else f'"{_escaped(text)}"'
         try:
             json.loads(value)
         except (ValueError, RecursionError):
-            return f'"{_escaped(self._value)}"'
+            return f'"{_escaped(text)}"'
         return value
 
 

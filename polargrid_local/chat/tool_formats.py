@@ -11,6 +11,7 @@ from typing import NamedTuple
 # A pattern is the text of some notation, with $NAME for a tool's name and $ID for an id. Where it has blanks, and where
 # it has a tilde, which means none, there may be any blanks or none.
 
+BLANKS = " \t\r\n"  # and no others: the grammar of an answer and the reader of it must agree
 _ELEMENT = re.compile(r"[\s~]+|\$NAME|\$ID|(?:(?!\$NAME|\$ID)[^\s~])+")
 _WORD = re.compile(r"[A-Za-z0-9_./-]*")  # what names and ids are made of
 NAME = re.compile(r"[A-Za-z0-9_./-]{1,128}")
@@ -38,7 +39,7 @@ def match(pattern: str, text: str, at: int, names: Collection[str]) -> Found | b
     name = ""
     for element in elements_of(pattern):
         if is_blank(element):
-            while at < len(text) and text[at].isspace():
+            while at < len(text) and text[at] in BLANKS:
                 at += 1
             continue
         if element in ("$NAME", "$ID"):
@@ -256,6 +257,7 @@ def written(pattern: str, name: str) -> str:
 
 THINK_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 HARMONY_MARKERS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|call|>", "<|return|>")
+HARMONY_ENDS = ("<|end|>", "<|start|>", "<|channel|>", "<|call|>", "<|return|>")  # what ends the body of a message
 
 
 def _all_markers() -> Iterator[str]:

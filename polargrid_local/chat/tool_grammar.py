@@ -13,11 +13,20 @@ from typing import Any, Literal, NamedTuple
 from polargrid_local.chat.grammar import OPTIONS, Constraint
 from polargrid_local.chat.segments import Reasoning
 from polargrid_local.chat.tagged_parameters import parameter_kind, shared_definitions, text_values
-from polargrid_local.chat.tool_formats import ToolFormat, elements_of, is_blank, mark_of, marked_text, split_at_marks
+from polargrid_local.chat.tool_formats import (
+    HARMONY_ENDS,
+    ToolFormat,
+    elements_of,
+    is_blank,
+    mark_of,
+    marked_text,
+    split_at_marks,
+)
 
 Schema = dict[str, Any]
 
-_BLANKS = r"( |\n[ \t]{0,40})?"
+_BLANKS = r"( |\n[ \t]{0,40})?"  # where a call is written already: few, so that they end
+_ANY_BLANKS = r"[ \t\r\n]*"  # where free text may become a call: all that are read as one
 _ID = r"[A-Za-z0-9]{9}"
 _ANY = r"(?s:.*)"
 
@@ -81,22 +90,22 @@ class ToolGrammar:
             if self._is_mark(part):
                 out.append(("TEXT? " if free and i == 0 else "") + self._token(part))
                 continue
-            regex = self._regex(part, regex_text(tool))
             label = f"{name}_{i}"
             if free and i == 0:
+                regex = self._regex(part, regex_text(tool), _ANY_BLANKS)
                 out.append(self._rule(f"{label}[lazy]", f"/{_ANY}{regex}/"))
             elif not all(map(is_blank, elements_of(part))):
-                out.append(self._rule(label.upper(), f"/{regex}/"))
+                out.append(self._rule(label.upper(), f"/{self._regex(part, regex_text(tool))}/"))
             else:
                 out.append("BLANK?")
         return " ".join(out)
 
-    def _regex(self, part: str, tool: str) -> str:
+    def _regex(self, part: str, tool: str, blanks: str = _BLANKS) -> str:
         """A pattern without marks as a regular expression."""
         text = ""
         for element in elements_of(part):
             if is_blank(element):
-                text += _BLANKS
+                text += blanks
             elif element == "$NAME":
                 text += tool
             elif element == "$ID":
@@ -169,7 +178,7 @@ class ToolGrammar:
         """Free text in which no call begins."""
         names = "(" + "|".join(regex_text(tool.name) for tool in self._tools) + ")"
         heads = [
-            self._regex(parts[0], names)
+            self._regex(parts[0], names, _ANY_BLANKS)
             for pattern in self._format.firsts
             if not self._is_mark((parts := split_at_marks(pattern))[0])
         ]
@@ -218,7 +227,13 @@ class ToolGrammar:
         return f"({whole} {blanks}?)?"
 
     def _harmony(self, demand: Demand) -> str:
-        self._rule("TEXT", "/(?s:.+)/")
+        plain = [regex_text(text) for text in HARMONY_ENDS if text not in self._ids]
+
+        def without(ends: list[str]) -> str:
+            """For a text that has none of these markers in it."""
+            return f" & ~/{_ANY}({'|'.join(ends)}){_ANY}/" if ends else ""
+
+        self._rule("TEXT", "/(?s:.+)/" + without(plain))
 
         def marker(text: str) -> str:
             return self._token(mark_of(text)) if text in self._ids else json.dumps(text)
@@ -226,12 +241,13 @@ class ToolGrammar:
         def until(text: str, label: str) -> str:
             if text in self._ids:
                 return f"TEXT? {marker(text)}"
-            return self._rule(f"{label}[lazy]", f"/{_ANY}{regex_text(text)}/")
+            end = regex_text(text)
+            return self._rule(f"{label}[lazy]", f"/{_ANY}{end}/" + without([other for other in plain if other != end]))
 
         channel, message, start = marker("<|channel|>"), marker("<|message|>"), marker("<|start|>")
         between = f'{until("<|end|>", "message_end")} {start} "assistant"'
         before = self._rule("before", f'{channel} ("analysis" | "commentary") {message} {between}')
-        answer = demand.answer if demand.answer is not None else self._free()
+        answer = demand.answer if demand.answer is not None else self._rule("FREE", f"/{_ANY}/" + without(plain))
         final = self._rule("final", f'{channel} "final" {message} {self._rule("answer", answer)}')
         if demand.calls == "none":
             return f"{before}* {final}"

@@ -15,7 +15,7 @@ from polargrid_local.chat.stop_text import StopText
 from polargrid_local.chat.tool_formats import GENERIC, HARMONY_MARKERS, NAMES, format_named, mark_of
 from polargrid_local.options import EngineOptions
 
-TOOLS: dict[str, Any] = {"f": {"s": "text", "n": "json", "z": "text or null"}, "get_time": {}, "get": {}}
+TOOLS: dict[str, Any] = {"f": {"s": "text", "n": "json", "z": "text or null", "a>b": "text"}, "get_time": {}, "get": {}}
 THINK = Reasoning("<think>", "</think>")
 INLINE = THINK._replace(inline=True)
 
@@ -187,6 +187,14 @@ def test_json_that_is_no_call_is_content(text):
     assert at_every_cut(segmenter("llama3"), text) == (text, "", [])
 
 
+def test_blanks_before_the_calls_are_not_told():
+    for form in (None, THINK, INLINE):
+        thought = "<think>hm</think>" if form else ""
+        for call in ('{"name": "f", "parameters": {}}', '<|python_tag|>{"name": "f", "parameters": {}}'):
+            content, _, calls = at_every_cut(segmenter("llama3", form), f"{thought}\n\n{call}")
+            assert calls == [["f", "{}"]] and content == (thought if form is INLINE else "")
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -230,6 +238,9 @@ def test_names_that_begin_alike():
         ("[1, 2]", "n", "[1, 2]"),
         ("0.50", "n", "0.50"),
         ("no json", "n", '"no json"'),
+        ("a</parameter>b", "s", '"a</parameter>b"'),
+        ('["\\"</parameter>"]', "n", '["\\"</parameter>"]'),
+        ("x", "a>b", '"x"'),
     ],
 )
 def test_values_in_tags_have_the_types_of_the_schema(value, parameter, json_text):
@@ -237,6 +248,22 @@ def test_values_in_tags_have_the_types_of_the_schema(value, parameter, json_text
     content, _, [[name, arguments]] = at_every_cut(segmenter("qwen3-coder"), text)
     assert (content, name, arguments) == ("", "f", f'{{"{parameter}": {json_text}}}')
     assert json.loads(arguments)
+
+
+@pytest.mark.parametrize(
+    ("cut", "arguments"),
+    [
+        ("<parameter=s>\nab", '{"s": "ab'),
+        ("<parameter=n>\n[1, {", '{"n": [1, {'),
+        ("<parameter=n>\n12\n</param", '{"n": 12'),
+        ("<parameter=z>\nnul", '{"z": "nul'),
+        ("<parameter=z>\n", '{"z": '),
+        ("<param", "{"),
+    ],
+)
+def test_a_value_that_is_cut_is_told_as_far_as_it_came(cut, arguments):
+    _, _, calls = at_every_cut(segmenter("qwen3-coder"), f"<tool_call>\n<function=f>\n{cut}")
+    assert calls == [["f", arguments]]
 
 
 def test_calls_in_tags_follow_one_another():
@@ -298,6 +325,7 @@ CALL = '<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{"a"
     ("text", "content", "thought", "calls"),
     [
         (FINAL, "Yes.", "", []),
+        (CALL.replace("NAME", "f").replace("1", '"x}"') + "<|call|>", "", "", [["f", '{"a": "x}"}']]),
         (ANALYSIS + FINAL, "Yes.", "thinking", []),
         (ANALYSIS + ANALYSIS + FINAL + "<|return|>", "Yes.", "thinking\n\nthinking", []),
         (ANALYSIS + CALL.replace("NAME", "f"), "", "thinking", [["f", '{"a": 1}']]),
@@ -318,6 +346,15 @@ def test_channels_are_reasoning_content_and_calls(marks, text, content, thought,
     if said and (content or calls):
         said += "\n\n"
     assert inline == (said + content, "", calls)
+
+
+def test_where_markers_are_plain_text_a_string_may_hold_them():
+    markers = harmony_markers(())
+    call = CALL.replace("NAME", "f").replace("1", '"<|call|>"')
+    make = lambda: HarmonySegmenter(markers, TOOLS, inline=False)  # noqa: E731
+    assert at_every_cut(make, ANALYSIS + call + "<|call|>") == ("", "thinking", [["f", '{"a": "<|call|>"}']])
+    final = FINAL.replace("Yes.", '"<|end|>"')
+    assert at_every_cut(lambda: HarmonySegmenter(markers, inline=False, held=True), final) == ('"<|end|>"', "", [])
 
 
 # --- stop strings -----------------------------------------------------------------------------------------------------

@@ -332,6 +332,13 @@ def test_logprobs_of_all_tokens_are_told_once():
     assert [entry["token"] for entry in streamed] == tokens
 
 
+def test_an_answer_held_to_a_schema_begins_no_call_in_a_string():
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "string"}}}
+    text = json.dumps("<function=time>{1</function>")
+    _, choice = answered(made(HERMES, tools=TOOLS, tool_format="functionary3.1", response_format=form), text)
+    assert choice["message"] == {"role": "assistant", "content": text}
+
+
 # --- reasoning --------------------------------------------------------------------------------------------------------
 
 THOUGHT = "hm\n</think>\n\nYes."
