@@ -8,6 +8,7 @@ import copy
 import gc
 import importlib.metadata
 import inspect
+import json
 import os
 import re
 import socket
@@ -103,6 +104,24 @@ async def test_text_methods(client: PolarGrid) -> None:
     assert [chunk.choices[0].text for chunk in texts] == [*SAID, ""]
     answer = await client.generate({"model": "scripted", "prompt": "\ue001"})
     assert (answer.content, answer.usage.completion_tokens) == (TEXT, len(SAID))
+
+
+async def test_tools_and_schemas(client: PolarGrid) -> None:
+    """In the official classes, streamed and plain."""
+    place = {"type": "object", "properties": {"city": {"enum": ["Bonn", "Oslo"]}}, "required": ["city"]}
+    tool = {"type": "function", "function": {"name": "weather", "description": "Weather.", "parameters": place}}
+    request = {"model": SMOLLM2, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 200, "seed": 1}
+    forced = {**request, "tools": [tool], "tool_choice": "required"}
+    answer = (await client.chat_completion(forced)).choices[0]
+    assert answer.finish_reason == "tool_calls" and answer.message.tool_calls is not None
+    call = answer.message.tool_calls[0]
+    assert call.function.name == "weather" and json.loads(call.function.arguments)["city"] in ("Bonn", "Oslo")
+    chunks = [chunk async for chunk in client.chat_completion_stream(forced)]
+    deltas = [delta for chunk in chunks for delta in chunk.choices[0].delta.tool_calls or () if delta.index == 0]
+    assert "".join(delta.function.get("arguments", "") for delta in deltas) == call.function.arguments
+    form = {"type": "json_schema", "json_schema": {"name": "place", "schema": place, "strict": True}}
+    held = await client.chat_completion({**request, "response_format": form})
+    assert json.loads(held.choices[0].message.content or "")["city"] in ("Bonn", "Oslo")
 
 
 async def test_other_methods(client: PolarGrid) -> None:
