@@ -12,6 +12,7 @@ from typing_extensions import Never, Unpack
 
 from polargrid_local.api.answer_type import ParsedReply
 from polargrid_local.api.assemble import Assembler
+from polargrid_local.api.functions import Tool
 from polargrid_local.api.params import (
     ChatChanges,
     ChatParams,
@@ -75,6 +76,7 @@ from polargrid_local.options import EngineKeywords, EngineOptions, described
 from polargrid_local.registry import Models, Progress
 from polargrid_local.streams import AsyncChatStream, BulkCall, ChatStream
 from polargrid_local.text import sentences, text_of
+from polargrid_local.tool_run import AsyncRunsTools, AsyncToolRun, RunsTools, ToolRun
 
 if TYPE_CHECKING:
     from polargrid_local.api.replies import FloatArray
@@ -82,8 +84,11 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncChatStream",
     "AsyncEngine",
+    "AsyncToolRun",
     "ChatStream",
     "Engine",
+    "Tool",
+    "ToolRun",
     "inspect_model",
     "sentences",
     "system_info",
@@ -153,7 +158,7 @@ class _Settings:
         return f"<{type(self).__name__}: {models.summary() if models else 'not made'}>"
 
 
-class Engine(_Settings):
+class Engine(_Settings, RunsTools):
     """The remote API on this machine. The constructor loads the model; Ctrl-C cancels that. Safe from any thread.
 
     Requests are dicts, SDK request objects, or keyword arguments; see `types.ChatCompletionRequest` and its neighbours.
@@ -364,7 +369,7 @@ class Engine(_Settings):
         self.close()
 
 
-class AsyncEngine(_Settings):
+class AsyncEngine(_Settings, AsyncRunsTools):
     """Engine for asyncio: the same methods, `async with AsyncEngine("...") as engine` or `await
     AsyncEngine.create("...")`. The event loop is never blocked: loading, checking and tokenizing happen in worker
     threads."""

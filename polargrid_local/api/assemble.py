@@ -8,19 +8,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from typing import Any, Generic, TypeVar, cast
 
 from polargrid_local.api.answer_type import ParsedReply, parsed_as
 from polargrid_local.api.events import Event
-from polargrid_local.api.logprobs import PlacedLogprob, chat_logprobs, text_logprobs
+from polargrid_local.api.logprobs import PlacedLogprob, text_logprobs
 from polargrid_local.api.replies import (
-    ChatChoice,
-    ChatChunkChoice,
-    ChatCompletionChunk,
-    ChatCompletionResponse,
-    ChatDelta,
-    ChatMessage,
     CompletionChunk,
     CompletionChunkChoice,
     CompletionResponse,
@@ -35,8 +28,6 @@ from polargrid_local.api.replies import (
     Usage,
 )
 from polargrid_local.api.requests import RerankRequest
-from polargrid_local.api.segmented import SegmentedAnswer
-from polargrid_local.chat.tool_formats import mark_of
 from polargrid_local.errors import from_code
 
 Predicate = Callable[[str], Any]
@@ -44,7 +35,7 @@ C = TypeVar("C")  # a chunk
 R = TypeVar("R")  # the whole answer
 
 
-class _Choice:
+class Choice:
     """One answer while it grows."""
 
     __slots__ = ("event", "logprobs", "parts", "reason")
@@ -93,7 +84,7 @@ class Assembler(Generic[C, R]):
         self.created = created
         self.model = model
         self.seed = seed
-        self.choices = [_Choice() for _ in range(n)]
+        self.choices = [Choice() for _ in range(n)]
         self.to_cancel: list[int] = []  # choices ended here (content filter) that the engine still works on
         self._open = n
         self._include_usage = include_usage
@@ -223,7 +214,7 @@ class Assembler(Generic[C, R]):
         """Of an answer that ends with `event`."""
         return cast(FinishReason, event.reason)
 
-    def _deliver(self, choice: _Choice, index: int, event: Event) -> list[C]:
+    def _deliver(self, choice: Choice, index: int, event: Event) -> list[C]:
         text = event.text
         logprobs = event.logprobs if self._logprobs else None
         if not text and not logprobs:
@@ -238,7 +229,7 @@ class Assembler(Generic[C, R]):
         choice.parts.append(text)
         return [self._chunk(index, text, placed, None)]
 
-    def _is_filtered(self, so_far: str, choice: _Choice, index: int, event: Event) -> bool:
+    def _is_filtered(self, so_far: str, choice: Choice, index: int, event: Event) -> bool:
         """Whether a predicate ends the choice here."""
         if not any(hit(so_far) for hit in self._predicates):
             return False
@@ -247,7 +238,7 @@ class Assembler(Generic[C, R]):
             self.to_cancel.append(index)
         return True
 
-    def _end(self, choice: _Choice, index: int) -> list[C]:
+    def _end(self, choice: Choice, index: int) -> list[C]:
         self._open -= 1
         chunks = [self._chunk(index, None, None, choice.reason)]
         if self._include_usage and self._open == 0:
@@ -269,142 +260,6 @@ class Assembler(Generic[C, R]):
     def generate_response(self) -> GenerateResponse:
         """The whole answer as generate() gives it."""
         raise NotImplementedError
-
-
-class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
-    """`parts`: of an answer that may be more than content. `begun`: content that the prompt has said already."""
-
-    prefix = "chatcmpl-"
-
-    def __init__(self, *args: Any, parts: SegmentedAnswer | None = None, begun: str = "", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._parts, self._begun = parts, begun
-        self._raw: list[str] = []  # all text, as the model wrote it
-        self._untold: list[PlacedLogprob] = []  # logprobs of text that waits
-
-    def start(self) -> list[ChatCompletionChunk]:
-        chunks = [self._with([{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}])]
-        if self._begun:
-            self.choices[0].parts.append(self._begun)
-            chunks.append(self._chunk(0, self._begun, None, None))
-        return chunks
-
-    @property
-    def watches(self) -> bool:
-        return super().watches or (self._parts is not None and self._parts.may_stop)
-
-    @property
-    def reasoning(self) -> str:
-        return "" if self._parts is None else self._parts.reasoning
-
-    @property
-    def tool_calls(self) -> list[ToolCallReply]:
-        return [] if self._parts is None else self._parts.calls
-
-    def _reason(self, event: Event) -> FinishReason:
-        if event.reason == "stop" and self._parts is not None and self._parts.calls:
-            return self._parts.reason_of_calls
-        return super()._reason(event)
-
-    def _end(self, choice: _Choice, index: int) -> list[ChatCompletionChunk]:
-        chunks = super()._end(choice, index)
-        if self._untold:  # of tokens that gave no text of their own, such as the end of a call
-            choice.logprobs += self._untold
-            chunks[0]["choices"][0]["logprobs"] = chat_logprobs(self._untold)
-        return chunks
-
-    def _deliver(self, choice: _Choice, index: int, event: Event) -> list[ChatCompletionChunk]:
-        parts = self._parts
-        if parts is None:
-            return super()._deliver(choice, index, event)
-        if self._predicates and event.text:
-            self._raw.append(event.text)
-            if self._is_filtered("".join(self._raw), choice, index, event):
-                self._untold = []
-                return self._end(choice, index)
-        deltas = parts.push(event.text + (mark_of(event.mark) if event.mark else ""))
-        if event.kind == "finished" and not parts.stopped:
-            deltas += parts.finish()
-        if self._logprobs:
-            offset = sum(map(len, choice.parts))
-            self._untold += [(offset, entry) for entry in event.logprobs]
-        chunks = []
-        for delta in deltas:
-            choice.parts.append(delta.get("content", ""))
-            placed, self._untold = self._untold, []
-            choice.logprobs += placed
-            chunks.append(self._delta_chunk(index, delta, placed if self._logprobs else None, None))
-        if parts.stopped:
-            choice.reason = parts.reason_of_calls if parts.calls else "stop"
-            if event.kind == "text":
-                self.to_cancel.append(index)
-            chunks += self._end(choice, index)
-        return chunks
-
-    def _with(self, choices: list[ChatChunkChoice]) -> ChatCompletionChunk:
-        return {
-            "id": self.id,
-            "object": "chat.completion.chunk",
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-        }
-
-    def _chunk(
-        self, index: int, text: str | None, logprobs: list[PlacedLogprob] | None, reason: FinishReason | None
-    ) -> ChatCompletionChunk:
-        return self._delta_chunk(index, {} if text is None else {"content": text}, logprobs, reason)
-
-    def _delta_chunk(
-        self, index: int, delta: ChatDelta, logprobs: list[PlacedLogprob] | None, reason: FinishReason | None
-    ) -> ChatCompletionChunk:
-        if logprobs is None:
-            return self._with([{"index": index, "delta": delta, "finish_reason": reason}])
-        return self._with(
-            [{"index": index, "delta": delta, "logprobs": chat_logprobs(logprobs), "finish_reason": reason}]
-        )
-
-    def _usage_chunk(self) -> ChatCompletionChunk:
-        return {**self._with([]), "usage": self.usage}
-
-    def response(self) -> ChatCompletionResponse:
-        return self._as_asked(
-            {
-                "id": self.id,
-                "object": "chat.completion",
-                "created": self.created,
-                "model": self.model,
-                "choices": [self._choice(index, choice) for index, choice in enumerate(self.choices)],
-                "usage": self.usage,
-                "pg_metadata": self.pg_metadata,
-            }
-        )
-
-    def _choice(self, index: int, choice: _Choice) -> ChatChoice:
-        message: ChatMessage = {"role": "assistant", "content": "".join(choice.parts)}
-        if self._parts is not None:
-            self._parts.fill(message)
-        reason = cast(FinishReason, choice.reason)  # set, once the answer is done
-        if not self._logprobs:
-            return {"index": index, "message": message, "finish_reason": reason}
-        return {
-            "index": index,
-            "message": message,
-            "logprobs": chat_logprobs(choice.logprobs),
-            "finish_reason": reason,
-        }
-
-    def generate_response(self) -> GenerateResponse:
-        """The reply of generate(): `created_at` is local time without a zone, as the SDK makes it."""
-        created = datetime.fromtimestamp(self.created, timezone.utc).astimezone().replace(tzinfo=None)
-        return {
-            "id": self.id,
-            "model": self.model,
-            "content": self.text,
-            "usage": self.usage,
-            "created_at": created.isoformat(),
-            "processing_time_ms": self.pg_metadata["latency_ms"],
-        }
 
 
 class TextAssembler(Assembler[CompletionChunk, CompletionResponse]):

@@ -104,7 +104,6 @@ class _GeneratingParams(TypedDict, total=False):
     logit_bias: Mapping[int, float] | Mapping[str, float] | None
     seed: int | None
     stop: str | Sequence[str] | None
-    stream: bool | None
     stream_options: StreamOptions | None
     user: str | None
     ignore_eos: bool | None
@@ -122,14 +121,21 @@ class _GeneratingParams(TypedDict, total=False):
     guided_grammar: str | None
 
 
-class _Chat(_GeneratingParams, total=False):
+class ToolRunOptions(_GeneratingParams, total=False):
+    """All but `messages`, `tools` and `stream`, which have places of their own in `run_tools()`, and the older names
+    of tools."""
+
     logprobs: bool | None
     top_logprobs: int | None
     enable_thinking: bool | None
     reasoning_format: Literal["none", "deepseek"] | None
-    tools: Sequence[ToolParam] | None
     tool_choice: Literal["none", "auto", "required", "any"] | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
+
+
+class _Chat(ToolRunOptions, total=False):
+    stream: bool | None
+    tools: Sequence[ToolParam] | None
     functions: Sequence[FunctionParam] | None
     function_call: Literal["none", "auto"] | Mapping[str, Any] | None
 
@@ -143,6 +149,7 @@ class ChatChanges(_Chat, total=False):
 
 
 class _Completion(_GeneratingParams, total=False):
+    stream: bool | None
     logprobs: int | None
     echo: bool | None
     best_of: int | None

@@ -15,12 +15,12 @@ from typing_extensions import NamedTuple  # generic, which typing's is since Pyt
 from polargrid_local.api.answer_form import answer_form
 from polargrid_local.api.assemble import (
     Assembler,
-    ChatAssembler,
     EmbeddingAssembler,
     Predicate,
     RerankAssembler,
     TextAssembler,
 )
+from polargrid_local.api.assemble_chat import ChatAssembler
 from polargrid_local.api.constraints import constraint_of
 from polargrid_local.api.messages import messages_of, texts_of
 from polargrid_local.api.replies import (

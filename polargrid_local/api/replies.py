@@ -136,6 +136,32 @@ class ChatCompletionResponse(TypedDict):
     pg_metadata: PGMetadata
 
 
+class ToolChunkEvent(TypedDict):
+    """A chunk of the answer of the round that runs."""
+
+    kind: Literal["chunk"]
+    chunk: ChatCompletionChunk
+
+
+class ToolCallEvent(TypedDict):
+    """A call that is about to run."""
+
+    kind: Literal["call"]
+    call: ToolCallReply
+
+
+class ToolResultEvent(TypedDict):
+    """What the model is told of a call that has run; `failed`: that is an error."""
+
+    kind: Literal["result"]
+    call: ToolCallReply
+    result: str
+    failed: bool
+
+
+ToolEvent = Union[ToolChunkEvent, ToolCallEvent, ToolResultEvent]
+
+
 class TextLogprobs(TypedDict):
     """Four lists with one entry per token; offsets are in characters of the answer's text."""
 

@@ -93,10 +93,10 @@ class HarmonySegmenter:
 
     def _read_body(self) -> bool:
         if self._arguments is not None:  # where the markers are plain text, a string may hold them
-            behind = self._arguments.find(self._held)
-            text, self._held = (self._held, "") if behind is None else (self._held[:behind], self._held[behind:])
+            complete_at = self._arguments.find(self._held)
+            text, self._held = self._held[:complete_at], "" if complete_at is None else self._held[complete_at:]
             self._say(text)
-            if behind is None:
+            if complete_at is None:
                 return False
             self._arguments = None
         if self._is_last:

@@ -246,7 +246,7 @@ def format_hinted(source: str) -> str:
     return next((format.name for format in FORMATS if format.hint and format.hint in source), "")
 
 
-def written(pattern: str, name: str) -> str:
+def written(pattern: str, name: str = "") -> str:
     """The text that a pattern stands for, as models are used to it."""
     return pattern.replace("~", "").replace("$NAME", name).replace("$ID", "000000000")
 

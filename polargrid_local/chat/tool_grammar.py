@@ -82,22 +82,34 @@ class ToolGrammar:
     def _is_mark(self, part: str) -> bool:
         return marked_text(part) != part
 
-    def _sequence(self, name: str, pattern: str, tool: str = "", *, free: bool = False) -> str:
-        """A pattern as a Lark expression, the tool's name filled in; `free`: any text may come before it."""
-        parts = split_at_marks(pattern)
+    def _sequences(self, name: str, patterns: Sequence[str], tool: str, *, free: bool = False) -> list[str]:
+        """Patterns as Lark expressions, the tool's name filled in; `free`: any text may come before them. Those that
+        differ in one text only are one expression, because the work of a step grows with the number of them."""
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for pattern in patterns:
+            parts = split_at_marks(pattern)
+            shape = tuple(part if self._is_mark(part) else "" for part in parts)
+            alike.setdefault(shape if shape.count("") < 2 else tuple(parts), []).append(pattern)
+        return [self._sequence(f"{name}_{i}", group, tool, free=free) for i, group in enumerate(alike.values())]
+
+    def _sequence(self, name: str, patterns: Sequence[str], tool: str = "", *, free: bool = False) -> str:
+        """Patterns that are alike but for their texts, as one Lark expression."""
         out = []
-        for i, part in enumerate(parts):
-            if self._is_mark(part):
-                out.append(("TEXT? " if free and i == 0 else "") + self._token(part))
-                continue
-            label = f"{name}_{i}"
-            if free and i == 0:
-                regex = self._regex(part, regex_text(tool), _ANY_BLANKS)
-                out.append(self._rule(f"{label}[lazy]", f"/{_ANY}{regex}/"))
-            elif not all(map(is_blank, elements_of(part))):
-                out.append(self._rule(label.upper(), f"/{self._regex(part, regex_text(tool))}/"))
-            else:
+        for i, texts in enumerate(zip(*map(split_at_marks, patterns))):
+            if self._is_mark(texts[0]):
+                out.append(("TEXT? " if free and i == 0 else "") + self._token(texts[0]))
+            elif all(map(is_blank, elements_of(texts[0]))):
                 out.append("BLANK?")
+            else:
+                first = free and i == 0
+                blanks = _ANY_BLANKS if first else _BLANKS
+                regexes = list(dict.fromkeys(self._regex(text, regex_text(tool), blanks) for text in texts))
+                regex = regexes[0] if len(regexes) == 1 else f"({'|'.join(regexes)})"
+                label = f"{name}_{i}"
+                if first:
+                    out.append(self._rule(f"{label}[lazy]", f"/{_ANY}{regex}/"))
+                else:
+                    out.append(self._rule(label.upper(), f"/{regex}/"))
         return " ".join(out)
 
     def _regex(self, part: str, tool: str, blanks: str = _BLANKS) -> str:
@@ -151,26 +163,22 @@ class ToolGrammar:
         first, after = [], []
         for i, tool in enumerate(self._tools):
             call = self._rule(f"call_{i}", f"{self._arguments(i, tool)} {self._tail()}".strip())
-            first += [
-                f"{self._sequence(f'first_{i}_{j}', pattern, tool.name, free=free)} {call}"
-                for j, pattern in enumerate(format.firsts)
-            ]
-            after += [
-                f"{self._sequence(f'next_{i}_{j}', pattern, tool.name)} {call}"
-                for j, pattern in enumerate(format.nexts if several else ())
-            ]
+            heads = self._sequences(f"first_{i}", format.firsts, tool.name, free=free)
+            first += [f"{head} {call}" for head in heads]
+            heads = self._sequences(f"next_{i}", format.nexts if several else (), tool.name)
+            after += [f"{head} {call}" for head in heads]
         self._rule("BLANK", r"/( |\n[ \t]{0,40})/")
         if format.parameters:
             self._rule("CLOSE", r"/\n<\/parameter>/")
         calls = f"({self._rule('first', ' | '.join(first))})"
         if several:
             calls += f" ({self._rule('next', ' | '.join(after))})*"
-        closing = self._sequence("closing", format.closing)
+        closing = self._sequence("closing", [format.closing])
         return self._rule("calls", f"{calls} {closing}".strip())
 
     def _tail(self) -> str:
         if not any(rule.startswith("tail: ") for rule in self._rules):
-            tails = [self._sequence(f"tail_{j}", pattern) for j, pattern in enumerate(self._format.tails)]
+            tails = self._sequences("tail", self._format.tails, "")
             self._rule("tail", " | ".join(tail or '""' for tail in tails))
         return "tail"
 
@@ -255,9 +263,7 @@ class ToolGrammar:
         self._rule("BLANK", r"/( |\n[ \t]{0,40})/")
         for i, tool in enumerate(self._tools):
             arguments = self._rule(f"arguments_{i}", json_expression(tool.schema))
-            heads = [
-                self._sequence(f"head_{i}_{j}", pattern, tool.name) for j, pattern in enumerate(self._format.firsts)
-            ]
+            heads = self._sequences(f"head_{i}", self._format.firsts, tool.name)
             calls += [f"{head} {arguments}" for head in heads]
         call = self._rule("call", " | ".join(calls))
         return f"{before}* {call}" if demand.calls == "required" else f"{before}* ({final} | {call})"

@@ -23,12 +23,13 @@ def describe(tools: Sequence[dict[str, Any]], format: ToolFormat) -> str:
 
 def write_calls(calls: Sequence[tuple[str, str]], format: ToolFormat) -> str:
     """Calls, (name, arguments in JSON), as a model would write them."""
-    text = format.openings[0]
-    for i, (name, arguments) in enumerate(calls):
-        text += format.separator if i else ""
-        body = _tags(arguments) if format.parameters else arguments
-        text += written(format.heads[0], name) + body + written(format.tails[0], name)
-    return written(text + format.closing, "") if not calls else written(text, "") + written(format.closing, "")
+    texts = [
+        written(format.heads[0], name)
+        + (_tags(arguments) if format.parameters else arguments)
+        + written(format.tails[0], name)
+        for name, arguments in calls
+    ]
+    return written(format.openings[0]) + written(format.separator).join(texts) + written(format.closing)
 
 
 def _tags(arguments: str) -> str:

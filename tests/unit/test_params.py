@@ -62,6 +62,7 @@ def test_keys_of_small_mappings_are_those_that_are_read():
 
 @pytest.mark.parametrize("less, more, without", [
     (params.ChatChanges, params.ChatParams, set()),
+    (params.ToolRunOptions, params.ChatParams, {"messages", "tools", "stream", "functions", "function_call"}),
     (params.CompletionChanges, params.CompletionParams, set()),
     (params.EmbeddingOptions, params.EmbeddingParams, {"input", "encoding_format"}),
     (params.RerankOptions, params.RerankParams, {"query", "documents"}),
@@ -195,6 +196,7 @@ def test_the_types_for_annotations_are_those_of_params_and_replies_and_nothing_e
         "LoadStatus",
         "Messages",
         "Task",
+        "ToolEvent",
     }  # what keys of the TypedDicts are annotated with
     typed = {name for module in (params, replies) for name, value in vars(module).items() if is_typeddict(value)}
     assert set(types.__all__) == {name for name in typed if not name.startswith("_")} | aliases
