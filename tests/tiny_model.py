@@ -23,6 +23,8 @@ Options of both (keyword only):
     metadata     extra or replaced GGUF keys; a value of None removes the key
     words        more vocabulary that the tokenizer can produce
     controls     more control tokens, by their texts
+    common       (scripted) the words that every vocabulary has. What a grammar forces is tokenized anew: with
+                 ("assistant",) into single bytes, which a script of such a text has to be cut into
 Control tokens: <|bos|> (added by the tokenizer), <|endoftext|>, <|im_start|>, <|im_end|> (ends a turn).
 """
 
@@ -246,6 +248,7 @@ def write_scripted(
     metadata: Mapping[str, Any] | None = None,
     words: Iterable[str] = (),
     controls: Sequence[str] = (),
+    common: Sequence[str] = WORDS,
 ) -> Scripted:
     """Write a model that says `scripts[i]` after `prompt(i)` or `message(i)`.
 
@@ -255,7 +258,7 @@ def write_scripted(
         raise ValueError("a script needs 1 to 400 pieces")
     pieces = [p.encode() if isinstance(p, str) else p for s in scripts for p in s if not isinstance(p, Control)]
     markers = [chr(0xE000 + i) for i in range(2 * len(scripts))]
-    table = _Vocab(vocab, [*WORDS, *words, *markers], pieces, controls)
+    table = _Vocab(vocab, [*common, *words, *markers], pieces, controls)
     said = [[table.id_of(piece) for piece in script] for script in scripts]
     said = [ids if endless or ids[-1] == IM_END else [*ids, IM_END] for ids in said]
     steps = []  # (marker, distance, next token)

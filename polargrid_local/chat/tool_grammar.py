@@ -27,7 +27,7 @@ Schema = dict[str, Any]
 
 _BLANKS = r"( |\n[ \t]{0,40})?"  # where a call is written already: few, so that they end
 _ANY_BLANKS = r"[ \t\r\n]*"  # where free text may become a call: all that are read as one
-_ID = r"[A-Za-z0-9]{9}"
+_ID = r"[A-Za-z0-9]{1,9}"
 _ANY = r"(?s:.*)"
 
 
