@@ -1,4 +1,4 @@
-"""Tools on the real engine: models whose tokens spell the notation of each family, streamed and plain, sync and async."""
+"""Tools on the real engine: models whose tokens spell the notation of each family, streamed, plain and awaited."""
 
 from __future__ import annotations
 
