@@ -115,9 +115,12 @@ class _Held:
         self._format, self._control_tokens, self._demand = format, control_tokens, demand
         self._fields = {name: f"{field}.parameters" for name, field in asked.fields.items()}
         self.dropped: list[str] = []  # paths of keywords
-        self.schemas = {
-            function.name: _object_schema(function, self._fields[function.name]) for function in self._functions
-        }
+        self.schemas: dict[str, Any] = {}
+        self._options: dict[str, dict[str, Any]] = {}
+        for function in self._functions:
+            schema, lost = _object_schema(function, self._fields[function.name])
+            self.schemas[function.name], self._options[function.name] = schema, grammar.options_for(schema)
+            self.dropped += lost
 
     def constraint(self, reasoning: Reasoning | None, compile: Compile) -> Constraint:
         if self._format.parameters:
@@ -128,20 +131,20 @@ class _Held:
         except SchemaError:
             for function in self._functions:
                 schema, field = self.schemas[function.name], self._fields[function.name]
-                fitted, lost = grammar.fitted_schema(schema, field, compile, strict=function.strict)
-                self.schemas[function.name] = fitted
+                schema, options, lost = grammar.fitted_schema(schema, field, compile, strict=function.strict)
+                self.schemas[function.name], self._options[function.name] = schema, options
                 self.dropped += lost
         return self._compiled(reasoning, compile)
 
     def _drop_unheld(self, function: FunctionDefinition) -> None:
         for steps in unheld_keywords(self.schemas[function.name]):
-            path = grammar.place(self._fields[function.name], steps)
+            path = grammar.path_in(self._fields[function.name], steps)
             if function.strict:
                 raise SchemaError.at(path, f"cannot be held to in this model's notation of calls, {self._format.name}")
             self.dropped.append(path)
 
     def _compiled(self, reasoning: Reasoning | None, compile: Compile) -> Constraint:
-        signatures = [Signature(name, schema) for name, schema in self.schemas.items()]
+        signatures = [Signature(name, schema, self._options[name]) for name, schema in self.schemas.items()]
         constraint = ToolGrammar(signatures, self._format, self._control_tokens).constraint(self._demand, reasoning)
         try:
             compile(constraint)
@@ -150,12 +153,14 @@ class _Held:
         return constraint
 
 
-def _object_schema(function: FunctionDefinition, field: str) -> dict[str, Any]:
-    """The schema of a tool's arguments, which are an object; one of a tool without parameters allows none."""
+def _object_schema(function: FunctionDefinition, field: str) -> tuple[dict[str, Any], list[str]]:
+    """The schema of a tool's arguments, which are an object, and the paths of what was dropped from it. A tool without
+    parameters allows none."""
     if not function.parameters:
-        return {"type": "object", "properties": {}, "additionalProperties": False}
-    schema: dict[str, Any] = grammar.checked_schema(function.parameters, field)
+        return {"type": "object", "properties": {}, "additionalProperties": False}, []
+    schema: dict[str, Any]
+    schema, dropped = grammar.checked_schema(function.parameters, field, strict=function.strict)
     kind = schema.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
         raise refused(f"{field}.type", f"must be 'object', got {json.dumps(kind)[:80]}")
-    return {**schema, "type": "object"}
+    return {**schema, "type": "object"}, dropped

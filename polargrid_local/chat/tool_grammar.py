@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from polargrid_local.chat.grammar import OPTIONS, Constraint
+from polargrid_local.chat.grammar import Constraint, guided
 from polargrid_local.chat.segments import Reasoning
 from polargrid_local.chat.tagged_parameters import parameter_kind, shared_definitions, text_values
 from polargrid_local.chat.tool_formats import (
@@ -36,6 +36,7 @@ class Signature(NamedTuple):
 
     name: str
     schema: Schema  # of its arguments, an object
+    options: dict[str, Any]  # the compiler's, for this schema
 
 
 class Demand(NamedTuple):
@@ -45,11 +46,6 @@ class Demand(NamedTuple):
     calls: Literal["none", "auto", "required"]
     several: bool = True
     answer: str | None = None
-
-
-def json_expression(schema: Any) -> str:
-    """A Lark expression for the JSON that `schema` allows."""
-    return "%json " + json.dumps({**schema, "x-guidance": OPTIONS} if isinstance(schema, dict) else schema)
 
 
 def regex_text(text: str) -> str:
@@ -131,7 +127,7 @@ class ToolGrammar:
     def _arguments(self, i: int, tool: Signature) -> str:
         if self._format.parameters:
             return self._parameters(i, tool)
-        return "BLANK? " + self._rule(f"arguments_{i}", json_expression(tool.schema))
+        return "BLANK? " + self._rule(f"arguments_{i}", "%json " + guided(tool.schema, tool.options))
 
     def _parameters(self, i: int, tool: Signature) -> str:
         """The arguments as tags, in the order of the schema."""
@@ -141,16 +137,16 @@ class ToolGrammar:
         for j, (name, schema) in enumerate(tool.schema.get("properties", {}).items()):
             label = f"parameter_{i}_{j}"
             opening = self._rule(f"OPEN_{i}_{j}", f"/\\n?<parameter={regex_text(name)}>\\n/")
-            value = self._value(label, schema, shared)
+            value = self._value(label, schema, shared, tool.options)
             rule = self._rule(label, f"{opening} {value}")
             out.append(rule if name in required else rule + "?")
         return " ".join(out)
 
-    def _value(self, label: str, schema: Any, shared: Schema) -> str:
+    def _value(self, label: str, schema: Any, shared: Schema, options: dict[str, Any]) -> str:
         kind = parameter_kind(schema, shared)
         if kind == "json":
             whole = {**schema, **shared} if isinstance(schema, dict) else schema
-            return f"{self._rule(label + '_value', json_expression(whole))} CLOSE"
+            return f"{self._rule(label + '_value', '%json ' + guided(whole, options))} CLOSE"
         texts = text_values(schema, shared)
         if texts is not None:
             return self._rule(f"{label}_value".upper(), f"/({'|'.join(map(regex_text, texts))})/") + " CLOSE"
@@ -262,7 +258,7 @@ class ToolGrammar:
         calls = []
         self._rule("BLANK", r"/( |\n[ \t]{0,40})/")
         for i, tool in enumerate(self._tools):
-            arguments = self._rule(f"arguments_{i}", json_expression(tool.schema))
+            arguments = self._rule(f"arguments_{i}", "%json " + guided(tool.schema, tool.options))
             heads = self._sequences(f"head_{i}", self._format.firsts, tool.name)
             calls += [f"{head} {arguments}" for head in heads]
         call = self._rule("call", " | ".join(calls))

@@ -115,22 +115,6 @@ def test_cancelling_while_a_mask_is_computed(native: Native) -> None:
     assert (stats["n_cancelled"], stats["n_finished"], stats["n_running"]) == (30, 30, 0)
 
 
-def test_a_cancelled_request_hears_of_it_before_the_masks_of_others_are_ready(native: Native) -> None:
-    """At least once in ten times: a mask may be ready just then."""
-    alone = 0
-    for seed in range(10):
-        slow, other = begin(native, SLOW, seed=seed), begin(native, SLOW, seed=seed)
-        letters_of(native, other, 14)
-        native.engine.cancel(slow)
-        events: list[Any] = []
-        while not any(event.kind == "error" for event in events):
-            events = native.outbox.wait(1000)
-        alone += [(event.id, event.code) for event in events] == [(slow, "cancelled")]
-        native.engine.cancel(other)
-        native.events(other)
-    assert alone > 0
-
-
 @pytest.mark.parametrize("close", [True, False], ids=["closed", "deleted"])
 def test_an_engine_ends_while_masks_are_computed(model: Path, close: bool) -> None:
     for seed in range(30):

@@ -351,8 +351,9 @@ def test_channels_are_reasoning_content_and_calls(marks, text, content, thought,
 def test_where_markers_are_plain_text_a_string_may_hold_them():
     markers = harmony_markers(())
     call = CALL.replace("NAME", "f").replace("1", '"<|call|>"')
-    make = lambda: HarmonySegmenter(markers, TOOLS, inline=False)  # noqa: E731
-    assert at_every_cut(make, ANALYSIS + call + "<|call|>") == ("", "thinking", [["f", '{"a": "<|call|>"}']])
+    text = ANALYSIS + call + "<|call|>"
+    told = ("", "thinking", [["f", '{"a": "<|call|>"}']])
+    assert at_every_cut(lambda: HarmonySegmenter(markers, TOOLS, inline=False), text) == told
     final = FINAL.replace("Yes.", '"<|end|>"')
     assert at_every_cut(lambda: HarmonySegmenter(markers, inline=False, held=True), final) == ('"<|end|>"', "", [])
 

@@ -14,7 +14,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from polargrid_local.chat.grammar import checked_schema
+from polargrid_local.chat.grammar import checked_schema, guided, options_for
 from polargrid_local.chat.harmony import HarmonySegmenter, harmony_markers
 from polargrid_local.chat.segments import Reasoning, Segment, Segmenter, Tools
 from polargrid_local.chat.tagged_parameters import parameter_kinds
@@ -29,7 +29,7 @@ from polargrid_local.chat.tool_formats import (
     marked_text,
     written,
 )
-from polargrid_local.chat.tool_grammar import Demand, Signature, ToolGrammar, json_expression
+from polargrid_local.chat.tool_grammar import Demand, Signature, ToolGrammar
 
 
 class Colour(enum.Enum):
@@ -138,7 +138,10 @@ class Case(NamedTuple):
         return self.format.with_marks(self.controls)
 
     def grammar(self) -> str:
-        signatures = [Signature(name, checked_schema(schema, "x")) for name, schema in self.tools.items()]
+        signatures = [
+            Signature(name, checked_schema(schema, "x", strict=True)[0], options_for(schema))
+            for name, schema in self.tools.items()
+        ]
         ids = vocabulary(*self.controls).ids
         reasoning = self.reasoning if self.thinks else None
         return ToolGrammar(signatures, self.marked, ids).constraint(self.demand, reasoning).text
@@ -166,7 +169,7 @@ def cases(format: ToolFormat, n: int) -> Iterator[tuple[Case, random.Random]]:
             opening, closing = (mark_of(tag) if tag in controls else tag for tag in tags)
             reasoning = Reasoning(opening, closing, rng.random() < 0.5, rng.random() < 0.5)
         calls = rng.choice(["auto", "required"])
-        answer = json_expression(ANSWER) if rng.random() < 0.25 else None
+        answer = "%json " + guided(ANSWER, options_for(ANSWER)) if rng.random() < 0.25 else None
         if answer is not None and reasoning is not None and reasoning.inline:
             reasoning = reasoning._replace(inline=False)
         thinks = rng.random() < 0.7
