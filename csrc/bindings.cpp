@@ -112,6 +112,7 @@ template <typename T> T from_dict(const py::dict & dict) {
 // A struct as a dict, anything else as its like in Python.
 template <typename T> std::conditional_t<has_fields<T>, py::dict, py::object> to_python(const T & value);
 template <typename T> py::list to_python(const std::vector<T> & items);
+template <typename T> py::dict to_python(const std::map<std::string, T> & values);
 
 // Bytes of a stranger's file or of a library's log may be anything.
 py::str to_python(const std::string & text) {
@@ -128,10 +129,10 @@ py::bytes to_python(const std::string & bytes, RawBytes) {
     return bytes;
 }
 
-py::dict to_python(const std::map<std::string, std::string> & texts) {
+template <typename T> py::dict to_python(const std::map<std::string, T> & values) {
     py::dict dict;
-    for (const auto & [key, text] : texts) {
-        dict[to_python(key)] = to_python(text);
+    for (const auto & [key, value] : values) {
+        dict[to_python(key)] = to_python(value);
     }
     return dict;
 }
@@ -240,6 +241,7 @@ PYBIND11_MODULE(_core, m) {
     event.def_readonly("id", &Event::id)
         .def_property_readonly("kind", [](const Event & e) { return name_of(e.kind); })
         .def_property_readonly("text", [](const Event & e) { return to_python(e.text); })
+        .def_property_readonly("mark", [](const Event & e) { return to_python(e.mark); })
         .def_readonly("code", &Event::code)
         .def_property_readonly("details", [](const Event & e) { return to_python(e.details); })
         .def_property_readonly("reason", [](const Event & e) { return name_of(e.reason); })

@@ -89,6 +89,7 @@ struct Request {
     int32_t max_tokens = 150;  // capped by the room left in the context
     std::vector<std::string> stop;  // matched in the text, never delivered
     std::vector<std::string> filter;  // as stop, but ends with content_filter
+    std::vector<std::string> marks;  // texts of control tokens: where one comes, an event ends with it and names it
     SamplingParams sampling;
     Constraint constraint;
     bool ignore_eos = false;  // benchmarks: run to max_tokens
@@ -100,6 +101,7 @@ struct Request {
         field("max_tokens", &Request::max_tokens);
         field("stop", &Request::stop);
         field("filter", &Request::filter);
+        field("marks", &Request::marks);
         field("ignore_eos", &Request::ignore_eos);
         field("sampling", &Request::sampling);
         field("constraint", &Request::constraint);
@@ -167,6 +169,7 @@ struct Event {
     RequestId id = 0;
     EventKind kind = EventKind::text;
     std::string text;
+    std::string mark;  // text: the control token that follows it, one of the request's marks; "" = none
     std::string code;  // error: as Error::code
     std::map<std::string, std::string> details;  // error
     FinishReason reason = FinishReason::none;
@@ -247,7 +250,7 @@ struct ModelInfo {
     std::string rerank_template;
     std::vector<Task> tasks;  // what this model can be asked for
     std::map<std::string, std::string> special_tokens;  // by the names that chat templates use: "bos_token", ...
-    std::vector<std::string> additional_special_tokens;  // the other control tokens, by id
+    std::map<std::string, Token> control_tokens;  // by their texts; named ones too
     std::vector<std::string> labels;  // of a rank model's scores, where it names them
     uint64_t n_params = 0, file_bytes = 0, weights_bytes = 0;
     uint64_t cache_bytes = 0;  // of the running streams, when all are full
@@ -274,7 +277,7 @@ struct ModelInfo {
         field("bos_text", &ModelInfo::bos_text);
         field("eos_text", &ModelInfo::eos_text);
         field("special_tokens", &ModelInfo::special_tokens);
-        field("additional_special_tokens", &ModelInfo::additional_special_tokens);
+        field("control_tokens", &ModelInfo::control_tokens);
         field("longest_piece", &ModelInfo::longest_piece);
         field("n_params", &ModelInfo::n_params);
         field("file_bytes", &ModelInfo::file_bytes);

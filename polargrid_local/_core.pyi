@@ -33,6 +33,9 @@ class Event:
     def logprobs(self) -> list[typing.Any]:
         ...
     @property
+    def mark(self) -> str:
+        ...
+    @property
     def n_cached(self) -> int:
         ...
     @property

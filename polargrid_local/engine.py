@@ -12,6 +12,7 @@ from typing_extensions import Never, Unpack
 
 from polargrid_local.api.answer_type import ParsedReply
 from polargrid_local.api.assemble import Assembler
+from polargrid_local.api.functions import Tool
 from polargrid_local.api.params import (
     ChatChanges,
     ChatParams,
@@ -75,6 +76,7 @@ from polargrid_local.options import EngineKeywords, EngineOptions, described
 from polargrid_local.registry import Models, Progress
 from polargrid_local.streams import AsyncChatStream, BulkCall, ChatStream
 from polargrid_local.text import sentences, text_of
+from polargrid_local.tool_run import AsyncRunsTools, AsyncToolRun, RunsTools, ToolRun
 
 if TYPE_CHECKING:
     from polargrid_local.api.replies import FloatArray
@@ -82,8 +84,11 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncChatStream",
     "AsyncEngine",
+    "AsyncToolRun",
     "ChatStream",
     "Engine",
+    "Tool",
+    "ToolRun",
     "inspect_model",
     "sentences",
     "system_info",
@@ -111,20 +116,21 @@ class _Settings:
     """The constructor of both engines."""
 
     @described
-    def __init__(self, model: str | os.PathLike[str] | None = None, **options: Unpack[EngineKeywords]) -> None:
+    def __init__(self, model: str | os.PathLike[str] | None = None, **keywords: Unpack[EngineKeywords]) -> None:
         """`model`: catalogue name or alias, or a path to a .gguf; None = load one later. The options hold for every
         model this engine loads; an unknown name and a value out of range are ValidationErrors. Beside those of the
         table:
         `models_dir` where model files lie; `lora` adapters, each a path or (path, scale); `content_filter` phrases or
         callable(text) -> bool; `chat_template` (Jinja source, or a name such as "chatml") replaces the model's;
         `on_load_progress(0..1)`."""
-        given: dict[str, Any] = dict(options)
+        given: dict[str, Any] = dict(keywords)
         own = {
             name: given.pop(name, None)
             for name in EngineKeywords.__annotations__
             if name not in EngineOptions.model_fields
         }
-        native = EngineOptions.of(given).model_dump()
+        options = EngineOptions.of(given)
+        native = options.native()
         native["lora"] = adapters_of(own["lora"])
         template, progress = own["chat_template"], own["on_load_progress"]
         if template is not None and not isinstance(template, str):
@@ -138,6 +144,7 @@ class _Settings:
             parse_filter(own["content_filter"]),
             plain(template, "chat_template"),
             own["engine_factory"],
+            None if options.tool_format == "auto" else options.tool_format,
         )
         self._first = None if model is None else model_name(model, "model")
         self._on_load_progress = progress
@@ -151,7 +158,7 @@ class _Settings:
         return f"<{type(self).__name__}: {models.summary() if models else 'not made'}>"
 
 
-class Engine(_Settings):
+class Engine(_Settings, RunsTools):
     """The remote API on this machine. The constructor loads the model; Ctrl-C cancels that. Safe from any thread.
 
     Requests are dicts, SDK request objects, or keyword arguments; see `types.ChatCompletionRequest` and its neighbours.
@@ -362,7 +369,7 @@ class Engine(_Settings):
         self.close()
 
 
-class AsyncEngine(_Settings):
+class AsyncEngine(_Settings, AsyncRunsTools):
     """Engine for asyncio: the same methods, `async with AsyncEngine("...") as engine` or `await
     AsyncEngine.create("...")`. The event loop is never blocked: loading, checking and tokenizing happen in worker
     threads."""

@@ -11,6 +11,7 @@
     |- RateLimitError              429  queue full
     |- NetworkError                 -   a download failed
     |- TimeoutError                504  a deadline passed
+    |- ToolRoundsError               -  a model that called tools in every round it had; `messages` has them all
     |- EngineClosed                503  used after close(), or closed while streaming
     |- ForkedEngineError           503  an engine inherited through fork()
     `- ServerError                 500  not the caller's fault
@@ -136,6 +137,18 @@ class NetworkError(PolarGridError):
 
 class TimeoutError(PolarGridError):
     code, status, retryable = "timeout", 504, True
+
+
+class ToolRoundsError(PolarGridError):
+    """`messages`: the whole chat so far. Its last calls have been answered, so that another run can go on with it."""
+
+    code = "tool_rounds_exceeded"
+
+    def __init__(
+        self, message: str, request_id: str | None = None, *, messages: list[Any] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(message, request_id, **kwargs)
+        self.messages = messages or []
 
 
 class EngineClosed(PolarGridError):

@@ -25,6 +25,25 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, Integral) else value
 
 
+# How models write the calls of tools: `chat/tool_formats.py`. "auto": as the chat template does.
+ToolFormatName = Literal[
+    "auto",
+    "harmony",
+    "qwen3-coder",
+    "hermes",
+    "mistral-nemo",
+    "mistral-small",
+    "devstral",
+    "phi4-mini",
+    "granite3",
+    "nemotron2",
+    "deepseek3",
+    "deepseek3.1",
+    "command-r7b",
+    "functionary3.1",
+    "llama3",
+    "generic",
+]
 F = TypeVar("F", bound=Callable[..., Any])
 Whole = Annotated[int, BeforeValidator(_whole)]
 
@@ -34,7 +53,7 @@ def _option(default: Any, help: str, unit: str = "", *, low: int | None = None, 
 
 
 class EngineOptions(BaseModel):
-    """What a native engine is made with. `csrc/request.h` states the same ranges; a test compares the two."""
+    """What an engine is made with. `csrc/request.h` states the ranges of `native()` too; a test compares the two."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -60,6 +79,7 @@ class EngineOptions(BaseModel):
     )
     check_tensors: bool = _option(False, "read every weight at load and refuse NaN and infinity")
     embeddings: bool = _option(True, "allow embeddings()")
+    tool_format: ToolFormatName = _option("auto", "how the model writes calls of tools; auto: as its template does")
 
     @field_validator("flash_attention")
     @classmethod
@@ -67,6 +87,10 @@ class EngineOptions(BaseModel):
         if not value and info.data.get("cache_type") == "q8_0":
             raise ValueError("cannot be off with cache_type 'q8_0'")
         return value
+
+    def native(self) -> dict[str, Any]:
+        """Those of the native engine."""
+        return self.model_dump(exclude={"tool_format"})
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> EngineOptions:
@@ -98,6 +122,7 @@ class EngineKeywords(TypedDict, total=False):
     prefix_cache_bytes: int
     check_tensors: bool
     embeddings: bool
+    tool_format: ToolFormatName
     models_dir: str | PathLike[str] | None
     lora: Iterable[str | PathLike[str] | tuple[str | PathLike[str], float]] | None
     content_filter: str | Iterable[str] | Callable[[str], Any] | None

@@ -44,6 +44,7 @@ from polargrid_local.errors import (
     NotFoundError,
     PolarGridError,
     ServerError,
+    TemplateError,
     ValidationError,
 )
 from polargrid_local.machine import gpu_memory_reply, gpu_memory_state, gpu_status_reply, health_reply
@@ -80,12 +81,19 @@ class Models:
     """Safe from any thread. `load` may take long and holds no lock meanwhile."""
 
     def __init__(
-        self, models_dir: Any, options: dict[str, Any], content_filter: Any, chat_template: str | None, factory: Any
+        self,
+        models_dir: Any,
+        options: dict[str, Any],
+        content_filter: Any,
+        chat_template: str | None,
+        factory: Any,
+        tool_format: str | None = None,
     ) -> None:
         if chat_template is not None:
             ChatTemplate(chat_template).check()  # before anything is loaded
         self._store = Store(models_dir)
-        self._options, self._content_filter, self._chat_template = options, content_filter, chat_template
+        self._options, self._content_filter = options, content_filter
+        self._chat_template, self._tool_format = chat_template, tool_format
         self._factory = factory
         self._lock = threading.Lock()
         self._ready: dict[str, ReadyModel] = {}
@@ -143,9 +151,12 @@ class Models:
     def _target(self, name: str, info: NativeInfo, compile: Compile = accept_all) -> Target:
         tokens: dict[str, Any] = {"bos_token": info.get("bos_text", ""), "eos_token": info.get("eos_text", "")}
         tokens |= {key: text for key, text in info.get("special_tokens", {}).items() if text}
-        tokens["additional_special_tokens"] = list(info.get("additional_special_tokens", ()))
+        controls, named = info.get("control_tokens", {}), set(info.get("special_tokens", {}).values())
+        tokens["additional_special_tokens"] = [
+            text for text in sorted(controls, key=controls.__getitem__) if text not in named
+        ]
         source = self._chat_template if self._chat_template is not None else info.get("chat_template") or None
-        template = ChatTemplate(source, tokens)
+        template = ChatTemplate(source, tokens, self._tool_format)
         if template.assumed:
             _log.warning("%s: the file has no chat template, ChatML is assumed; chat_template=... names another", name)
         return Target(name, info, template, self._content_filter, compile)
@@ -346,7 +357,7 @@ class Models:
         ready = self.find(name)
         template = ready.target.template
         said = f"{template.name} (assumed)" if template.assumed else template.name or "the model's own"
-        return {**ready.model.info, "chat_format": said}
+        return {**ready.model.info, "chat_format": said, "tool_format": _tool_format(template)}
 
     def health(self) -> HealthResponse:
         from polargrid_local import __version__
@@ -391,6 +402,14 @@ class Models:
             "errors": errors,
             "recommendation": "Use force to unload busy models" if errors else "None",
         }
+
+
+def _tool_format(template: ChatTemplate) -> str:
+    """As info() has it; "" for a template that shows no message at all, whose chats say so."""
+    try:
+        return template.tool_format.name
+    except TemplateError:
+        return ""
 
 
 def _check_name(name: Any) -> None:

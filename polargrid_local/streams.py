@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from polargrid_local.api.assemble import Assembler
 from polargrid_local.api.events import Event
 from polargrid_local.api.prepare import Job
-from polargrid_local.api.replies import FinishReason, Timings, Usage
+from polargrid_local.api.replies import FinishReason, Timings, ToolCallReply, Usage
 from polargrid_local.errors import EngineClosed, ValidationError
 from polargrid_local.native.delivery import Reader, TaskReader, ThreadReader, rest_if_leaving
 from polargrid_local.native.loaded_model import LoadedModel
@@ -89,6 +89,16 @@ class Call(Generic[C]):
     def text(self) -> str:
         """All text so far (of the first choice)."""
         return self._assembler.text
+
+    @property
+    def reasoning(self) -> str:
+        """The reasoning so far, where it is no part of the text."""
+        return self._assembler.reasoning
+
+    @property
+    def tool_calls(self) -> list[ToolCallReply]:
+        """The calls so far, as a message has them."""
+        return self._assembler.tool_calls
 
     @property
     def finish_reason(self) -> FinishReason | None:

@@ -25,7 +25,7 @@ class Error(Exception):
 class Event:
     def __init__(self, id: int, kind: str = "text", text: str = "", **fields: Any) -> None:
         self.id, self.kind, self.text = id, kind, text
-        self.code, self.details, self.reason, self.progress = "", {}, "", 0.0
+        self.mark, self.code, self.details, self.reason, self.progress = "", "", {}, "", 0.0
         self.n_prompt = self.n_cached = self.n_generated = 0
         self.queue_ms = self.prefill_ms = self.first_token_ms = self.total_ms = -1.0
         self.logprobs: list[dict[str, Any]] = []
@@ -159,7 +159,7 @@ class Engine:
 
     def submit(self, request: dict[str, Any], outbox: Outbox) -> int:
         assert os.getpid() == self.pid, "native handle touched in a forked child"
-        known = {"task", "prompt", "max_tokens", "stop", "filter", "sampling", "ignore_eos", "constraint"}
+        known = {"task", "prompt", "max_tokens", "stop", "filter", "marks", "sampling", "ignore_eos", "constraint"}
         assert not set(request) - known, set(request) - known
         n_prompt = sum(len(text.split()) for text, _ in request["prompt"])
         with self._changed:

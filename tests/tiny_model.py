@@ -22,6 +22,7 @@ Options of both (keyword only):
     n_ctx_train  positions the file claims, eps of the norms, chat_template (ChatML; None leaves the key out)
     metadata     extra or replaced GGUF keys; a value of None removes the key
     words        more vocabulary that the tokenizer can produce
+    controls     more control tokens, by their texts
 Control tokens: <|bos|> (added by the tokenizer), <|endoftext|>, <|im_start|>, <|im_end|> (ends a turn).
 """
 
@@ -198,6 +199,7 @@ def write_random(
     chat_template: str | None = CHATML,
     metadata: Mapping[str, Any] | None = None,
     words: Iterable[str] = (),
+    controls: Sequence[str] = (),
 ) -> Path:
     """Write a model of seeded random weights.
 
@@ -205,7 +207,7 @@ def write_random(
     so it does not stop.
     """
     rng = np.random.default_rng(seed)
-    table = _Vocab(vocab, [*WORDS, *words])
+    table = _Vocab(vocab, [*WORDS, *words], controls=controls)
     d_kv = n_embd // n_head * n_head_kv
 
     def normal(rows: int, columns: int, gain: float = 1.0) -> np.ndarray:
@@ -226,7 +228,7 @@ def write_random(
     shape = _Shape(n_ctx_train, n_head, n_head_kv, n_embd // n_head, 1e4, eps)
     embedding = rng.standard_normal((len(table.texts), n_embd)).astype(np.float32)
     output = normal(len(table.texts), n_embd, 4)
-    output[: len(SPECIALS)] = 0
+    output[: table.n_controls] = 0
     _write(path, shape, table, embedding, layers, output, weights, chat_template, metadata)
     return Path(path)
 
@@ -243,6 +245,7 @@ def write_scripted(
     chat_template: str | None = CHATML,
     metadata: Mapping[str, Any] | None = None,
     words: Iterable[str] = (),
+    controls: Sequence[str] = (),
 ) -> Scripted:
     """Write a model that says `scripts[i]` after `prompt(i)` or `message(i)`.
 
@@ -252,7 +255,7 @@ def write_scripted(
         raise ValueError("a script needs 1 to 400 pieces")
     pieces = [p.encode() if isinstance(p, str) else p for s in scripts for p in s if not isinstance(p, Control)]
     markers = [chr(0xE000 + i) for i in range(2 * len(scripts))]
-    table = _Vocab(vocab, [*WORDS, *words, *markers], pieces)
+    table = _Vocab(vocab, [*WORDS, *words, *markers], pieces, controls)
     said = [[table.id_of(piece) for piece in script] for script in scripts]
     said = [ids if endless or ids[-1] == IM_END else [*ids, IM_END] for ids in said]
     steps = []  # (marker, distance, next token)
@@ -383,12 +386,16 @@ def _script_weights(
 class _Vocab:
     """Token texts as the file spells them, their kinds, scores and merges."""
 
-    def __init__(self, kind: str, words: Iterable[str], pieces: Iterable[bytes] = ()) -> None:
+    def __init__(
+        self, kind: str, words: Iterable[str], pieces: Iterable[bytes] = (), controls: Sequence[str] = ()
+    ) -> None:
         if kind not in ("bpe", "spm"):
             raise ValueError(f"vocab must be 'bpe' or 'spm', not {kind!r}")
         self.kind, self.merges = kind, list[str]()
-        self.texts, self.kinds = list(SPECIALS), [_CONTROL] * len(SPECIALS)
-        self._ids = {text: i for i, text in enumerate(SPECIALS)}
+        self.texts = [*SPECIALS, *controls]
+        self.n_controls = len(self.texts)
+        self.kinds = [_CONTROL] * self.n_controls
+        self._ids = {text: i for i, text in enumerate(self.texts)}
         for byte in range(256):
             self._add(bytes([byte]), _NORMAL if kind == "bpe" else _BYTE)
         for word in words:
@@ -449,7 +456,8 @@ class _Vocab:
                 **common,
                 "tokenizer.ggml.merges": self.merges,
             }
-        scores = [float(len(t)) if 260 <= i < self._n_reachable else -1e6 for i, t in enumerate(self.texts)]
+        first = self.n_controls + 256
+        scores = [float(len(t)) if first <= i < self._n_reachable else -1e6 for i, t in enumerate(self.texts)]
         return {
             "tokenizer.ggml.model": "llama",
             **common,

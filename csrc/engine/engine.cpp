@@ -193,6 +193,12 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
     if (request.max_tokens < 1) {
         throw Error("invalid_request", "max_tokens must be at least 1, got " + std::to_string(request.max_tokens));
     }
+    for (const std::string & mark : request.marks) {
+        if (info.control_tokens.count(mark) == 0) {
+            throw Error("invalid_request", "marks: " + mark + " is no control token of this model",
+                        {{"field", "marks"}, {"value", mark}});
+        }
+    }
 
     // A text that cannot fit is refused before it costs a tokenization: no token is longer than the longest piece.
     const int32_t n_ctx = generate ? info.n_ctx : model->max_pooled_tokens();

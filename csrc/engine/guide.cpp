@@ -59,6 +59,9 @@ struct Grammars::Api {
     size_t (*mask_bytes)(const LlgMatcher *);
     int32_t (*consume)(LlgMatcher *, uint32_t token);
     bool (*is_stopped)(const LlgMatcher *);
+    LlgCancellationHandle * (*cancellation)(LlgMatcher *);
+    void (*cancel)(const LlgCancellationHandle *);
+    void (*free_cancellation)(LlgCancellationHandle *);
 
     explicit Api(const std::string & library) {
         const auto find = [&](auto & function, const char * name) {
@@ -75,6 +78,9 @@ struct Grammars::Api {
         find(mask_bytes, "llg_matcher_get_mask_byte_size");
         find(consume, "llg_matcher_consume_token");
         find(is_stopped, "llg_matcher_is_stopped");
+        find(cancellation, "llg_matcher_get_cancellation_handle");
+        find(cancel, "llg_cancel");
+        find(free_cancellation, "llg_free_cancellation_handle");
     }
 };
 
@@ -82,6 +88,7 @@ struct Grammars::Api {
 struct Grammars::Compiled {
     const Api & api;  // of the Grammars that keep it
     LlgMatcher * matcher;
+    Mask first;
 
     Compiled(const Api & api_, LlgMatcher * matcher_) : api(api_), matcher(matcher_) {}
     Compiled(const Compiled &) = delete;
@@ -96,6 +103,11 @@ constexpr auto kCompileTime = std::chrono::seconds(1);
 constexpr size_t kRecent = 32;
 constexpr int32_t kMaxCompiling = 8;
 constexpr size_t kErrorBytes = 1024;
+constexpr auto kSlow = std::chrono::milliseconds(1);
+// What bounds the memory of one answer. States of the lexer take a kilobyte or so each, and stay; real schemas need
+// hundreds. Items of the parser take eight bytes each, in a row for every byte of the answer; real schemas need tens.
+constexpr size_t kMaxLexerStates = 50'000;
+constexpr size_t kMaxItemsInRow = 1000;
 // A token that is no text begins with this byte in the library's vocabulary, so that no text can spell it.
 constexpr char kControl = '\xFF';
 
@@ -141,10 +153,12 @@ std::string words_of(const char * error) {
 
 }  // namespace
 
-Guide::Guide(std::shared_ptr<const Grammars> grammars, LlgMatcher * matcher)
-    : grammars_(std::move(grammars)), matcher_(matcher), allowed_(mask_words(grammars_->n_vocab())) {}
+Guide::Guide(std::shared_ptr<const Grammars> grammars, LlgMatcher * matcher, const Mask & first)
+    : grammars_(std::move(grammars)), matcher_(matcher), cancellation_(grammars_->api().cancellation(matcher)),
+      mask_(first), ready_(!first.allowed.empty()) {}
 
 Guide::~Guide() {
+    grammars_->api().free_cancellation(cancellation_);
     grammars_->api().free_matcher(matcher_);
 }
 
@@ -153,17 +167,54 @@ void Guide::fail() const {
                 "the answer cannot be kept in its grammar: " + words_of(grammars_->api().error(matcher_)));
 }
 
-void Guide::mask(float * logits) {
-    if (grammars_->api().compute_mask(matcher_, allowed_.data(), allowed_.size() * sizeof(uint32_t)) != 0) {
+void Guide::check() const {
+    if (failed_) {
         fail();
     }
+}
+
+void Guide::consume(Token token) {
+    failed_ = grammars_->api().consume(matcher_, static_cast<uint32_t>(token)) != 0;
+}
+
+void Guide::chosen(Token token) {
+    ready_.store(false, std::memory_order_relaxed);
+    if (mask_.slow) {
+        left_ = token;
+        return;
+    }
+    consume(token);
+    check();
+}
+
+void Guide::compute() {
+    if (left_ >= 0) {
+        consume(std::exchange(left_, -1));
+    }
+    if (!failed_ && !grammars_->api().is_stopped(matcher_)) {
+        failed_ = !grammars_->compute_mask(matcher_, mask_);
+    }
+    ready_.store(true, std::memory_order_release);
+}
+
+bool Guide::complete() const {
+    check();
+    return grammars_->api().is_stopped(matcher_);
+}
+
+void Guide::stop() {
+    grammars_->api().cancel(cancellation_);
+}
+
+void Guide::mask(float * logits) const {
+    check();
     constexpr float kNever = -std::numeric_limits<float>::infinity();
     const int32_t n_vocab = grammars_->n_vocab();
     bool any = false;
-    for (size_t word = 0; word < allowed_.size(); ++word) {
+    for (size_t word = 0; word < mask_.allowed.size(); ++word) {
         const auto first = static_cast<int32_t>(word * 32);
         const int32_t n = std::min(32, n_vocab - first);
-        const uint32_t bits = allowed_[word];
+        const uint32_t bits = mask_.allowed[word];
         if (bits == 0) {
             std::fill(logits + first, logits + first + n, kNever);
             continue;
@@ -178,16 +229,6 @@ void Guide::mask(float * logits) {
     if (!any) {
         fail();
     }
-}
-
-void Guide::consume(Token token) {
-    if (grammars_->api().consume(matcher_, static_cast<uint32_t>(token)) != 0) {
-        fail();
-    }
-}
-
-bool Guide::complete() const {
-    return grammars_->api().is_stopped(matcher_);
 }
 
 std::shared_ptr<const Grammars> Grammars::open(const std::string & library,
@@ -253,13 +294,15 @@ void Grammars::self_test() const {
     };
     Guide guide(shared_from_this(), new_matcher({"regex", "a"}));
     std::vector<float> logits(static_cast<size_t>(n_vocab_), 0.0f);
+    guide.compute();
     guide.mask(logits.data());
     for (Token token = 0; token < n_vocab_; ++token) {
         if ((tokenizer_->bytes(token) == "a") != (logits[static_cast<size_t>(token)] == 0.0f)) {
             odd("its first mask is another one");
         }
     }
-    guide.consume(letter);
+    guide.chosen(letter);
+    guide.compute();
     if (!guide.complete()) {
         odd("a complete answer is none to it");
     }
@@ -270,6 +313,8 @@ LlgMatcher * Grammars::new_matcher(const Constraint & constraint) const {
     api_->init_defaults(&init, vocabulary_);
     init.log_stderr_level = 0;
     init.limits.verbose_errors = false;
+    init.limits.max_lexer_states = kMaxLexerStates;
+    init.limits.max_items_in_row = kMaxItemsInRow;
     LlgMatcher * matcher = api_->new_matcher(&init, constraint.kind.c_str(), constraint.text.c_str());
     if (const char * error = api_->error(matcher)) {
         const std::string why = words_of(error);
@@ -283,18 +328,26 @@ LlgMatcher * Grammars::new_matcher(const Constraint & constraint) const {
     return matcher;
 }
 
+bool Grammars::compute_mask(LlgMatcher * matcher, Mask & mask) const {
+    const auto start = std::chrono::steady_clock::now();
+    mask.allowed.resize(mask_words(n_vocab_));
+    const bool good = api_->compute_mask(matcher, mask.allowed.data(), mask.allowed.size() * sizeof(uint32_t)) == 0;
+    mask.slow = std::chrono::steady_clock::now() - start > kSlow;
+    return good;
+}
+
 std::shared_ptr<const Grammars::Compiled> Grammars::compile(const Constraint & constraint) const {
     auto compiled = std::make_shared<Compiled>(*api_, new_matcher(constraint));
     // Some grammars compile, and fail at the first mask.
-    std::vector<uint32_t> mask(mask_words(n_vocab_));
     LlgMatcher * trial = api_->clone_matcher(compiled->matcher);
-    const bool good = api_->compute_mask(trial, mask.data(), mask.size() * sizeof(uint32_t)) == 0;
+    const bool good = compute_mask(trial, compiled->first);
     const std::string why = good ? "" : words_of(api_->error(trial));
     api_->free_matcher(trial);
     if (!good) {
         refuse(why);
     }
-    if (std::all_of(mask.begin(), mask.end(), [](uint32_t word) { return word == 0; })) {
+    const std::vector<uint32_t> & allowed = compiled->first.allowed;
+    if (std::all_of(allowed.begin(), allowed.end(), [](uint32_t word) { return word == 0; })) {
         refuse("no text at all fits it");
     }
     return compiled;
@@ -340,7 +393,8 @@ std::shared_ptr<const Grammars::Compiled> Grammars::compiled(const Constraint & 
 
 std::unique_ptr<Guide> Grammars::guide(const Constraint & constraint) const {
     const std::shared_ptr<const Compiled> compiled_grammar = compiled(constraint);
-    return std::make_unique<Guide>(shared_from_this(), api_->clone_matcher(compiled_grammar->matcher));
+    return std::make_unique<Guide>(shared_from_this(), api_->clone_matcher(compiled_grammar->matcher),
+                                   compiled_grammar->first);
 }
 
 }  // namespace pgl

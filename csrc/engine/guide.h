@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+struct LlgCancellationHandle;
 struct LlgMatcher;
 struct LlgTokenizer;
 
@@ -21,30 +22,56 @@ namespace pgl {
 
 class Grammars;
 
-// One answer's way through its grammar. Of the engine's thread alone.
+// Which tokens may come next.
+struct Mask {
+    std::vector<uint32_t> allowed;  // a bit per token
+    bool slow = false;              // it took long
+};
+
+// One answer's way through its grammar, a token at a time: mask(), chosen(), then compute(). Of one thread at a time;
+// only ready() and stop() are for any.
 class Guide {
   public:
-    Guide(std::shared_ptr<const Grammars> grammars, LlgMatcher * matcher);
+    // `first`: the first mask. Without it compute() comes first.
+    Guide(std::shared_ptr<const Grammars> grammars, LlgMatcher * matcher, const Mask & first = {});
     ~Guide();
     Guide(const Guide &) = delete;
     Guide & operator=(const Guide &) = delete;
 
     // Sets every logit [n_vocab] to -infinity whose token may not come next. The end-of-generation tokens may come
     // where the answer is complete. Throws Error("constraint_failed") when the grammar cannot be followed any further.
-    void mask(float * logits);
+    void mask(float * logits) const;
 
-    // Tells the token that was chosen. Throws as mask() does.
-    void consume(Token token);
+    // Takes the token that was chosen. What follows a slow mask may be slow too, and is left to compute(): until then
+    // it is not settled() whether the answer is complete. Throws as mask() does.
+    void chosen(Token token);
+    bool settled() const { return left_ < 0; }
 
-    // Whether the answer is complete and nothing may follow.
+    // Finds out what may come next: microseconds mostly, for some grammars a second. Never throws: mask() and
+    // complete() do, where this failed.
+    void compute();
+
+    // Whether compute() has ended since the last token was chosen.
+    bool ready() const { return ready_.load(std::memory_order_acquire); }
+
+    // Whether nothing may follow. Throws as mask() does.
     bool complete() const;
 
+    // A compute() that runs now or later ends at once, and fails.
+    void stop();
+
   private:
+    void consume(Token token);
+    void check() const;
     [[noreturn]] void fail() const;
 
     const std::shared_ptr<const Grammars> grammars_;
     LlgMatcher * matcher_;
-    std::vector<uint32_t> allowed_;  // a bit per token
+    LlgCancellationHandle * cancellation_;
+    Mask mask_;
+    Token left_ = -1;      // chosen, and left to compute()
+    bool failed_ = false;  // the matcher knows why
+    std::atomic<bool> ready_;
 };
 
 // The library, one model's vocabulary in its words, and the grammars compiled so far. Any thread.
@@ -72,7 +99,9 @@ class Grammars : public std::enable_shared_from_this<Grammars> {
 
   private:
     Grammars(const std::string & library, std::shared_ptr<const Tokenizer> tokenizer);
+    friend class Guide;
     LlgMatcher * new_matcher(const Constraint & constraint) const;
+    bool compute_mask(LlgMatcher * matcher, Mask & mask) const;  // false: the matcher knows why
     void self_test() const;
     std::shared_ptr<const Compiled> compile(const Constraint & constraint) const;
 

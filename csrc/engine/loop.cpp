@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <chrono>
 #include <map>
+#include <optional>
 #include <utility>
 
 namespace pgl {
@@ -16,10 +17,16 @@ namespace {
 
 // Bytes. Deep graphs and regular expressions of libstdc++ recurse; musl gives a thread no more than 128 KiB.
 constexpr uint64_t kEngineStack = uint64_t{16} << 20;
+// How long a step waits, at most and for all of them together, for masks that are not ready when its logits are.
+constexpr auto kMaskWait = std::chrono::milliseconds(2);
 
 }  // namespace
 
-Loop::Loop(SharedState & shared) : shared_(shared) {}
+Loop::Loop(SharedState & shared)
+    : shared_(shared), masks_(std::make_unique<MaskWorker>([&shared] {
+          const std::lock_guard lock(shared.mutex);  // a wait has seen that the mask is ready, or hears of it
+          shared.wake_engine.notify_one();
+      })) {}
 
 Loop::~Loop() = default;
 
@@ -47,6 +54,7 @@ void Loop::work() {
     }
     running_.clear();
     waiting_.clear();
+    masks_.reset();
     cache_.reset();
     {
         const std::lock_guard lock(shared_.mutex);
@@ -117,13 +125,19 @@ bool Loop::step() {
     }
     try {
         drop_cancelled(cancelled);
+        go_on_after_masks();
         admit();
         std::vector<Running> running;
         running.reserve(running_.size());
         for (const SequencePtr & sequence : running_) {
-            running.push_back({sequence->slot, sequence->n_remaining()});
+            if (!sequence->waits()) {
+                running.push_back({sequence->slot, sequence->n_remaining()});
+            }
         }
         const StepPlan plan = scheduler_->plan(running);
+        if (running.empty()) {
+            wait_for_a_mask();
+        }
         decode(plan);
         flush();  // decoded tokens leave before the prompt chunk is computed
         prefill(plan);
@@ -276,15 +290,70 @@ void Loop::decode(const StepPlan & plan) {
         }
         return;
     }
+    std::vector<std::pair<Sequence *, float *>> late;  // their masks are not ready
     for (size_t row = 0; row < batch.rows.size(); ++row) {
         if (batch.rows[row].logits) {
             Sequence & sequence = *in_slot(batch.rows[row].sequence);
             cache_->append(sequence.slot, batch.rows[row].token);
             ++sequence.n_past;
-            sample(sequence, model_->logits(static_cast<int32_t>(row)));
+            float * logits = model_->logits(static_cast<int32_t>(row));
+            if (sequence.awaits_mask()) {
+                late.emplace_back(&sequence, logits);
+            } else {
+                sample(sequence, logits);
+            }
         }
     }
+    if (!late.empty()) {
+        wait_for_masks(late);
+    }
     remove_ended();
+}
+
+// Logits whose masks come in time are sampled; the others are kept until a later step.
+void Loop::wait_for_masks(const std::vector<std::pair<Sequence *, float *>> & late) {
+    const auto ready = [](const auto & entry) { return !entry.first->awaits_mask(); };
+    {
+        std::unique_lock lock(shared_.mutex);
+        shared_.wake_engine.wait_for(lock, kMaskWait,
+                                     [&] { return shared_.closing || std::all_of(late.begin(), late.end(), ready); });
+    }
+    for (const auto & entry : late) {
+        if (ready(entry)) {
+            sample(*entry.first, entry.second);
+        } else {
+            entry.first->hold(entry.second, model_->info().n_vocab);
+        }
+    }
+}
+
+void Loop::go_on_after_masks() {
+    bool any = false;
+    for (const SequencePtr & sequence : running_) {
+        if (sequence->waits() && !sequence->awaits_mask()) {
+            tell(*sequence, [&] { return sequence->go_on(model_->tokenizer()); });
+            any = true;
+        }
+    }
+    if (any) {
+        remove_ended();
+        flush();
+    }
+}
+
+// For a step in which nothing can run: blocks while all that could be done is to sample after a mask.
+void Loop::wait_for_a_mask() {
+    const auto can_go_on = [](const SequencePtr & sequence) { return !sequence->awaits_mask(); };
+    const auto needs_no_slot = [](const SequencePtr & sequence) { return sequence->task() != Task::generate; };
+    if (running_.empty() || std::any_of(waiting_.begin(), waiting_.end(), needs_no_slot)) {
+        return;
+    }
+    flush();
+    std::unique_lock lock(shared_.mutex);
+    shared_.wake_engine.wait(lock, [&] {
+        return shared_.closing || !shared_.inbox.empty() || !shared_.cancelled.empty() ||
+               std::any_of(running_.begin(), running_.end(), can_go_on);
+    });
 }
 
 void Loop::prefill(const StepPlan & plan) {
@@ -319,8 +388,18 @@ void Loop::prefill(const StepPlan & plan) {
 }
 
 void Loop::sample(Sequence & sequence, float * logits) {
+    tell(sequence, [&] { return std::optional<Event>(sequence.sample(logits, model_->tokenizer())); });
+}
+
+// Publishes what `work` makes of a sequence, and has its next mask computed.
+template <typename Work> void Loop::tell(Sequence & sequence, const Work & work) {
     try {
-        publish(sequence.sample(logits, model_->tokenizer()));
+        if (std::optional<Event> event = work()) {
+            publish(std::move(*event));
+        }
+        if (sequence.awaits_mask() && !sequence.ended()) {
+            masks_->compute(sequence.guide());
+        }
     } catch (const Error & e) {
         publish(sequence.failed(e.code, e.what()));
         cache_->discard(sequence.slot);
@@ -378,7 +457,8 @@ void Loop::end_all(const std::string & code, const std::string & message) {
 }
 
 void Loop::publish(Event event) {
-    if (event.kind == EventKind::text && event.text.empty() && event.logprobs.empty() && event.usage.n_generated != 1) {
+    if (event.kind == EventKind::text && event.text.empty() && event.mark.empty() && event.logprobs.empty() &&
+        event.usage.n_generated != 1) {
         return;  // all of it is held back; the first token is told anyway, for its time
     }
     events_.push_back(std::move(event));

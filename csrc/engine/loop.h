@@ -1,6 +1,7 @@
 // Loop: the engine's own thread. It loads the model, then over and over: admit, plan, decode, sample, prefill, publish.
 #pragma once
 
+#include "engine/mask_worker.h"
 #include "engine/shared_state.h"
 #include "request.h"
 
@@ -8,6 +9,7 @@
 #include <memory>
 #include <string>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 namespace pgl {
@@ -39,6 +41,10 @@ class Loop {
     void pool(Sequence & sequence);
     bool compute(const Batch & batch, const std::vector<Sequence *> & participants);
     void sample(Sequence & sequence, float * logits);
+    void wait_for_masks(const std::vector<std::pair<Sequence *, float *>> & late);
+    template <typename Work> void tell(Sequence & sequence, const Work & work);
+    void go_on_after_masks();
+    void wait_for_a_mask();
     void end_all(const std::string & code, const std::string & message);
     void remove_ended();
     void publish(Event event);
@@ -56,6 +62,7 @@ class Loop {
     std::vector<Event> events_;  // of this step, not yet delivered
     uint64_t n_generated_by_ended_ = 0;  // tokens
     bool checked_ = true;  // the cache was checked since it last changed
+    std::unique_ptr<MaskWorker> masks_;
 };
 
 }  // namespace pgl

@@ -16,6 +16,7 @@ bool is_last(const Event & event) {
 
 void append(Event & gathered, Event event) {
     gathered.text += event.text;
+    gathered.mark = std::move(event.mark);
     gathered.usage = event.usage;
     gathered.timings = event.timings;
     std::move(event.logprobs.begin(), event.logprobs.end(), std::back_inserter(gathered.logprobs));
@@ -43,10 +44,13 @@ bool Outbox::push(std::vector<Event> events) {
         const bool text = event.kind == EventKind::text;
         if (const auto last = last_text_.find(event.id); last != last_text_.end() && text) {
             append(events_[last->second], std::move(event));
+            if (!events_[last->second].mark.empty()) {
+                last_text_.erase(last);  // what comes later comes after the mark
+            }
             continue;
         }
         if (events_.size() >= kMaxPending) {
-            if (text) {
+            if (text && event.mark.empty()) {
                 last_text_[event.id] = events_.size();
             } else {
                 last_text_.erase(event.id);

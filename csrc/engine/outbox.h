@@ -20,7 +20,8 @@ class Outbox {
 
     OutboxId id() const { return id_; }
 
-    // The text of one request is gathered into one event while a slow reader leaves more than a few hundred lying.
+    // The text of one request, up to a mark, is gathered into one event while a slow reader leaves more than a few
+    // hundred lying.
     // True when the reader was told of nothing before and has something to read now: time to ring.
     bool push(std::vector<Event> events);
 
@@ -46,7 +47,7 @@ class Outbox {
     std::condition_variable changed_;
     std::vector<Event> events_;
     std::unordered_map<RequestId, size_t>
-        last_text_;  // beyond the few hundred: where a request's last event lies, if text
+        last_text_;  // beyond the few hundred: where a request's last event lies, if text without a mark
     bool ready_ = false, closed_ = false;
 };
 

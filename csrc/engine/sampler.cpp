@@ -80,7 +80,7 @@ Token Sampler::sample(float * logits, TokenLogprob * logprob, Guide * guide) {
         chosen = draw();
     }
     if (guide != nullptr) {
-        guide->consume(chosen);
+        guide->chosen(chosen);
     }
     if (params_.repetition_penalty != 1.0f) {
         seen_.insert(chosen);

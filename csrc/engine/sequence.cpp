@@ -5,11 +5,17 @@
 namespace pgl {
 
 Sequence::Sequence(RequestId id, Request request, std::vector<Token> prompt, int32_t n_room, int32_t n_vocab,
-                   std::unique_ptr<Guide> guide)
+                   std::shared_ptr<Guide> guide)
     : id_(id), request_(std::move(request)), prompt_(std::move(prompt)),
       max_tokens_(std::min(request_.max_tokens, n_room)), guide_(std::move(guide)),
       sampler_(request_.sampling, prompt_, n_vocab), text_(request_.stop, request_.filter) {
     usage_.n_prompt = n_prompt();
+}
+
+Sequence::~Sequence() {
+    if (awaits_mask()) {
+        guide_->stop();
+    }
 }
 
 double Sequence::elapsed_ms() const {
@@ -58,23 +64,58 @@ Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
             }
             undecided_.push_back(std::move(logprob));
         }
-        take(text_.push(tokenizer.bytes(next_token_)), result);
-        const bool complete = guide_ != nullptr && guide_->complete();
-        if (result.reason == FinishReason::none && (complete || usage_.n_generated >= max_tokens_)) {
-            take(text_.finish(), result);
-            if (result.reason == FinishReason::none) {
-                result.reason = complete ? FinishReason::stop : FinishReason::length;
+        const std::string bytes = tokenizer.bytes(next_token_);
+        const std::vector<std::string> & marks = request_.marks;
+        if (bytes.empty() && !marks.empty()) {
+            const std::string literal = tokenizer.literal(next_token_);
+            if (std::find(marks.begin(), marks.end(), literal) != marks.end()) {
+                take(text_.finish(), result);
+                result.mark = result.reason == FinishReason::none ? literal : "";
             }
         }
+        take(text_.push(bytes), result);
+        settling_ = result.reason == FinishReason::none && guide_ != nullptr && !guide_->settled();
+        if (result.reason == FinishReason::none && !settling_) {
+            end_where_due(result);
+        }
     }
-    if (result.reason != FinishReason::none) {
+    return stamped(std::move(result));
+}
+
+std::optional<Event> Sequence::go_on(const Tokenizer & tokenizer) {
+    if (!held_.empty()) {
+        std::vector<float> logits = std::exchange(held_, {});
+        return sample(logits.data(), tokenizer);
+    }
+    settling_ = false;
+    Event result = event(EventKind::text);
+    end_where_due(result);
+    if (result.reason == FinishReason::none) {
+        return std::nullopt;
+    }
+    return stamped(std::move(result));
+}
+
+void Sequence::end_where_due(Event & event) {
+    const bool complete = guide_ != nullptr && guide_->complete();
+    if (complete || usage_.n_generated >= max_tokens_) {
+        take(text_.finish(), event);
+        if (event.reason == FinishReason::none) {
+            event.reason = complete ? FinishReason::stop : FinishReason::length;
+        }
+    }
+}
+
+// With the state after its token.
+Event Sequence::stamped(Event event) {
+    if (event.reason != FinishReason::none) {
         ended_ = true;
         timings_.total_ms = elapsed_ms();
-        result.kind = EventKind::finished;
+        event.kind = EventKind::finished;
     }
-    result.usage = usage_;
-    result.timings = timings_;
-    return result;
+    event.usage = usage_;
+    event.timings = timings_;
+    return event;
 }
 
 void Sequence::take(const TextStream::Out & out, Event & event) {

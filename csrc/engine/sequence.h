@@ -9,6 +9,10 @@
 
 #include <chrono>
 #include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
 
 namespace pgl {
 
@@ -18,7 +22,10 @@ class Sequence {
 
     // `prompt`: the request's ids. `n_room`: tokens the context has left after it. `guide`: null = a free answer.
     Sequence(RequestId id, Request request, std::vector<Token> prompt, int32_t n_room, int32_t n_vocab,
-             std::unique_ptr<Guide> guide = nullptr);
+             std::shared_ptr<Guide> guide = nullptr);
+    ~Sequence();  // stops what is still computed for it
+    Sequence(const Sequence &) = delete;
+    Sequence & operator=(const Sequence &) = delete;
 
     RequestId id() const { return id_; }
     Task task() const { return request_.task; }
@@ -35,9 +42,23 @@ class Sequence {
     void prefilled();
 
     // Samples from `logits` and turns the token into an event. Afterwards ended() says whether it was the last.
-    // Throws Error("numeric_error").
+    // The guide, if any, must be ready. Throws Error("numeric_error") and what the guide throws.
     Event sample(float * logits, const Tokenizer & tokenizer);
     bool ended() const { return ended_; }
+
+    const std::shared_ptr<Guide> & guide() const { return guide_; }
+    bool awaits_mask() const { return guide_ && !guide_->ready(); }
+
+    // Keeps logits [n_vocab] whose mask is late, for a sample() later on.
+    void hold(const float * logits, int32_t n_vocab) { held_.assign(logits, logits + n_vocab); }
+
+    // Whether it waits for its guide, and takes no part in steps: with logits on hold, or with a token of which it is
+    // not settled whether it was the last.
+    bool waits() const { return !held_.empty() || settling_; }
+
+    // Once the guide of a waiting sequence is ready: samples from the logits on hold, or says whether the last token
+    // ended the answer; nothing = it did not. Throws as sample() does.
+    std::optional<Event> go_on(const Tokenizer & tokenizer);
 
     Event progress() const;
     Event pooled(std::vector<float> values);
@@ -48,16 +69,19 @@ class Sequence {
     Event event(EventKind kind) const;
     double elapsed_ms() const;
     void take(const TextStream::Out & out, Event & event);
+    void end_where_due(Event & event);
+    Event stamped(Event event);
 
     RequestId id_;
     Request request_;
     std::vector<Token> prompt_;
     int32_t max_tokens_;
-    std::unique_ptr<Guide> guide_;
+    std::shared_ptr<Guide> guide_;  // the mask worker's too, while it computes
     Sampler sampler_;
     TextStream text_;
     Token next_token_ = -1;
-    bool ended_ = false;
+    bool ended_ = false, settling_ = false;
+    std::vector<float> held_;
     std::deque<TokenLogprob> undecided_;   // logprobs of tokens whose text is still held back
     Usage usage_;
     Timings timings_;

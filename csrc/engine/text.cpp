@@ -206,6 +206,8 @@ TextStream::Out TextStream::finish() {
     }
     ended_ = match_reason_;   // a longer pattern that began earlier never completed
     n_partial_ = n_missing_ = 0;
+    next_lo_ = 0x80;
+    next_hi_ = 0xBF;
     token_ends_.insert(token_ends_.end(), n_open_tokens_, n_decoded_);
     n_open_tokens_ = 0;
     state_ = 0;

@@ -41,8 +41,9 @@ class TextStream {
     // After an end, further tokens are dropped and the reason is repeated. Constant amortised cost per byte.
     Out push(std::string_view bytes);
 
-    // Generation ended: held text that is no match is released; an unfinished last character is dropped. The reason is
+    // The text ends here: what is held and no match is released; an unfinished last character is dropped. The reason is
     // none unless a match was waiting for a longer pattern that never completed (or the answer had ended already).
+    // What is pushed after this is a text of its own: no pattern and no character reaches across.
     Out finish();
 
   private:

@@ -169,10 +169,9 @@ void Model::describe_special_tokens(const GgufSummary & summary) {
         }
     }
     for (Token token = 0; token < tokenizer_->n_vocab(); ++token) {
-        const bool is_named =
-            std::any_of(std::begin(named), std::end(named), [&](const auto & entry) { return entry.second == token; });
-        if (!is_named && (llama_vocab_get_attr(vocab, token) & LLAMA_TOKEN_ATTR_CONTROL) != 0) {
-            info_.additional_special_tokens.push_back(tokenizer_->literal(token));
+        const std::string text = tokenizer_->literal(token);
+        if ((llama_vocab_get_attr(vocab, token) & LLAMA_TOKEN_ATTR_CONTROL) != 0 && !text.empty()) {
+            info_.control_tokens.emplace(text, token);
         }
     }
 }

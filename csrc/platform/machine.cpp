@@ -221,6 +221,13 @@ struct BackgroundWork {
         std::unique_lock lock(mutex);
         changed.wait(lock, [this] { return done; });
     }
+
+    void finish() {
+        wait();
+        if (error) {
+            std::rethrow_exception(error);
+        }
+    }
 };
 
 using WorkPtr = std::shared_ptr<BackgroundWork>;
@@ -291,15 +298,24 @@ bool start(uint64_t stack_bytes, const WorkPtr & call) {
 
 #endif
 
-}  // namespace
-
-void run_with_stack(uint64_t stack_bytes, std::function<void()> work, const Poll & poll) {
+WorkPtr begin(uint64_t stack_bytes, std::function<void()> work) {
     const auto call = std::make_shared<BackgroundWork>(std::move(work));
     if (!start(stack_bytes, call)) {
         throw Error("out_of_memory",
                     "no thread with a stack of " + std::to_string(stack_bytes) +
                         " bytes could be started; this process's limits on threads or memory are reached");
     }
+    return call;
+}
+
+}  // namespace
+
+std::function<void()> start_with_stack(uint64_t stack_bytes, std::function<void()> work) {
+    return [call = begin(stack_bytes, std::move(work))] { call->finish(); };
+}
+
+void run_with_stack(uint64_t stack_bytes, std::function<void()> work, const Poll & poll) {
+    const WorkPtr call = begin(stack_bytes, std::move(work));
     if (poll) {
         std::unique_lock lock(call->mutex);
         while (!call->changed.wait_for(lock, kPollInterval, [&] { return call->done; })) {
@@ -310,12 +326,8 @@ void run_with_stack(uint64_t stack_bytes, std::function<void()> work, const Poll
             }
             lock.lock();
         }
-    } else {
-        call->wait();
     }
-    if (call->error) {
-        std::rethrow_exception(call->error);
-    }
+    call->finish();
 }
 
 bool can_start_threads(int32_t n) {

@@ -23,6 +23,9 @@ using Poll = std::function<bool()>;
 // own whatever it touches; an exit of the process waits for it.
 void run_with_stack(uint64_t stack_bytes, std::function<void()> work, const Poll & poll = nullptr);
 
+// Starts `work` on such a thread and returns at once: what waits for its end, and rethrows what it threw.
+std::function<void()> start_with_stack(uint64_t stack_bytes, std::function<void()> work);
+
 // Whether `n` threads can be started beside those that run, with stacks of the default size. They are started and
 // ended.
 bool can_start_threads(int32_t n);

@@ -51,16 +51,16 @@ def _schema_of(answer_type: type[Any]) -> Any:
     except PydanticUserError as error:
         problem = f"{answer_type.__name__} has no JSON schema: {str(error)[:200]}"
         raise refused("response_format", problem) from None
-    return _closed(schema)
+    return closed(schema)
 
 
-def _closed(schema: Any) -> Any:
+def closed(schema: Any) -> Any:
     """The schema without room for properties that the class does not have and would drop."""
     if isinstance(schema, list):
-        return [_closed(item) for item in schema]
+        return [closed(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    closed = {key: _closed(value) for key, value in schema.items()}
-    if isinstance(closed.get("properties"), dict) and closed.get("type") == "object":
-        closed.setdefault("additionalProperties", False)
-    return closed
+    fresh = {key: closed(value) for key, value in schema.items()}
+    if isinstance(fresh.get("properties"), dict) and fresh.get("type") == "object":
+        fresh.setdefault("additionalProperties", False)
+    return fresh

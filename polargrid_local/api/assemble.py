@@ -8,19 +8,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from typing import Any, Generic, TypeVar, cast
 
 from polargrid_local.api.answer_type import ParsedReply, parsed_as
 from polargrid_local.api.events import Event
-from polargrid_local.api.logprobs import PlacedLogprob, chat_logprobs, text_logprobs
+from polargrid_local.api.logprobs import PlacedLogprob, text_logprobs
 from polargrid_local.api.replies import (
-    ChatChoice,
-    ChatChunkChoice,
-    ChatCompletionChunk,
-    ChatCompletionResponse,
-    ChatDelta,
-    ChatMessage,
     CompletionChunk,
     CompletionChunkChoice,
     CompletionResponse,
@@ -31,6 +24,7 @@ from polargrid_local.api.replies import (
     RerankResponse,
     RerankResult,
     Timings,
+    ToolCallReply,
     Usage,
 )
 from polargrid_local.api.requests import RerankRequest
@@ -41,7 +35,7 @@ C = TypeVar("C")  # a chunk
 R = TypeVar("R")  # the whole answer
 
 
-class _Choice:
+class Choice:
     """One answer while it grows."""
 
     __slots__ = ("event", "logprobs", "parts", "reason")
@@ -90,7 +84,7 @@ class Assembler(Generic[C, R]):
         self.created = created
         self.model = model
         self.seed = seed
-        self.choices = [_Choice() for _ in range(n)]
+        self.choices = [Choice() for _ in range(n)]
         self.to_cancel: list[int] = []  # choices ended here (content filter) that the engine still works on
         self._open = n
         self._include_usage = include_usage
@@ -114,6 +108,16 @@ class Assembler(Generic[C, R]):
     def text(self) -> str:
         """The text delivered so far (of the first choice)."""
         return "".join(self.choices[0].parts)
+
+    @property
+    def reasoning(self) -> str:
+        """The reasoning so far that is no part of the text."""
+        return ""
+
+    @property
+    def tool_calls(self) -> list[ToolCallReply]:
+        """The calls so far."""
+        return []
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -200,24 +204,23 @@ class Assembler(Generic[C, R]):
         if kind == "finished":
             chunks = self._deliver(choice, index, event)
             if choice.reason is None:
-                choice.reason = cast(FinishReason, event.reason)
+                choice.reason = self._reason(event)
                 chunks += self._end(choice, index)
             return chunks
         choice.reason = "stop"  # the last kind of event, an embedding, is the whole answer
         return self._end(choice, index)
 
-    def _deliver(self, choice: _Choice, index: int, event: Event) -> list[C]:
+    def _reason(self, event: Event) -> FinishReason:
+        """Of an answer that ends with `event`."""
+        return cast(FinishReason, event.reason)
+
+    def _deliver(self, choice: Choice, index: int, event: Event) -> list[C]:
         text = event.text
         logprobs = event.logprobs if self._logprobs else None
         if not text and not logprobs:
             return []
-        if self._predicates:
-            so_far = "".join(choice.parts) + text
-            if any(hit(so_far) for hit in self._predicates):
-                choice.reason = "content_filter"
-                if event.kind == "text":
-                    self.to_cancel.append(index)
-                return self._end(choice, index)
+        if self._predicates and self._is_filtered("".join(choice.parts) + text, choice, index, event):
+            return self._end(choice, index)
         placed = None
         if logprobs is not None:
             offset = sum(map(len, choice.parts))
@@ -226,7 +229,16 @@ class Assembler(Generic[C, R]):
         choice.parts.append(text)
         return [self._chunk(index, text, placed, None)]
 
-    def _end(self, choice: _Choice, index: int) -> list[C]:
+    def _is_filtered(self, so_far: str, choice: Choice, index: int, event: Event) -> bool:
+        """Whether a predicate ends the choice here."""
+        if not any(hit(so_far) for hit in self._predicates):
+            return False
+        choice.reason = "content_filter"
+        if event.kind == "text":
+            self.to_cancel.append(index)
+        return True
+
+    def _end(self, choice: Choice, index: int) -> list[C]:
         self._open -= 1
         chunks = [self._chunk(index, None, None, choice.reason)]
         if self._include_usage and self._open == 0:
@@ -248,72 +260,6 @@ class Assembler(Generic[C, R]):
     def generate_response(self) -> GenerateResponse:
         """The whole answer as generate() gives it."""
         raise NotImplementedError
-
-
-class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
-    prefix = "chatcmpl-"
-
-    def start(self) -> list[ChatCompletionChunk]:
-        return [self._with([{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}])]
-
-    def _with(self, choices: list[ChatChunkChoice]) -> ChatCompletionChunk:
-        return {
-            "id": self.id,
-            "object": "chat.completion.chunk",
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-        }
-
-    def _chunk(
-        self, index: int, text: str | None, logprobs: list[PlacedLogprob] | None, reason: FinishReason | None
-    ) -> ChatCompletionChunk:
-        delta: ChatDelta = {} if text is None else {"content": text}
-        if logprobs is None:
-            return self._with([{"index": index, "delta": delta, "finish_reason": reason}])
-        return self._with(
-            [{"index": index, "delta": delta, "logprobs": chat_logprobs(logprobs), "finish_reason": reason}]
-        )
-
-    def _usage_chunk(self) -> ChatCompletionChunk:
-        return {**self._with([]), "usage": self.usage}
-
-    def response(self) -> ChatCompletionResponse:
-        return self._as_asked(
-            {
-                "id": self.id,
-                "object": "chat.completion",
-                "created": self.created,
-                "model": self.model,
-                "choices": [self._choice(index, choice) for index, choice in enumerate(self.choices)],
-                "usage": self.usage,
-                "pg_metadata": self.pg_metadata,
-            }
-        )
-
-    def _choice(self, index: int, choice: _Choice) -> ChatChoice:
-        message: ChatMessage = {"role": "assistant", "content": "".join(choice.parts)}
-        reason = cast(FinishReason, choice.reason)  # set, once the answer is done
-        if not self._logprobs:
-            return {"index": index, "message": message, "finish_reason": reason}
-        return {
-            "index": index,
-            "message": message,
-            "logprobs": chat_logprobs(choice.logprobs),
-            "finish_reason": reason,
-        }
-
-    def generate_response(self) -> GenerateResponse:
-        """The reply of generate(): `created_at` is local time without a zone, as the SDK makes it."""
-        created = datetime.fromtimestamp(self.created, timezone.utc).astimezone().replace(tzinfo=None)
-        return {
-            "id": self.id,
-            "model": self.model,
-            "content": self.text,
-            "usage": self.usage,
-            "created_at": created.isoformat(),
-            "processing_time_ms": self.pg_metadata["latency_ms"],
-        }
 
 
 class TextAssembler(Assembler[CompletionChunk, CompletionResponse]):

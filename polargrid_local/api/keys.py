@@ -6,14 +6,22 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from polargrid_local.api.plain import path, shown
-from polargrid_local.api.requests import KINDS, FunctionCall, ImagePart, Message, TextPart, ToolCall
+from polargrid_local.api.requests import (
+    KINDS,
+    FunctionCall,
+    FunctionDefinition,
+    ImagePart,
+    Message,
+    TextPart,
+    Tool,
+    ToolCall,
+)
 from polargrid_local.errors import did_you_mean, refused
 
 # Fields that OpenAI's clients send and the request models lack. These never change an answer, and are accepted:
 NO_EFFECT = frozenset(
     (
         "metadata",
-        "parallel_tool_calls",
         "prediction",
         "prompt_cache_key",
         "prompt_cache_options",
@@ -23,14 +31,17 @@ NO_EFFECT = frozenset(
         "store",
     )
 )
-# These ask for another answer than the one given here. Only the values that ask for nothing are accepted:
+# These ask for another answer than the one given here, or than this kind of request has. Only the values that ask for
+# nothing are accepted:
 ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
     "audio": (),
-    "function_call": ("none",),
+    "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"], []),
     "moderation": (),
     "reasoning_effort": ("none",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -43,6 +54,7 @@ OTHERS_ASK: dict[str, tuple[Any, ...]] = {
     "continue_final_message": (False,),
     "ebnf": (),
     "min_tokens": (0,),
+    "reasoning_format": ("none",),
     "stop_token_ids": ([],),
 }
 
@@ -70,12 +82,11 @@ _EXTRA = ("max_completion_tokens", *NO_EFFECT, *ASKS_NOTHING, *OTHERS_ASK)
 REQUEST = {kind: keys_of((*cls.model_fields, *_EXTRA)) for kind, cls in KINDS.items()}
 # An answer of this or another server may be sent back as it came.
 MESSAGE = keys_of(
-    Message.model_fields,
+    (*Message.model_fields, "function_call"),
     (
         "refusal",
         "annotations",
         "audio",
-        "function_call",
         "logprobs",
         "parsed",
         "reasoning_details",
@@ -85,10 +96,12 @@ MESSAGE = keys_of(
     ),
     reasoning="reasoning_content",
 )
-SPOKEN = {"refusal", "audio", "function_call", "images"}  # those of a message's idle keys that are content
+SPOKEN = {"refusal", "audio", "images"}  # those of a message's idle keys that are content
 # Keys that are no content, and so may be dropped from a message without words.
 LABELS = {"id", "type", "object", "status", "model", "created_at", "timestamp", "tool_name"}
 PARTS = {"text": keys_of(TextPart.model_fields, ("annotations",)), "image_url": keys_of(ImagePart.model_fields)}
+TOOL = keys_of(Tool.model_fields)
+FUNCTION_DEFINITION = keys_of(FunctionDefinition.model_fields)
 TOOL_CALL = keys_of(ToolCall.model_fields)
 FUNCTION = keys_of(FunctionCall.model_fields, ("parsed_arguments",))
 DOCUMENT = keys_of(("text",))
@@ -129,7 +142,7 @@ def known_fields(kind: str, sources: Iterable[dict[Any, Any]], strict: bool) -> 
             fields["max_tokens"] = fields.pop("max_completion_tokens")
         data |= fields
     for field, nothing in {**ASKS_NOTHING, **OTHERS_ASK}.items():
-        if field in data and data[field] not in nothing:
+        if field in data and field not in KINDS[kind].model_fields and data[field] not in nothing:
             only = f"; only {' or '.join(map(repr, nothing))} is accepted" if nothing else ""
             raise refused(field, f"not supported by this engine{only}")
     if isinstance(data.get("messages"), list):
@@ -137,6 +150,12 @@ def known_fields(kind: str, sources: Iterable[dict[Any, Any]], strict: bool) -> 
     if isinstance(data.get("documents"), list):
         data["documents"] = [
             known(text, DOCUMENT, ("documents", i), strict) for i, text in enumerate(data["documents"])
+        ]
+    if isinstance(data.get("tools"), list):
+        data["tools"] = [_tool(tool, ("tools", i), strict) for i, tool in enumerate(data["tools"])]
+    if isinstance(data.get("functions"), list):
+        data["functions"] = [
+            known(item, FUNCTION_DEFINITION, ("functions", i), strict) for i, item in enumerate(data["functions"])
         ]
     for field, keys in (("stream_options", STREAM_OPTIONS), ("response_format", RESPONSE_FORMAT)):
         if field in data:
@@ -152,6 +171,7 @@ def _message(given: Any, loc: tuple[Any, ...], strict: bool) -> Any:
     message = known(given, MESSAGE, loc, strict)
     if not isinstance(message, dict):
         return message
+    _modernize(message)
     if isinstance(message.get("content"), list):
         message["content"] = [_part(part, (*loc, "content", i), strict) for i, part in enumerate(message["content"])]
     if isinstance(message.get("tool_calls"), list):
@@ -174,6 +194,16 @@ def _message(given: Any, loc: tuple[Any, ...], strict: bool) -> Any:
     return message
 
 
+def _modernize(message: dict[str, Any]) -> None:
+    """A call and its result in the older form, `function_call` and the role `function`, become those of tools."""
+    call = message.pop("function_call", None)
+    if isinstance(call, dict) and not message.get("tool_calls"):
+        message["tool_calls"] = [{"id": f"call_{call.get('name')}", "type": "function", "function": call}]
+    if message.get("role") == "function":
+        message["role"] = "tool"
+        message.setdefault("tool_call_id", f"call_{message.get('name')}")
+
+
 def _check_no_words(given: dict[Any, Any], keys: Keys, loc: tuple[Any, ...], field: str) -> None:
     """Of a mapping whose `field` is empty: what stands under an unknown key was meant to be said, and would be lost."""
     for key, item in given.items():
@@ -190,6 +220,13 @@ def _part(part: Any, loc: tuple[Any, ...], strict: bool) -> Any:
     if kind == "text" and part.get("text") == "":
         _check_no_words(part, keys, loc, "text")
     return known(part, keys, loc, strict)
+
+
+def _tool(tool: Any, loc: tuple[Any, ...], strict: bool) -> Any:
+    tool = known(tool, TOOL, loc, strict)
+    if isinstance(tool, dict) and "function" in tool:
+        tool["function"] = known(tool["function"], FUNCTION_DEFINITION, (*loc, "function"), strict)
+    return tool
 
 
 def _call(call: Any, loc: tuple[Any, ...], strict: bool) -> Any:

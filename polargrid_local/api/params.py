@@ -67,6 +67,24 @@ Messages = Sequence[MessageParam | ChatMessage | Dumpable]
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
+class _Function(TypedDict, total=False):
+    description: str | None
+    parameters: Mapping[str, Any] | None
+    strict: bool | None
+
+
+class FunctionParam(_Function):
+    name: str
+
+
+class _Tool(TypedDict, total=False):
+    type: Literal["function"]
+
+
+class ToolParam(_Tool):
+    function: FunctionParam
+
+
 class StreamOptions(TypedDict, total=False):
     include_usage: bool | None
 
@@ -86,7 +104,6 @@ class _GeneratingParams(TypedDict, total=False):
     logit_bias: Mapping[int, float] | Mapping[str, float] | None
     seed: int | None
     stop: str | Sequence[str] | None
-    stream: bool | None
     stream_options: StreamOptions | None
     user: str | None
     ignore_eos: bool | None
@@ -104,12 +121,23 @@ class _GeneratingParams(TypedDict, total=False):
     guided_grammar: str | None
 
 
-class _Chat(_GeneratingParams, total=False):
+class ToolRunOptions(_GeneratingParams, total=False):
+    """All but `messages`, `tools` and `stream`, which have places of their own in `run_tools()`, and the older names
+    of tools."""
+
     logprobs: bool | None
     top_logprobs: int | None
     enable_thinking: bool | None
-    tools: Any
-    tool_choice: Any
+    reasoning_format: Literal["none", "deepseek"] | None
+    tool_choice: Literal["none", "auto", "required", "any"] | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
+
+
+class _Chat(ToolRunOptions, total=False):
+    stream: bool | None
+    tools: Sequence[ToolParam] | None
+    functions: Sequence[FunctionParam] | None
+    function_call: Literal["none", "auto"] | Mapping[str, Any] | None
 
 
 class ChatParams(_Chat):
@@ -121,6 +149,7 @@ class ChatChanges(_Chat, total=False):
 
 
 class _Completion(_GeneratingParams, total=False):
+    stream: bool | None
     logprobs: int | None
     echo: bool | None
     best_of: int | None

@@ -22,6 +22,7 @@ from polargrid_local.api.requests import (
     ImagePart,
     check_filter,
 )
+from polargrid_local.api.tools import tools_asked
 from polargrid_local.errors import ValidationError, refused
 
 MAX_TOKENS = 4096  # the SDK's limit on max_tokens; a server passes None and lets the context be the limit
@@ -93,10 +94,7 @@ def _check_supported(request: Any) -> None:
     if isinstance(request, (ChatCompletionRequest, CompletionRequest)):
         constraint_asked(request)
     if isinstance(request, ChatCompletionRequest):
-        if request.tools:
-            raise refused("tools", "not supported by this engine")
-        if request.tool_choice not in (None, "none"):
-            raise refused("tool_choice", "only 'none' is supported by this engine")
+        tools_asked(request)
         if request.top_logprobs and not request.logprobs:
             raise refused("top_logprobs", "needs logprobs: true")
         for i, message in enumerate(request.messages):

@@ -12,14 +12,15 @@ from typing import Any, Generic, TypeVar
 
 from typing_extensions import NamedTuple  # generic, which typing's is since Python 3.11
 
+from polargrid_local.api.answer_form import answer_form
 from polargrid_local.api.assemble import (
     Assembler,
-    ChatAssembler,
     EmbeddingAssembler,
     Predicate,
     RerankAssembler,
     TextAssembler,
 )
+from polargrid_local.api.assemble_chat import ChatAssembler
 from polargrid_local.api.constraints import constraint_of
 from polargrid_local.api.messages import messages_of, texts_of
 from polargrid_local.api.replies import (
@@ -36,12 +37,15 @@ from polargrid_local.api.requests import (
     ChatCompletionRequest,
     CompletionRequest,
     EmbeddingRequest,
+    FunctionDefinition,
     GenerateRequest,
     Message,
     Request,
     RerankRequest,
     Sampling,
 )
+from polargrid_local.api.segmented import SegmentedAnswer
+from polargrid_local.api.tools import tools_asked
 from polargrid_local.chat.grammar import Compile, accept_all
 from polargrid_local.chat.taint import Span
 from polargrid_local.chat.template import ChatTemplate
@@ -115,27 +119,43 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         return Job(requests, RerankAssembler(name, id, created, seed, request, label))
 
     seed = seed if request.seed is None or request.seed == -1 else request.seed % 2**64
+    stop, marks = list(request.stop), list[str]()
+    more: dict[str, Any] = {}
     if isinstance(request, ChatCompletionRequest):
-        spans = [chat_prompt(request.messages, target, now=now, enable_thinking=request.enable_thinking)]
+        asked = tools_asked(request)
+        prompt = chat_prompt(
+            request.messages, target, now=now, enable_thinking=request.enable_thinking, tools=asked.shown
+        )
+        spans = [prompt]
+        form = answer_form(
+            request, asked, target.template, prompt, target.info.get("control_tokens", {}), target.compile
+        )
+        constraint, dropped, marks = form.constraint, form.dropped, form.marks
+        more["begun"] = form.begun
+        if form.segments is not None:
+            more["parts"] = SegmentedAnswer(form.segments, stop, id, legacy=asked.legacy)
+            stop = []  # those of content alone are not the engine's
         cls: type[ChatAssembler | TextAssembler] = ChatAssembler
     else:
         # The prompt of a completion is its caller's own program, as it is remotely: control tokens in it are honoured.
         spans = [[(text, request.parse_special)] for text in request.prompts]
         for prompt in spans:
             check_length(prompt, target, "prompt")
+        constraint, dropped = constraint_of(request, target.compile)
         cls = TextAssembler
-    constraint, dropped = constraint_of(request, target.compile)
     phrases, predicates = split_filters(target.content_filter, request.content_filter)
     common = {
         "task": "generate",
         "max_tokens": request.max_tokens
         if request.max_tokens > 0
         else 2**31 - 1,  # the engine stops at the end of the context
-        "stop": list(request.stop),
+        "stop": stop,
         "filter": phrases,
         "sampling": _sampling(request, target.info, seed),
         "ignore_eos": request.ignore_eos,
     }
+    if marks:
+        common["marks"] = marks
     if constraint is not None:
         common["constraint"] = constraint._asdict()
     assembler = cls(
@@ -149,6 +169,7 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         predicates=predicates,
         dropped_keywords=dropped,
         answer_type=request.answer_type,
+        **more,
     )
     return Job([{**common, "prompt": prompt} for prompt in spans], assembler)
 
@@ -165,6 +186,7 @@ def chat_prompt(
     *,
     now: datetime,
     enable_thinking: bool | None = None,
+    tools: Sequence[FunctionDefinition] = (),
     limited: bool = True,
     hint: str = "",
 ) -> list[Span]:
@@ -173,8 +195,16 @@ def chat_prompt(
     would take long. `hint` is added to that error's message."""
     if limited:
         check_length(texts_of(messages), target, "messages", hint=hint)
-    options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-    spans = target.template.render(messages_of(messages, target.template.capabilities), now=now, **options)
+    template = target.template
+    options: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+    described: Sequence[FunctionDefinition] = tools
+    if tools and template.shows_tools:
+        described = ()
+        options["tools"] = [
+            {"type": "function", "function": tool.model_dump(exclude_none=True, exclude={"strict"})} for tool in tools
+        ]
+    given = messages_of(messages, template.capabilities, template.tool_format, described)
+    spans = template.render(given, now=now, **options)
     if limited:
         check_length(spans, target, "messages", hint=hint)
     return spans

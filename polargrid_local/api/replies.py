@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
-FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
 
 
 class Usage(TypedDict):
@@ -58,9 +58,39 @@ class ChatLogprobs(TypedDict):
     content: list[ChatTokenLogprob]
 
 
+class FunctionCallReply(TypedDict):
+    name: str
+    arguments: str  # JSON; of an answer cut by its length as much of it as there is
+
+
+class ToolCallReply(TypedDict):
+    id: str
+    type: Literal["function"]
+    function: FunctionCallReply
+
+
+class FunctionCallDelta(TypedDict, total=False):
+    """`name` comes whole, once; `arguments` in pieces."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallDelta(TypedDict):
+    """A piece of the call number `index`: the first one has its id, type and name."""
+
+    index: int
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: FunctionCallDelta
+
+
 class ChatDelta(TypedDict, total=False):
     role: Literal["assistant"]
     content: str
+    reasoning_content: str
+    tool_calls: list[ToolCallDelta]
+    function_call: FunctionCallDelta
 
 
 class ChatChunkChoice(TypedDict):
@@ -80,8 +110,13 @@ class ChatCompletionChunk(TypedDict):
 
 
 class ChatMessage(TypedDict):
+    """`content` is None where there are only calls. `function_call` answers requests that gave `functions`."""
+
     role: Literal["assistant"]
     content: str | None
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCallReply]]
+    function_call: NotRequired[FunctionCallReply]
 
 
 class ChatChoice(TypedDict):
@@ -99,6 +134,32 @@ class ChatCompletionResponse(TypedDict):
     choices: list[ChatChoice]
     usage: Usage
     pg_metadata: PGMetadata
+
+
+class ToolChunkEvent(TypedDict):
+    """A chunk of the answer of the round that runs."""
+
+    kind: Literal["chunk"]
+    chunk: ChatCompletionChunk
+
+
+class ToolCallEvent(TypedDict):
+    """A call that is about to run."""
+
+    kind: Literal["call"]
+    call: ToolCallReply
+
+
+class ToolResultEvent(TypedDict):
+    """What the model is told of a call that has run; `failed`: that is an error."""
+
+    kind: Literal["result"]
+    call: ToolCallReply
+    result: str
+    failed: bool
+
+
+ToolEvent = Union[ToolChunkEvent, ToolCallEvent, ToolResultEvent]
 
 
 class TextLogprobs(TypedDict):
@@ -404,7 +465,7 @@ class NativeInfo(TypedDict):
     bos_text: str
     eos_text: str
     special_tokens: dict[str, str]
-    additional_special_tokens: list[str]
+    control_tokens: dict[str, int]  # text -> id
     longest_piece: int  # bytes
     n_params: int
     file_bytes: int
@@ -431,9 +492,11 @@ class NativeInfo(TypedDict):
 
 
 class LoadedModelInfo(NativeInfo):
-    """What `info()` gives. `chat_format`: whose chat template it is, or the name of a known one."""
+    """What `info()` gives. `chat_format`: whose chat template it is, or the name of a known one. `tool_format`: how
+    calls of tools are written; "generic" for a notation of ours, which the model is told of in the prompt."""
 
     chat_format: str
+    tool_format: str
 
 
 class ModelStats(TypedDict):

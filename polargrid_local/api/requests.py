@@ -30,6 +30,7 @@ MAX_PROMPTS = 2048
 MAX_LOGIT_BIAS = 1024
 MAX_LOGPROBS = 20
 MAX_FILTER = 64
+MAX_TOOLS = 256
 
 # --- field types ------------------------------------------------------------------------------------------------------
 
@@ -145,6 +146,22 @@ class ToolCall(StrictModel):
     index: int | None = None  # streams number their calls; not read, the list is in order
 
 
+class FunctionDefinition(StrictModel):
+    name: Annotated[str, Field(pattern="^[A-Za-z0-9_./-]{1,128}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None  # a JSON schema of an object; None = no parameters
+    strict: bool = False  # whether a keyword that arguments cannot be held to is refused, or else dropped
+
+
+class Tool(StrictModel):
+    type: Literal["function"] = "function"
+    function: FunctionDefinition
+
+
+Functions = Annotated[list[FunctionDefinition], BeforeValidator(_as_list), Field(max_length=MAX_TOOLS)]
+ToolList = Annotated[list[Tool], BeforeValidator(_as_list), Field(max_length=MAX_TOOLS)]
+
+
 def _one_of(tags: dict[type, str], message: str) -> Discriminator:
     def tag(value: Any) -> str | None:
         return next((name for cls, name in tags.items() if isinstance(value, cls)), None)
@@ -192,6 +209,25 @@ Schema = Annotated[
     _one_of({dict: "<dict>", str: "<str>", type(None): "<null>"}, "must be a JSON schema or its text"),
 ]
 Choices = Annotated[list[str], BeforeValidator(_as_list)]
+# api/tools.py reads what a dict says. "any" is Mistral's word for "required".
+ToolChoice = Annotated[
+    Union[
+        Annotated[Literal["none", "auto", "required", "any"], Tag("<str>")],
+        Annotated[dict[str, Any], Tag("<dict>")],
+        Annotated[None, Tag("<null>")],
+    ],
+    _one_of({str: "<str>", dict: "<dict>", type(None): "<null>"}, "must be a word or the tool that is to be called"),
+]
+FunctionChoice = Annotated[
+    Union[
+        Annotated[Literal["none", "auto"], Tag("<str>")],
+        Annotated[dict[str, Any], Tag("<dict>")],
+        Annotated[None, Tag("<null>")],
+    ],
+    _one_of(
+        {str: "<str>", dict: "<dict>", type(None): "<null>"}, "must be a word or the function that is to be called"
+    ),
+]
 
 
 class Message(StrictModel):
@@ -261,8 +297,12 @@ class ChatCompletionRequest(_GeneratingRequest):
     logprobs: bool = False
     top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] = 0
     enable_thinking: bool | None = None
-    tools: Any = None
-    tool_choice: Any = None
+    reasoning_format: Literal["none", "deepseek"] = "none"  # inline as `<think>...</think>`, or in a field of its own
+    tools: ToolList | None = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool = True
+    functions: Functions | None = None  # tools and tool_choice by their older names
+    function_call: FunctionChoice = None
 
     @property
     def n_logprobs(self) -> int:

@@ -7,12 +7,16 @@ each is tried with words that nothing else says, and what comes out decides how 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from polargrid_local.chat.formats import FORMATS
+from polargrid_local.chat.segments import Segmenter, Tools
+from polargrid_local.chat.tagged_parameters import ParameterKind
 from polargrid_local.chat.taint import Span
+from polargrid_local.chat.tool_formats import FORMATS as TOOL_FORMATS
 from polargrid_local.errors import TemplateError
 
 MessageDict = dict[str, Any]
@@ -20,7 +24,8 @@ MessageDict = dict[str, Any]
 _NOW = datetime(2026, 1, 1)
 _ASK, _RULE, _REPLY, _RESULT, _TOOL, _MORE = "kwyjask", "kwyjrule", "kwyjreply", "kwyjresult", "kwyjtool", "kwyjmore"
 _ID = "kwyjcall1"  # Mistral's templates refuse an id that is not nine letters and digits
-_CALLS = [{"id": _ID, "type": "function", "function": {"name": _TOOL, "arguments": {"x": "1"}}}]
+_ARGUMENTS = {"x": "kwyjone"}
+_OTHERS = {"x": "kwyjtwo"}
 _TOOLS = [
     {
         "type": "function",
@@ -47,6 +52,11 @@ class Capabilities(NamedTuple):
     # When an assistant's content may be null; otherwise it has to be empty.
     null: Literal["always", "tool calls", "never"] = "never"
     tools: bool = False  # whether the tools that are given are shown
+    # How the arguments of a call in the history are to be given; "no" where calls are not shown.
+    calls: Literal["object", "text", "no"] = "no"
+    several: bool = False  # whether one turn may have several calls
+    results: bool = False  # whether what tools answered is shown
+    tool_format: str = ""  # the name of the tool format in which calls are written, "" where it is none of ours
 
 
 def text_parts(text: str) -> list[MessageDict]:
@@ -71,6 +81,7 @@ class _Probe:
         self._refusal: TemplateError | None = None  # the first
         self._ran = False
         self._parts: set[str] = set()
+        self._arguments_as_text = False
 
     def result(self) -> tuple[Capabilities, TemplateError | None]:
         talks = (["user"], ["system", "user"], ["user", "assistant", "user"], ["system", "user", "assistant", "user"])
@@ -96,12 +107,21 @@ class _Probe:
             both = late or self._said(["system", "user", "assistant", "system", "user"]).count(_RULE) == 2
             system = "shown" if both else "first"
         tools = self._try(self._talk(asking), tools=_TOOLS)
+        calls, tool_format = self._calls()
+        several = False
+        if calls != "no":
+            two = _text(self._try(self._talk(["user", "calls", "tool", "tool"])) or [])
+            several = _ARGUMENTS["x"] in two and _OTHERS["x"] in two
         return Capabilities(
             frozenset(self._parts),
             self._joint(),
             system,
             self._null(),
             tools is not None and _TOOL in _text(tools),
+            calls,
+            several,
+            self._shows(["user", "call", "tool"], _RESULT),
+            tool_format,
         ), None
 
     # the conversations that it is tried with
@@ -111,7 +131,8 @@ class _Probe:
             "system": ("system", _RULE, {}),
             "user": ("user", _ASK, {}),
             "assistant": ("assistant", _REPLY, {}),
-            "call": ("assistant", "", {"tool_calls": _CALLS}),
+            "call": ("assistant", "", {"tool_calls": [self._call(_ARGUMENTS)]}),
+            "calls": ("assistant", "", {"tool_calls": [self._call(_ARGUMENTS), self._call(_OTHERS)]}),
             "tool": ("tool", _RESULT, {"tool_call_id": _ID, "name": _TOOL}),
         }
         return [self._message(*made[role]) for role in roles]
@@ -119,6 +140,10 @@ class _Probe:
     def _message(self, role: str, text: str, more: MessageDict) -> MessageDict:
         content = text_parts(text) if role in self._parts else text
         return {"role": role, "content": content, **more}
+
+    def _call(self, arguments: MessageDict) -> MessageDict:
+        given = json.dumps(arguments) if self._arguments_as_text else arguments
+        return {"id": _ID, "type": "function", "function": {"name": _TOOL, "arguments": given}}
 
     # what it makes of them
 
@@ -156,10 +181,25 @@ class _Probe:
         between = text.partition(_ASK)[2].partition(_MORE)[0] if _MORE in text else "'"
         return "\n" if between.strip() else between
 
+    def _calls(self) -> tuple[Literal["object", "text", "no"], str]:
+        """How a call's arguments are to be given so that it is shown as a call, and in which format that is."""
+        shown: list[Literal["object", "text"]] = []
+        ways: tuple[Literal["object", "text"], ...] = ("object", "text")
+        for way in ways:
+            self._arguments_as_text = way == "text"
+            for talk in ["user", "call", "tool"], ["user", "call"], ["system", "user", "call", "tool"]:
+                text = _text(self._try(self._talk(talk)) or [])
+                prompt = _text(self._try(self._talk(talk[: talk.index("call")])) or [])
+                if found := _format_of(text, text[len(prompt) :] if text.startswith(prompt) else ""):
+                    return way, found
+                if _TOOL in text or _ARGUMENTS["x"] in text:
+                    shown.append(way)
+        self._arguments_as_text = shown[:1] == ["text"]
+        return (shown[0] if shown else "no"), ""
+
     def _null(self) -> Literal["always", "tool calls", "never"]:
-        if not self._keeps_null({"tool_calls": _CALLS}, self._talk(["tool"])) and not self._keeps_null(
-            {"tool_calls": _CALLS}, []
-        ):
+        call = {"tool_calls": [self._call(_ARGUMENTS)]}
+        if not self._keeps_null(call, self._talk(["tool"])) and not self._keeps_null(call, []):
             return "never"
         return "always" if self._keeps_null({}, self._talk(["user"])) else "tool calls"
 
@@ -176,3 +216,19 @@ class _Probe:
 
 def _text(spans: list[Span]) -> str:
     return "".join(text for text, _ in spans)
+
+
+def _format_of(text: str, answer: str) -> str:
+    """The name of the tool format in which `text` holds the call, found by reading it in each of them; in those whose
+    calls are all that an answer has, `answer` must begin with it."""
+    kinds: dict[str, dict[str, ParameterKind]] = {_TOOL: {"x": "text"}}
+    for format in TOOL_FORMATS:
+        segmenter = Segmenter(Tools(format, kinds))
+        segments = [*segmenter.push(text if format.anywhere else answer), *segmenter.finish()]
+        arguments = "".join(segment.text for segment in segments if segment.call == 0 and segment.kind == "arguments")
+        try:
+            if json.loads(arguments or "null") == _ARGUMENTS:
+                return format.name
+        except ValueError:
+            pass
+    return ""

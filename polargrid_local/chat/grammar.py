@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from polargrid_local.errors import SchemaError, ServerError
@@ -54,15 +54,16 @@ def accept_all(constraint: Constraint) -> None:
 
 def any_object() -> Constraint:
     """Some JSON object."""
-    return _of_schema({"type": "object"}, OPTIONS)
+    return Constraint("json_schema", guided({"type": "object"}, OPTIONS))
 
 
-def _of_schema(schema: dict[str, Any] | Literal[False], options: dict[str, Any]) -> Constraint:
-    """Held to `schema`, whatever options of the compiler it brings."""
-    return Constraint("json_schema", json.dumps(False if schema is False else {**schema, "x-guidance": options}))
+def guided(schema: Any, options: dict[str, Any]) -> str:
+    """A schema as JSON for the compiler, with these options and whatever options of the compiler it brings left out."""
+    return json.dumps({**schema, "x-guidance": options} if isinstance(schema, dict) else schema)
 
 
-def _options(schema: Any) -> dict[str, Any]:
+def options_for(schema: Any) -> dict[str, Any]:
+    """The compiler's options for a schema that is held in full."""
     return OPTIONS_OF_OPEN_OBJECTS if any(_names_some(value) for _, value in _walk(schema)) else OPTIONS
 
 
@@ -78,37 +79,49 @@ def json_schema(schema: Any, field: str, compile: Compile, *, strict: bool = Tru
     """The constraint that only JSON passes to which `schema` says yes, and the paths of keywords that had to be
     dropped: none of them with `strict`, which raises SchemaError instead. `field` is the request's own name of the
     schema."""
-    dropped: list[str] = []
-    schema = json.loads(_checked_text(schema, field))  # a copy of our own, of JSON's types alone
+    schema, dropped = checked_schema(schema, field, strict=strict)
+    schema, options, more = fitted_schema(schema, field, compile, strict=strict)
+    return Constraint("json_schema", guided(schema, options)), dropped + more
+
+
+def checked_schema(schema: Any, field: str, *, strict: bool) -> tuple[Any, list[str]]:
+    """A copy of JSON's types alone and within the limits, without what the compiler would take and not keep, and the
+    paths of that. With `strict` SchemaError is raised instead, and always for what exceeds a limit."""
+    schema = json.loads(_checked_text(schema, field))
     _check_limits(schema, field)
-    if schema is True:
-        schema = {}
+    dropped = []
     for steps in list(_uncounted(schema)):
         if strict:
             problem = "can be one more than the required properties, and no more"
-            raise SchemaError.at(_place(field, steps), problem)
-        dropped.append(_place(field, steps))
+            raise SchemaError.at(path_in(field, steps), problem)
+        dropped.append(path_in(field, steps))
         del _at(schema, steps[:-1])[steps[-1]]
-    options = _options(schema)
+    return {} if schema is True else schema, dropped
+
+
+def fitted_schema(schema: Any, field: str, compile: Compile, *, strict: bool) -> tuple[Any, dict[str, Any], list[str]]:
+    """`schema`, our own copy, without what answers cannot be held to; the compiler's options for it; and the paths of
+    what it lost. With `strict` SchemaError is raised instead."""
+    dropped: list[str] = []
+    options = options_for(schema)
     for n_tried in range(2 * MAX_DROPPED_ALONE):
-        constraint = _of_schema(schema, options)
         try:
-            compile(constraint)
-            return constraint, dropped
+            compile(Constraint("json_schema", guided(schema, options)))
+            return schema, options, dropped
         except SchemaError as error:
             alone, all_such, mistake = _culprits(error.message, schema)
             culprits = alone or all_such
-            place, message = _place(field, culprits[0] if culprits else ()), error.message
+            where, message = path_in(field, culprits[0] if culprits else ()), error.message
         if strict or mistake or not culprits:
             break
         culprits = alone if alone and n_tried < MAX_DROPPED_ALONE else all_such
-        dropped.extend(_place(field, steps) for steps in culprits)
+        dropped.extend(path_in(field, steps) for steps in culprits)
         if culprits[0][-1] == "oneOf":
             options = {**options, "coerce_one_of": True}  # one of them at least, if not one alone
             continue
         for steps in sorted(culprits, key=len, reverse=True):  # what lies within another one goes before it
             del _at(schema, steps[:-1])[steps[-1]]
-    raise SchemaError.at(place, message)
+    raise SchemaError.at(where, message)
 
 
 def regex(pattern: str, field: str, compile: Compile) -> Constraint:
@@ -189,13 +202,13 @@ def _check_limits(schema: Any, field: str) -> None:
     """Refuses what is known to exhaust the compiler, and what it takes and does not keep, before it sees it."""
     for steps, value in _walk(schema):
         if len(steps) > 2 * MAX_DEPTH:
-            raise SchemaError.at(_place(field, steps), f"is nested deeper than {MAX_DEPTH} levels")
+            raise SchemaError.at(path_in(field, steps), f"is nested deeper than {MAX_DEPTH} levels")
         if isinstance(value, str) and len(value.encode()) > MAX_LITERAL_BYTES:
-            raise SchemaError.at(_place(field, steps), f"a text of more than {MAX_LITERAL_BYTES} bytes")
+            raise SchemaError.at(path_in(field, steps), f"a text of more than {MAX_LITERAL_BYTES} bytes")
         if isinstance(value, (int, float)) and not isinstance(value, bool) and not _exact(value, steps):
-            raise SchemaError.at(_place(field, steps), f"{value} is beyond the numbers that can be held exactly")
+            raise SchemaError.at(path_in(field, steps), f"{value} is beyond the numbers that can be held exactly")
         if isinstance(value, dict) and (excess := _too_wide(value)):
-            raise SchemaError.at(_place(field, (*steps, *excess[:-1])), excess[-1])
+            raise SchemaError.at(path_in(field, (*steps, *excess[:-1])), excess[-1])
     references = _references(schema)
     _check_joint(schema, references, _check_chains(references, field), field)
 
@@ -329,7 +342,7 @@ def _check_chains(references: dict[Steps, Steps], field: str) -> list[Steps]:
         while path:
             place, rest = path[-1]
             if len(path) > MAX_CHAIN:
-                raise SchemaError.at(_place(field, place), f"stands in a chain of more than {MAX_CHAIN} references")
+                raise SchemaError.at(path_in(field, place), f"stands in a chain of more than {MAX_CHAIN} references")
             following = next((target for target in rest if target not in length and target not in open_places), None)
             if following is not None:
                 open_places.add(following)
@@ -337,7 +350,7 @@ def _check_chains(references: dict[Steps, Steps], field: str) -> list[Steps]:
                 continue
             length[place] = 1 + max((length.get(target, 0) for target in inside.get(place, ())), default=0)
             if length[place] > MAX_CHAIN:
-                raise SchemaError.at(_place(field, place), f"begins a chain of more than {MAX_CHAIN} references")
+                raise SchemaError.at(path_in(field, place), f"begins a chain of more than {MAX_CHAIN} references")
             open_places.discard(place)
             path.pop()
     return list(length)
@@ -366,7 +379,7 @@ def _check_joint(schema: Any, references: dict[Steps, Steps], targets: list[Step
         most[steps] = joined + max(own, patterned, *inner.values(), 0)
         if most[steps] > MAX_JOINT:
             problem = f"more than {MAX_JOINT} patterns and formats would have to be matched at once"
-            raise SchemaError.at(_place(field, steps), problem)
+            raise SchemaError.at(path_in(field, steps), problem)
         return most[steps]
 
     for steps in (*targets, ()):
@@ -474,6 +487,6 @@ def _says(value: Any, said: str) -> bool:
     return said in value if isinstance(value, list) else isinstance(value, str) and value.rstrip("#").endswith(said)
 
 
-def _place(field: str, steps: Steps) -> str:
+def path_in(field: str, steps: Steps) -> str:
     """The path of a keyword as messages name it. A property may have any name, so none of its signs are left out."""
     return field + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)

@@ -19,6 +19,7 @@ from polargrid_local.chat.compiler import compile_template
 from polargrid_local.chat.formats import CHATML, FORMATS, format_name
 from polargrid_local.chat.sandbox import Sandbox
 from polargrid_local.chat.taint import Span, TaintTable, merge_spans, tainted
+from polargrid_local.chat.tool_formats import GENERIC, THINK_TAGS, ToolFormat, format_hinted, format_named
 from polargrid_local.errors import TemplateError, ValidationError
 
 # Special tokens that templates written for Hugging Face tokenizers name; those that a model lacks are empty text.
@@ -43,15 +44,19 @@ TOKENS = (
 class ChatTemplate:
     """`source`: Jinja source, or one of the well-known names of `formats`; None = ChatML, which is then `assumed`.
     `tokens`: the names of the model's special tokens -> their text; `additional_special_tokens` is a list of texts.
+    `tool_format`: the name of one of `tool_formats`; None = as the template itself writes calls.
 
     Compiled at the first use: a broken one fails the chat, not the load. `check` fails at once."""
 
-    def __init__(self, source: str | None = None, tokens: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, source: str | None = None, tokens: Mapping[str, Any] | None = None, tool_format: str | None = None
+    ) -> None:
         if source is not None and not isinstance(source, str):
             raise ValidationError(f"chat_template: must be text, not {type(source).__name__}", param="chat_template")
         self.assumed = source is None
         self.name = "chatml" if source is None else format_name(source)
         self.source: str = CHATML if source is None else FORMATS[self.name] if self.name else source
+        self._tool_format = tool_format
         self._tokens = {**dict.fromkeys(TOKENS, ""), "additional_special_tokens": [], **(tokens or {})}
         self._code: CodeType | TemplateError | None = None
         self._capabilities: Capabilities | TemplateError | None = None
@@ -76,6 +81,28 @@ class ChatTemplate:
         if isinstance(self._capabilities, TemplateError):
             raise without_traceback(self._capabilities)
         return self._capabilities
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How the model writes calls: as the template does, or as `generic`. Raises as `capabilities` does."""
+        if self._tool_format is not None:
+            return format_named(self._tool_format)
+        return format_named(self.capabilities.tool_format or format_hinted(self.source) or GENERIC.name)
+
+    @property
+    def shows_tools(self) -> bool:
+        """Whether the template itself tells the model of tools in a notation that is known here."""
+        return self.capabilities.tools and self.tool_format.name != GENERIC.name
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the template knows of reasoning in tags."""
+        return any(tags[0] in self.source for tags in THINK_TAGS)
+
+    @property
+    def reasoning_tags(self) -> tuple[str, str]:
+        """The tags around reasoning; the usual ones for a template that knows of none."""
+        return next((tags for tags in THINK_TAGS if tags[0] in self.source), THINK_TAGS[0])
 
     def check(self) -> None:
         """Raises TemplateError for a template that shows no message, or cannot run."""

@@ -1,6 +1,15 @@
 // One answer being generated: from the request to the last chunk, its figures, and what an error means to a reader.
 
-import { NetworkError, AuthenticationError, NotFoundError, RateLimitError, TimeoutError } from './polargrid.js';
+import { isWhole, resultsOf } from './chats.js';
+import {
+  addDelta,
+  AuthenticationError,
+  NetworkError,
+  NotFoundError,
+  RateLimitError,
+  TimeoutError,
+} from './polargrid.js';
+import { parted } from './reasoning.js';
 
 const IDLE_MS = 180_000; // longer than any pause of a server that sends keep-alives
 
@@ -9,14 +18,34 @@ const IDLE_MS = 180_000; // longer than any pause of a server that sends keep-al
  * Empty answers drop out, so neighbours of one role are joined: many templates want turns.
  */
 export function turns(chat, upTo) {
-  const talk = chat.messages.slice(0, chat.messages.indexOf(upTo)).filter(({ content }) => content.trim() !== '');
+  const talk = chat.messages.slice(0, chat.messages.indexOf(upTo)).flatMap((message) => partsOf(chat, message));
   const all = chat.system.trim() ? [{ role: 'system', content: chat.system.trim() }, ...talk] : talk;
-  return all.reduce((done, { role, content }) => {
+  return all.reduce((done, message) => {
     const last = done.at(-1);
-    if (last?.role === role) last.content += `\n\n${content}`;
-    else done.push({ role, content });
+    if (last?.role !== message.role || last.role === 'tool') done.push(message);
+    else Object.assign(last, message, { content: [last.content, message.content].filter(Boolean).join('\n\n') });
     return done;
   }, []);
+}
+
+// What of one message is sent: nothing of an empty one, and of an answer the calls that have a result, with those.
+function partsOf(chat, message) {
+  const { role, content } = message;
+  if (role === 'tool') return []; // sent after the answer that called
+  if (role !== 'assistant') return content.trim() ? [{ role, content }] : [];
+  const { text, reasoning } = parted(message);
+  const results = isWhole(message) ? resultsOf(chat, message) : [];
+  const toolCalls = (message.toolCalls ?? []).filter((call, index) => results[index]);
+  if (!text.trim() && !toolCalls.length) return [];
+  const said = { role, content: text.trim() ? text : null };
+  if (reasoning) said.reasoningContent = reasoning;
+  if (!toolCalls.length) return [said];
+  const given = results.filter(Boolean).map((result, at) => ({
+    role: 'tool',
+    toolCallId: toolCalls[at].id,
+    content: result.content,
+  }));
+  return [{ ...said, toolCalls }, ...given];
 }
 
 export class Answer {
@@ -32,7 +61,7 @@ export class Answer {
   }
 
   /** Fills `message`, calling `onChange()` after every change. Never throws: what goes wrong is in `message.error`. */
-  async run(client, models, sampling, onChange) {
+  async run(client, models, settings, onChange) {
     const { message } = this;
     const { signal } = this.#abort;
     try {
@@ -45,7 +74,7 @@ export class Answer {
           onChange();
         },
       });
-      await this.#stream(client, sampling, onChange);
+      await this.#stream(client, settings, onChange);
     } catch (error) {
       if (signal.aborted) {
         message.finish = 'stopped';
@@ -58,7 +87,7 @@ export class Answer {
     onChange();
   }
 
-  async #stream(client, sampling, onChange) {
+  async #stream(client, { toolChoice, ...settings }, onChange) {
     const { message } = this;
     const started = performance.now();
     let first = 0;
@@ -71,9 +100,19 @@ export class Answer {
     });
     message.state = 'reading';
     message.progress = undefined;
+    if (settings.responseFormat) message.isJson = true;
+    // A call that was required has been made where its result is the last thing said: now the model may answer.
+    const isDue = toolChoice && !(toolChoice === 'required' && this.asked.at(-1).role === 'tool');
     onChange();
     const stream = client.chatCompletionStream(
-      { ...sampling, model: message.model, messages: this.asked, streamOptions: { includeUsage: true } },
+      {
+        ...settings,
+        ...(isDue && { toolChoice }),
+        reasoningFormat: 'deepseek', // apart from the text, also where the prompt itself opens the block
+        model: message.model,
+        messages: this.asked,
+        streamOptions: { includeUsage: true },
+      },
       {
         signal: this.#abort.signal,
         timeout: IDLE_MS,
@@ -86,12 +125,13 @@ export class Answer {
     );
     for await (const chunk of stream) {
       const choice = chunk.choices[0];
-      if (choice?.delta?.content) {
+      const { content, reasoningContent, toolCalls } = choice?.delta ?? {};
+      if (content || reasoningContent || toolCalls?.length) {
         last = performance.now();
         first ||= last;
         pieces += 1;
         message.state = 'writing';
-        message.content += choice.delta.content;
+        addDelta(message, choice.delta);
         message.live = measure(pieces);
       }
       if (choice?.finishReason) message.finish = choice.finishReason;

@@ -1,12 +1,13 @@
 // The chat page: ties the parts together. The parts do not know each other.
 
 import { Answer, explained } from './answer.js';
-import { Chats, newChat, newMessage, titleOf } from './chats.js';
+import { Chats, lastOf, newChat, newMessage, newResult, resultsOf, titleOf } from './chats.js';
 import { announce, byId } from './dom.js';
 import { Health } from './health.js';
 import { Models } from './models.js';
 import { BASE, FOLDER } from './place.js';
 import { PolarGrid } from './polargrid.js';
+import { parted } from './reasoning.js';
 import { Settings } from './settings.js';
 import { Sidebar } from './sidebar.js';
 import { Transcript } from './transcript.js';
@@ -26,6 +27,8 @@ let connected = false; // the models shown are those that the server told of
 const transcript = new Transcript({
   regenerate,
   edit,
+  giveResult,
+  goOn: () => answer(chat),
   useIdea: (text) => submit(text),
   askKey: () => openSettings('apiKey'),
 });
@@ -84,11 +87,31 @@ function edit(message, text) {
   answer(chat);
 }
 
-function regenerate(message = chat.messages.at(-1)) {
+function regenerate(message = lastOf(chat)) {
   if (message?.role !== 'assistant') return;
   answers.get(chat.id)?.stop();
   chat.messages.length = chat.messages.indexOf(message);
   answer(chat);
+}
+
+/** The result of one call of an answer. When all have theirs, the model goes on. */
+function giveResult(message, index, text) {
+  if (!chat.messages.includes(message)) return;
+  answers.get(chat.id)?.stop();
+  const results = resultsOf(chat, message);
+  results[index] = newResult(message, index, text);
+  chat.messages.length = chat.messages.indexOf(message) + 1;
+  chat.messages.push(...results.filter(Boolean));
+  if (results.every(Boolean)) {
+    answer(chat);
+    focusPrompt();
+    return;
+  }
+  chat.updated = Date.now();
+  store.restore(chat);
+  save(chat);
+  transcript.sync(chat);
+  showChats();
 }
 
 async function answer(asked) {
@@ -105,7 +128,7 @@ async function answer(asked) {
   let later = 0;
   await store.hold(message, async () => {
     save(asked);
-    await running.run(client, models, settings.sampling, () => {
+    await running.run(client, models, settings.request, () => {
       transcript.update(message);
       later ||= setTimeout(() => {
         later = 0;
@@ -115,11 +138,18 @@ async function answer(asked) {
     clearTimeout(later);
     if (answers.get(asked.id) === running) answers.delete(asked.id);
     // An error is read aloud by the alert that shows it.
-    if (asked === chat) announce(message.error ? '' : `Answer: ${message.content}`);
+    if (asked === chat) announce(message.error ? '' : spoken(message));
     await save(asked);
   });
   if (message.error) health.check();
   showChats();
+}
+
+function spoken(message) {
+  const { text } = parted(message);
+  const names = (message.toolCalls ?? []).map((call) => call.function.name);
+  const called = names.length && `The model calls ${names.join(' and ')}.`;
+  return [text && `Answer: ${text}`, called].filter(Boolean).join(' ');
 }
 
 // ---- the chats
@@ -283,10 +313,21 @@ function openSettings(focus) {
       chat.system = system;
       client = makeClient();
       if (store.find(chat.id)) save(chat);
+      showForms();
       connect();
     },
     focus,
   );
+}
+
+/** Says beside the box what the answers are held to, and what the model may call: both are easily forgotten. */
+function showForms() {
+  const { responseFormat, tools = [] } = settings.request;
+  const count = `${tools.length} ${tools.length === 1 ? 'tool' : 'tools'}`;
+  const button = byId('open-forms');
+  button.textContent = [responseFormat && 'JSON schema', tools.length && count].filter(Boolean).join(' and ');
+  button.hidden = !button.textContent;
+  button.onclick = () => openSettings(responseFormat ? 'schema' : 'tools');
 }
 
 function turnTheme() {
@@ -329,6 +370,7 @@ byId('keys-close').addEventListener('click', () => byId('keys').close());
 addEventListener('pagehide', () => store.saveAtOnce());
 
 transcript.show(chat);
+showForms();
 await store.refresh();
 showChats();
 saveAll(); // what an earlier page could not store

@@ -1,7 +1,8 @@
 // The chats kept in this browser: IndexedDB, or memory alone where the browser forbids it.
 //
 // chat    {id, title, updated, system, messages}
-// message {id, role, content} and for answers {model, finish, error, stats}; what a running answer adds is not stored
+// message {id, role, content} and for answers {model, finish, error, stats, isJson, reasoningContent, toolCalls}; what
+//         a running answer adds is not stored. The results of an answer's calls are messages of the role "tool".
 //
 // Tabs share the store. A tab that saves merges its changes into what is stored by then, and shows what others changed.
 
@@ -19,6 +20,22 @@ const copied = (chat) =>
 
 export const newChat = (system = '') => ({ id: newId(), title: '', updated: Date.now(), system, messages: [] });
 export const newMessage = (role, content, extra = {}) => ({ id: newId(), role, content, ...extra });
+
+// Made of the answer and the place of the call in it: two tabs that give a result to one call write one message.
+const resultId = (message, index) => `${message.id}.${index}`;
+
+/** What the call at `index` of an answer's calls came to. */
+export const newResult = (message, index, content) => ({ id: resultId(message, index), role: 'tool', content });
+
+/** A list as long as the answer's calls: the results of those that have one, else undefined. */
+export const resultsOf = (chat, message) =>
+  (message.toolCalls ?? []).map((call, index) => chat.messages.find(({ id }) => id === resultId(message, index)));
+
+/** Whether the answer ended of itself: what was cut of its calls is no call. */
+export const isWhole = ({ finish, error }) => !error && (finish === 'stop' || finish === 'tool_calls');
+
+/** The last message, results of calls aside. */
+export const lastOf = (chat) => chat.messages.findLast(({ role }) => role !== 'tool');
 
 /** The first line of the first question, or the title given by hand. */
 export function titleOf(chat) {

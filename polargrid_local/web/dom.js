@@ -28,6 +28,10 @@ export function icon(name) {
 
 export const byId = (id) => document.getElementById(id);
 
+/** A button that shows only an icon; `label` says what it does. */
+export const action = (name, label, onclick, extra = '') =>
+  el('button', { type: 'button', class: `quiet ${extra}`, 'aria-label': label, title: label, onclick }, icon(name));
+
 /** A button that puts `text()` on the clipboard and says so. */
 export function copyButton(label, text) {
   const button = el('button', { type: 'button', class: 'quiet copy', 'aria-label': label, title: label }, icon('copy'));

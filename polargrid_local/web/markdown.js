@@ -3,6 +3,7 @@
 // host about the chat.
 
 import { copyButton, el } from './dom.js';
+import { pretty } from './json.js';
 import { tokensOf } from './syntax.js';
 
 const MAX_CHARS = 200_000; // beyond: plain text
@@ -22,12 +23,20 @@ const NAMED = {
   rarr: '→',
 };
 
-/** Shows `text` in `node`; blocks that did not change since the last call keep their elements. */
-export function showMarkdown(node, text) {
-  const blocks = blocksOf(text);
+/**
+ * Shows `text` in `node`; blocks that did not change since the last call keep their elements, and so does code that
+ * grows. JSON is shown as code; `isJson`: even a number or a text on its own is JSON.
+ */
+export function showMarkdown(node, text, isJson) {
+  const blocks = blocksOf(text, isJson);
   const old = node.shownBlocks ?? [];
   let same = 0;
   while (same < blocks.length && same < old.length && blocks[same].raw === old[same].raw) same++;
+  if (blocks[same]?.type === 'code' && old[same]?.type === 'code') {
+    old[same] = { ...blocks[same], element: old[same].element };
+    setCode(old[same].element, blocks[same].text, languageOf(blocks[same]));
+    same++;
+  }
   for (const { element } of old.slice(same)) element.remove();
   for (const block of blocks.slice(same)) {
     block.element = render(block, 0);
@@ -36,17 +45,15 @@ export function showMarkdown(node, text) {
   node.shownBlocks = [...old.slice(0, same), ...blocks.slice(same)];
 }
 
-function blocksOf(text) {
+function blocksOf(text, isJson) {
   const plain = [{ type: 'plain', raw: text }];
   if (text.length > MAX_CHARS) return plain;
+  const json = pretty(text, isJson);
+  if (json !== null) return [{ type: 'code', lang: 'json', text: json, raw: text }];
   try {
-    const thought = /^\s*<think>([\s\S]*?)(<\/think>|$)/.exec(text);
-    const rest = thought ? text.slice(thought[0].length) : text;
-    const tokens = tokensOf(rest).filter(({ type }) => type !== 'space');
+    const tokens = tokensOf(text).filter(({ type }) => type !== 'space');
     level(tokens.filter(({ type }) => type === 'heading'));
-    return thought?.[1].trim()
-      ? [{ type: 'thought', raw: thought[0], text: thought[1].trim(), open: !thought[2] }, ...tokens]
-      : tokens;
+    return tokens;
   } catch {
     // too deeply nested for the parser
     return plain;
@@ -66,13 +73,6 @@ function render(token, depth) {
   if (depth > MAX_DEPTH) return document.createTextNode(token.raw ?? '');
   const inside = (tokens = token.tokens) => tokens.map((child) => render(child, depth + 1));
   switch (token.type) {
-    case 'thought':
-      return el(
-        'details',
-        { class: 'thought', open: token.open },
-        el('summary', {}, 'Reasoning'),
-        plain(token.text),
-      );
     case 'paragraph':
       return el('p', { dir: directionOf(token) }, inside());
     case 'heading':
@@ -81,7 +81,7 @@ function render(token, depth) {
         ? el(`h${token.level}`, { dir: directionOf(token) }, inside())
         : el('p', { dir: directionOf(token) }, el('strong', {}, inside()));
     case 'code':
-      return codeBlock(token);
+      return codeBlock(token.text, languageOf(token));
     case 'blockquote':
       return el('blockquote', { dir: sideOf(token) }, inside());
     case 'list':
@@ -135,23 +135,29 @@ function render(token, depth) {
   }
 }
 
-function codeBlock({ text, lang }) {
-  const language = /^[\w+#.-]{1,30}/.exec(lang ?? '')?.[0] ?? '';
-  return el(
+const languageOf = ({ lang }) => /^[\w+#.-]{1,30}/.exec(lang ?? '')?.[0] ?? '';
+
+/** A block of code that can be copied, below its language or another name, and with further buttons. */
+export function codeBlock(text, name, label = 'Code', ...buttons) {
+  const code = el('code', {});
+  const figure = el(
     'figure',
     { class: 'code', dir: 'ltr' },
-    el(
-      'figcaption',
-      {},
-      el('span', {}, language || 'text'),
-      copyButton('Copy code', () => text),
-    ),
-    el(
-      'pre',
-      { tabindex: '0', role: 'region', 'aria-label': `Code${language && `, ${language}`}` },
-      el('code', {}, text),
-    ),
+    el('figcaption', {}, el('span', {}), copyButton(`Copy ${label.toLowerCase()}`, () => code.textContent), buttons),
+    el('pre', { 'tabindex': '0', 'role': 'region', 'data-label': label }, code),
   );
+  setCode(figure, text, name);
+  return figure;
+}
+
+/** Another text, or more of it, in a block that `codeBlock` made. */
+export function setCode(figure, text, name) {
+  const [caption, pre] = figure.children;
+  const { label } = pre.dataset;
+  caption.firstElementChild.textContent = name || 'text';
+  pre.setAttribute('aria-label', name && name !== label ? `${label}, ${name}` : label);
+  pre.classList.toggle('wraps', name === 'json');
+  pre.firstElementChild.textContent = text;
 }
 
 const plain = (text) => el('div', { class: 'plain', dir: 'auto' }, text);

@@ -69,9 +69,10 @@ export class Models {
 
   /** Returns when `id` can answer; `onProgress(0..1 or undefined)` is called while it loads. */
   async load(id, { signal, onProgress = () => {} } = {}) {
+    const joined = this.#loads.get(id); // asked for first: it may end while the server is still saying "loading"
     await this.#ask({ signal });
     if (this.#states[id] === 'loaded') return;
-    if (!this.#loads.has(id)) {
+    if (!joined && !this.#loads.has(id)) {
       this.#states[id] = 'loading';
       this.#loads.set(
         id,
@@ -80,7 +81,7 @@ export class Models {
           .finally(() => this.#loads.delete(id)),
       );
     }
-    const load = this.#loads.get(id);
+    const load = joined ?? this.#loads.get(id);
     load.catch(() => {}); // the callers that still wait get the error below
     const stopped = new Promise((_, reject) =>
       signal?.addEventListener('abort', () => reject(signal.reason), { once: true }),

@@ -31,14 +31,39 @@ export interface ToolCall {
   type: 'function';
   function: { name: string; arguments: string };
 }
+/** A piece of a streamed call. The first of each `index` has its id and its whole name. */
+export interface ToolCallDelta {
+  index: number;
+  id?: string;
+  type?: 'function';
+  function?: { name?: string; arguments?: string };
+}
+export interface Tool {
+  type: 'function';
+  function: { name: string; description?: string; parameters?: object; strict?: boolean };
+}
 export type ContentPart =
   { type: 'text'; text: string } | { type: 'image_url'; imageUrl: { url: string; detail?: 'auto' | 'low' | 'high' } };
 export interface Message {
   role: 'system' | 'developer' | 'user' | 'assistant' | 'tool';
   content?: string | ContentPart[] | null;
   name?: string;
+  reasoningContent?: string;
   toolCalls?: ToolCall[];
   toolCallId?: string;
+}
+/** What a model says. `content` is null where there are calls and no text. */
+export interface AnswerMessage {
+  role: 'assistant';
+  content: string | null;
+  reasoningContent?: string;
+  toolCalls?: ToolCall[];
+}
+export interface AnswerDelta {
+  role?: 'assistant';
+  content?: string | null;
+  reasoningContent?: string;
+  toolCalls?: ToolCallDelta[];
 }
 export interface Sampling {
   model?: string;
@@ -58,8 +83,11 @@ export interface Sampling {
 }
 export interface ChatCompletionRequest extends Sampling {
   messages: Message[];
-  tools?: { type: 'function'; function: { name: string; description?: string; parameters?: object } }[];
-  toolChoice?: 'none' | 'auto' | 'required' | object;
+  tools?: Tool[];
+  toolChoice?: 'none' | 'auto' | 'required' | { type: 'function'; function: { name: string } };
+  parallelToolCalls?: boolean;
+  /** Where reasoning goes: `none` leaves it in the content, between <think> marks; `deepseek`: `reasoningContent`. */
+  reasoningFormat?: 'none' | 'deepseek';
   responseFormat?: {
     type: 'text' | 'json_object' | 'json_schema';
     jsonSchema?: { name?: string; schema: object; strict?: boolean };
@@ -89,7 +117,7 @@ interface Metadata {
 }
 export interface ChatCompletion extends Reply<{
   index: number;
-  message: { role: 'assistant'; content: string | null; toolCalls?: ToolCall[] };
+  message: AnswerMessage;
   finishReason: FinishReason;
 }> {
   usage: Usage;
@@ -97,7 +125,7 @@ export interface ChatCompletion extends Reply<{
 }
 export interface ChatCompletionChunk extends Reply<{
   index: number;
-  delta: { role?: 'assistant'; content?: string; toolCalls?: ({ index: number } & Partial<ToolCall>)[] };
+  delta: AnswerDelta;
   finishReason: FinishReason | null;
 }> {
   usage?: Usage;
@@ -125,6 +153,9 @@ export interface Model {
   root: string;
 }
 export type ModelState = 'loaded' | 'loading' | 'unloaded' | 'failed';
+
+/** Adds a chunk's delta to `message`, in place, and returns it: text, reasoning, and tool calls piece by piece. */
+export function addDelta<Kind extends Partial<AnswerMessage>>(message: Kind, delta?: AnswerDelta): Kind;
 
 export class PolarGrid {
   constructor(options?: PolarGridOptions);

@@ -82,6 +82,11 @@ function refusal(body, { status, requestId, retryAfter = null }) {
 const OPAQUE = new Set([
   'parameters',
   'schema',
+  'jsonSchema',
+  'json_schema',
+  'guidedJson',
+  'guided_json',
+  'json',
   'arguments',
   'metadata',
   'details',
@@ -208,6 +213,24 @@ function check(holds, message) {
 }
 
 /**
+ * Adds the `delta` of a chunk to `message`, in place: its text, its reasoning, and its tool calls piece by piece. Begun
+ * with `{ role: 'assistant', content: null }`, it becomes the message of the plain answer.
+ */
+export function addDelta(message, delta) {
+  for (const name of ['content', 'reasoningContent'])
+    if (delta?.[name]) message[name] = (message[name] ?? '') + delta[name];
+  for (const { index = 0, id, function: piece } of delta?.toolCalls ?? []) {
+    const calls = (message.toolCalls ??= []);
+    while (calls.length <= index) calls.push({ id: '', type: 'function', function: { name: '', arguments: '' } });
+    const call = calls[index];
+    if (id) call.id = id;
+    if (piece?.name) call.function.name = piece.name;
+    call.function.arguments += piece?.arguments ?? '';
+  }
+  return message;
+}
+
+/**
  * A client. It holds no state between calls: use one for any number of concurrent calls.
  * Every method takes `{ signal, timeout }` as its last argument; streams also `onPrefill({ done, total })`: tokens of
  * a long prompt read so far.
@@ -243,7 +266,10 @@ export class PolarGrid {
     return REGION.name;
   }
 
-  /** Yields chunks: `choices[0].delta.content`, and `choices[0].finishReason` once, on the last. */
+  /**
+   * Yields chunks: `choices[0].delta.content`, `.reasoningContent`, `.toolCalls` (pieces; `addDelta` joins them), and
+   * `choices[0].finishReason` once, on the last.
+   */
   async *chatCompletionStream(request, options) {
     checkChat(request);
     yield* this.#stream('/v1/chat/completions', { ...request, stream: true }, options);

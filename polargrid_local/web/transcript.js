@@ -1,7 +1,11 @@
 // The talk on the screen: messages and their actions, the growing answer, scrolling that follows while the reader does.
 
-import { byId, copyButton, el, icon } from './dom.js';
+import { Calls } from './calls.js';
+import { isWhole, lastOf, resultsOf } from './chats.js';
+import { action, byId, copyButton, el } from './dom.js';
+import { editor } from './editor.js';
 import { showMarkdown } from './markdown.js';
+import { parted, Reasoning } from './reasoning.js';
 
 const NEAR_BOTTOM_PX = 80;
 const LONG_CHARS = 1000;
@@ -15,12 +19,16 @@ export class Transcript {
   #root = byId('transcript');
   #scroller = byId('scroller');
   #latest = byId('latest');
-  #shown = new Map(); // message id -> its parts
+  #chat; // the one that is shown
+  #shown = new Map(); // message id -> its parts; the results of calls are parts of the answer that called
   #following = true;
   #late = new Set(); // messages that changed since the last frame
   #actions;
 
-  /** `actions`: {regenerate(message), edit(message, text), useIdea(text), askKey()} */
+  /**
+   * `actions`: {regenerate(message), edit(message, text), giveResult(message, index, text), goOn(), useIdea(text),
+   * askKey()}
+   */
   constructor(actions) {
     this.#actions = actions;
     this.#scroller.addEventListener(
@@ -38,16 +46,19 @@ export class Transcript {
 
   /** Shows a whole chat. */
   show(chat) {
+    this.#chat = chat;
     this.#shown.clear();
+    const messages = this.#messages();
     this.#root.replaceChildren(
-      ...(chat.messages.length ? chat.messages.map((message) => this.#add(message)) : [this.#welcome()]),
+      ...(messages.length ? messages.map((message) => this.#add(message)) : [this.#welcome()]),
     );
     this.follow();
   }
 
   /** Brings the screen up to date with a chat that changed elsewhere; what did not change keeps its elements. */
   sync(chat) {
-    const kept = new Set(chat.messages.map(({ id }) => id));
+    this.#chat = chat;
+    const kept = new Set(this.#messages().map(({ id }) => id));
     if (!kept.size || !this.#shown.size) {
       if (kept.size || this.#shown.size) this.show(chat);
       return;
@@ -58,15 +69,20 @@ export class Transcript {
     }
     const goneOnes = new Set([...this.#shown.values()].filter(({ gone }) => gone).map(({ article }) => article));
     let there = this.#root.firstElementChild;
-    for (const message of chat.messages) {
+    for (const message of this.#messages()) {
       const parts = this.#shown.get(message.id);
       const article = parts?.article ?? this.#add(message);
       while (goneOnes.has(there)) there = there.nextElementSibling;
       if (there === article) there = there.nextElementSibling;
       else this.#root.insertBefore(article, there);
-      if (parts && message.role === 'assistant' && parts.seen !== JSON.stringify(message)) this.#fill(message, parts);
+      if (parts && message.role === 'assistant' && parts.seen !== this.#factsOf(message).seen)
+        this.#fill(message, parts);
     }
     this.#keepUp();
+  }
+
+  #messages() {
+    return this.#chat.messages.filter(({ role }) => role !== 'tool');
   }
 
   #drop(id) {
@@ -95,50 +111,23 @@ export class Transcript {
     const parts = this.#shown.get(message.id) ?? {};
     const { article, body } = parts;
     if (!article || article.querySelector('form')) return;
-    const area = el('textarea', {
-      'aria-label': 'Edit the message',
-      dir: 'auto',
-      rows: Math.min(12, message.content.split('\n').length + 1),
-    });
-    area.value = message.content;
     const close = () => {
       if (parts.gone) return this.#drop(message.id);
       form.replaceWith(body);
       article.classList.remove('editing');
       article.querySelector('.edit')?.focus();
     };
-    const form = el(
-      'form',
-      {
-        class: 'editor',
-        onsubmit: (event) => {
-          event.preventDefault();
-          if (area.value.trim()) this.#actions.edit(message, area.value);
-        },
-        onkeydown: (event) => {
-          if (event.key === 'Escape') {
-            event.preventDefault();
-            event.stopPropagation();
-            close();
-          }
-          if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) {
-            event.preventDefault();
-            form.requestSubmit();
-          }
-        },
-      },
-      area,
-      el(
-        'div',
-        { class: 'actions' },
-        el('small', {}, 'What follows this message is replaced.'),
-        el('span', { class: 'spacer' }),
-        el('button', { type: 'button', onclick: close }, 'Cancel'),
-        el('button', { type: 'submit', class: 'primary' }, 'Send'),
-      ),
-    );
+    const form = editor({
+      label: 'Edit the message',
+      text: message.content,
+      note: 'What follows this message is replaced.',
+      send: 'Send',
+      onSend: (text) => text.trim() && this.#actions.edit(message, text),
+      onCancel: close,
+    });
     body.replaceWith(form);
     article.classList.add('editing');
+    const area = form.querySelector('textarea');
     area.focus();
     area.setSelectionRange(area.value.length, area.value.length);
   }
@@ -176,15 +165,19 @@ export class Transcript {
     const mine = message.role === 'user';
     const body = el('div', { class: mine ? 'bubble' : 'body', dir: mine ? 'auto' : null });
     const status = el('div', { class: 'status' });
+    const reasoning = !mine && new Reasoning();
+    const calls = !mine && new Calls((index, text) => this.#actions.giveResult(message, index, text));
     const article = el(
       'article',
       { 'class': 'message', 'data-role': message.role, 'aria-label': mine ? 'You' : 'Answer' },
       el('h2', { class: 'sr-only' }, mine ? 'You' : 'Answer'),
+      !mine && reasoning.node,
       body,
+      !mine && calls.node,
       !mine && status,
       el('footer', {}),
     );
-    const parts = { article, body, status, footer: article.lastElementChild };
+    const parts = { article, reasoning, body, calls, status, footer: article.lastElementChild };
     this.#shown.set(message.id, parts);
     if (mine) {
       body.textContent = message.content;
@@ -199,19 +192,33 @@ export class Transcript {
     return article;
   }
 
+  // What is true of an answer: its parts, the results of its calls, and whether the talk went on after it.
+  #factsOf(message) {
+    const calls = message.toolCalls ?? [];
+    const results = resultsOf(this.#chat, message).map((result) => result?.content);
+    const isLast = lastOf(this.#chat) === message;
+    const facts = { ...parted(message), calls, results, isLast };
+    return { ...facts, seen: JSON.stringify([message, results, isLast]) };
+  }
+
   #fill(message, parts) {
     const { article, body, status, footer } = parts;
-    parts.seen = JSON.stringify(message);
-    article.setAttribute('aria-busy', String(Boolean(message.state)));
-    showMarkdown(body, message.content);
-    status.replaceChildren(...this.#statusOf(message));
+    const { seen, reasoning, text, calls, results, isLast } = this.#factsOf(message);
+    const isBusy = Boolean(message.state);
+    parts.seen = seen;
+    article.setAttribute('aria-busy', String(isBusy));
+    parts.reasoning.show(reasoning, isBusy && !text.trim() && !calls.length);
+    showMarkdown(body, text, message.isJson);
+    parts.calls.show(calls, results, isBusy ? 'coming' : !isWhole(message) ? 'cut' : isLast ? 'wanted' : 'passed');
+    const canGoOn = isLast && calls.length > 0 && !results.includes(undefined);
+    status.replaceChildren(...this.#statusOf(message, canGoOn));
     const state = message.state ? 'busy' : 'done';
     if (footer.dataset.state !== state || state === 'done') {
       footer.replaceChildren(
         ...(message.state
           ? []
           : [
-              message.content && copyButton('Copy the answer', () => message.content),
+              (text || calls.length > 0) && copyButton('Copy the answer', () => this.#copied(message)),
               action('again', 'Answer again', () => this.#actions.regenerate(message)),
               figures(message),
             ].filter(Boolean)),
@@ -220,7 +227,16 @@ export class Transcript {
     footer.dataset.state = state;
   }
 
-  #statusOf(message) {
+  // An answer as text: what was said, then each call with its result, where it has one.
+  #copied(message) {
+    const { text, calls, results } = this.#factsOf(message);
+    const called = calls.map(({ function: { name, arguments: given } }, at) =>
+      [`${name}(${given})`, results[at]].filter((part) => part !== undefined).join('\n'),
+    );
+    return [text, ...called].filter(Boolean).join('\n\n');
+  }
+
+  #statusOf(message, canGoOn) {
     const { state, progress, live, error, finish } = message;
     if (error) {
       const [label, onclick] = error.key
@@ -248,6 +264,8 @@ export class Transcript {
       ];
     if (state === 'elsewhere') return [waiting('Another tab is writing this answer')];
     if (state === 'writing') return [el('small', { class: 'figures' }, `${tokens(live)}${speed(live)}`)];
+    if (canGoOn && isWhole(message))
+      return [el('button', { type: 'button', onclick: () => this.#actions.goOn() }, 'Go on with these results')];
     const why = {
       stopped: 'You stopped this answer.',
       interrupted: 'This answer was interrupted.', // stored without an end, and no tab is writing it
@@ -257,9 +275,6 @@ export class Transcript {
     return why ? [el('small', { class: 'why' }, why)] : [];
   }
 }
-
-const action = (name, label, onclick, extra = '') =>
-  el('button', { type: 'button', class: `quiet ${extra}`, 'aria-label': label, title: label, onclick }, icon(name));
 
 const waiting = (text, progress) =>
   el(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,13 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
     opened: dict[str, tuple[Engine, Any]] = {}
     folder = tmp_path_factory.mktemp("scripted")
 
-    def open_scripted(scripts: list[list[Any]], *, endless: bool = False, **options: Any) -> tuple[Engine, Any]:
-        key = repr((scripts, endless, sorted(options.items())))
+    def open_scripted(
+        scripts: list[list[Any]], *, endless: bool = False, controls: Sequence[str] = (), **options: Any
+    ) -> tuple[Engine, Any]:
+        key = repr((scripts, endless, controls, sorted(options.items())))
         if key not in opened:
-            said = tiny_model.write_scripted(folder / f"{len(opened)}.gguf", scripts, endless=endless)
+            path = folder / f"{len(opened)}.gguf"
+            said = tiny_model.write_scripted(path, scripts, endless=endless, controls=controls)
             opened[key] = Engine(said.path, **options), said
         return opened[key]
 

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_model
-from helpers import chat, content_of
+from helpers import Native, chat, content_of
 
 from polargrid_local import Engine, InvalidModelError
-from polargrid_local.native.core import core
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import gguf_file
@@ -21,20 +20,8 @@ import gguf_file
 PROSE = Path(__file__).parents[2] / "docs" / "LOG.md"
 
 
-class Native:
-    """The border itself: text in, log-probabilities out."""
-
-    def __init__(self, path: Path, **options: Any) -> None:
-        self.engine = core().Engine(str(path), {"n_ctx": 1024, "max_streams": 1, **options})
-        self.outbox = self.engine.outbox()
-        self.wait(self.engine.loading)
-
-    def wait(self, outbox: Any) -> Any:
-        while True:
-            for event in outbox.wait(1000):
-                if event.kind in ("loaded", "finished", "error"):
-                    assert event.kind != "error", event.text
-                    return event
+class Judge(Native):
+    """Text in, log-probabilities out."""
 
     def tokens(self, text: str) -> list[int]:
         return self.engine.tokenize([(text, False)])
@@ -42,9 +29,8 @@ class Native:
     def logprob(self, prefix: str, token: int) -> tuple[float, str]:
         """Of `token` after `prefix`, and its text: a bias makes it the choice, and the report is the model's own."""
         sampling = {"temperature": 0.0, "n_logprobs": 0, "logit_bias": [(token, 1e4)]}
-        request = {"prompt": [(prefix, False)], "max_tokens": 1, "ignore_eos": True, "sampling": sampling}
-        self.engine.submit(request, self.outbox)
-        event = self.wait(self.outbox)
+        event = self.ask(prefix, max_tokens=1, ignore_eos=True, sampling=sampling)[-1]
+        assert event.kind == "finished", event.text
         [entry] = event.logprobs
         assert entry["token"] == token
         return entry["logprob"], entry["bytes"].decode()
@@ -53,7 +39,7 @@ class Native:
 def perplexity(path: Path, **options: Any) -> float:
     """Of 2,048 tokens: a third of each window of 1,600 letters is read at once and not judged, then 256 tokens one by
     one."""
-    native = Native(path, **options)
+    native = Judge(path, n_ctx=1024, max_streams=1, **options)
     prose = PROSE.read_bytes().decode("ascii", "ignore")  # so that every token is whole characters
     nats = []
     try:

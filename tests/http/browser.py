@@ -23,6 +23,7 @@ FLAGS = [
     "--disable-sync",
 ]
 NODE_MODULES = Path(__file__).parent / "js" / "node_modules"
+AXE = NODE_MODULES / "axe-core" / "axe.min.js"
 MARKDOWN = """## Head
 
 Some *soft* and **bold** `code & <b>` text.

@@ -33,6 +33,18 @@ def chunk(content: str | None = None, reason: str | None = None, **extra: Any) -
     return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
+def delta(**fields: Any) -> bytes:
+    """A chunk with this delta: `reasoning_content`, `tool_calls` and what else there is beside text."""
+    return chunk(choices=[{"index": 0, "delta": fields, "finish_reason": None}])
+
+
+def call(index: int, name: str, *arguments: str) -> list[bytes]:
+    """A call as a stream has it: its id and name, then its arguments in pieces. Its id is `call_` and the index."""
+    begun = {"id": f"call_{index}", "type": "function", "function": {"name": name, "arguments": ""}}
+    pieces = [{"function": {"arguments": piece}} for piece in arguments]
+    return [delta(tool_calls=[{"index": index, **piece}]) for piece in (begun, *pieces)]
+
+
 def usage(n_prompt: int, n_generated: int) -> bytes:
     return chunk(
         choices=[],

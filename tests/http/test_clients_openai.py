@@ -139,8 +139,8 @@ def test_errors(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="scripted", messages=SAY, stream_options={"include_usage": True})
     assert unstreamed.value.param == "stream_options"
     with pytest.raises(openai.BadRequestError) as old:
-        client.chat.completions.create(model="scripted", messages=SAY, functions=[{"name": "f"}])
-    assert old.value.param == "functions"
+        client.chat.completions.create(model="scripted", messages=SAY, functions=[{"name": "f"}, {"name": "f"}])
+    assert old.value.param == "functions[1].name"
     with pytest.raises(openai.BadRequestError) as long:
         client.completions.create(model=SMOLLM2, prompt="word " * 5000)
     assert long.value.code == "context_length_exceeded"
@@ -237,6 +237,69 @@ def test_json_mode_and_what_cannot_be_held(client: openai.OpenAI) -> None:
         client.chat.completions.create(model=SMOLLM2, messages=ASK, response_format=schema)
     assert caught.value.param == "response_format.json_schema.schema.not"
     assert caught.value.code == "invalid_grammar"
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Bonn", "Oslo"]}, "days": {"type": "integer"}},
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+        "strict": True,
+    },
+}
+ASK = [{"role": "user", "content": "What is the weather in Bonn for the next 3 days?"}]
+
+
+def test_tools_and_back(client: openai.OpenAI) -> None:
+    asked = {"model": SMOLLM2, "tools": [WEATHER], "max_tokens": 200, "temperature": 0}
+    answer = client.chat.completions.create(**asked, messages=ASK, tool_choice="required", parallel_tool_calls=False)
+    message = answer.choices[0].message
+    assert answer.choices[0].finish_reason == "tool_calls" and message.content is None
+    (call,) = message.tool_calls
+    arguments = json.loads(call.function.arguments)
+    assert arguments["city"] in ("Bonn", "Oslo") and isinstance(arguments["days"], int) and len(arguments) == 2
+    result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+    after = client.chat.completions.create(**asked, messages=[*ASK, message, result], tool_choice="none")
+    assert after.choices[0].message.content and after.choices[0].message.tool_calls is None
+
+
+def test_the_stream_helper_gathers_calls(client: openai.OpenAI) -> None:
+    asked = {"model": SMOLLM2, "tools": [WEATHER], "max_tokens": 200, "temperature": 0, "messages": ASK}
+    choice = {"type": "function", "function": {"name": "get_weather"}}
+    plain = client.chat.completions.create(**asked, tool_choice=choice).choices[0].message.tool_calls[0]
+    with client.chat.completions.stream(**asked, tool_choice=choice) as stream:
+        kinds = [event.type for event in stream]
+        streamed = stream.get_final_completion().choices[0]
+    assert "tool_calls.function.arguments.delta" in kinds and "tool_calls.function.arguments.done" in kinds
+    assert streamed.finish_reason == "tool_calls"
+    assert streamed.message.tool_calls[0].function.arguments == plain.function.arguments
+    assert streamed.message.tool_calls[0].function.parsed_arguments == json.loads(plain.function.arguments)
+
+
+def test_functions_in_the_older_form(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=SMOLLM2, messages=ASK, functions=[WEATHER["function"]], function_call={"name": "get_weather"}
+    )
+    message = answer.choices[0].message
+    assert answer.choices[0].finish_reason == "function_call" and message.tool_calls is None
+    assert json.loads(message.function_call.arguments)["city"] in ("Bonn", "Oslo")
+    result = {"role": "function", "name": "get_weather", "content": "sunny"}
+    after = client.chat.completions.create(model=SMOLLM2, messages=[*ASK, message, result], max_tokens=4)
+    assert after.choices[0].message.content
+
+
+def test_a_tool_that_cannot_be_held_is_named(client: openai.OpenAI) -> None:
+    tool = json.loads(json.dumps(WEATHER))
+    tool["function"]["parameters"]["properties"]["days"]["unevaluatedItems"] = False
+    with pytest.raises(openai.BadRequestError, match="unevaluatedItems") as caught:
+        client.chat.completions.create(model=SMOLLM2, messages=ASK, tools=[tool])
+    assert caught.value.param == "tools[0].function.parameters.properties.days.unevaluatedItems"
 
 
 def test_langchain_structured_output(server: ServerProcess) -> None:

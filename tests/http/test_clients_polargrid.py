@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -56,10 +57,33 @@ async def test_chat_survives_awkward_text(client: polargrid.PolarGrid) -> None:
     assert [c.choices[0].delta.content for c in chunks[1:-1]] == SAID
 
 
-async def test_tools_of_the_conversation_are_kept_out_of_the_way(client: polargrid.PolarGrid) -> None:
-    with pytest.raises(polargrid.ValidationError, match="tools"):
-        tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-        await client.chat_completion({"model": SMOLLM2, "messages": list(MESSAGES), "tools": [tool], "max_tokens": 2})
+async def test_tools(client: polargrid.PolarGrid) -> None:
+    """A forced call, streamed and plain, in the official classes; its result goes back, and the model answers."""
+    place = {"type": "object", "properties": {"city": {"enum": ["Bonn", "Oslo"]}}, "required": ["city"]}
+    tool = {"type": "function", "function": {"name": "weather", "description": "Weather.", "parameters": place}}
+    request = {"model": SMOLLM2, "messages": list(MESSAGES), "tools": [tool], "max_tokens": 200, "top_k": 1}
+    choice = {"type": "function", "function": {"name": "weather"}}
+    answer = (await client.chat_completion({**request, "tool_choice": choice})).choices[0]
+    assert answer.finish_reason == "tool_calls" and answer.message.content is None
+    assert answer.message.tool_calls is not None
+    call = answer.message.tool_calls[0]
+    assert call.function.name == "weather" and json.loads(call.function.arguments)["city"] in ("Bonn", "Oslo")
+
+    chunks = await gathered(client.chat_completion_stream({**request, "tool_choice": choice}))
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+    deltas = [delta for chunk in chunks for delta in chunk.choices[0].delta.tool_calls or ()]
+    assert [delta.index for delta in deltas] == [0] * len(deltas) and deltas[0].id.startswith("call_")
+    assert [delta.id for delta in deltas[1:]] == [None] * (len(deltas) - 1)
+    assert "".join(delta.function.get("arguments", "") for delta in deltas) == call.function.arguments
+    assert deltas[0].function["name"] == "weather" and not any("name" in delta.function for delta in deltas[1:])
+
+    history = [
+        *MESSAGES,
+        answer.message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": "sunny, 22 degrees"},
+    ]
+    after = await client.chat_completion({**request, "messages": history, "tool_choice": "none", "max_tokens": 8})
+    assert after.choices[0].message.content
 
 
 async def test_text(client: polargrid.PolarGrid) -> None:

@@ -47,6 +47,10 @@ def test_chats_of_two_tabs_are_merged() -> None:
     node_tests("merge.test.mjs")
 
 
+def test_json_is_indented_as_it_comes() -> None:
+    node_tests("json.test.mjs")
+
+
 def test_client_against_a_real_server(server: ServerProcess) -> None:
     node_tests("guide.test.mjs", **live(server))
 

@@ -8,6 +8,7 @@ import copy
 import gc
 import importlib.metadata
 import inspect
+import json
 import os
 import re
 import socket
@@ -105,6 +106,24 @@ async def test_text_methods(client: PolarGrid) -> None:
     assert (answer.content, answer.usage.completion_tokens) == (TEXT, len(SAID))
 
 
+async def test_tools_and_schemas(client: PolarGrid) -> None:
+    """In the official classes, streamed and plain."""
+    place = {"type": "object", "properties": {"city": {"enum": ["Bonn", "Oslo"]}}, "required": ["city"]}
+    tool = {"type": "function", "function": {"name": "weather", "description": "Weather.", "parameters": place}}
+    request = {"model": SMOLLM2, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 200, "seed": 1}
+    forced = {**request, "tools": [tool], "tool_choice": "required"}
+    answer = (await client.chat_completion(forced)).choices[0]
+    assert answer.finish_reason == "tool_calls" and answer.message.tool_calls is not None
+    call = answer.message.tool_calls[0]
+    assert call.function.name == "weather" and json.loads(call.function.arguments)["city"] in ("Bonn", "Oslo")
+    chunks = [chunk async for chunk in client.chat_completion_stream(forced)]
+    deltas = [delta for chunk in chunks for delta in chunk.choices[0].delta.tool_calls or () if delta.index == 0]
+    assert "".join(delta.function.get("arguments", "") for delta in deltas) == call.function.arguments
+    form = {"type": "json_schema", "json_schema": {"name": "place", "schema": place, "strict": True}}
+    held = await client.chat_completion({**request, "response_format": form})
+    assert json.loads(held.choices[0].message.content or "")["city"] in ("Bonn", "Oslo")
+
+
 async def test_other_methods(client: PolarGrid) -> None:
     assert (await client.load_model({"model_name": "random"})).message == "Model random loaded successfully"
     assert {"random", SMOLLM2, "llama-3.1-8b"} <= {model.id for model in (await client.list_models()).data}
@@ -164,7 +183,7 @@ async def test_errors_are_the_official_classes(client: PolarGrid) -> None:
         await client.completion({"model": SMOLLM2, "prompt": "word " * 10_000})
     assert long.value.details is not None
     with pytest.raises(polargrid.ValidationError, match="tools"):
-        tool = {"type": "function", "function": {"name": "f"}}
+        tool = {"type": "function", "function": {"name": "no blanks"}}
         await client.chat_completion({"model": "scripted", "messages": SAY, "tools": [tool]})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from collections.abc import Callable
@@ -36,6 +37,53 @@ def test_a_trained_model_answers_twice_and_remembers(context: Any, server: Serve
         assert len(page.locator(".body").nth(n).inner_text()) > 10
         assert page.locator(".error").count() == 0
     page.get_by_text("The answer was cut").last.wait_for()
+
+
+def test_an_answer_is_held_to_the_schema_that_was_set(context: Any, server: ServerProcess) -> None:
+    page = opened(context, server, SMOLLM2)
+    schema = {
+        "type": "object",
+        "properties": {"colourName": {"enum": ["red", "blue"]}, "is_warm": {"type": "boolean"}},
+        "required": ["colourName", "is_warm"],
+        "additionalProperties": False,
+    }
+    page.get_by_role("button", name="Settings", exact=True).click()
+    page.get_by_label("JSON schema").fill(json.dumps(schema))
+    page.locator("#settings .primary").click()
+    ask(page, "Name a colour.")
+    page.locator(".message footer .figures").wait_for(timeout=120_000)
+    said = json.loads(page.locator(".body pre code").text_content())
+    assert said["colourName"] in ("red", "blue") and isinstance(said["is_warm"], bool) and len(said) == 2
+    page.get_by_role("button", name="JSON schema").click()
+    page.get_by_label("JSON schema").fill('{"type": "object", "properties": {"a": {"if": {"type": "null"}}}}')
+    page.locator("#settings .primary").click()
+    ask(page, "And now?")
+    refused = page.get_by_role("alert").get_by_text("properties")
+    refused.wait_for()
+    assert "schema.properties.a.if" in refused.inner_text().lower(), refused.inner_text()
+
+
+def test_a_model_calls_a_tool_and_goes_on_with_the_result(context: Any, server: ServerProcess) -> None:
+    page = opened(context, server, SMOLLM2)
+    city = {"type": "string", "maxLength": 20}
+    parameters = {"type": "object", "properties": {"cityName": city}, "required": ["cityName"]}
+    page.get_by_role("button", name="Settings", exact=True).click()
+    page.get_by_label("Temperature").fill("0")
+    page.get_by_label("Tools").fill(
+        json.dumps([{"name": "get_weather", "parameters": parameters | {"additionalProperties": False}}])
+    )
+    page.get_by_label("Tool choice").select_option("required")
+    page.locator("#settings .primary").click()
+    ask(page, "What is the weather in Paris?")
+    page.get_by_label("Result of get_weather").first.wait_for(timeout=120_000)
+    for shown in page.locator(".call pre").all_inner_texts():
+        assert list(json.loads(shown)) == ["cityName"]
+    for _ in range(page.locator(".call").count()):
+        page.get_by_role("textbox", name="Result of").first.fill("22 degrees and sunny")
+        page.keyboard.press("Enter")
+    page.locator(".message footer .figures").nth(1).wait_for(timeout=120_000)
+    assert page.locator(".error").count() == 0
+    assert len(page.locator(".body").nth(1).inner_text()) > 10
 
 
 def test_every_piece_arrives(context: Any, server: ServerProcess) -> None:

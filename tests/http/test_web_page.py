@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import pytest
-from browser import MARKDOWN, NODE_MODULES, ask, finished, until
+from browser import AXE, MARKDOWN, ask, finished, until
 from scripted_server import DONE, ScriptedServer, answer, chunk, usage
 
 pytestmark = pytest.mark.browser
@@ -32,6 +32,7 @@ def test_an_answer_streams_in_with_its_figures(page: Any, scripted: ScriptedServ
         "model": "scripted",
         "messages": [{"role": "user", "content": "hi\nyou"}],
         "max_tokens": 2048,
+        "reasoning_format": "deepseek",
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -218,7 +219,7 @@ def test_settings_reach_the_server(page: Any, scripted: ScriptedServer) -> None:
     assert {
         key: value
         for key, value in scripted.asked[0].items()
-        if key not in ("model", "messages", "stream", "stream_options")
+        if key not in ("model", "messages", "stream", "stream_options", "reasoning_format")
     } == wanted
     assert scripted.asked[0]["messages"][0] == {"role": "system", "content": "Be brief."}
     page.reload()
@@ -255,6 +256,34 @@ def test_a_model_is_picked_and_loaded_with_progress(page: Any, scripted: Scripte
     page.locator("#model-button").click()
     page.get_by_label("Unload other").click()
     menu.locator("li", has_text="other").get_by_text("not loaded").wait_for()
+
+
+def test_a_load_that_ends_while_the_server_is_asked_is_not_begun_again(page: Any, scripted: ScriptedServer) -> None:
+    scripted.models["other"] = "unloaded"
+    scripted.load_gate.clear()
+    page.locator("#model-button").click()
+    page.locator("#model-menu b", has_text="other").click()
+    page.locator("#model-dot[data-state=loading]").wait_for()
+    late: list[Any] = []
+
+    def keep(route: Any) -> None:
+        if scripted.load_gate.is_set():
+            route.continue_()
+        else:
+            late.append((route, route.fetch()))
+
+    page.route("**/v1/models/status", keep)
+    scripted.say(*answer("from other"))
+    ask(page, "go")
+    page.get_by_text("Loading the model").wait_for()
+    while len(late) < 2:  # one of the load under way, one of the answer
+        page.wait_for_timeout(20)
+    with page.expect_response("**/v1/models/load"):
+        scripted.load_gate.set()
+    for route, reply in late:
+        route.fulfill(response=reply)
+    assert finished(page).locator(".body").inner_text() == "from other"
+    assert scripted.loads == ["other"]
 
 
 def test_a_load_begun_elsewhere_is_shown(context: Any, scripted: ScriptedServer) -> None:
@@ -529,9 +558,6 @@ def test_everything_works_from_the_keyboard(page: Any, scripted: ScriptedServer)
         for wanted in order
     ]
     assert labels == sorted(labels), seen
-
-
-AXE = NODE_MODULES / "axe-core" / "axe.min.js"
 
 
 @pytest.mark.skipif(not AXE.exists(), reason="needs axe-core: run npm install in tests/http/js")

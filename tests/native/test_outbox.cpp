@@ -37,7 +37,8 @@ std::string code_of_wait(Outbox & outbox) {
     return "";
 }
 
-// Whatever the reader's pace: each request's text whole and in order, its last event last, log-probabilities with it.
+// Whatever the reader's pace: each request's text whole and in order, marks at their places, its last event last,
+// log-probabilities with it.
 void gathered_text_stays_whole() {
     for (unsigned seed = 0; seed < 200; ++seed) {
         check::context = "seed " + std::to_string(seed);
@@ -46,13 +47,13 @@ void gathered_text_stays_whole() {
         std::map<RequestId, std::string> sent, got;
         std::map<RequestId, int> n_sent, n_got;
         std::map<RequestId, bool> ended;
-        size_t most = 0;
+        size_t most = 0, n_marks = 0;
         const auto read = [&] {
             const std::vector<Event> events = outbox->wait(0);
             most = std::max(most, events.size());
             for (const Event & event : events) {
                 CHECK(!ended[event.id]);
-                got[event.id] += event.text;
+                got[event.id] += event.text + event.mark;
                 for (const TokenLogprob & entry : event.logprobs) {
                     CHECK_EQ(entry.token, ++n_got[event.id]);
                 }
@@ -68,8 +69,11 @@ void gathered_text_stays_whole() {
         for (int step = 0; step < n_steps; ++step) {
             const RequestId id = 1 + random() % 4;
             const std::string piece = std::to_string(step) + ",";
-            sent[id] += piece;
-            outbox->push({text(id, piece, ++n_sent[id])});
+            Event event = text(id, random() % 5 == 0 ? "" : piece, ++n_sent[id]);
+            event.mark = random() % 5 == 0 ? "<mark " + std::to_string(step) + ">" : "";
+            sent[id] += event.text + event.mark;
+            n_marks += !event.mark.empty();
+            outbox->push({std::move(event)});
             if (random() % pace == 0) {
                 read();
             }
@@ -79,7 +83,7 @@ void gathered_text_stays_whole() {
         }
         read();
         CHECK(sent == got);
-        CHECK(most <= 256 + 2 * 4);
+        CHECK(most <= 256 + 2 * 4 + n_marks);
         for (const auto & [id, all] : sent) {
             CHECK(ended[id]);
         }

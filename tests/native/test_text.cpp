@@ -334,6 +334,52 @@ void random_cases() {
     CHECK(n_ended > n_cases / 5 && n_ended < n_cases * 4 / 5);
 }
 
+// What comes after finish() is a text of its own, unless the answer has ended.
+void texts_in_a_row() {
+    const Strings pieces = {"a", "b", "c", "<|", "end", "\xC3", "\x81", "\xE0", "x"};
+    const Strings stop = {"<|end", "abxc"}, filter = {"bx", "Á"};
+    size_t n_both = 0, n_one = 0;
+    for (uint32_t seed = 0; seed < 4000; ++seed) {
+        check::context = "texts in a row, seed " + std::to_string(seed);
+        std::mt19937 rng(seed);
+        TextStream joined(stop, filter);
+        const auto say = [](TextStream & stream, const Strings & tokens) {
+            TextStream::Out all;
+            const auto add = [&all](const TextStream::Out & out) {
+                all.text += out.text;
+                all.n_tokens_done += out.n_tokens_done;
+                all.reason = out.reason;
+            };
+            for (const string & token : tokens) {
+                add(stream.push(token));
+            }
+            add(stream.finish());
+            return all;
+        };
+        FinishReason ended = FinishReason::none;
+        for (int text = 0; text < 3; ++text) {
+            Strings tokens(rng() % 5);
+            for (string & token : tokens) {
+                token = pick(pieces, rng);
+            }
+            TextStream alone(stop, filter);
+            TextStream::Out want = say(alone, tokens);
+            if (ended != FinishReason::none) {
+                want.text.clear();
+                want.reason = ended;
+            }
+            const TextStream::Out got = say(joined, tokens);
+            CHECK_EQ(got.text, want.text);
+            CHECK_EQ(got.n_tokens_done, want.n_tokens_done);
+            CHECK_EQ(got.reason, want.reason);
+            ended = got.reason;
+        }
+        ++(ended == FinishReason::none ? n_both : n_one);
+    }
+    check::context = "the generator makes both kinds";
+    CHECK(n_both > 100 && n_one > 100);
+}
+
 // A stop that is always one byte short, over a long text: what is held stays bounded by the pattern.
 void long_text() {
     check::context = "long text";
@@ -382,6 +428,7 @@ int main(int argc, char ** argv) {
     latency();
     decoder();
     random_cases();
+    texts_in_a_row();
     long_text();
     return check::result("text");
 }

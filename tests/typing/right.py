@@ -14,9 +14,13 @@ from typing_extensions import assert_type
 from polargrid_local import (
     AsyncChatStream,
     AsyncEngine,
+    AsyncToolRun,
     ChatStream,
     Engine,
     RateLimitError,
+    Tool,
+    ToolRoundsError,
+    ToolRun,
     inspect_model,
     sentences,
     system_info,
@@ -165,6 +169,42 @@ def machine(engine: Engine, path: Path) -> None:
     assert_type(system_info(), SystemInfo)
 
 
+def add(a: int, b: int = 1) -> int:
+    return a + b
+
+
+async def fetch(url: str) -> str:
+    return url
+
+
+def tools(engine: Engine) -> None:
+    history: list[MessageParam] = [{"role": "user", "content": "Hi"}]
+    double = Tool("double", "Doubles.", {"type": "object"}, lambda x: x * 2)
+    run = engine.run_tools(history, [add, double, Tool.of(add)], temperature=0, tool_choice="required", max_rounds=3)
+    assert_type(run, ToolRun[None])
+    assert_type(run.text, str)
+    assert_type(run.usage, Usage)
+    assert_type(run.finish_reason, Union[FinishReason, None])
+    assert_type(run.reply, Union[ChatCompletionResponse, None])
+    engine.chat_completion(messages=run.messages)
+    for event in engine.run_tools(history, tools=[add], stream=True, raises=(KeyError, OSError)):
+        if event["kind"] == "chunk":
+            assert_type(event["chunk"], ChatCompletionChunk)
+        elif event["kind"] == "call":
+            assert_type(event["call"]["id"], str)
+            assert_type(event["call"]["function"]["arguments"], str)
+        else:
+            assert_type(event["result"], str)
+            assert_type(event["failed"], bool)
+    with engine.run_tools(history, [add], response_format=SdkRequest, stream=True) as parsed:
+        assert_type(parsed, ToolRun[SdkRequest])
+        assert_type(parsed.parsed, Union[SdkRequest, None])
+    try:
+        engine.run_tools(history, [add])
+    except ToolRoundsError as error:
+        engine.run_tools(error.messages, [add])
+
+
 def refusals(engine: Engine) -> None:
     try:
         engine.completion(prompt="a")
@@ -202,6 +242,13 @@ async def tasks(path: Path) -> None:
         reply = await engine.chat_completion(messages=[], response_format=SdkRequest, max_tokens=9)
         assert_type(reply, ParsedReply[SdkRequest])
         assert_type(reply.parsed, SdkRequest | None)
+        assert_type(await engine.run_tools([], [add, fetch]), AsyncToolRun[None])
+        assert_type((await engine.run_tools([], [fetch], response_format=SdkRequest)).parsed, Union[SdkRequest, None])
+        assert_type(engine.run_tools([], [fetch], response_format=SdkRequest, stream=True), AsyncToolRun[SdkRequest])
+        async with engine.run_tools([], [fetch], stream=True) as run:
+            async for event in run:
+                if event["kind"] == "result":
+                    assert_type(event["call"]["id"], str)
         assert_type(await engine.completion(prompt="a"), CompletionResponse)
         assert_type(await engine.generate("a"), GenerateResponse)
         assert_type(await engine.rerank("q", ["a"]), RerankResponse)

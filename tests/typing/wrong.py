@@ -66,6 +66,11 @@ def fields(engine: Engine) -> None:
     engine.rerank("q")  # wrong
     engine.rerank("q", ["a"], top=1)  # wrong
     engine.rerank("q", [{"txt": "a"}])  # wrong
+    engine.run_tools([], [print], temprature=0)  # wrong
+    engine.run_tools([], [print], messages=[])  # wrong
+    engine.run_tools([], [3])  # wrong
+    engine.run_tools([], [print], raises=KeyboardInterrupt)  # wrong
+    engine.run_tools([], [print]).parsed.name  # wrong
     engine.load_model({"model": "m"})  # wrong
     engine.load_model("m", n_ctx=5)  # wrong
     engine.unload_model({"name": "m"})  # wrong
@@ -95,6 +100,10 @@ async def tasks(engine: AsyncEngine) -> None:
     await engine.chat_completion(messages=[], seeds=1)  # wrong
     await engine.completion({"prompt": "a", "seeds": 1})  # wrong
     await engine.embeddings(input="a", dimension=5)  # wrong
+    engine.run_tools([], [print]).text  # wrong
+    await engine.run_tools([], [print], max_round=5)  # wrong
+    async for event in engine.run_tools([], [print], stream=True):
+        event["chunk"]  # wrong
     await engine.generate(promt="a")  # wrong
     await engine.rerank("q", ["a"], topn=1)  # wrong
     (await engine.health())["healthy"]  # wrong

@@ -220,7 +220,11 @@ def other_value(name, field):
     flag = name.replace("_", "-")
     if isinstance(field.default, bool):
         return [f"--{'no-' if field.default else ''}{flag}"], not field.default
-    value = 77 if limits(name) and limits(name)[1] >= 77 else {"device": "cpu", "cache_type": "q8_0"}.get(name, 3)
+    value = (
+        77
+        if limits(name) and limits(name)[1] >= 77
+        else {"device": "cpu", "cache_type": "q8_0", "tool_format": "hermes"}.get(name, 3)
+    )
     return [f"--{flag}", value], value
 
 

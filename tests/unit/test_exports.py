@@ -13,6 +13,7 @@ from polargrid_local import engine, errors
 PUBLIC = [
     "AsyncChatStream",
     "AsyncEngine",
+    "AsyncToolRun",
     "AuthenticationError",
     "ChatStream",
     "ContextLengthError",
@@ -32,6 +33,9 @@ PUBLIC = [
     "ServerError",
     "TemplateError",
     "TimeoutError",
+    "Tool",
+    "ToolRoundsError",
+    "ToolRun",
     "ValidationError",
     "inspect_model",
     "is_polargrid_error",

@@ -27,12 +27,14 @@ PARTS = [
     (params.ImagePartParam, requests.ImagePart),
     (params.ToolCallParam, requests.ToolCall),
     (params.FunctionCallParam, requests.FunctionCall),
+    (params.ToolParam, requests.Tool),
+    (params.FunctionParam, requests.FunctionDefinition),
 ]
 ALIAS = "max_completion_tokens"
 SAMPLES = (
     True, 1, 0.5, "x", "float", ["x"], ("x",), [{"text": "x"}], [1], {"7": 0.5}, {7: 0.5}, {"include_usage": True}, len,
 )  # fmt: skip
-OF_TYPE = ("type", "filter", "encoding_format")  # pydantic's, and ours
+OF_TYPE = ("type", "filter", "encoding_format", "literal_error")  # pydantic's, and ours
 
 
 @pytest.mark.parametrize("kind", REQUESTS)
@@ -60,6 +62,7 @@ def test_keys_of_small_mappings_are_those_that_are_read():
 
 @pytest.mark.parametrize("less, more, without", [
     (params.ChatChanges, params.ChatParams, set()),
+    (params.ToolRunOptions, params.ChatParams, {"messages", "tools", "stream", "functions", "function_call"}),
     (params.CompletionChanges, params.CompletionParams, set()),
     (params.EmbeddingOptions, params.EmbeddingParams, {"input", "encoding_format"}),
     (params.RerankOptions, params.RerankParams, {"query", "documents"}),
@@ -72,7 +75,7 @@ def test_changes_on_top_are_the_same_fields_and_none_of_them_is_required(less, m
 
 @pytest.mark.parametrize("kind, field", [
     (kind, field) for kind, (keywords, _) in REQUESTS.items() for field in get_type_hints(keywords)
-    if field not in ("messages", "stream_options")  # their keys are compared above
+    if field not in ("messages", "stream_options", "tools", "functions")  # their keys are compared above
 ])  # fmt: skip
 def test_keywords_have_the_types_that_the_model_takes(kind, field):
     keywords, least = REQUESTS[kind]
@@ -193,6 +196,7 @@ def test_the_types_for_annotations_are_those_of_params_and_replies_and_nothing_e
         "LoadStatus",
         "Messages",
         "Task",
+        "ToolEvent",
     }  # what keys of the TypedDicts are annotated with
     typed = {name for module in (params, replies) for name, value in vars(module).items() if is_typeddict(value)}
     assert set(types.__all__) == {name for name in typed if not name.startswith("_")} | aliases

@@ -433,7 +433,7 @@ def test_minus_one_means_a_seed_of_the_requests_own(kind, seed):
 def test_message_forms_reach_the_template_as_it_expects_them():
     source = (
         "{% for m in messages %}{{ m.role }}:{{ m.content }}:"
-        "{{ m.tool_calls[0].function.arguments.k if m.tool_calls }};{% endfor %}"
+        "{{ m.tool_calls[0].function.arguments.x if m.tool_calls }};{% endfor %}"
     )
     made = job(
         target=Target("m", INFO, ChatTemplate(source)),
@@ -442,7 +442,7 @@ def test_message_forms_reach_the_template_as_it_expects_them():
             {
                 "role": "assistant",
                 "content": None,
-                "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": '{"k": "v"}'}}],
+                "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": '{"x": "v"}'}}],
             },
             {"role": "tool", "content": "r", "tool_call_id": "1"},
         ],

@@ -19,6 +19,8 @@ from polargrid_local.api.parse import parse_request
 from polargrid_local.errors import ValidationError
 
 HI = [{"role": "user", "content": "hi"}]
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
 def chat(**fields):
@@ -125,8 +127,23 @@ def test_a_server_lets_the_context_be_the_limit():
         ({"logprobs": 3}, "logprobs"),
         ({"n": 2}, "n"),
         ({"n": 10**6}, "n"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"tool_choice": "auto"}, "tool_choice"),
+        ({"tools": [{"type": "web_search", "function": {"name": "f"}}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools[0].function.name"),
+        ({"tools": [TOOL, TOOL]}, "tools[1].function.name"),
+        ({"tools": [{"function": {"name": "f", "parameters": []}}]}, "tools[0].function.parameters"),
+        ({"tools": [{"function": {"name": "f", "parametres": {}}}]}, "tools[0].function.parametres"),
+        ({"tools": [TOOL], "functions": [TOOL["function"]]}, "functions"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "perhaps"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": []}}},
+            "tool_choice.allowed_tools.tools",
+        ),
+        ({"tools": [TOOL], "function_call": {"name": "f"}}, "function_call"),
+        ({"function_call": "always"}, "function_call"),
+        ({"reasoning_format": "loud"}, "reasoning_format"),
         ({"content_filter": [""]}, "content_filter"),
         ({"content_filter": 5}, "content_filter"),
         ({"stream_options": "yes"}, "stream_options"),
@@ -221,6 +238,7 @@ def test_other_clients_spellings():
     assert chat(messages=({"role": "developer", "content": ("x",)[0]},)).messages[0].role == "developer"
     assert chat(logit_bias={"5": 1, 6: -100}).logit_bias == {5: 1, 6: -100}
     assert chat(tools=[], tool_choice="none", response_format={"type": "text"}, n=1).tools == []
+    assert chat(tools=[TOOL], tool_choice="any").tool_choice == "any"
 
 
 @pytest.mark.parametrize(("kind", "default"), [("chat", 150), ("completion", 100), ("generate", 150)])
@@ -245,15 +263,11 @@ def test_what_never_changes_an_answer_is_accepted(field):
     ("field", "nothing", "something"),
     [
         ("audio", None, {"voice": "alloy", "format": "wav"}),
-        ("function_call", "none", "auto"),
-        ("function_call", None, {"name": "f"}),
-        ("functions", [], [{"name": "f"}]),
         ("modalities", ["text"], ["text", "audio"]),
         ("moderation", None, {"model": "m"}),
         ("reasoning_effort", "none", "high"),
         ("verbosity", "medium", "low"),
         ("web_search_options", None, {}),
-        ("functionCall", "none", "auto"),
         ("webSearchOptions", None, {"search_context_size": "low"}),
     ],
 )
@@ -321,8 +335,6 @@ def test_the_callers_objects_are_left_alone():
 
 
 # --- unknown keys -----------------------------------------------------------------------------------------------------
-
-CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 @pytest.mark.parametrize(
@@ -449,10 +461,20 @@ def test_answers_of_other_clients_may_be_sent_back():
     assert request.messages[0].reasoning_content == "hm" and request.messages[0].tool_calls[0].index == 0
 
 
+def test_calls_and_results_in_the_older_form_are_those_of_tools():
+    old = [
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+        {"role": "function", "name": "f", "content": "r"},
+    ]
+    for strict in (True, False):
+        call, result = parse_request("chat", {"messages": [*HI, *old]}, strict=strict).messages[1:]
+        assert result.role == "tool" and result.tool_call_id == call.tool_calls[0].id
+        assert call.tool_calls[0].function.name == result.name == "f"
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("function_call", {"name": "f", "arguments": "{}"}),
         ("audio", {"id": "a"}),
         ("refusal", "no"),
         ("images", ["x"]),

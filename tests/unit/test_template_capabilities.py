@@ -131,7 +131,7 @@ def test_null_stays_null_where_the_template_asks():
     assert ChatTemplate(NULL).capabilities.null == "always"
     assert prompt(NULL, ("user", "Hi"), ("assistant", None, CALL)) == "[user]Hi[assistant](none)look"
     assert prompt(NULL, ("user", "Hi"), ("assistant", "", CALL)) == "[user]Hi[assistant]look"
-    assert prompt(TEXT, ("user", "Hi"), ("assistant", None, CALL)) == "[user]Hi[assistant]"  # never the word None
+    assert "None" not in prompt(TEXT, ("user", "Hi"), ("assistant", None, CALL))
     assert prompt(TEXT, ("user", "Hi"), ("assistant", None)) == "[user]Hi[assistant]"
     assert prompt(PARTS, ("user", "Hi"), ("assistant", None, CALL)).count("None") == 0
     only_calls = TEXT.replace("{{ m.content }}", "{% if not m.tool_calls %}{{ m.content }}{% endif %}")
@@ -273,7 +273,7 @@ def test_chatml_is_assumed_and_that_is_said(caplog, tmp_path):
     models = Models(tmp_path, {}, None, None, None)
     with caplog.at_level(logging.WARNING, "polargrid_local"):
         target = models._target(
-            "some-model", {"special_tokens": {"bos_token": "<s>"}, "additional_special_tokens": ["<x>"]}
+            "some-model", {"special_tokens": {"bos_token": "<s>"}, "control_tokens": {"<s>": 1, "<x>": 2}}
         )
     assert target.template.assumed
     assert target.template.name == "chatml"
@@ -282,15 +282,15 @@ def test_chatml_is_assumed_and_that_is_said(caplog, tmp_path):
     target = models._target(
         "m",
         {
-            "chat_template": "{{ bos_token }}{{ pad_token }}{{ additional_special_tokens[0] }}" + TEXT,
+            "chat_template": "{{ bos_token }}{{ pad_token }}{{ additional_special_tokens | join }}" + TEXT,
             "bos_text": "<old>",
             "special_tokens": {"bos_token": "<s>", "pad_token": "<p>"},
-            "additional_special_tokens": ["<x>"],
+            "control_tokens": {"<a>": 9, "<p>": 0, "<s>": 1, "<x>": 2},
         },
     )
     assert not target.template.assumed
     assert caplog.text == ""
-    assert target.template.render([{"role": "user", "content": "Hi"}], now=NOW)[0] == ("<s><p><x>[user]", True)
+    assert target.template.render([{"role": "user", "content": "Hi"}], now=NOW)[0] == ("<s><p><x><a>[user]", True)
     old = models._target(
         "m", {"chat_template": "{{ bos_token }}{{ eos_token }}" + TEXT, "bos_text": "<b>", "eos_text": "<e>"}
     )

@@ -368,6 +368,76 @@ test("names are translated both ways, the user's own data never", async () => {
   });
 });
 
+test('schemas are not renamed, whichever field they come in', async () => {
+  const schema = { type: 'object', properties: { camelCase: { minLength: 1 }, snake_case: { $ref: '#/$defs/aB' } } };
+  script = json(200, { choices: [] });
+  await client.chatCompletion({
+    messages: message,
+    responseFormat: { type: 'json_schema', jsonSchema: { name: 'n', schema, strict: true } },
+    jsonSchema: schema,
+    guidedJson: schema,
+    structuredOutputs: { json: schema },
+    functions: [{ name: 'f', parameters: schema }],
+    parallelToolCalls: false,
+    reasoningFormat: 'deepseek',
+  });
+  assert.deepEqual(asked[0].body, {
+    messages: message,
+    response_format: { type: 'json_schema', json_schema: { name: 'n', schema, strict: true } },
+    json_schema: schema,
+    guided_json: schema,
+    structured_outputs: { json: schema },
+    functions: [{ name: 'f', parameters: schema }],
+    parallel_tool_calls: false,
+    reasoning_format: 'deepseek',
+    stream: false,
+  });
+});
+
+test('a streamed message with reasoning and calls is joined to the plain one, and goes back as it is', async () => {
+  const call = (index, id, name, given) => ({ index, id, type: 'function', function: { name, arguments: given } });
+  const deltas = [
+    { role: 'assistant' },
+    { reasoning_content: 'I ' },
+    { reasoning_content: 'think' },
+    { content: 'Well' },
+    { content: '!' },
+    { tool_calls: [call(0, 'call_0', 'get_it', '')] },
+    { tool_calls: [{ index: 0, function: { arguments: '{"a_b":' } }] },
+    { tool_calls: [{ index: 0, function: { arguments: '1}' } }, call(1, 'call_1', 'g', '{"c')] },
+    { tool_calls: [{ index: 1, function: { arguments: 'D":"_e_f"}' } }] },
+    {},
+  ];
+  const said = (delta, at) =>
+    `data: ${JSON.stringify({
+      choices: [{ index: 0, delta, finish_reason: at === deltas.length - 1 ? 'tool_calls' : null }],
+    })}\n\n`;
+  script = stream(...deltas.map(said), 'data: [DONE]\n\n');
+  const whole = { role: 'assistant', content: null };
+  for await (const item of client.chatCompletionStream({ messages: message }))
+    assert.equal(sdk.addDelta(whole, item.choices[0].delta), whole);
+  assert.deepEqual(whole, {
+    role: 'assistant',
+    content: 'Well!',
+    reasoningContent: 'I think',
+    toolCalls: [
+      { id: 'call_0', type: 'function', function: { name: 'get_it', arguments: '{"a_b":1}' } },
+      { id: 'call_1', type: 'function', function: { name: 'g', arguments: '{"cD":"_e_f"}' } },
+    ],
+  });
+  assert.deepEqual(sdk.addDelta({ role: 'assistant', content: null }, { toolCalls: whole.toolCalls.slice(0, 1) }), {
+    role: 'assistant',
+    content: null,
+    toolCalls: whole.toolCalls.slice(0, 1),
+  });
+  script = json(200, { choices: [] });
+  await client.chatCompletion({ messages: [...message, whole, { role: 'tool', toolCallId: 'call_0', content: '' }] });
+  assert.deepEqual(asked[1].body.messages.slice(1), [
+    { role: 'assistant', content: 'Well!', reasoning_content: 'I think', tool_calls: whole.toolCalls },
+    { role: 'tool', tool_call_id: 'call_0', content: '' },
+  ]);
+});
+
 test('paths, verbs and headers', async () => {
   script = json(200, { ok: true });
   const request = { messages: message };
