@@ -48,8 +48,9 @@ test('an object, plain and streamed', async () => {
 });
 
 test('a choice', async () => {
-  const { object } = await generateObject({ model, output: 'enum', enum: ['left', 'right'], prompt: 'Pick.', ...limits });
-  assert.ok(['left', 'right'].includes(object));
+  const sides = ['left', 'right'];
+  const { object } = await generateObject({ model, output: 'enum', enum: sides, prompt: 'Pick.', ...limits });
+  assert.ok(sides.includes(object));
 });
 
 for (const toolChoice of ['required', { type: 'tool', toolName: 'weather' }]) {
@@ -57,7 +58,8 @@ for (const toolChoice of ['required', { type: 'tool', toolName: 'weather' }]) {
     const asked = { model, tools: { weather }, toolChoice, prompt: 'How is the weather?', ...limits };
     const { toolCalls, toolResults, finishReason } = await generateText(asked);
     assert.equal(finishReason, 'tool-calls');
-    assert.ok(toolCalls.every(({ toolName, input }) => toolName === 'weather' && ['Paris', 'Rome'].includes(input.city)));
+    assert.ok(toolCalls.every(({ toolName }) => toolName === 'weather'));
+    assert.ok(toolCalls.every(({ input }) => ['Paris', 'Rome'].includes(input.city)));
     assert.deepEqual(
       toolResults.map(({ output }) => output),
       toolCalls.map(({ input }) => `sunny in ${input.city}`),
