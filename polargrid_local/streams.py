@@ -110,6 +110,11 @@ class Call(Generic[C]):
         return self._assembler.parsed
 
     @property
+    def dropped_keywords(self) -> list[str]:
+        """Paths in the schema of a `response_format` that is not `strict` that the answer is not held to."""
+        return list(self._assembler.dropped_keywords)
+
+    @property
     def cancelled(self) -> bool:
         return self._cancelled
 

@@ -22,6 +22,7 @@ MAX_OPTIONAL = 450  # optional properties of one object
 MAX_PATTERNS = 64  # patternProperties of one object
 MAX_LITERAL_BYTES = 8 << 10
 MAX_MULTIPLE = 10_000  # multipleOf, once scaled to whole numbers
+MAX_REMAINDERS = 2000  # of multipleOf, twos and fives aside: the automaton of its digits has a state for each
 MAX_CHOICES = 2048
 MAX_JOINT = 8  # patterns and formats that one text must match at once: their common automaton grows exponentially
 MAX_DROPPED_ALONE = 8  # times that one culprit is found and dropped; then all keywords of its kind go at once
@@ -118,7 +119,7 @@ def fitted_schema(schema: Any, field: str, compile: Compile, *, strict: bool) ->
         if culprits[0][-1] == "oneOf":
             options = {**options, "coerce_one_of": True}  # one of them at least, if not one alone
             continue
-        for steps in reversed(culprits):  # what lies within another one is first
+        for steps in sorted(culprits, key=len, reverse=True):  # what lies within another one goes before it
             del _at(schema, steps[:-1])[steps[-1]]
     raise SchemaError.at(where, message)
 
@@ -216,7 +217,7 @@ def _exact(number: float, steps: Steps) -> bool:
     """Whether the compiler, which counts in doubles and in 64 bits, lets nothing pass that the schema does not."""
     keyword = steps[-1] if steps else ""
     if _is_within(_VALUES, steps):
-        return isinstance(number, float) or abs(number) <= 2**53 or int(Decimal(repr(float(number)))) == number
+        return abs(number) <= 2**53 or (abs(number) < 2**63 and int(Decimal(repr(float(number)))) == number)
     if keyword == "minimum":
         return number < 2**63 and float(number) >= number
     if keyword == "maximum":
@@ -243,8 +244,12 @@ def _too_wide(schema: dict[str, Any]) -> tuple[str, ...]:
     if "$schema" in schema and re.search("draft-0[123]/", str(schema["$schema"])):
         return ("$schema", "is a draft whose keywords have other meanings: 4 is the first that is known")
     multiple = schema.get("multipleOf")
-    if isinstance(multiple, (int, float)) and not isinstance(multiple, bool) and _scaled(multiple) > MAX_MULTIPLE:
-        return ("multipleOf", f"{multiple} has too many digits: at most {MAX_MULTIPLE} of its last one")
+    if isinstance(multiple, (int, float)) and not isinstance(multiple, bool):
+        scaled = _scaled(multiple)
+        if scaled > MAX_MULTIPLE:
+            return ("multipleOf", f"{multiple} has too many digits: at most {MAX_MULTIPLE} of its last one")
+        if _without_factors(int(scaled), 2, 5) > MAX_REMAINDERS:
+            return ("multipleOf", f"{multiple} leaves more than {MAX_REMAINDERS} remainders, twos and fives aside")
     return ()
 
 
@@ -270,6 +275,13 @@ def _scaled(number: float) -> float:
     whole, _, fraction = mantissa.partition(".")
     fraction = fraction.rstrip("0")
     return abs(int(whole + fraction or "0")) * 10.0 ** max(0, int(exponent or 0) - len(fraction))
+
+
+def _without_factors(number: int, *factors: int) -> int:
+    for factor in factors:
+        while number and number % factor == 0:
+            number //= factor
+    return number
 
 
 def _references(schema: Any) -> dict[Steps, Steps]:
@@ -432,7 +444,7 @@ def _culprits(message: str, schema: Any) -> tuple[list[Steps], list[Steps], bool
                 if steps and steps[-1] in keywords and _is_keyword(steps) and not _is_within(_DATA, steps[:-1])
             ]
             if "regex" in said:
-                names = [(steps, steps[-1]) for steps, _ in _walk(schema) if steps[-2:-1] == ("patternProperties",)]
+                names = [(steps, steps[-1]) for steps, _ in _walk(schema) if _is_pattern(steps)]
                 meant = [steps for steps, regex in (*places, *names) if _printed(regex)[:200] in message]
             elif "pointer" in said:
                 schema_at = tuple(said["pointer"].split("/")[1:])
@@ -448,6 +460,12 @@ def _culprits(message: str, schema: Any) -> tuple[list[Steps], list[Steps], bool
 def _is_keyword(steps: Steps) -> bool:
     """Whether the last step is a keyword, not the name of a property or of a definition."""
     return len(steps) < 2 or steps[-2] not in _NAMED or not _is_keyword(steps[:-1])
+
+
+def _is_pattern(steps: Steps) -> bool:
+    """Whether the last step is one of patternProperties."""
+    within = steps[:-1]
+    return within[-1:] == ("patternProperties",) and _is_keyword(within) and not _is_within(_DATA, within)
 
 
 def _is_schema(steps: Steps) -> bool:

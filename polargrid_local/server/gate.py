@@ -83,7 +83,7 @@ class Gate:
                 self._check_origin(origin, headers)
                 extra += [
                     (b"access-control-allow-origin", origin),
-                    (b"access-control-expose-headers", b"x-request-id, retry-after"),
+                    (b"access-control-expose-headers", b"x-request-id, retry-after, x-polargrid-dropped-keywords"),
                 ]
                 if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
                     extra += _preflight(headers)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.responses import Response
@@ -24,6 +25,25 @@ class JsonReply(Response):
 
     def render(self, content: Any) -> bytes:
         return dump(content).encode("ascii")
+
+
+DROPPED = "x-polargrid-dropped-keywords"
+MAX_DROPPED_BYTES = 4096  # of that header: clients and proxies take no more than 8 KB or so of all of them
+
+
+def dropped_header(paths: Sequence[str]) -> dict[str, str]:
+    """Says what a schema asks for in vain: its keywords' paths as a JSON list, in ASCII. If they are too many, the last
+    item tells how many are left out. No header without any."""
+    if not paths:
+        return {}
+    said: list[str] = []
+    for i, path in enumerate(paths):
+        more = [f"and {len(paths) - i} more"]
+        if len(dump([*said, path, *more])) > MAX_DROPPED_BYTES:
+            said += more
+            break
+        said.append(path)
+    return {DROPPED: dump(said)}
 
 
 _PATH = re.compile(r"(?<![\w./])/(?:[^\s/:;,'\"]+/)+(?=[^\s/])")

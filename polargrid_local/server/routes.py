@@ -15,7 +15,7 @@ from polargrid_local.server.body import read_json
 from polargrid_local.server.config import ServeConfig
 from polargrid_local.server.metrics import Metrics
 from polargrid_local.server.openapi import describe
-from polargrid_local.server.replies import JsonReply, not_supported
+from polargrid_local.server.replies import JsonReply, dropped_header, not_supported
 from polargrid_local.server.requests import read_request
 from polargrid_local.server.sse import EventStream, while_connected
 from polargrid_local.service.endpoints import ENDPOINTS, Endpoint
@@ -78,7 +78,7 @@ def api(
                 )
             answer = await bounded(request, service.answer(endpoint.kind, asked, lease))
             tokens = answer["usage"]["total_tokens"]
-            return JsonReply(answer)
+            return JsonReply(answer, headers=dropped_header(answer.get("pg_metadata", {}).get("dropped_keywords", ())))
         finally:
             if not streaming:
                 lease.release(tokens)

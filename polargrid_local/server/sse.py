@@ -15,7 +15,7 @@ from polargrid_local.errors import PolarGridError, TimeoutError
 from polargrid_local.server.body import ClientGone
 from polargrid_local.server.config import ServeConfig
 from polargrid_local.server.metrics import Metrics
-from polargrid_local.server.replies import dump, error_body, internal_error
+from polargrid_local.server.replies import dropped_header, dump, error_body, internal_error
 from polargrid_local.service.chunks import ChunkStream
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,9 @@ class EventStream(Response):
                 await self._write(send, COMMENT)
 
     async def _pump(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        dropped = dropped_header(self.chunks.dropped_keywords)
+        headers = HEADERS + [(name.encode(), value.encode()) for name, value in dropped.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
             before = 0.0
             async for chunk in self.chunks:

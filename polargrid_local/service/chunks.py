@@ -21,6 +21,8 @@ class ChunkStream(Protocol):
     def usage(self) -> Usage: ...
     @property
     def prefill(self) -> tuple[int, int] | None: ...
+    @property
+    def dropped_keywords(self) -> list[str]: ...
 
 
 class RenamedStream:
@@ -38,6 +40,10 @@ class RenamedStream:
     @property
     def prefill(self) -> tuple[int, int] | None:
         return self._chunks.prefill
+
+    @property
+    def dropped_keywords(self) -> list[str]:
+        return self._chunks.dropped_keywords
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         async for chunk in self._chunks:

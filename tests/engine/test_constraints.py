@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import subprocess
 import sys
 import threading
 from dataclasses import dataclass
@@ -14,9 +16,11 @@ from typing import Annotated, Any, Literal
 import pydantic
 import pytest
 from helpers import chat, content_of, wait_until_idle
+from hostile_schemas import SCHEMAS, TOO_MUCH_FOR_THE_ORACLE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from schemas import check_answer, check_refusal, random_schemas
 from typing_extensions import TypedDict
 
 from polargrid_local import AsyncEngine, Engine, PolarGridError, SchemaError, ServerError, ValidationError
@@ -96,18 +100,58 @@ def deeper(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[s
     )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.recursive(leaves(), deeper, max_leaves=6), st.floats(0, 2), st.integers(0, 99))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.recursive(leaves(), deeper, max_leaves=6) | random_schemas(), st.floats(0, 2), st.integers(0, 99))
 def test_random_schemas_are_met_or_refused_by_name(engine: Engine, schema: Any, temperature: float, seed: int) -> None:
+    options = {"response_format": held(schema), "temperature": temperature, "seed": seed, "max_tokens": 40}
     try:
-        reply = ask(engine, response_format=held(schema), temperature=temperature, seed=seed, max_tokens=80)
+        reply = ask(engine, **options)
     except SchemaError as error:
-        assert error.param is not None and error.param.startswith("response_format.json_schema.schema")
+        check_refusal(error, "response_format.json_schema.schema", schema)
         return
     if reply["choices"][0]["finish_reason"] == "stop":
-        Draft202012Validator(schema).validate(json.loads(content_of(reply)))
+        check_answer(schema, content_of(reply))
     else:
         assert reply["choices"][0]["finish_reason"] == "length"
+    assert "".join(streamed(engine, **options)) == content_of(reply)
+
+
+def streamed(engine: Engine, **options: Any) -> list[str]:
+    chunks = engine.chat_completion_stream(**{**chat("Describe somebody."), **options})
+    return [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
+
+
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.recursive(leaves(), deeper, max_leaves=4), min_size=2, max_size=4), st.integers(0, 99))
+def test_tasks_and_threads_alone_and_together_get_the_same_answers(
+    engine: Engine, smollm2: Path, schemas: list[Any], seed: int
+) -> None:
+    requests = [
+        {
+            **chat("Describe somebody."),
+            "response_format": held(schema),
+            "temperature": 1,
+            "seed": seed,
+            "max_tokens": 30,
+        }
+        for schema in schemas
+    ]
+
+    def outcome(answer: Any) -> Any:
+        return answer.code if isinstance(answer, PolarGridError) else content_of(answer)
+
+    def alone(request: dict[str, Any]) -> Any:
+        try:
+            return outcome(engine.chat_completion(**request))
+        except PolarGridError as error:
+            return outcome(error)
+
+    async def together() -> list[Any]:
+        async with AsyncEngine(smollm2, n_ctx=512, max_streams=4) as other:
+            tasks = (other.chat_completion(**request) for request in requests)
+            return [outcome(answer) for answer in await asyncio.gather(*tasks, return_exceptions=True)]
+
+    assert asyncio.run(together()) == [alone(request) for request in requests]
 
 
 def test_many_held_answers_at_once_are_those_of_each_alone(engine: Engine) -> None:
@@ -296,3 +340,29 @@ def test_another_library_is_refused_before_it_is_used(smollm2: Path, monkeypatch
         with Engine(smollm2, n_ctx=256) as engine, pytest.raises(ServerError, match="cannot be used") as caught:
             ask(engine, choice=["a"])
         assert caught.value.code == "missing_library"
+
+
+def test_hostile_schemas_neither_end_their_process_nor_fill_its_memory(smollm2: Path, root: Path) -> None:
+    """In a process of their own, since they were made to end it. Each is met, cut by the limit or refused."""
+    program = [sys.executable, root / "tests/engine/hostile_schemas.py", smollm2]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    run = subprocess.run(program, capture_output=True, text=True, env=env, timeout=500)
+    *outcomes, last, most_kb = run.stdout.splitlines()
+    assert run.returncode == 0, f"{run.stdout[-200:]}\n{run.stderr[-2000:]}"
+    assert last == '"well"' and int(most_kb) < 2 << 20
+    assert len(outcomes) == 2 * len(SCHEMAS)
+    for line in outcomes:
+        name, outcome = (json.loads(part) for part in re.split(r"(?<=e\]) ", line, maxsplit=1))
+        if outcome[0] == "stop" and not outcome[2] and name[0] not in TOO_MUCH_FOR_THE_ORACLE:
+            check_answer(SCHEMAS[name[0]], outcome[1])
+        else:
+            assert outcome[0] in ("stop", "length", "invalid_grammar", "invalid_request"), line
+
+
+def test_what_was_dropped_is_said_of_a_stream_too(engine: Engine) -> None:
+    schema = {**PERSON, "not": {"required": ["zebra"]}}
+    request = {**chat("x", max_tokens=2), "response_format": held(schema, strict=False)}
+    stream = engine.chat_completion_stream(**request)
+    assert stream.dropped_keywords == ["response_format.json_schema.schema.not"]
+    assert not any("pg_metadata" in chunk for chunk in stream)
+    assert engine.chat_completion_stream(**chat("x", max_tokens=1)).dropped_keywords == []

@@ -1,4 +1,4 @@
-"""The JavaScript client and the official OpenAI client for Node, run by Node's own test runner."""
+"""The JavaScript client, the official OpenAI client for Node and the AI SDK, run by Node's own test runner."""
 
 from __future__ import annotations
 
@@ -58,6 +58,11 @@ def test_client_against_a_real_server(server: ServerProcess) -> None:
 @needs("openai")
 def test_openai_for_node(server: ServerProcess) -> None:
     node_tests("openai.test.mjs", **live(server))
+
+
+@needs("ai")
+def test_the_ai_sdk(server: ServerProcess) -> None:
+    node_tests("ai.test.mjs", **live(server))
 
 
 @needs("typescript")

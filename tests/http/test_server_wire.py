@@ -95,6 +95,27 @@ def test_joined_stream_is_the_plain_answer(server: ServerProcess) -> None:
     assert chunks[-1]["choices"][0]["finish_reason"] == plain["choices"][0]["finish_reason"]
 
 
+@pytest.mark.parametrize("n", [1, 300])
+def test_what_was_dropped_of_a_schema_is_said_in_a_header(server: ServerProcess, n: int) -> None:
+    names = [f"größe{i}" for i in range(n)]
+    schema = {"type": "object", "properties": {name: {"type": "null", "not": {}} for name in names}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    body = chat(response_format=form, max_tokens=2)
+    plain = server.post(CHAT, body)
+    dropped = plain.json()["pg_metadata"]["dropped_keywords"]
+    assert dropped == [f"response_format.json_schema.schema.properties.{name}.not" for name in names]
+    streamed = server.post(CHAT, {**body, "stream": True}, headers={"Origin": "http://localhost"})
+    for reply in (plain, streamed):
+        header = reply.headers["x-polargrid-dropped-keywords"]
+        assert header.isascii() and len(header) <= 4096
+        said = json.loads(header)
+        assert said == dropped or said == [*dropped[: len(said) - 1], f"and {n - len(said) + 1} more"]
+        assert (said == dropped) == (n == 1)
+    assert "x-polargrid-dropped-keywords" in streamed.headers["access-control-expose-headers"]
+    assert "dropped" not in streamed.text
+    assert "x-polargrid-dropped-keywords" not in server.post(CHAT, chat(max_tokens=1)).headers
+
+
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 def test_a_seed_of_minus_one_is_another_each_time(server: ServerProcess, path: str) -> None:
     body = (

@@ -74,3 +74,40 @@ test('errors', async () => {
   );
   await assert.rejects(openai.chat.completions.create({ ...scripted, messages: [] }), OpenAI.BadRequestError);
 });
+
+test('runTools calls, tells the results and goes on', async () => {
+  const asked = [];
+  const runner = openai.chat.completions.runTools(
+    {
+      model: SMOLLM2,
+      messages: [{ role: 'user', content: 'How is the weather?' }],
+      tool_choice: { type: 'function', function: { name: 'weather' } },
+      max_tokens: 200,
+      seed: 1,
+      tools: [
+        {
+          type: 'function',
+          function: {
+            name: 'weather',
+            description: 'Tells the weather.',
+            parameters: {
+              type: 'object',
+              properties: { city: { enum: ['Paris', 'Rome'] } },
+              required: ['city'],
+              additionalProperties: false,
+            },
+            parse: JSON.parse,
+            function: ({ city }) => {
+              asked.push(city);
+              return `sunny in ${city}`;
+            },
+          },
+        },
+      ],
+    },
+    { maxChatCompletions: 1 },
+  );
+  await runner.done();
+  assert.ok(asked.length > 0 && asked.every((city) => ['Paris', 'Rome'].includes(city)));
+  assert.equal(runner.messages.at(-1).role, 'tool');
+});
