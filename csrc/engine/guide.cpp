@@ -244,7 +244,7 @@ Grammars::Grammars(const std::string & library, std::shared_ptr<const Tokenizer>
     std::string bytes;
     for (Token token = 0; token < n_vocab_; ++token) {
         std::string piece = tokenizer_->bytes(token);
-        if (piece.empty() || piece[0] == kControl) {
+        if (piece.empty() || piece[0] == kControl || tokenizer_->is_control(token)) {
             piece = kControl + tokenizer_->literal(token);
         }
         lengths.push_back(static_cast<uint32_t>(piece.size()));

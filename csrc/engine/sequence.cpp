@@ -64,22 +64,25 @@ Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
             }
             undecided_.push_back(std::move(logprob));
         }
-        const std::string bytes = tokenizer.bytes(next_token_);
-        const std::vector<std::string> & marks = request_.marks;
-        if (bytes.empty() && !marks.empty()) {
-            const std::string literal = tokenizer.literal(next_token_);
-            if (std::find(marks.begin(), marks.end(), literal) != marks.end()) {
-                take(text_.finish(), result);
-                result.mark = result.reason == FinishReason::none ? literal : "";
-            }
+        if (is_marked(next_token_, tokenizer)) {
+            take(text_.finish(), result);
+            result.mark = result.reason == FinishReason::none ? tokenizer.literal(next_token_) : "";
+            take(text_.push(""), result);
+        } else {
+            take(text_.push(tokenizer.bytes(next_token_)), result);
         }
-        take(text_.push(bytes), result);
         settling_ = result.reason == FinishReason::none && guide_ != nullptr && !guide_->settled();
         if (result.reason == FinishReason::none && !settling_) {
             end_where_due(result);
         }
     }
     return stamped(std::move(result));
+}
+
+bool Sequence::is_marked(Token token, const Tokenizer & tokenizer) const {
+    const std::vector<std::string> & marks = request_.marks;
+    return !marks.empty() && tokenizer.is_control(token) &&
+           std::find(marks.begin(), marks.end(), tokenizer.literal(token)) != marks.end();
 }
 
 std::optional<Event> Sequence::go_on(const Tokenizer & tokenizer) {

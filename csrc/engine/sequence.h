@@ -69,6 +69,7 @@ class Sequence {
     Event event(EventKind kind) const;
     double elapsed_ms() const;
     void take(const TextStream::Out & out, Event & event);
+    bool is_marked(Token token, const Tokenizer & tokenizer) const;
     void end_where_due(Event & event);
     Event stamped(Event event);
 

@@ -169,9 +169,8 @@ void Model::describe_special_tokens(const GgufSummary & summary) {
         }
     }
     for (Token token = 0; token < tokenizer_->n_vocab(); ++token) {
-        const std::string text = tokenizer_->literal(token);
-        if ((llama_vocab_get_attr(vocab, token) & LLAMA_TOKEN_ATTR_CONTROL) != 0 && !text.empty()) {
-            info_.control_tokens.emplace(text, token);
+        if (tokenizer_->is_control(token)) {
+            info_.control_tokens.emplace(tokenizer_->literal(token), token);
         }
     }
 }

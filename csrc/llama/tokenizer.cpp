@@ -99,6 +99,11 @@ bool Tokenizer::is_end(Token token) const {
     return llama_vocab_is_eog(vocab_, token);
 }
 
+bool Tokenizer::is_control(Token token) const {
+    const bool is_named = (llama_vocab_get_attr(vocab_, token) & LLAMA_TOKEN_ATTR_CONTROL) != 0;
+    return (is_named && !literal(token).empty()) || spelled_.count(token) > 0;
+}
+
 const Tokenizer::Special * Tokenizer::match(std::string_view text, size_t at) const {
     for (const Special & special : specials_[static_cast<uint8_t>(text[at])]) {
         if (text.compare(at, special.text.size(), special.text) == 0) {

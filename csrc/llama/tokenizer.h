@@ -37,6 +37,8 @@ class Tokenizer {
     std::string bytes(Token token) const;   // empty for control tokens; may be half a character
     std::string literal(Token token) const; // the vocabulary's own text, "" for an absent (-1) token
     bool is_end(Token token) const;
+    // Whether it is no text but steers a conversation: a control token, or a turn marker that a file calls its own.
+    bool is_control(Token token) const;
     int32_t n_vocab() const { return n_vocab_; }
     size_t longest_piece() const { return longest_piece_; }
 

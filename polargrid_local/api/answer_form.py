@@ -10,7 +10,7 @@ from polargrid_local.api.constraints import constraint_of
 from polargrid_local.api.requests import ChatCompletionRequest, FunctionDefinition
 from polargrid_local.api.tools import ToolsAsked
 from polargrid_local.chat import grammar
-from polargrid_local.chat.grammar import Compile, Constraint
+from polargrid_local.chat.grammar import TOO_SLOW, Compile, Constraint
 from polargrid_local.chat.harmony import HarmonySegmenter, harmony_markers
 from polargrid_local.chat.segments import Reasoning, Segment, Segmenter, Tools
 from polargrid_local.chat.tagged_parameters import parameter_kinds, unheld_keywords
@@ -64,6 +64,8 @@ def answer_form(
         opening, closing = (mark_of(tag) if tag in control_tokens else tag for tag in tags)
         reasoning = Reasoning(opening, closing, bool(opened), inline)
     format = template.tool_format.with_marks(control_tokens)
+    if answer is not None and _may_look_like_a_call(answer):
+        format = _told_apart(format)
     constraint = answer
     schemas: dict[str, Any] = {}
     if calls or (answer is not None and (harmony or (reasoning is not None and template.thinks))):
@@ -90,6 +92,29 @@ def _opened_block(spans: Sequence[Span], tag: str) -> str:
     text, trusted = spans[-1] if spans else ("", False)
     end = len(text.rstrip())
     return text[end - len(tag) :] if trusted and text[:end].endswith(tag) else ""
+
+
+def _may_look_like_a_call(answer: Constraint) -> bool:
+    """Whether an answer held to this may be an object that begins as a call without any marker does."""
+    if answer.kind != "json_schema":
+        return False
+    schema = json.loads(answer.text)
+    if schema is False or "object" not in _listed(schema.get("type", "object")):
+        return False
+    properties = schema.get("properties")
+    open_ended = schema.get("additionalProperties") is not False or not isinstance(properties, dict)
+    return open_ended or bool({"parameters", "arguments"} & set(properties or ()))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _told_apart(format: ToolFormat) -> ToolFormat:
+    """The format without a bare opening, after which such an answer and a call would be the same text."""
+    bare = any(head.lstrip("~ ").startswith("{") for head in format.heads)
+    marked = tuple(opening for opening in format.openings if opening)
+    return format._replace(openings=marked) if bare and marked else format
 
 
 def _expression(answer: Constraint, calls: bool) -> str:
@@ -128,7 +153,9 @@ class _Held:
                 self._drop_unheld(function)
         try:
             return self._compiled(reasoning, compile)
-        except SchemaError:
+        except SchemaError as error:
+            if TOO_SLOW in error.message:
+                raise  # and to look for what is to blame would take longer still
             for function in self._functions:
                 schema, field = self.schemas[function.name], self._fields[function.name]
                 schema, options, lost = grammar.fitted_schema(schema, field, compile, strict=function.strict)

@@ -43,6 +43,7 @@ class Constraint(NamedTuple):
     text: str
 
 
+TOO_SLOW = "it takes longer than a second to compile"  # the native engine's words
 Steps = tuple[str | int, ...]  # the way to a place in a schema: keys and indices
 Compile = Callable[[Constraint], None]
 """Compiles for a model, or raises SchemaError with the compiler's own words."""

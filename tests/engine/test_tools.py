@@ -206,9 +206,8 @@ def spelled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         engine.close()
 
 
-# Harmony's markers are tokens that are shown as text, and the generic format is Hermes by another name.
-FORMATS = [(name, marked) for name in WRITTEN for marked in (False, True) if (name, marked) != ("harmony", True)]
-FORMATS.remove(("generic", True))
+# The generic format is Hermes by another name.
+FORMATS = [(name, marked) for name in WRITTEN for marked in (False, True) if (name, marked) != ("generic", True)]
 
 
 @pytest.mark.parametrize(("name", "marked"), FORMATS)

@@ -226,6 +226,36 @@ def test_a_grammar_of_ones_own_cannot_stand_beside_tools():
     assert made(tools=TOOLS, regex="a/b").requests[0]["constraint"]["kind"] == "lark"
 
 
+@pytest.mark.parametrize(
+    ("schema", "alike"),
+    [
+        ({"type": "object"}, True),
+        ({"type": "object", "properties": {"parameters": {}}, "additionalProperties": False}, True),
+        ({"type": "object", "properties": {"name": {}}, "additionalProperties": False}, False),
+        ({"type": "array"}, False),
+    ],
+)
+def test_an_answer_that_may_look_like_a_call_is_none(schema, alike):
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
+    text = '{"name": "time", "parameters": {}}'
+    _, choice = answered(made(tools=TOOLS, tool_format="llama3", response_format=form), text)
+    assert ("tool_calls" in choice["message"]) == (not alike)
+    _, choice = answered(made(tools=TOOLS, tool_format="llama3", response_format=form), "<|python_tag|>" + text)
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "time"
+
+
+def test_a_grammar_that_takes_too_long_is_tried_once():
+    asked = []
+
+    def slow(constraint: Any) -> None:
+        asked.append(constraint)
+        raise SchemaError("it takes longer than a second to compile: make it smaller")
+
+    with pytest.raises(SchemaError, match="longer than a second"):
+        made(tools=TOOLS, compile=slow)
+    assert len(asked) == 1
+
+
 def test_control_tokens_of_the_format_are_asked_for():
     info = {**INFO, "control_tokens": {"[TOOL_CALLS]": 9, "[ARGS]": 7, "</s>": 2}}
     request = made(info=info, tools=TOOLS, tool_format="devstral").requests[0]
