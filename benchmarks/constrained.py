@@ -50,20 +50,16 @@ def held(n: int = 0) -> dict[str, Any]:
 
 
 def tools(n: int, salt: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "type": "function",
-            "function": {"name": f"tool_{salt}_{i}", "description": "Notes an animal.", "parameters": ITEM},
-        }
-        for i in range(n)
-    ]
+    """Tools of names of their own for each `salt`, so that both their grammar and their prompt are new."""
+    counted = {"type": "object", "properties": {"name": {"type": "string"}, "n": {"type": "integer"}}}
+    return [{"type": "function", "function": {"name": f"note_{salt}_{i}", "parameters": counted}} for i in range(n)]
 
 
 class Ours:
     def __init__(self, model: str, streams: int, threads: int) -> None:
         from polargrid_local import Engine
 
-        self.engine = Engine(model, n_ctx=2048, max_streams=streams, n_threads=threads, device="cpu")
+        self.engine = Engine(model, n_ctx=8192, max_streams=streams, n_threads=threads, device="cpu")
 
     def rate(self, streams: int, n_tokens: int, seed: int, *, schema: bool) -> float:
         """Tokens per second of `streams` chats at once, from when all of them run to the end of the first."""

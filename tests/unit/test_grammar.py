@@ -340,3 +340,7 @@ def test_a_wrong_constraint_is_named(fields, path):
     with pytest.raises(ValidationError) as caught:
         constraint_of(parse_request("completion", {"prompt": "x", **fields}), compile)
     assert caught.value.param == path
+
+
+def test_the_engine_says_in_these_words_that_a_grammar_takes_too_long(root):
+    assert grammar.TOO_SLOW in (root / "csrc" / "engine" / "guide.cpp").read_text()
