@@ -8,7 +8,7 @@ this CPU (--without-peer leaves it out). llama-cpp-python and llama-server get t
 into a GBNF grammar.
 
     rate     tokens per second of all streams together, with the schema and without
-    first    seconds to the first text: no schema, a cold and a warm one, 64 tools cold and warm
+    first    seconds to the first text: no schema, a cold and a warm one, --tools cold and warm
 """
 
 from __future__ import annotations
@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=96, help="of each stream, in each slice")
     parser.add_argument("--streams", default="1,8")
+    parser.add_argument("--tools", type=int, default=64, help="in the prompt that has some; 0 leaves it out")
     parser.add_argument("--threads", type=int, default=measure.n_threads())
     parser.add_argument("--llama-server", type=Path, help="leave out to do without this peer")
     parser.add_argument("--without-peer", action="store_true", help="without llama-cpp-python")
@@ -196,9 +197,11 @@ def main() -> None:
                 ("no schema", {}),
                 ("cold schema", held(1000 + round)),
                 ("warm schema", held(1000 + round)),
-                ("64 tools, cold", {"tools": tools(64, round)}),
-                ("64 tools, warm", {"tools": tools(64, round)}),
+                (f"{args.tools} tools, cold", {"tools": tools(args.tools, round)}),
+                (f"{args.tools} tools, warm", {"tools": tools(args.tools, round)}),
             ):
+                if fields.get("tools") == []:
+                    continue
                 record(measured, "seconds", {row: ours.first(**fields)})
     finally:
         if server is not None:

@@ -238,6 +238,13 @@ class Message(StrictModel):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
+    @property
+    def texts(self) -> list[str]:
+        """Of its content; of an image there is none."""
+        if isinstance(self.content, list):
+            return [part.text for part in self.content if isinstance(part, TextPart)]
+        return [] if self.content is None else [self.content]
+
 
 # --- requests ---------------------------------------------------------------------------------------------------------
 
