@@ -55,7 +55,8 @@ def answer_form(
     tags = template.reasoning_tags
     opened = _opened_block(spans, tags[0]) if template.thinks else ""
     begun = opened if inline and answer is None else ""
-    if inline and not calls and not harmony:
+    silent_tags = template.thinks and answer is None and not control_tokens.keys().isdisjoint(tags)
+    if inline and not calls and not harmony and not silent_tags:
         return AnswerForm(answer, dropped, [], None, begun)
 
     reasoning = None

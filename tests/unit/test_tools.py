@@ -387,6 +387,17 @@ def test_reasoning_is_inline_unless_asked_for_apart():
     assert choice["message"]["content"] == "<think>" + THOUGHT
 
 
+def test_tags_that_are_control_tokens_are_spelled_where_reasoning_is_inline():
+    info = {**INFO, "control_tokens": {"[THINK]": 5, "[/THINK]": 6}}
+    template = BARE + "{# [THINK] #}"
+    events = [Event(1, "text", "", mark="[THINK]"), Event(1, "text", "hm", mark="[/THINK]"), "Yes."]
+    job = made(template, info=info)
+    assert job.requests[0]["marks"] == ["[THINK]", "[/THINK]"]
+    assert answered(job, *events)[1]["message"]["content"] == "[THINK]hm[/THINK]Yes."
+    _, choice = answered(made(template, info=info, reasoning_format="deepseek"), *events)
+    assert choice["message"] == {"role": "assistant", "content": "Yes.", "reasoning_content": "hm"}
+
+
 def test_a_call_inside_reasoning_is_none():
     for form, content in (("none", f"<think>\n{CALL}</think>Yes."), ("deepseek", "Yes.")):
         _, choice = answered(made(THINKS, tools=TOOLS, reasoning_format=form), CALL + "</think>Yes.")
