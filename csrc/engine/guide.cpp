@@ -105,9 +105,10 @@ constexpr int32_t kMaxCompiling = 8;
 constexpr size_t kErrorBytes = 1024;
 constexpr auto kSlow = std::chrono::milliseconds(1);
 // What bounds the memory of one answer. States of the lexer take a kilobyte or so each, and stay; real schemas need
-// hundreds. Items of the parser take eight bytes each, in a row for every byte of the answer; real schemas need tens.
+// hundreds. Items of the parser take eight bytes each, in a row for every byte of the answer; real schemas need tens,
+// but an object of 450 optional properties takes 1,800.
 constexpr size_t kMaxLexerStates = 50'000;
-constexpr size_t kMaxItemsInRow = 1000;
+constexpr size_t kMaxItemsInRow = 2000;
 // A token that is no text begins with this byte in the library's vocabulary, so that no text can spell it.
 constexpr char kControl = '\xFF';
 

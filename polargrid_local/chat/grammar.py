@@ -26,7 +26,7 @@ MAX_REMAINDERS = 2000  # of multipleOf, twos and fives aside: the automaton of i
 MAX_CHOICES = 2048
 MAX_JOINT = 8  # patterns and formats that one text must match at once: their common automaton grows exponentially
 MAX_DROPPED_ALONE = 8  # times that one culprit is found and dropped; then all keywords of its kind go at once
-MAX_BRANCHES = 2000  # of one anyOf or oneOf that are no single values: the parser follows them all at once
+MAX_BRANCHES = 1900  # of one anyOf, oneOf or enum that are no single values: the parser follows them all at once
 
 # Between the tokens of JSON: one blank, or a line break and its indentation. Runs of blanks without end do not pass.
 WHITESPACE = r"( |\n[ \t]{0,40})"
@@ -242,6 +242,9 @@ def _too_wide(schema: dict[str, Any]) -> tuple[str, ...]:
         branches = schema.get(keyword)
         if isinstance(branches, list) and sum(not _is_value(branch) for branch in branches) > MAX_BRANCHES:
             return (keyword, f"has more than {MAX_BRANCHES} branches")
+    values = schema.get("enum")
+    if isinstance(values, list) and sum(isinstance(value, (dict, list)) for value in values) > MAX_BRANCHES:
+        return ("enum", f"has more than {MAX_BRANCHES} objects and lists")
     if "$schema" in schema and re.search("draft-0[123]/", str(schema["$schema"])):
         return ("$schema", "is a draft whose keywords have other meanings: 4 is the first that is known")
     multiple = schema.get("multipleOf")
@@ -266,7 +269,11 @@ def _uncounted(schema: Any) -> Iterator[Steps]:
 
 
 def _is_value(schema: Any) -> bool:
-    return isinstance(schema, dict) and ("const" in schema or "enum" in schema)
+    """Whether it is met by single values alone, which cost the parser nothing: not by objects and lists."""
+    if not isinstance(schema, dict) or not ("const" in schema or "enum" in schema):
+        return False
+    values = schema["enum"] if isinstance(schema.get("enum"), list) else [schema.get("const")]
+    return not any(isinstance(value, (dict, list)) for value in values)
 
 
 def _scaled(number: float) -> float:

@@ -24,6 +24,7 @@ from schemas import check_answer, check_refusal, random_schemas
 from typing_extensions import TypedDict
 
 from polargrid_local import AsyncEngine, Engine, PolarGridError, SchemaError, ServerError, ValidationError
+from polargrid_local.chat.grammar import MAX_OPTIONAL
 from polargrid_local.native import loaded_model
 
 PERSON = {
@@ -178,6 +179,14 @@ def test_many_held_answers_at_once_are_those_of_each_alone(engine: Engine) -> No
     assert (
         re.fullmatch("[a-f]{10,20}", alone[1]) and alone[2] in ("left", "right") and alone[3].startswith(("yes", "no"))
     )
+
+
+def test_an_object_may_have_as_many_optional_properties_as_the_limit_says(engine: Engine) -> None:
+    properties = {f"name{i}": {"type": "null"} for i in range(MAX_OPTIONAL)}
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    reply = ask(engine, response_format=held(schema), max_tokens=30)
+    assert reply["choices"][0]["message"]["content"].lstrip().startswith("{")
+    assert reply["choices"][0]["finish_reason"] in ("stop", "length")
 
 
 def test_the_limit_cuts_and_says_so(engine: Engine) -> None:

@@ -35,6 +35,7 @@ CHAT = {"model": "random", "messages": [{"role": "user", "content": SECRET}]}
 
 class BrokenStream:
     usage = {"total_tokens": 0}
+    dropped_keywords: list[str] = []
 
     async def start(self) -> None:
         pass

@@ -146,10 +146,8 @@ def test_a_seed_of_minus_one_is_another_each_time(server: ServerProcess, path: s
         ({"role": "user"}, "messages[0].content"),
         ({"role": "user", "content": None}, "messages[0].content"),
         ({"role": "assistant", "text": "hi"}, "messages[0].content"),
-        (
-            {"role": "assistant", "content": "hi", "function_call": {"name": "f", "arguments": "{}"}},
-            "messages[0].function_call",
-        ),
+        ({"role": "assistant", "content": "hi", "function_call": {"name": "f", "arguments": "{}"}}, None),
+        ({"role": "assistant", "content": "hi", "audio": {"id": "a"}}, "messages[0].audio"),
     ],
 )
 def test_unknown_keys_pass_where_nothing_is_lost(
@@ -309,8 +307,8 @@ def test_head_leaves_the_connection_usable(server: ServerProcess) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("functions", [{"name": "f", "parameters": {}}]),
-        ("function_call", "auto"),
+        ("function_call", {"name": "f"}),
+        ("tool_choice", "required"),
         ("audio", {"voice": "alloy", "format": "mp3"}),
         ("modalities", ["text", "audio"]),
         ("web_search_options", {}),
