@@ -35,6 +35,7 @@ void MaskWorker::compute(std::shared_ptr<Guide> guide) {
 }
 
 void MaskWorker::work() {
+    machine::lower_priority();  // a slow mask takes no processor from the streams that could go on
     for (;;) {
         std::shared_ptr<Guide> guide;
         {

@@ -37,4 +37,7 @@ void release_mapped_pages(const std::string & path);
 // This process's id; compared to notice a fork.
 int64_t process_id();
 
+// From here on the calling thread leaves the processor to others that want it. Linux; elsewhere nothing changes.
+void lower_priority();
+
 }  // namespace pgl::machine
