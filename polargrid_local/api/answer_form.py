@@ -16,7 +16,7 @@ from polargrid_local.chat.segments import Reasoning, Segment, Segmenter, Tools
 from polargrid_local.chat.tagged_parameters import parameter_kinds, unheld_keywords
 from polargrid_local.chat.taint import Span
 from polargrid_local.chat.template import ChatTemplate
-from polargrid_local.chat.tool_formats import HARMONY, HARMONY_MARKERS, ToolFormat, mark_of
+from polargrid_local.chat.tool_formats import HARMONY, HARMONY_MARKERS, ToolFormat, as_told
 from polargrid_local.chat.tool_grammar import Demand, Signature, ToolGrammar
 from polargrid_local.errors import SchemaError, refused
 
@@ -62,7 +62,7 @@ def answer_form(
     reasoning = None
     # Where content is held to a schema, reasoning inside it would break the promise: then none may come.
     if not inline or (template.thinks and answer is None):
-        opening, closing = (mark_of(tag) if tag in control_tokens else tag for tag in tags)
+        opening, closing = (as_told(tag, control_tokens) for tag in tags)
         reasoning = Reasoning(opening, closing, bool(opened), inline)
     format = template.tool_format.with_marks(control_tokens)
     if answer is not None and _may_look_like_a_call(answer):

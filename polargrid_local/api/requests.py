@@ -23,6 +23,8 @@ from pydantic import (
 from pydantic import ValidationError as PydanticError
 from pydantic_core import PydanticCustomError
 
+from polargrid_local.chat.tool_formats import NAME_SIGNS
+
 MAX_MESSAGES = 1024
 MAX_STOP = 16
 MAX_STOP_BYTES = 256
@@ -147,7 +149,7 @@ class ToolCall(StrictModel):
 
 
 class FunctionDefinition(StrictModel):
-    name: Annotated[str, Field(pattern="^[A-Za-z0-9_./-]{1,128}$")]
+    name: Annotated[str, Field(pattern=f"^{NAME_SIGNS}{{1,128}}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None  # a JSON schema of an object; None = no parameters
     strict: bool = False  # whether a keyword that arguments cannot be held to is refused, or else dropped

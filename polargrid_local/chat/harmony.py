@@ -11,14 +11,14 @@ from collections.abc import Collection
 
 from polargrid_local.chat.segments import JsonEnd, Segment
 from polargrid_local.chat.stop_text import overlap_at
-from polargrid_local.chat.tool_formats import HARMONY_ENDS, HARMONY_MARKERS, mark_of, without_marks
+from polargrid_local.chat.tool_formats import HARMONY_ENDS, HARMONY_MARKERS, NAME_SIGNS, as_told, without_marks
 
-_RECIPIENT = re.compile(r"to=functions\.([A-Za-z0-9_./-]+)")
+_RECIPIENT = re.compile(rf"to=functions\.({NAME_SIGNS}+)")
 
 
 def harmony_markers(control_tokens: Collection[str]) -> dict[str, str]:
-    """Each of the format's markers with its mark where it is a control token of the vocabulary, else as it is."""
-    return {text: mark_of(text) if text in control_tokens else text for text in HARMONY_MARKERS}
+    """Each of the format's markers, and how an answer has it."""
+    return {text: as_told(text, control_tokens) for text in HARMONY_MARKERS}
 
 
 class HarmonySegmenter:

@@ -19,7 +19,7 @@ from polargrid_local.chat.compiler import compile_template
 from polargrid_local.chat.formats import CHATML, FORMATS, format_name
 from polargrid_local.chat.sandbox import Sandbox
 from polargrid_local.chat.taint import Span, TaintTable, merge_spans, tainted
-from polargrid_local.chat.tool_formats import GENERIC, THINK_TAGS, ToolFormat, format_hinted, format_named
+from polargrid_local.chat.tool_formats import BY_NAME, GENERIC, THINK_TAGS, ToolFormat, format_hinted
 from polargrid_local.errors import TemplateError, ValidationError
 
 # Special tokens that templates written for Hugging Face tokenizers name; those that a model lacks are empty text.
@@ -86,8 +86,8 @@ class ChatTemplate:
     def tool_format(self) -> ToolFormat:
         """How the model writes calls: as the template does, or as `generic`. Raises as `capabilities` does."""
         if self._tool_format is not None:
-            return format_named(self._tool_format)
-        return format_named(self.capabilities.tool_format or format_hinted(self.source) or GENERIC.name)
+            return BY_NAME[self._tool_format]
+        return BY_NAME[self.capabilities.tool_format or format_hinted(self.source) or GENERIC.name]
 
     @property
     def shows_tools(self) -> bool:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 BLANKS = " \t\r\n"  # and no others: the grammar of an answer and the reader of it must agree
 _ELEMENT = re.compile(r"[\s~]+|\$NAME|\$ID|(?:(?!\$NAME|\$ID)[^\s~])+")
-_WORD = re.compile(r"[A-Za-z0-9_./-]*")  # what names and ids are made of
-NAME = re.compile(r"[A-Za-z0-9_./-]{1,128}")
+NAME_SIGNS = "[A-Za-z0-9_./-]"  # what names of tools and ids are made of
+_WORD = re.compile(f"{NAME_SIGNS}*")
 
 # Texts that are control tokens in some vocabularies, and plain text in the others.
 _MARKER = re.compile(r"<[^<>\s$]+>|\[[A-Z_]+\]")
@@ -43,7 +43,7 @@ def match(pattern: str, text: str, at: int, names: Collection[str]) -> Found | b
                 at += 1
             continue
         if element in ("$NAME", "$ID"):
-            word = _word_at(text, at)
+            word = _WORD.match(text, at)[0]  # type: ignore[index]  # it matches nothing, too
             at += len(word)
             if element == "$ID":
                 if at == len(text):
@@ -64,11 +64,6 @@ def match(pattern: str, text: str, at: int, names: Collection[str]) -> Found | b
 
 def is_blank(element: str) -> bool:
     return element[0] == "~" or element[0].isspace()
-
-
-def _word_at(text: str, at: int) -> str:
-    found = _WORD.match(text, at)
-    return found[0] if found else ""
 
 
 def match_any(patterns: Collection[str], text: str, at: int, names: Collection[str]) -> Found | bool:
@@ -121,7 +116,7 @@ class ToolFormat(NamedTuple):
         """The same for a vocabulary: what is a control token there is a mark, which no text can spell."""
 
         def marked(pattern: str) -> str:
-            return _MARKER.sub(lambda found: mark_of(found[0]) if found[0] in control_tokens else found[0], pattern)
+            return _MARKER.sub(lambda found: as_told(found[0], control_tokens), pattern)
 
         return self._replace(
             heads=tuple(map(marked, self.heads)),
@@ -233,12 +228,7 @@ FORMATS = (
     FUNCTIONARY31,
     LLAMA3,
 )
-NAMES = (*(format.name for format in FORMATS), GENERIC.name)
-
-
-def format_named(name: str) -> ToolFormat:
-    """Raises KeyError."""
-    return {format.name: format for format in (*FORMATS, GENERIC)}[name]
+BY_NAME = {format.name: format for format in (*FORMATS, GENERIC)}
 
 
 def format_hinted(source: str) -> str:
@@ -276,6 +266,11 @@ _MARKED = re.compile(f"[{chr(_FIRST_MARK)}-{chr(_FIRST_MARK + len(_MARKS) - 1)}]
 def mark_of(text: str) -> str:
     """The mark of a control token, by its text."""
     return _MARKS[text]
+
+
+def as_told(text: str, control_tokens: Collection[str]) -> str:
+    """A marker as an answer has it: its mark where it is a control token of the vocabulary, else the text itself."""
+    return mark_of(text) if text in control_tokens else text
 
 
 def marked_text(text: str) -> str:

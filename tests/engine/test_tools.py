@@ -17,7 +17,7 @@ from template_zoo import NO_ZOO, ZOO
 from tiny_model import Control
 
 from polargrid_local import AsyncEngine, Engine, ServerError
-from polargrid_local.chat.tool_formats import HARMONY_MARKERS, format_named
+from polargrid_local.chat.tool_formats import BY_NAME, HARMONY_MARKERS
 from polargrid_local.native import loaded_model
 
 PARAMETERS = {
@@ -89,7 +89,7 @@ WRITTEN["llama3 with its tag"] = ("<|python_tag|>" + WRITTEN["llama3"][0], WRITT
 
 def markers_of(format: str) -> list[str]:
     extra = [*HARMONY_MARKERS] if format == "harmony" else []
-    return list(dict.fromkeys([*format_named(format).markers, *extra]))
+    return list(dict.fromkeys([*BY_NAME[format].markers, *extra]))
 
 
 FREE = [text.strip('"') for text in (CITY, json.dumps(CITY, ensure_ascii=False))]

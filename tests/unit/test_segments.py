@@ -12,7 +12,7 @@ import pytest
 from polargrid_local.chat.harmony import HarmonySegmenter, harmony_markers
 from polargrid_local.chat.segments import Reasoning, Segmenter, Tools
 from polargrid_local.chat.stop_text import StopText
-from polargrid_local.chat.tool_formats import GENERIC, HARMONY_MARKERS, NAMES, format_named, mark_of
+from polargrid_local.chat.tool_formats import BY_NAME, FORMATS, GENERIC, HARMONY_MARKERS, mark_of
 from polargrid_local.options import EngineOptions
 
 TOOLS: dict[str, Any] = {"f": {"s": "text", "n": "json", "z": "text or null", "a>b": "text"}, "get_time": {}, "get": {}}
@@ -21,7 +21,7 @@ INLINE = THINK._replace(inline=True)
 
 
 def segmenter(format: str, reasoning: Reasoning | None = None, marks: Any = ()) -> Callable[[], Segmenter]:
-    return lambda: Segmenter(Tools(format_named(format).with_marks(marks), TOOLS), reasoning)
+    return lambda: Segmenter(Tools(BY_NAME[format].with_marks(marks), TOOLS), reasoning)
 
 
 def told(make: Callable[[], Any], text: str, cuts: list[int]) -> tuple[str, str, list[list[str]]]:
@@ -110,7 +110,7 @@ def test_two_calls_at_every_cut(format, reasoning):
         assert content == "" and thoughts == thought[8:-11]
 
 
-@pytest.mark.parametrize("format", [name for name in WRITTEN if format_named(name).anywhere])
+@pytest.mark.parametrize("format", [name for name in WRITTEN if BY_NAME[name].anywhere])
 def test_content_around_calls_stays_what_it_is(format):
     text = "".join(WRITTEN[format])
     before = "Let me look.\n\n"
@@ -143,13 +143,13 @@ def test_a_call_that_is_cut_keeps_what_there_is(format):
 
 
 def opens_with_marker(format: str) -> bool:
-    plain = format_named(format)
+    plain = BY_NAME[format]
     return all(marked != first for marked, first in zip(plain.with_marks(plain.markers).firsts, plain.firsts))
 
 
 @pytest.mark.parametrize("format", [name for name in WRITTEN if opens_with_marker(name)])
 def test_a_control_token_that_is_typed_as_text_is_text(format):
-    markers = format_named(format).markers
+    markers = BY_NAME[format].markers
     make = segmenter(format, None, markers)
     text = "".join(WRITTEN[format])
     assert at_every_cut(make, text) == (text, "", [])
@@ -389,5 +389,5 @@ def test_stop_strings_end_the_text_before_them(stops, text, before):
 
 def test_the_option_names_every_format():
     words = EngineOptions.model_fields["tool_format"].annotation
-    assert words.__args__ == ("auto", *NAMES)
-    assert len(set(NAMES)) == len(NAMES)
+    assert words.__args__ == ("auto", *BY_NAME)
+    assert len(BY_NAME) == len(FORMATS) + 1  # no two of one name
