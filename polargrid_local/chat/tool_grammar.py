@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
-from polargrid_local.chat.grammar import Constraint, guided
+from polargrid_local.chat.grammar import WHITESPACE, Constraint, guided
 from polargrid_local.chat.segments import Reasoning
 from polargrid_local.chat.tagged_parameters import parameter_kind, shared_definitions, text_values
 from polargrid_local.chat.tool_formats import (
@@ -25,7 +26,7 @@ from polargrid_local.chat.tool_formats import (
 
 Schema = dict[str, Any]
 
-_BLANKS = r"( |\n[ \t]{0,40})?"  # where a call is written already: few, so that they end
+_BLANKS = WHITESPACE + "?"  # where a call is written already: few, so that they end
 _ANY_BLANKS = r"[ \t\r\n]*"  # where free text may become a call: all that are read as one
 _ID = r"[A-Za-z0-9]{1,9}"
 _ANY = r"(?s:.*)"
@@ -48,9 +49,33 @@ class Demand(NamedTuple):
     answer: str | None = None
 
 
+def json_expression(schema: Any, options: dict[str, Any]) -> str:
+    """The JSON that `schema` allows, as a Lark expression."""
+    return "%json " + guided(schema, options)
+
+
 def regex_text(text: str) -> str:
     """A text as a regular expression for nothing else, between Lark's slashes."""
     return re.sub(r"[\\.+*?()|\[\]{}^$#&~/-]", r"\\\g<0>", text).replace("\n", r"\n")
+
+
+def pattern_regex(pattern: str, tool: str, blanks: str = _BLANKS) -> str:
+    """A pattern without marks as a regular expression. `tool`: the expression of its name."""
+    return _regex_around(pattern, blanks).replace("$NAME", tool)
+
+
+@lru_cache(256)
+def _regex_around(pattern: str, blanks: str) -> str:
+    """The same with `$NAME`, which no expression of a text holds, in the place of the name."""
+    text = ""
+    for element in elements_of(pattern):
+        if is_blank(element):
+            text += blanks
+        elif element == "$ID":
+            text += _ID
+        else:
+            text += element if element == "$NAME" else regex_text(element)
+    return text
 
 
 class ToolGrammar:
@@ -99,7 +124,7 @@ class ToolGrammar:
             else:
                 first = free and i == 0
                 blanks = _ANY_BLANKS if first else _BLANKS
-                regexes = list(dict.fromkeys(self._regex(text, regex_text(tool), blanks) for text in texts))
+                regexes = list(dict.fromkeys(pattern_regex(text, regex_text(tool), blanks) for text in texts))
                 regex = regexes[0] if len(regexes) == 1 else f"({'|'.join(regexes)})"
                 label = f"{name}_{i}"
                 if first:
@@ -108,26 +133,12 @@ class ToolGrammar:
                     out.append(self._rule(label.upper(), f"/{regex}/"))
         return " ".join(out)
 
-    def _regex(self, part: str, tool: str, blanks: str = _BLANKS) -> str:
-        """A pattern without marks as a regular expression."""
-        text = ""
-        for element in elements_of(part):
-            if is_blank(element):
-                text += blanks
-            elif element == "$NAME":
-                text += tool
-            elif element == "$ID":
-                text += _ID
-            else:
-                text += regex_text(element)
-        return text
-
     # calls
 
     def _arguments(self, i: int, tool: Signature) -> str:
         if self._format.parameters:
             return self._parameters(i, tool)
-        return "BLANK? " + self._rule(f"arguments_{i}", "%json " + guided(tool.schema, tool.options))
+        return "BLANK? " + self._rule(f"arguments_{i}", json_expression(tool.schema, tool.options))
 
     def _parameters(self, i: int, tool: Signature) -> str:
         """The arguments as tags, in the order of the schema."""
@@ -146,7 +157,7 @@ class ToolGrammar:
         kind = parameter_kind(schema, shared)
         if kind == "json":
             whole = {**schema, **shared} if isinstance(schema, dict) else schema
-            return f"{self._rule(label + '_value', '%json ' + guided(whole, options))} CLOSE"
+            return f"{self._rule(label + '_value', json_expression(whole, options))} CLOSE"
         texts = text_values(schema, shared)
         if texts is not None:
             return self._rule(f"{label}_value".upper(), f"/({'|'.join(map(regex_text, texts))})/") + " CLOSE"
@@ -156,14 +167,15 @@ class ToolGrammar:
         """All calls of one group. `free`: other text may come before the first."""
         format = self._format
         several = several and not (free and format.openings == ("",))  # then what follows is a group of its own
+        tail = self._rule("tail", " | ".join(end or '""' for end in self._sequences("tail", format.tails, "")))
         first, after = [], []
         for i, tool in enumerate(self._tools):
-            call = self._rule(f"call_{i}", f"{self._arguments(i, tool)} {self._tail()}".strip())
+            call = self._rule(f"call_{i}", f"{self._arguments(i, tool)} {tail}".strip())
             heads = self._sequences(f"first_{i}", format.firsts, tool.name, free=free)
             first += [f"{head} {call}" for head in heads]
             heads = self._sequences(f"next_{i}", format.nexts if several else (), tool.name)
             after += [f"{head} {call}" for head in heads]
-        self._rule("BLANK", r"/( |\n[ \t]{0,40})/")
+        self._rule("BLANK", f"/{WHITESPACE}/")
         if format.parameters:
             self._rule("CLOSE", r"/\n<\/parameter>/")
         calls = f"({self._rule('first', ' | '.join(first))})"
@@ -172,17 +184,11 @@ class ToolGrammar:
         closing = self._sequence("closing", [format.closing])
         return self._rule("calls", f"{calls} {closing}".strip())
 
-    def _tail(self) -> str:
-        if not any(rule.startswith("tail: ") for rule in self._rules):
-            tails = self._sequences("tail", self._format.tails, "")
-            self._rule("tail", " | ".join(tail or '""' for tail in tails))
-        return "tail"
-
     def _rest(self) -> str:
         """Free text in which no call begins."""
         names = "(" + "|".join(regex_text(tool.name) for tool in self._tools) + ")"
         heads = [
-            self._regex(parts[0], names, _ANY_BLANKS)
+            pattern_regex(parts[0], names, _ANY_BLANKS)
             for pattern in self._format.firsts
             if not self._is_mark((parts := split_at_marks(pattern))[0])
         ]
@@ -197,7 +203,7 @@ class ToolGrammar:
         self._rule("TEXT", "/(?s:.+)/")
         thought = self._thought(reasoning) if reasoning else ""
         if demand.calls == "none":
-            return f"{thought} {self._rule('answer', demand.answer or self._free())}"
+            return f"{thought} {self._rule('answer', demand.answer or f'/{_ANY}/')}"
         if demand.calls == "required":
             return f"{thought} {self._calls(free=False, several=demand.several)}"
         if demand.answer is not None:
@@ -208,9 +214,6 @@ class ToolGrammar:
         if not free or not demand.several:
             return f"{thought} ({calls} | {self._rest()})"
         return f"{thought} {calls}* {self._rest()}"
-
-    def _free(self) -> str:
-        return self._rule("FREE", f"/{_ANY}/")
 
     def _thought(self, reasoning: Reasoning) -> str:
         """The block of reasoning, or its rest, and the blanks behind it."""
@@ -256,9 +259,9 @@ class ToolGrammar:
         if demand.calls == "none":
             return f"{before}* {final}"
         calls = []
-        self._rule("BLANK", r"/( |\n[ \t]{0,40})/")
+        self._rule("BLANK", f"/{WHITESPACE}/")
         for i, tool in enumerate(self._tools):
-            arguments = self._rule(f"arguments_{i}", "%json " + guided(tool.schema, tool.options))
+            arguments = self._rule(f"arguments_{i}", json_expression(tool.schema, tool.options))
             heads = self._sequences(f"head_{i}", self._format.firsts, tool.name)
             calls += [f"{head} {arguments}" for head in heads]
         call = self._rule("call", " | ".join(calls))
