@@ -152,7 +152,10 @@ def known_fields(kind: str, sources: Iterable[dict[Any, Any]], strict: bool) -> 
             known(text, DOCUMENT, ("documents", i), strict) for i, text in enumerate(data["documents"])
         ]
     if isinstance(data.get("tools"), list):
-        data["tools"] = [_tool(tool, ("tools", i), strict) for i, tool in enumerate(data["tools"])]
+        data["tools"] = [
+            _with_function(tool, TOOL, FUNCTION_DEFINITION, ("tools", i), strict)
+            for i, tool in enumerate(data["tools"])
+        ]
     if isinstance(data.get("functions"), list):
         data["functions"] = [
             known(item, FUNCTION_DEFINITION, ("functions", i), strict) for i, item in enumerate(data["functions"])
@@ -176,7 +179,8 @@ def _message(given: Any, loc: tuple[Any, ...], strict: bool) -> Any:
         message["content"] = [_part(part, (*loc, "content", i), strict) for i, part in enumerate(message["content"])]
     if isinstance(message.get("tool_calls"), list):
         message["tool_calls"] = [
-            _call(call, (*loc, "tool_calls", i), strict) for i, call in enumerate(message["tool_calls"])
+            _with_function(call, TOOL_CALL, FUNCTION, (*loc, "tool_calls", i), strict)
+            for i, call in enumerate(message["tool_calls"])
         ]
     # A message without content is a mistake, or has it under an unknown key; only an answer may be empty.
     others = [
@@ -222,15 +226,9 @@ def _part(part: Any, loc: tuple[Any, ...], strict: bool) -> Any:
     return known(part, keys, loc, strict)
 
 
-def _tool(tool: Any, loc: tuple[Any, ...], strict: bool) -> Any:
-    tool = known(tool, TOOL, loc, strict)
-    if isinstance(tool, dict) and "function" in tool:
-        tool["function"] = known(tool["function"], FUNCTION_DEFINITION, (*loc, "function"), strict)
-    return tool
-
-
-def _call(call: Any, loc: tuple[Any, ...], strict: bool) -> Any:
-    call = known(call, TOOL_CALL, loc, strict)
-    if isinstance(call, dict) and "function" in call:
-        call["function"] = known(call["function"], FUNCTION, (*loc, "function"), strict)
-    return call
+def _with_function(value: Any, keys: Keys, of_function: Keys, loc: tuple[Any, ...], strict: bool) -> Any:
+    """A tool, or a call of one: a mapping around that of a function."""
+    value = known(value, keys, loc, strict)
+    if isinstance(value, dict) and "function" in value:
+        value["function"] = known(value["function"], of_function, (*loc, "function"), strict)
+    return value
