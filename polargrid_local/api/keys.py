@@ -174,7 +174,7 @@ def _message(given: Any, loc: tuple[Any, ...], strict: bool) -> Any:
     message = known(given, MESSAGE, loc, strict)
     if not isinstance(message, dict):
         return message
-    _modernize(message)
+    _modernize(message, loc)
     if isinstance(message.get("content"), list):
         message["content"] = [_part(part, (*loc, "content", i), strict) for i, part in enumerate(message["content"])]
     if isinstance(message.get("tool_calls"), list):
@@ -198,10 +198,13 @@ def _message(given: Any, loc: tuple[Any, ...], strict: bool) -> Any:
     return message
 
 
-def _modernize(message: dict[str, Any]) -> None:
+def _modernize(message: dict[str, Any], loc: tuple[Any, ...]) -> None:
     """A call and its result in the older form, `function_call` and the role `function`, become those of tools."""
     call = message.pop("function_call", None)
-    if isinstance(call, dict) and not message.get("tool_calls"):
+    if call is not None:
+        if not isinstance(call, dict) or message.get("tool_calls"):
+            problem = "must be one call, of name and arguments, and not beside tool_calls"
+            raise refused(path((*loc, "function_call")), problem)
         message["tool_calls"] = [{"id": f"call_{call.get('name')}", "type": "function", "function": call}]
     if message.get("role") == "function":
         message["role"] = "tool"

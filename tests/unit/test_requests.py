@@ -472,6 +472,13 @@ def test_calls_and_results_in_the_older_form_are_those_of_tools():
         assert call.tool_calls[0].function.name == result.name == "f"
 
 
+@pytest.mark.parametrize("more", [{"function_call": "f"}, {"function_call": CALL["function"], "tool_calls": [CALL]}])
+def test_a_call_in_the_older_form_is_never_lost(more):
+    with pytest.raises(ValidationError) as caught:
+        parse_request("chat", {"messages": [*HI, {"role": "assistant", "content": None, **more}]}, strict=False)
+    assert caught.value.param == "messages[1].function_call"
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
