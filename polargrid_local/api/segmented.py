@@ -16,7 +16,7 @@ class SegmentedAnswer:
 
     def __init__(self, segments: Segments, stops: Sequence[str], id: str, *, legacy: bool = False) -> None:
         self._segments, self._stop, self._id, self._legacy = segments, StopText(stops), id, legacy
-        self._stops = bool(stops)
+        self.may_stop = bool(stops)
         self._reasoning: list[str] = []
         self._calls: list[tuple[str, list[str]]] = []  # name, and the arguments in pieces
 
@@ -24,10 +24,6 @@ class SegmentedAnswer:
     def stopped(self) -> bool:
         """Whether a stop string was found: nothing comes after it."""
         return self._stop.stopped
-
-    @property
-    def may_stop(self) -> bool:
-        return self._stops
 
     @property
     def reason_of_calls(self) -> FinishReason:

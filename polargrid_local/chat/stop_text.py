@@ -15,26 +15,26 @@ class StopText:
 
     def push(self, text: str) -> str:
         """What is decided now. Nothing once `stopped`."""
-        if self.stopped or not self._stops:
-            return "" if self.stopped else text
+        if self.stopped:
+            return ""
         self._held += text
-        starts = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         open_at = min((overlap_at(self._held, stop) for stop in self._stops), default=len(self._held))
-        if starts and min(at for at, _ in starts) <= open_at:
-            self.stopped = True
-            out, self._held = self._held[: min(at for at, _ in starts)], ""
-            return out
+        found_at = self._found_at()
+        if found_at is not None and found_at <= open_at:
+            return self.finish()
         out, self._held = self._held[:open_at], self._held[open_at:]
         return out
 
     def finish(self) -> str:
         """What waited, once nothing follows. A stop string in it that waited for a longer one counts."""
+        found_at = self._found_at()
         held, self._held = self._held, ""
-        starts = [at for stop in self._stops if (at := held.find(stop)) >= 0]
-        if starts:
-            self.stopped = True
-            return held[: min(starts)]
-        return held
+        self.stopped = self.stopped or found_at is not None
+        return held[:found_at]
+
+    def _found_at(self) -> int | None:
+        """Where the earliest stop string begins in what waits."""
+        return min((at for stop in self._stops if (at := self._held.find(stop)) >= 0), default=None)
 
 
 def overlap_at(text: str, word: str) -> int:

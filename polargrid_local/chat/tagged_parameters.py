@@ -18,10 +18,8 @@ Schema = dict[str, Any]
 
 
 class ParameterReader:
-    """The arguments of one call as Qwen3-Coder writes them, `<parameter=name>` value `</parameter>`, made into JSON.
-
-    Source: the chat template of Qwen3-Coder. One line break after the opening tag and one before the closing one are
-    no part of the value. A value that begins on a line of its own ends only with a closing tag on a line of its own."""
+    """The arguments of one call, made into JSON while they come. A value that begins on a line of its own ends only
+    with a closing tag on a line of its own."""
 
     _OPENING = "<parameter="
     _CLOSING = "</parameter>"
@@ -137,11 +135,8 @@ def text_values(schema: Any, shared: Schema) -> list[str] | None:
     """The texts that a value may be, "null" for null among them; None if any text will do."""
     values: list[str] = []
     for branch in _branches(schema, shared):
-        given = [branch["const"]] if "const" in branch else branch.get("enum")
-        if given is not None:
-            values += [
-                value if isinstance(value, str) else "null" for value in given if value is None or _is_text(value)
-            ]
+        if (listed := _listed_values(branch)) is not None:
+            values += ["null" if value is None else value for value in listed if value is None or _is_text(value)]
         elif "string" in _types(branch):
             return None
         elif "null" in _types(branch):
@@ -165,6 +160,11 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _listed_values(branch: Schema) -> list[Any] | None:
+    """The values that a schema lists, if it does."""
+    return [branch["const"]] if "const" in branch else branch.get("enum")
+
+
 def _branches(schema: Any, shared: Schema, depth: int = 0) -> Iterator[Schema]:
     """The schema, or those that `anyOf`, `oneOf` and references name in its place."""
     if not isinstance(schema, dict) or depth > 16:
@@ -180,8 +180,7 @@ def _branches(schema: Any, shared: Schema, depth: int = 0) -> Iterator[Schema]:
 
 def _types(branch: Schema) -> set[str]:
     """The types that a schema allows, as far as it names them."""
-    if "const" in branch or "enum" in branch:
-        values = [branch["const"]] if "const" in branch else branch["enum"]
+    if (values := _listed_values(branch)) is not None:
         return {"string" if _is_text(value) else "null" if value is None else "other" for value in values}
     given = branch.get("type", ())
     return {given} if isinstance(given, str) else set(given)
