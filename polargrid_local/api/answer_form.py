@@ -16,7 +16,7 @@ from polargrid_local.chat.segments import Reasoning, Segment, Segmenter, Tools
 from polargrid_local.chat.tagged_parameters import parameter_kinds, unheld_keywords
 from polargrid_local.chat.taint import Span
 from polargrid_local.chat.template import ChatTemplate
-from polargrid_local.chat.tool_formats import HARMONY, HARMONY_MARKERS, ToolFormat, as_told
+from polargrid_local.chat.tool_formats import HARMONY_MARKERS, ToolFormat, as_told
 from polargrid_local.chat.tool_grammar import Demand, Signature, ToolGrammar
 from polargrid_local.errors import SchemaError, refused
 
@@ -51,7 +51,7 @@ def answer_form(
     answer, dropped = constraint_of(request, compile)
     inline = request.reasoning_format == "none"
     calls = asked.calls != "none"
-    harmony = template.tool_format.name == HARMONY.name
+    harmony = template.tool_format.channels
     tags = template.reasoning_tags
     opened = _opened_block(spans, tags[0]) if template.thinks else ""
     begun = opened if inline and answer is None else ""

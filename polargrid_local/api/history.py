@@ -9,7 +9,7 @@ from typing import Any
 
 from polargrid_local.api.requests import Message, ToolCall
 from polargrid_local.chat.capabilities import Capabilities
-from polargrid_local.chat.tool_formats import HARMONY, ToolFormat
+from polargrid_local.chat.tool_formats import ToolFormat
 from polargrid_local.chat.tool_prompt import write_calls, write_result
 
 
@@ -79,7 +79,7 @@ class History:
         """A turn with words beside its calls; as two where the template would lose either, or refuse both."""
         texts = message.texts
         apart = self._words == "own turn"
-        if self._format.name == HARMONY.name:  # one body of words may come before a call: those, or a thought
+        if self._format.channels:  # one body of words may come before a call: those, or a thought
             apart = message.reasoning_content is not None
         if not (apart and message.tool_calls and any(texts)):
             return [message]
@@ -89,7 +89,7 @@ class History:
     def _with_thought_apart(self, message: Message) -> Message:
         """Inline reasoning of an earlier answer as a field of its own, for the one format that knows no inline one."""
         content = message.content
-        if self._format.name != HARMONY.name or message.role != "assistant" or not isinstance(content, str):
+        if not self._format.channels or message.role != "assistant" or not isinstance(content, str):
             return message
         before, opening, rest = content.partition("<think>")
         thought, _, text = rest.partition("</think>")

@@ -8,7 +8,7 @@ from typing import Any
 from polargrid_local.api.history import History
 from polargrid_local.api.requests import FunctionDefinition, Message
 from polargrid_local.chat.capabilities import Capabilities, text_parts
-from polargrid_local.chat.tool_formats import GENERIC, HARMONY, ToolFormat
+from polargrid_local.chat.tool_formats import GENERIC, ToolFormat
 from polargrid_local.chat.tool_prompt import describe
 
 
@@ -50,7 +50,7 @@ def messages_of(
             entry["tool_call_id"] = history.id_of(message.tool_call_id)
         if message.reasoning_content is not None:
             entry["reasoning_content"] = message.reasoning_content
-            if format.name == HARMONY.name:
+            if format.channels:
                 entry["thinking"] = message.reasoning_content
         if message.tool_calls:
             entry["tool_calls"] = [history.call(call) for call in message.tool_calls]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from polargrid_local.chat.formats import FORMATS
@@ -196,13 +197,17 @@ class _Probe:
             self._arguments_as_text = way == "text"
             for talk in ["user", "call", "tool"], ["user", "call"], ["system", "user", "call", "tool"]:
                 text = _text(self._try(self._talk(talk)) or [])
-                prompt = _text(self._try(self._talk(talk[: talk.index("call")])) or [])
-                if found := _format_of(text, text[len(prompt) :] if text.startswith(prompt) else ""):
+                if found := _format_of(text, partial(self._after, talk[: talk.index("call")], text)):
                     return way, found
                 if _TOOL in text or _ARGUMENTS["x"] in text:
                     shown.append(way)
         self._arguments_as_text = shown[:1] == ["text"]
         return (shown[0] if shown else "no"), ""
+
+    def _after(self, roles: list[str], text: str) -> str:
+        """What of `text` follows the prompt that these messages give; nothing if it does not begin with it."""
+        prompt = _text(self._try(self._talk(roles)) or [])
+        return text[len(prompt) :] if text.startswith(prompt) else ""
 
     def _beside(self) -> Literal["same turn", "own turn", "no"]:
         """Where words along with a call are shown, and the call too."""
@@ -241,13 +246,13 @@ def _text(spans: list[Span]) -> str:
     return "".join(text for text, _ in spans)
 
 
-def _format_of(text: str, answer: str) -> str:
+def _format_of(text: str, answer: Callable[[], str]) -> str:
     """The name of the tool format in which `text` holds the call, found by reading it in each of them; in those whose
-    calls are all that an answer has, `answer` must begin with it."""
+    calls are all that an answer has, `answer()`, its end, must begin with it."""
     kinds: dict[str, dict[str, ParameterKind]] = {_TOOL: {"x": "text"}}
     for format in TOOL_FORMATS:
         segmenter = Segmenter(Tools(format, kinds))
-        segments = [*segmenter.push(text if format.anywhere else answer), *segmenter.finish()]
+        segments = [*segmenter.push(text if format.anywhere else answer()), *segmenter.finish()]
         arguments = "".join(segment.text for segment in segments if segment.call == 0 and segment.kind == "arguments")
         try:
             if json.loads(arguments or "null") == _ARGUMENTS:

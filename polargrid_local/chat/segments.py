@@ -53,6 +53,8 @@ class Segmenter:
         self._out: list[Segment] = []
         self._n_calls = 0
         self._calls_may_come = tools is not None
+        self._firsts = tools.format.firsts if tools is not None else ()
+        self._signs = {first.lstrip(" ~")[0] for first in self._firsts}  # with which a call may begin
         self._arguments = JsonEnd()
         self._parameters: ParameterReader | None = None
         self._head = ""  # of the call that may begin
@@ -166,12 +168,12 @@ class Segmenter:
             self._say(self._held)
             self._held = ""
             return False
-        firsts = tools.format.firsts
         at = 0 if tools.format.anywhere else len(self._held) - len(self._held.lstrip())
         while at < len(self._held):
             if tools.format.anywhere:
-                at = _next_start(firsts, self._held, at)
-            found = match_any(firsts, self._held, at, tools.names) if at < len(self._held) else False
+                places = [place for sign in self._signs if (place := self._held.find(sign, at)) >= 0]
+                at = min(places, default=len(self._held))
+            found = match_any(self._firsts, self._held, at, tools.names) if at < len(self._held) else False
             if isinstance(found, Found):
                 blank = (self._trim or not tools.format.anywhere) and not self._held[:at].strip()
                 self._say("" if blank else self._held[:at])
@@ -263,12 +265,6 @@ class Segmenter:
         self._state, self._trim = self._content, True
         self._calls_may_come = self._tools.format.anywhere
         return True
-
-
-def _next_start(patterns: Collection[str], text: str, at: int) -> int:
-    """The next place from `at` on where one of the patterns may begin; the end of the text if there is none."""
-    places = [text.find(pattern.lstrip(" ~")[0], at) for pattern in patterns]
-    return min((place for place in places if place >= 0), default=len(text))
 
 
 class JsonEnd:

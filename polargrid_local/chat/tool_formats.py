@@ -92,6 +92,7 @@ class ToolFormat(NamedTuple):
     separator: str = "~"
     closing: str = ""
     anywhere: bool = True  # calls may follow other text; otherwise the answer begins with them or has none
+    channels: bool = False  # the whole answer is written in channels, of which calls are one: see harmony.py
     parameters: bool = False  # the arguments are not one JSON object, but a tag for each, as Qwen3-Coder writes them
     short_ids: bool = False  # ids in the history must be nine letters and digits
     hint: str = ""  # what the source of a template says that means this format, though it writes no calls
@@ -208,6 +209,7 @@ HARMONY = ToolFormat(
     ),
     ("",),
     separator="<|call|><|start|>assistant",
+    channels=True,
 )
 GENERIC = HERMES._replace(name="generic")
 

@@ -87,7 +87,7 @@ class ToolGrammar:
 
     def constraint(self, demand: Demand, reasoning: Reasoning | None) -> Constraint:
         """`reasoning`: the block that may or, where it is open already, must come before the answer."""
-        body = self._harmony(demand) if self._format.name == "harmony" else self._body(demand, reasoning)
+        body = self._harmony(demand) if self._format.channels else self._body(demand, reasoning)
         return Constraint("lark", "\n".join([f"start: {body}", *self._rules]) + "\n")
 
     # parts
