@@ -12,6 +12,7 @@ from polargrid_local.api.tools import ToolsAsked
 from polargrid_local.chat import grammar
 from polargrid_local.chat.grammar import TOO_SLOW, Compile, Constraint
 from polargrid_local.chat.harmony import HarmonySegmenter, harmony_markers
+from polargrid_local.chat.schema_places import path_in
 from polargrid_local.chat.segments import Reasoning, Segment, Segmenter, Tools
 from polargrid_local.chat.tagged_parameters import parameter_kinds, unheld_keywords
 from polargrid_local.chat.taint import Span
@@ -166,7 +167,7 @@ class _Held:
 
     def _drop_unheld(self, function: FunctionDefinition) -> None:
         for steps in unheld_keywords(self.schemas[function.name]):
-            path = grammar.path_in(self._fields[function.name], steps)
+            path = path_in(self._fields[function.name], steps)
             if function.strict:
                 raise SchemaError.at(path, f"cannot be held to in this model's notation of calls, {self._format.name}")
             self.dropped.append(path)

@@ -24,7 +24,7 @@ from schemas import check_answer, check_refusal, random_schemas
 from typing_extensions import TypedDict
 
 from polargrid_local import AsyncEngine, Engine, PolarGridError, SchemaError, ServerError, ValidationError
-from polargrid_local.chat.grammar import MAX_OPTIONAL
+from polargrid_local.chat.schema_limits import MAX_OPTIONAL
 from polargrid_local.native import loaded_model
 
 PERSON = {
