@@ -17,7 +17,6 @@ import argparse
 import json
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,28 +73,7 @@ class Ours:
             )
             for i in range(streams)
         ]
-        begun, ended = threading.Barrier(streams + 1), threading.Event()
-
-        def read(call: Any) -> None:
-            next(chunk for chunk in call if chunk["choices"][0]["delta"].get("content"))
-            begun.wait()
-            for _ in call:
-                pass
-            ended.set()
-
-        readers = [threading.Thread(target=read, args=(call,)) for call in calls]
-        for reader in readers:
-            reader.start()
-        begun.wait()
-        start, before = time.perf_counter(), self._steps()
-        ended.wait()
-        rate = streams * (self._steps() - before) / (time.perf_counter() - start)
-        for reader in readers:
-            reader.join()
-        return rate
-
-    def _steps(self) -> int:
-        return sum(model["n_steps"] for model in self.engine.stats().values())
+        return measure.rate_together(self.engine, calls)
 
     def first(self, **fields: Any) -> float:
         start = time.perf_counter()

@@ -15,7 +15,6 @@ import os
 import random
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -222,27 +221,7 @@ class Ours(Chats):
         """Tokens per second over all of `n_streams` concurrent streams, from when all run until the first ends."""
         # The first ones already answer while the prompts of the last ones are read: give them tokens for that
         streams = [self._stream(32, n_tokens + 4 * n_streams, seed + i) for i in range(n_streams)]
-        begun = threading.Barrier(n_streams + 1)
-        ended = threading.Event()
-
-        def read(stream: Any) -> None:
-            next(c for c in stream if c["choices"][0].get("text"))
-            begun.wait()
-            for _ in stream:
-                pass
-            ended.set()
-
-        readers = [threading.Thread(target=read, args=(s,)) for s in streams]
-        for reader in readers:
-            reader.start()
-        begun.wait()
-        # All of them run, and none has a prompt to read: a step is a token of each
-        start, before = now(), self._stats("n_steps")
-        ended.wait()
-        rate = n_streams * (self._stats("n_steps") - before) / (now() - start)
-        for reader in readers:
-            reader.join()
-        return rate
+        return measure.rate_together(self.engine, streams, now)
 
     def _stats(self, name: str) -> int:
         return sum(model[name] for model in self.engine.stats().values())

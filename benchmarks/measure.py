@@ -11,8 +11,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,36 @@ def serve(operations: Callable[[str, dict[str, Any]], Any]) -> None:
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         out.write(json.dumps(answer) + "\n")
+
+
+def rate_together(engine: Any, streams: Sequence[Any], now: Callable[[], float] = time.perf_counter) -> float:
+    """Tokens per second over all `streams` of an Engine, each read by a thread, from when all run until the first
+    ends."""
+    from polargrid_local import text_of
+
+    begun, ended = threading.Barrier(len(streams) + 1), threading.Event()
+
+    def read(stream: Any) -> None:
+        next(text_of(stream))
+        begun.wait()
+        for _ in stream:
+            pass
+        ended.set()
+
+    def n_steps() -> int:
+        return sum(model["n_steps"] for model in engine.stats().values())
+
+    readers = [threading.Thread(target=read, args=(stream,)) for stream in streams]
+    for reader in readers:
+        reader.start()
+    begun.wait()
+    # All of them run, and none has a prompt to read: a step is a token of each
+    start, before = now(), n_steps()
+    ended.wait()
+    rate = len(streams) * (n_steps() - before) / (now() - start)
+    for reader in readers:
+        reader.join()
+    return rate
 
 
 def memory_mib() -> dict[str, float]:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from polargrid_local.errors import AuthenticationError, PolarGridError
 from polargrid_local.server.config import ServeConfig, is_loopback
 from polargrid_local.server.metrics import Metrics
-from polargrid_local.server.replies import error_reply, forbidden, internal_error
+from polargrid_local.server.replies import DROPPED, error_reply, forbidden, internal_error
 from polargrid_local.server.sse import log_crash
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Gate:
                 self._check_origin(origin, headers)
                 extra += [
                     (b"access-control-allow-origin", origin),
-                    (b"access-control-expose-headers", b"x-request-id, retry-after, x-polargrid-dropped-keywords"),
+                    (b"access-control-expose-headers", f"x-request-id, retry-after, {DROPPED}".encode()),
                 ]
                 if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
                     extra += _preflight(headers)

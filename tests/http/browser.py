@@ -24,6 +24,7 @@ FLAGS = [
 ]
 NODE_MODULES = Path(__file__).parent / "js" / "node_modules"
 AXE = NODE_MODULES / "axe-core" / "axe.min.js"
+NEEDS_AXE = pytest.mark.skipif(not AXE.exists(), reason="needs axe-core: run npm install in tests/http/js")
 MARKDOWN = """## Head
 
 Some *soft* and **bold** `code & <b>` text.
@@ -129,3 +130,10 @@ def until(page: Any, expression: str) -> None:
     while not page.evaluate(expression):
         assert time.monotonic() < deadline, expression
         page.wait_for_timeout(20)
+
+
+def check_by_axe(page: Any, where: str) -> None:
+    """axe-core, an independent checker of accessibility, finds nothing on the page as it is now."""
+    page.evaluate(AXE.read_text())
+    report = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+    assert [(where, rule["id"], [node["html"] for node in rule["nodes"]]) for rule in report["violations"]] == []

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
-from browser import AXE, ask, finished, until
+from browser import NEEDS_AXE, ask, check_by_axe, finished, until
 from scripted_server import DONE, ScriptedServer, answer, call, chunk, delta
 from test_web_markup import HOSTILE
 
@@ -360,14 +361,10 @@ def test_calls_fit_on_a_narrow_screen(page: Any, scripted: ScriptedServer) -> No
     assert page.evaluate("(s => s.scrollWidth - s.clientWidth)(document.querySelector('#scroller'))") <= 0
 
 
-@pytest.mark.skipif(not AXE.exists(), reason="needs axe-core: run npm install in tests/http/js")
+@NEEDS_AXE
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_accessibility_by_axe(page: Any, scripted: ScriptedServer, theme: str) -> None:
-    def check(where: str) -> None:
-        page.evaluate(AXE.read_text())
-        report = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
-        assert [(where, rule["id"], [node["html"] for node in rule["nodes"]]) for rule in report["violations"]] == []
-
+    check = partial(check_by_axe, page)
     page.emulate_media(color_scheme=theme, reduced_motion="reduce")
     set_field(page, "Tools", "[{}]")
     page.locator("#tools-problem").wait_for()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
-from browser import AXE, MARKDOWN, ask, finished, until
+from browser import MARKDOWN, NEEDS_AXE, ask, check_by_axe, finished, until
 from scripted_server import DONE, ScriptedServer, answer, chunk, usage
 
 pytestmark = pytest.mark.browser
@@ -560,16 +561,12 @@ def test_everything_works_from_the_keyboard(page: Any, scripted: ScriptedServer)
     assert labels == sorted(labels), seen
 
 
-@pytest.mark.skipif(not AXE.exists(), reason="needs axe-core: run npm install in tests/http/js")
+@NEEDS_AXE
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_accessibility_by_axe(page: Any, scripted: ScriptedServer, theme: str) -> None:
     """axe-core, an independent checker, finds nothing on any face of the page."""
 
-    def check(where: str) -> None:
-        page.evaluate(AXE.read_text())
-        report = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
-        assert [(where, rule["id"], [node["html"] for node in rule["nodes"]]) for rule in report["violations"]] == []
-
+    check = partial(check_by_axe, page)
     page.emulate_media(color_scheme=theme, reduced_motion="reduce")
     gate = threading.Event()
     scripted.say(*answer(MARKDOWN))
