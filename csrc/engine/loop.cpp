@@ -24,7 +24,8 @@ constexpr auto kMaskWait = std::chrono::milliseconds(2);
 
 Loop::Loop(SharedState & shared)
     : shared_(shared), masks_(std::make_unique<MaskWorker>([&shared] {
-          const std::lock_guard lock(shared.mutex);  // a wait has seen that the mask is ready, or hears of it
+          // Under the lock, so that a wait cannot miss it between looking and falling asleep.
+          const std::lock_guard lock(shared.mutex);
           shared.wake_engine.notify_one();
       })) {}
 

@@ -383,7 +383,7 @@ int64_t process_id() {
 }
 
 void lower_priority() {
-#ifdef __linux__
+#if defined(__linux__)
     constexpr int kNice = 10;  // a tenth of what a thread of the usual priority gets
     setpriority(PRIO_PROCESS, 0, kNice);  // Linux counts by thread, whatever the name says
 #endif

@@ -72,7 +72,7 @@ def answer_form(
     schemas: dict[str, Any] = {}
     if calls or (answer is not None and (harmony or (reasoning is not None and template.thinks))):
         expression = None if answer is None else _expression(answer, calls)
-        held = _Held(asked, format, control_tokens, Demand(asked.calls, asked.several, expression))
+        held = _HeldTools(asked, format, control_tokens, Demand(asked.calls, asked.several, expression))
         constraint = held.constraint(reasoning if template.thinks else None, compile)
         schemas, dropped = held.schemas, [*dropped, *held.dropped]
     markers = [*template.tool_format.markers, *tags, *(HARMONY_MARKERS if harmony else ())]
@@ -132,7 +132,7 @@ def _expression(answer: Constraint, calls: bool) -> str:
     raise refused("grammar", f"a grammar cannot stand beside {beside}; a JSON schema, a regex or a choice can")
 
 
-class _Held:
+class _HeldTools:
     """The tools that may be called, with the schemas to which their arguments are held."""
 
     def __init__(
