@@ -369,6 +369,17 @@ def test_an_answer_held_to_a_schema_begins_no_call_in_a_string():
     assert choice["message"] == {"role": "assistant", "content": text}
 
 
+def test_logprobs_of_what_a_filter_held_back_are_told_of_nobody():
+    job = made(HERMES, tools=TOOLS, logprobs=True, content_filter=lambda text: "Bonn" in text)
+    chunks = job.assembler.start()
+    for i, token in enumerate(["<tool_call>", " Bonn"]):
+        entry = {"token": i, "logprob": -1.0, "bytes": token.encode(), "top": []}
+        chunks += job.assembler.feed(Event(1, "text", token, logprobs=[entry]), 0)
+    assert chunks[-1]["choices"][0]["finish_reason"] == "content_filter"
+    assert "logprobs" not in chunks[-1]["choices"][0]
+    assert job.assembler.response()["choices"][0]["logprobs"]["content"] == []
+
+
 # --- reasoning --------------------------------------------------------------------------------------------------------
 
 THOUGHT = "hm\n</think>\n\nYes."
