@@ -67,4 +67,13 @@ else()
   option(GGML_NATIVE "ggml: optimise for this machine" ON)
 endif()
 
+# GPU backends become parts of their own beside the extension, which loads them where a driver is there (backends.cmake).
+set(PGL_BACKENDS "")
+foreach(api CUDA HIP VULKAN)
+  if(GGML_${api})
+    list(APPEND PGL_BACKENDS ${api})
+    set(GGML_${api} OFF)   # hides the user's cache entry from llama.cpp, which would link the backend in
+  endif()
+endforeach()
+
 add_subdirectory("${PGL_LLAMA_CPP_DIR}" "${CMAKE_BINARY_DIR}/llama.cpp" EXCLUDE_FROM_ALL)

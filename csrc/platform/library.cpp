@@ -2,6 +2,9 @@
 
 #include "request.h"
 
+#include <filesystem>
+#include <system_error>
+
 #ifdef _WIN32
 #define WIN32_LEAN_AND_MEAN
 #include <windows.h>
@@ -47,6 +50,31 @@ void * symbol_of(const std::string & path, const char * symbol) {
         refuse(path, std::string("it has no ") + symbol);
     }
     return address;
+}
+
+bool is_file(const std::string & path) {
+    std::error_code ignored;
+    return std::filesystem::is_regular_file(std::filesystem::u8path(path), ignored);
+}
+
+std::string own_folder() {
+    std::string path;
+#ifdef _WIN32
+    HMODULE library = nullptr;
+    wchar_t name[MAX_PATH];
+    if (GetModuleHandleExW(GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS | GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT,
+                           reinterpret_cast<LPCWSTR>(&own_folder), &library) != 0 &&
+        GetModuleFileNameW(library, name, MAX_PATH) < MAX_PATH) {
+        path = std::filesystem::path(name).u8string();
+    }
+#else
+    Dl_info about;
+    if (dladdr(reinterpret_cast<void *>(&own_folder), &about) != 0 && about.dli_fname != nullptr) {
+        path = about.dli_fname;
+    }
+#endif
+    const size_t slash = path.find_last_of("/\\");
+    return slash == std::string::npos ? "." : path.substr(0, slash);
 }
 
 }  // namespace pgl::platform

@@ -1,4 +1,4 @@
-// A shared library that is opened while the program runs, and stays open until it ends.
+// Shared libraries: those opened while the program runs, which stay open until it ends, and the one we are part of.
 #pragma once
 
 #include <string>
@@ -9,5 +9,10 @@ namespace pgl::platform {
 // file, it cannot be loaded here, or it lacks the symbol. The library is never closed: its threads may outlive a
 // caller.
 void * symbol_of(const std::string & path, const char * symbol);
+
+bool is_file(const std::string & path);
+
+// The folder of the library or program that this code is linked into; "." where the system does not tell.
+std::string own_folder();
 
 }  // namespace pgl::platform
