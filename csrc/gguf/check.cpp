@@ -8,6 +8,7 @@
 #include "gguf/vocab.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <unordered_set>
@@ -35,6 +36,9 @@ class Check {
         tensors(file_);
         splits();
         out_.vocab_only = out_.n_tensors == 0;
+        if (names_.count("output.weight") == 0) {
+            out_.output_bytes += tied_bytes_;
+        }
         if (role_ == GgufRole::model) {
             embedding();
             tasks();
@@ -160,6 +164,7 @@ class Check {
         out_.n_ctx_train = static_cast<int32_t>(count(key("context_length"), 1, 1u << 24, runs));
         const auto n_embd = count(key("embedding_length"), 1, 1u << 20, runs);
         out_.n_embd = static_cast<int32_t>(n_embd);
+        out_.layers.resize(n_layer);
         out_.pooling = pooling("pooling_type");
         pooling("classifier.pooling_type");
         if (const auto scaling = file_.string(key("rope.scaling.type"))) {
@@ -242,8 +247,10 @@ class Check {
             }
             if (heads[i] > 0 && i < static_cast<uint32_t>(out_.n_layer)) {
                 const uint64_t k = kv[i] * k_dim, v = kv[i] * v_dim;
-                out_.cache_bytes_f16 += 2 * (k + v);
-                out_.cache_bytes_q8_0 += 34 * ((k + 31) / 32 + (v + 31) / 32);
+                out_.layers[i].cache_bytes_f16 = 2 * (k + v);
+                out_.layers[i].cache_bytes_q8_0 = 34 * ((k + 31) / 32 + (v + 31) / 32);
+                out_.cache_bytes_f16 += out_.layers[i].cache_bytes_f16;
+                out_.cache_bytes_q8_0 += out_.layers[i].cache_bytes_q8_0;
             }
         }
         out_.n_head = static_cast<int32_t>(*std::max_element(heads.begin(), heads.end()));
@@ -387,6 +394,7 @@ class Check {
     }
 
     void tensors(const GgufFile & file);
+    void place(const GgufFile::Tensor & tensor);
     void splits();
 
     const GgufFile & file_;
@@ -396,6 +404,7 @@ class Check {
     std::vector<GgufFile> splits_;                 // beside file_; the names below are views into them
     std::unordered_set<std::string_view> names_;   // of tensors, over all splits
     std::map<uint32_t, uint64_t> bytes_by_type_;
+    uint64_t tied_bytes_ = 0;  // of the token table, which a model without one of its own takes for its output
     uint64_t dense_out_ = 0;   // rows of the layer after the pooling; 0 = there is none
 };
 
@@ -429,6 +438,7 @@ void Check::tensors(const GgufFile & file) {
         }
         out_.n_params += tensor.n_elements;
         bytes_by_type_[tensor.type] += tensor.n_bytes;
+        place(tensor);
     }
     out_.n_tensors += file.tensors().size();
     out_.tensor_bytes += file.tensor_bytes();
@@ -438,6 +448,24 @@ void Check::tensors(const GgufFile & file) {
                                            [](const auto & a, const auto & b) { return a.second < b.second; });
         out_.quantization = GgufFile::tensor_type(most->first)->name;
     }
+}
+
+// Adds a tensor's bytes to its layer's, or to those read on the way in or on the way out.
+void Check::place(const GgufFile::Tensor & tensor) {
+    constexpr std::string_view block = "blk.";
+    const auto contains = [&](std::string_view part) { return tensor.name.find(part) != std::string_view::npos; };
+    if (const size_t at = tensor.name.find(block); at != std::string_view::npos) {
+        uint32_t layer = 0;
+        const std::string_view number = tensor.name.substr(at + block.size());
+        std::from_chars(number.data(), number.data() + number.size(), layer);
+        if (layer < out_.layers.size()) {
+            out_.layers[layer].weights_bytes += tensor.n_bytes;
+            return;
+        }
+    }
+    const bool input = contains("token_embd") || contains("position_embd") || contains("token_types");
+    (input ? out_.input_bytes : out_.output_bytes) += tensor.n_bytes;
+    tied_bytes_ = tensor.name == "token_embd.weight" ? tensor.n_bytes : tied_bytes_;
 }
 
 void Check::splits() {

@@ -36,6 +36,15 @@ struct GgufSummary {
     // file marks them with 0 KV heads), without the padding of sliding windows or latent attention's savings.
     uint64_t cache_bytes_f16 = 0, cache_bytes_q8_0 = 0;
 
+    // What each layer holds, for placing layers on GPUs. Weights outside the layers are either read by the first, on
+    // the CPU (the token table and its like), or go with the output, which may be the token table over again.
+    struct Layer {
+        uint64_t weights_bytes = 0;
+        uint64_t cache_bytes_f16 = 0, cache_bytes_q8_0 = 0;  // per token
+    };
+    std::vector<Layer> layers;
+    uint64_t input_bytes = 0, output_bytes = 0;
+
     std::map<std::string, std::string> metadata;  // scalar keys; strings cut at 256 bytes, on a character
 
     template <typename Visit> static constexpr void fields(Visit && field) {

@@ -1,4 +1,4 @@
-// Memory plan: how long a context and how many layers on the GPU fit this machine. Decided before a byte is allocated.
+// Memory plan: how long a context fits this machine, and which layers on which GPU. Decided before a byte is allocated.
 #pragma once
 
 #include "gguf/check.h"
@@ -6,24 +6,29 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace pgl {
 
 // What there is, in bytes.
 struct MemoryAvailable {
-    uint64_t host = 0;     // machine::available_bytes()
-    uint64_t device = 0;   // free on all GPUs together
-    int32_t n_gpus = 0;
+    uint64_t host = 0;  // machine::available_bytes()
+    std::vector<uint64_t> gpus;  // free on each, in the order they are used
+    bool shared = false;  // the GPUs have no memory of their own: they take the host's
+    std::string no_gpu_reason;  // for messages; "" = nothing to say
 };
 
 struct MemoryPlan {
-    int32_t n_ctx = 0;                      // tokens of each stream
-    int32_t n_gpu_layers = 0;               // the output layer counts as one
-    uint64_t cache_bytes_per_token = 0;     // of one stream; 0 for a model that does not generate
+    int32_t n_ctx = 0;  // tokens of each stream
+    int32_t n_gpu_layers = 0;  // the last ones of the model; the output counts as one
+    std::vector<int32_t> layers_of_gpu;  // how many of them each GPU gets, in the order of the model
+    uint64_t cache_bytes_per_token = 0;  // of one stream; 0 for a model that does not generate
+    std::string placement;  // in words: which layers run where, and why not more of them on a GPU
 };
 
 // `generates`: whether the model will have a KV cache. Throws Error("invalid_request") for options that exclude each
-// other or ask for a GPU that is not there, Error("out_of_memory", details need, have, max_n_ctx) where nothing fits.
+// other or ask for a GPU that is not there; Error("out_of_memory") where nothing fits, with details need and have, and
+// max_n_ctx, or max_n_gpu_layers for more layers than the GPUs hold.
 MemoryPlan plan_memory(const GgufSummary & model, bool generates, const EngineOptions & options,
                        const MemoryAvailable & available);
 
@@ -31,8 +36,8 @@ MemoryPlan plan_memory(const GgufSummary & model, bool generates, const EngineOp
 int32_t trained_context(const GgufSummary & model);
 
 constexpr uint64_t kMiB = uint64_t{1} << 20;
-constexpr uint64_t kMemoryMargin = 256 * kMiB;   // left to the rest of the process
+constexpr uint64_t kMemoryMargin = 256 * kMiB;  // left to the rest of the process, and on each GPU
 
-std::string mib(uint64_t bytes);   // "123 MiB", for messages
+std::string mib(uint64_t bytes);  // "123 MiB", for messages
 
 }  // namespace pgl
