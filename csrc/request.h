@@ -233,7 +233,7 @@ struct EngineOptions {
 struct DeviceInfo {
     std::string name, description;
     bool gpu = false;
-    uint64_t memory_bytes = 0, free_bytes = 0;
+    uint64_t memory_bytes = 0, free_bytes = 0;  // free: as the driver says; some say all
 
     template <typename Visit> static constexpr void fields(Visit && field) {
         field("name", &DeviceInfo::name);
@@ -260,9 +260,11 @@ struct ModelInfo {
     int32_t max_streams = 0, n_threads = 0, n_gpu_layers = 0, n_batch = 0;
     bool add_bos = false, flash_attention = false;
     std::string cache_type, kernels;  // kernels: the instruction set in use, or "off"
+    std::string placement;  // in words: which layers run on a GPU, and why not more
+    bool row_invariant = false;  // an answer's bits do not depend on what runs beside it, nor on what was cached
     std::string build;  // pinned llama.cpp build id
     double load_ms = 0;
-    std::vector<DeviceInfo> devices;
+    std::vector<DeviceInfo> devices;  // that the model uses: the CPU, then GPUs
     std::map<std::string, std::string> metadata;  // scalar GGUF keys
 
     template <typename Visit> static constexpr void fields(Visit && field) {
@@ -297,6 +299,8 @@ struct ModelInfo {
         field("flash_attention", &ModelInfo::flash_attention);
         field("cache_type", &ModelInfo::cache_type);
         field("kernels", &ModelInfo::kernels);
+        field("placement", &ModelInfo::placement);
+        field("row_invariant", &ModelInfo::row_invariant);
         field("build", &ModelInfo::build);
         field("load_ms", &ModelInfo::load_ms);
         field("devices", &ModelInfo::devices);
@@ -310,6 +314,7 @@ struct Stats {
     uint64_t n_prompt_tokens = 0, n_cached_tokens = 0, n_generated_tokens = 0, n_steps = 0;
     int32_t n_cells = 0, n_cells_used = 0;  // KV cache, tokens; used = by running streams and held prefixes
     uint64_t prefix_cache_bytes = 0;  // host copies
+    std::map<std::string, uint64_t> device_bytes;  // held of each GPU, by its name
 
     template <typename Visit> static constexpr void fields(Visit && field) {
         field("n_running", &Stats::n_running);
@@ -325,6 +330,7 @@ struct Stats {
         field("n_cells", &Stats::n_cells);
         field("n_cells_used", &Stats::n_cells_used);
         field("prefix_cache_bytes", &Stats::prefix_cache_bytes);
+        field("device_bytes", &Stats::device_bytes);
     }
 };
 

@@ -23,6 +23,7 @@ _HOME = {
         "AuthenticationError",
         "ContextLengthError",
         "EngineClosed",
+        "DeviceLostError",
         "EngineCrashed",
         "ForkedEngineError",
         "InvalidModelError",

@@ -17,6 +17,7 @@
     `- ServerError                 500  not the caller's fault
        |- MemoryEstimateError      503  does not fit; `details` has need, have and max_n_ctx
        |- EngineCrashed            503  an isolated engine process died; retryable
+       |- DeviceLostError          503  a GPU stopped working; retryable
        |- ModelFileChanged         503  the file changed under a loaded model
        `- NumericError             500  NaN or infinity where probabilities should be
 
@@ -177,6 +178,12 @@ class EngineCrashed(ServerError):
     code, status, retryable = "engine_crashed", 503, True
 
 
+class DeviceLostError(ServerError):
+    """A GPU stopped working while it computed. With device="auto" the model is loaded again without it."""
+
+    code, status, retryable = "device_lost", 503, True
+
+
 class ModelFileChanged(ServerError):
     code, status = "model_file_changed", 503
 
@@ -228,6 +235,7 @@ _BY_CODE: dict[str, type[PolarGridError]] = {
         ForkedEngineError,
         MemoryEstimateError,
         EngineCrashed,
+        DeviceLostError,
         NumericError,
     )
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from polargrid_local.api.replies import (
@@ -31,19 +31,24 @@ def health_reply(healthy: bool, version: str, now: datetime) -> HealthResponse:
     }
 
 
-def gpu_status_reply(devices: Sequence[Device], now: datetime) -> GPUStatusResponse:
-    """`devices`: as the native module lists them; those that are no GPUs are left out."""
-    gpus = [_gpu(index, device) for index, device in enumerate(device for device in devices if device.get("gpu"))]
+def gpu_status_reply(devices: Sequence[Device], held: Mapping[str, int], pid: int, now: datetime) -> GPUStatusResponse:
+    """`devices`: as the native module lists them; those that are no GPUs are left out. `held`: bytes that the models of
+    this process, `pid`, hold of each, by its name; other processes are not known."""
+    gpus = [
+        _gpu(index, device, held.get(device["name"], 0))
+        for index, device in enumerate(device for device in devices if device.get("gpu"))
+    ]
+    ours = sum(held.values())
     return {
         "status": "success",
         "timestamp": now.isoformat(),
         "gpus": gpus,
-        "processes": [],
+        "processes": [{"pid": pid, "name": "polargrid-local", "memory_mb": ours >> 20}] if ours else [],
         "total_gpus": len(gpus),
     }
 
 
-def gpu_memory_reply(devices: Sequence[Device], now: datetime) -> GPUMemoryResponse:
+def gpu_memory_reply(devices: Sequence[Device], held: Mapping[str, int], now: datetime) -> GPUMemoryResponse:
     """The memory of each GPU among `devices`, in GiB."""
     memory: list[GPUMemorySimple] = [
         {
@@ -53,7 +58,7 @@ def gpu_memory_reply(devices: Sequence[Device], now: datetime) -> GPUMemoryRespo
             "percent_used": gpu["memory"]["percent_used"],
             "percent_free": round(100 - gpu["memory"]["percent_used"], 2),
         }
-        for gpu in gpu_status_reply(devices, now)["gpus"]
+        for gpu in gpu_status_reply(devices, held, 0, now)["gpus"]
     ]
     return {"status": "success", "timestamp": now.isoformat(), "memory": memory}
 
@@ -68,9 +73,10 @@ def gpu_memory_state(memory: Sequence[GPUMemorySimple]) -> GPUMemoryState:
     }
 
 
-def _gpu(index: int, device: Device) -> GPUInfo:
-    total, free = device["memory_bytes"], device["free_bytes"]
-    used = total - free
+def _gpu(index: int, device: Device, held: int) -> GPUInfo:
+    total = device["memory_bytes"]
+    used = max(total - device["free_bytes"], min(held, total))  # some drivers say that all is free, whatever is held
+    free = total - used
     percent = round(100 * used / total, 2) if total else 0.0
     return {
         "index": index,

@@ -8,6 +8,7 @@ import os
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -357,7 +358,7 @@ class Models:
         ready = self.find(name)
         template = ready.target.template
         said = f"{template.name} (assumed)" if template.assumed else template.name or "the model's own"
-        return {**ready.model.info, "chat_format": said, "tool_format": _tool_format(template)}
+        return {**ready.model.info_now(), "chat_format": said, "tool_format": _tool_format(template)}
 
     def health(self) -> HealthResponse:
         from polargrid_local import __version__
@@ -373,11 +374,19 @@ class Models:
             devices = system().get("devices", [])
         return devices
 
+    def _held(self) -> dict[str, int]:
+        """Bytes that the loaded models hold of each GPU, by its name."""
+        held: Counter[str] = Counter()
+        for ready in list(self._ready.values()):
+            with contextlib.suppress(PolarGridError):  # closed meanwhile
+                held.update(ready.model.stats().get("device_bytes", {}))
+        return held
+
     def gpu_status(self) -> GPUStatusResponse:
-        return gpu_status_reply(self._devices(), datetime.now())
+        return gpu_status_reply(self._devices(), self._held(), os.getpid(), datetime.now())
 
     def gpu_memory(self) -> GPUMemoryResponse:
-        return gpu_memory_reply(self._devices(), datetime.now())
+        return gpu_memory_reply(self._devices(), self._held(), datetime.now())
 
     def purge(self, force: bool) -> GPUPurgeResponse:
         """Unloads every model when forced, else those without a running request."""

@@ -141,8 +141,8 @@ void Engine::close() {
 std::shared_ptr<Model> Engine::loaded_model() const {
     check_process(process_id_);
     const std::lock_guard lock(shared_.mutex);
-    if (shared_.closing || shared_.ended) {
-        throw engine_closed();
+    if (shared_.closing || shared_.ended || shared_.ended_by) {
+        throw shared_.why_ended();
     }
     if (!shared_.model) {
         throw Error("invalid_model", "the model is not loaded yet");
@@ -166,7 +166,7 @@ std::shared_ptr<const Grammars> Engine::grammars(const std::shared_ptr<Model> & 
     auto made = Grammars::open(shared_.options.guidance, {model, &model->tokenizer()});
     const std::lock_guard lock(shared_.mutex);
     if (shared_.closing || shared_.ended) {
-        throw engine_closed();
+        throw shared_.why_ended();
     }
     shared_.grammars = made;
     return made;
@@ -232,7 +232,7 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
 
     const std::lock_guard lock(shared_.mutex);
     if (shared_.closing || shared_.ended) {
-        throw engine_closed();
+        throw shared_.why_ended();
     }
     if (shared_.n_live >= shared_.options.max_streams + shared_.options.max_queue) {
         throw Error("queue_full",

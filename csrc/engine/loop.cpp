@@ -48,7 +48,7 @@ void Loop::run() {
 }
 
 void Loop::work() {
-    if (!load()) {
+    if (!load(shared_.options)) {
         return;
     }
     while (step()) {
@@ -65,7 +65,7 @@ void Loop::work() {
     model_.reset();
 }
 
-bool Loop::load() {
+bool Loop::load(const EngineOptions & options) {
     Event failure;
     failure.kind = EventKind::error;
     try {
@@ -82,15 +82,17 @@ bool Loop::load() {
             const std::lock_guard lock(shared_.mutex);
             return !shared_.closing && shared_.cancelled.count(0) == 0;
         };
-        const auto model = std::make_shared<Model>(shared_.path, shared_.options, on_progress, shared_.abort);
+        const auto model = std::make_shared<Model>(shared_.path, options, on_progress, shared_.abort);
         cache_ = std::make_unique<KvCache>(*model, shared_.options.max_streams, model->info().prefix_cache_bytes);
-        scheduler_ = std::make_unique<Scheduler>(shared_.options.n_batch);
+        scheduler_ = std::make_unique<Scheduler>(shared_.options.n_batch, model->can_abort());
         model_ = model;
         {
             const std::lock_guard lock(shared_.mutex);
             shared_.stats.n_cells = model->can(Task::generate) ? model->info().n_ctx * shared_.options.max_streams : 0;
             shared_.model = model;
+            shared_.grammars.reset();   // of a model before
         }
+        note_memory();
         Event event;
         event.kind = EventKind::loaded;
         event.progress = 1;
@@ -144,20 +146,51 @@ bool Loop::step() {
         prefill(plan);
         remove_ended();
     } catch (const Error & e) {
-        // The model rebuilt its context: every running sequence's state is gone with it.
-        for (const SequencePtr & sequence : running_) {
-            if (!sequence->ended()) {
-                publish(sequence->failed(e.code, e.what()));
-            }
-        }
-        cache_->forget_all();
-        running_.clear();
+        return after_failure(e);
     } catch (const std::exception & e) {
-        end_all("internal_error", e.what());
-        cache_->forget_all();
+        const Error error = model_->failed(e.what());
+        end_all(error.code, error.what());   // also those that wait: they might have caused it
+        return after_failure(error);
     }
     flush();
     return true;
+}
+
+// The model rebuilt its context: every running sequence's state is gone with it. False: the engine has ended.
+bool Loop::after_failure(const Error & error) {
+    for (const SequencePtr & sequence : running_) {
+        if (!sequence->ended()) {
+            publish(sequence->failed(error.code, error.what()));
+        }
+    }
+    cache_->forget_all();
+    running_.clear();
+    flush();
+    return error.code != "device_lost" || leave_gpu(error);
+}
+
+// Loads the model again without the GPU that is lost. What waits is answered from there, if the options allow it.
+bool Loop::leave_gpu(const Error & lost) {
+    log::write(log::error, lost.what());
+    EngineOptions options = shared_.options;
+    options.n_ctx = model_->info().n_ctx;   // what its users were told
+    if (load(options)) {
+        log::write(log::warning, "the model was loaded again: " + model_->info().placement);
+        return true;
+    }
+    {
+        const std::lock_guard lock(shared_.mutex);
+        shared_.ended_by = lost;
+    }
+    end_all(lost.code, lost.what());
+    flush();
+    return false;
+}
+
+void Loop::note_memory() {
+    std::map<std::string, uint64_t> bytes = model_->device_bytes();
+    const std::lock_guard lock(shared_.mutex);
+    shared_.stats.device_bytes = std::move(bytes);
 }
 
 // Blocks while there is nothing to do.
@@ -415,22 +448,30 @@ void Loop::pool(Sequence & sequence) {
     }
     sequence.admitted(-1, 0);
     Event event;
+    std::optional<Error> failure;
     try {
         event = sequence.pooled(sequence.task() == Task::rank ? model_->pooler().rank(sequence.prompt())
                                                               : model_->pooler().embed(sequence.prompt()));
     } catch (const Error & e) {
         event = sequence.failed(e.code, e.what());
         event.details = e.details;
+        failure = e;
     }
-    const std::lock_guard lock(shared_.mutex);
-    if (shared_.closing && event.code == "cancelled") {
-        const Error reason = engine_closed();
-        event.code = reason.code;
-        event.text = reason.what();
+    note_memory();
+    {
+        const std::lock_guard lock(shared_.mutex);
+        if (shared_.closing && event.code == "cancelled") {
+            const Error reason = engine_closed();
+            event.code = reason.code;
+            event.text = reason.what();
+        }
+        shared_.computing.clear();
+        shared_.abort = shared_.closing;
     }
     publish(std::move(event));
-    shared_.computing.clear();
-    shared_.abort = shared_.closing;
+    if (failure && failure->code == "device_lost") {
+        throw *failure;   // it concerns all
+    }
 }
 
 void Loop::remove_ended() {

@@ -31,8 +31,11 @@ class Loop {
 
   private:
     void work();
-    bool load();
+    bool load(const EngineOptions & options);
     bool step();
+    bool after_failure(const Error & error);
+    bool leave_gpu(const Error & lost);
+    void note_memory();
     void take_inbox(std::vector<SequencePtr> & arrived, std::unordered_set<RequestId> & cancelled, bool & closing);
     void drop_cancelled(const std::unordered_set<RequestId> & cancelled);
     void admit();

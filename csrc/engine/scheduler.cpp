@@ -34,7 +34,7 @@ StepPlan Scheduler::plan(const std::vector<Running> & running) {
             next = prompts.begin();
         }
         int32_t limit = n_batch_;
-        if (!plan.decode.empty() || prompts.size() > 1) {
+        if (!can_abort_ || !plan.decode.empty() || prompts.size() > 1) {
             const double tokens = ms_per_token_ > 0 ? stall_ms_ / ms_per_token_ : 2.0 * kChunkStep;
             const auto steps = static_cast<int32_t>(std::min(tokens / kChunkStep, 1e6));
             limit = std::clamp(steps * kChunkStep, kChunkStep, n_batch_);

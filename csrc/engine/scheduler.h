@@ -25,10 +25,12 @@ struct StepPlan {
 
 class Scheduler {
   public:
-    Scheduler(int32_t n_batch, double stall_ms = 200) : n_batch_(n_batch), stall_ms_(stall_ms) {}
+    // `can_abort`: a pass under way can be stopped.
+    explicit Scheduler(int32_t n_batch, bool can_abort = true, double stall_ms = 200)
+        : n_batch_(n_batch), can_abort_(can_abort), stall_ms_(stall_ms) {}
 
     // Prompts take turns, a chunk each, so a long one never holds back a short one. While others decode, a chunk is no
-    // longer than they may be kept waiting (stall_ms); alone it is a whole batch.
+    // longer than they may be kept waiting (stall_ms); alone it is a whole batch, where a cancel can stop that.
     StepPlan plan(const std::vector<Running> & running);
 
     // What a prefill of n tokens really took: the next chunk is sized by it.
@@ -40,6 +42,7 @@ class Scheduler {
 
   private:
     int32_t n_batch_;
+    bool can_abort_;
     double stall_ms_;
     double ms_per_token_ = 0;   // 0 = not measured yet
     int32_t last_prefill_ = -1;

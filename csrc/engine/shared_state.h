@@ -10,6 +10,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <unordered_set>
 #include <vector>
@@ -20,6 +21,10 @@ class Grammars;
 class Model;
 
 using SequencePtr = std::unique_ptr<Sequence>;
+
+inline Error engine_closed() {
+    return Error("engine_closed", "the engine is closed");
+}
 
 struct SharedState {
     const std::string path;   // of the model file
@@ -43,12 +48,11 @@ struct SharedState {
     std::vector<std::weak_ptr<Outbox>> outboxes;  // to be closed with the engine
     OutboxId last_outbox = 0;
     bool closing = false, ended = false;
+    std::optional<Error> ended_by;                 // what ended the engine, if nobody closed it
 
     SharedState(std::string path_, EngineOptions options_) : path(std::move(path_)), options(std::move(options_)) {}
-};
 
-inline Error engine_closed() {
-    return Error("engine_closed", "the engine is closed");
-}
+    Error why_ended() const { return ended_by ? *ended_by : engine_closed(); }   // under the mutex
+};
 
 }  // namespace pgl

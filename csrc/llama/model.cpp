@@ -5,6 +5,7 @@
 #include "llama/devices.h"
 #include "llama/log.h"
 #include "llama/memory_plan.h"
+#include "llama/memory_use.h"
 #include "llama/pooler.h"
 #include "platform/machine.h"
 #include "ranges.h"
@@ -19,15 +20,14 @@ namespace {
 
 constexpr int32_t kContextStep = 256;   // tokens: llama.cpp pads a context to a multiple of it
 
-MemoryAvailable memory_available() {
+MemoryAvailable memory_available(const std::vector<ggml_backend_dev_t> & gpus) {
     MemoryAvailable memory;
     memory.host = machine::available_bytes();
-    for (ggml_backend_dev_t gpu : gpu_devices()) {
-        size_t free_bytes = 0, total_bytes = 0;
-        ggml_backend_dev_memory(gpu, &free_bytes, &total_bytes);
-        memory.device += free_bytes;
-        ++memory.n_gpus;
+    for (ggml_backend_dev_t gpu : gpus) {
+        memory.gpus.push_back(device_info(gpu).free_bytes);
+        memory.shared = ggml_backend_dev_type(gpu) == GGML_BACKEND_DEVICE_TYPE_IGPU;
     }
+    memory.no_gpu_reason = no_gpu_reason();
     return memory;
 }
 
@@ -65,11 +65,15 @@ Model::Model(const std::string & path, const EngineOptions & options, const std:
         log::write(log::warning, "n_ctx=" + std::to_string(options_.n_ctx) + " is beyond the " +
                                      std::to_string(n_trained) + " tokens this model was trained for");
     }
-    const MemoryPlan plan = plan_memory(summary, can(Task::generate), options_, memory_available());
+    // Not asked for where they are not wanted: a driver takes memory and time to say what it has.
+    const bool use_gpu = options_.device != Device::cpu && options_.n_gpu_layers != 0;
+    const std::vector<ggml_backend_dev_t> gpus = use_gpu ? gpu_devices() : std::vector<ggml_backend_dev_t>{};
+    const MemoryPlan plan = plan_memory(summary, can(Task::generate), options_, memory_available(gpus));
     options_.n_ctx = plan.n_ctx;
     options_.n_gpu_layers = plan.n_gpu_layers;
     cache_bytes_per_token_ = plan.cache_bytes_per_token;
-    weights_ = std::make_unique<Weights>(path, summary, options_, on_progress, abort);
+    info_.placement = plan.placement;
+    weights_ = std::make_unique<Weights>(path, summary, options_, plan, gpus, on_progress, abort);
     tokenizer_ = std::make_unique<Tokenizer>(llama_model_get_vocab(weights_->model()), summary.pre_tokenizer);
     if (can(Task::generate)) {
         create_context();
@@ -139,7 +143,11 @@ void Model::describe(const std::string & path, const GgufSummary & summary) {
     info_.cache_type = name_of(options_.cache_type);
     info_.kernels = options_.kernels ? kernels::isa() : "off";
     info_.build = build_id();
-    info_.devices = list_devices();
+    info_.devices.push_back(device_info(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)));
+    for (ggml_backend_dev_t gpu : weights_->gpus()) {
+        info_.devices.push_back(device_info(gpu));
+    }
+    info_.row_invariant = weights_->gpus().empty() && options_.kernels && std::string(kernels::isa()) != "off";
     info_.metadata = summary.metadata;
 }
 
@@ -191,6 +199,9 @@ bool Model::decode(const Batch & batch) {
         sequence_lists[i] = &sequences[i];
         outputs[i] = row.logits ? 1 : 0;
     }
+    if (!context_) {
+        create_context();   // there was no memory for it after the last failure
+    }
     llama_batch native{
         n, tokens.data(), nullptr, positions.data(), n_sequences.data(), sequence_lists.data(), outputs.data()};
     std::string fault;
@@ -198,20 +209,35 @@ bool Model::decode(const Batch & batch) {
         const int32_t status = llama_decode(context_.get(), native);
         log::expect_abort(false);
         if (status == 0) {
+            if (!weights_->gpus().empty()) {
+                llama_synchronize(context_.get());   // a GPU's fault shows when its result is waited for
+            }
             return true;
         }
         if (status == 2) {
             return false;
         }
-        fault = "llama_decode returned " + std::to_string(status);
+        fault =
+            status == -2 ? "memory ran out: " + log::complaint() : "llama_decode returned " + std::to_string(status);
     } catch (const std::bad_alloc &) {
-        create_context();
-        throw Error("out_of_memory", "memory ran out while computing");
+        fault = "memory ran out";
     } catch (const std::exception & e) {
         fault = e.what();
     }
-    create_context();  // whatever failed inside is not reused
-    throw Error("internal_error", "the computation failed: " + fault);
+    throw failed(fault);
+}
+
+// Whatever failed inside is not reused.
+Error Model::failed(const std::string & why) {
+    Error error = weights_->failed(context_, why);
+    if (!weights_->lost() && can(Task::generate)) {
+        create_context();
+    }
+    return error;
+}
+
+std::map<std::string, uint64_t> Model::device_bytes() const {
+    return weights_->lost() ? std::map<std::string, uint64_t>{} : memory_use({context_.get(), pooler_->context()});
 }
 
 float * Model::logits(int32_t row) {

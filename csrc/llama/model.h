@@ -8,7 +8,9 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 namespace pgl {
@@ -43,8 +45,11 @@ class Model {
     const Tokenizer & tokenizer() const { return *tokenizer_; }
 
     // False: aborted; the caller trims every sequence of the batch back to what it had committed.
-    // Throws Error("internal_error"); the context is then rebuilt, empty, and every sequence's state is gone.
+    // Throws Error: internal_error or out_of_memory, after which the context is rebuilt, empty, and every sequence's
+    // state is gone; device_lost, after which nothing can be computed with this model.
     bool decode(const Batch & batch);
+    // The same for whatever else threw: the error to tell.
+    Error failed(const std::string & why);
     float * logits(int32_t row);   // n_vocab values, of a row decoded with logits; writable until the next decode
 
     bool can_trim() const;   // recurrent state cannot be cut to a shorter past
@@ -54,6 +59,9 @@ class Model {
     bool restore(int32_t sequence, const std::vector<uint8_t> & snapshot);  // false: the sequence is now empty
 
     bool can(Task task) const;
+    // A GPU's pass cannot be stopped half-way: `abort` is heeded between two.
+    bool can_abort() const { return weights_->gpus().empty(); }
+    std::map<std::string, uint64_t> device_bytes() const;   // held of each GPU, by its name
 
     Pooler & pooler() { return *pooler_; }
     int32_t max_pooled_tokens() const { return info_.n_ctx_train; }   // of a text to embed or to rank

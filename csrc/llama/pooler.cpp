@@ -93,14 +93,12 @@ std::vector<float> Pooler::pooled(const std::vector<Token> & tokens) {
         }
         return whole_text_ ? pool_whole(tokens) : pool_in_chunks(tokens);
     } catch (const std::bad_alloc &) {
-        context_.reset();
-        throw Error("out_of_memory", "memory ran out while computing");
+        throw weights_.failed(context_, "memory ran out");
     } catch (const Error &) {
         context_.reset();
         throw;
     } catch (const std::exception & e) {
-        context_.reset();
-        throw Error("internal_error", std::string("the computation failed: ") + e.what());
+        throw weights_.failed(context_, e.what());
     }
 }
 

@@ -21,6 +21,8 @@ class Pooler {
     // A cross-encoder's scores [one per label] as they come out of the model. Throws as embed does.
     std::vector<float> rank(const std::vector<Token> & tokens);
 
+    const llama_context * context() const { return context_.get(); }   // null: nothing was asked of it yet
+
   private:
     void create_context(int32_t n_tokens);
     std::vector<float> pooled(const std::vector<Token> & tokens);

@@ -3,6 +3,7 @@
 #include "gguf/adapter.h"
 #include "gguf/check.h"
 #include "kernels/kernels.h"
+#include "llama/devices.h"
 #include "llama/log.h"
 #include "llama/memory_plan.h"
 #include "platform/machine.h"
@@ -29,29 +30,50 @@ bool abort_requested(void * flag) {
 void FreeHandle::operator()(llama_model * model) const {
     llama_model_free(model);
 }
-void FreeHandle::operator()(llama_context * context) const {
-    llama_free(context);
+void FreeContext::operator()(llama_context * context) const {
+    if (!weights->lost()) {
+        llama_free(context);
+    }
 }
 void FreeHandle::operator()(ggml_threadpool * pool) const {
     ggml_threadpool_free(pool);
 }
 
 Weights::Weights(const std::string & path, const GgufSummary & summary, const EngineOptions & options,
+                 const MemoryPlan & plan, const std::vector<ggml_backend_dev_t> & gpus,
                  const std::function<bool(float)> & on_progress, const std::atomic<bool> & abort)
     : options_(options), abort_(abort) {
-    load(path, summary, on_progress);
+    for (size_t i = 0; i < plan.layers_of_gpu.size(); ++i) {
+        if (plan.layers_of_gpu[i] > 0) {
+            gpus_.push_back(gpus[i]);
+        }
+    }
+    load(path, summary, plan, on_progress);
     load_adapters(path);
     start_threads();
 }
 
-void Weights::load(const std::string & path, const GgufSummary & summary,
+Weights::~Weights() {
+    if (lost_) {
+        (void)model_.release();
+    }
+}
+
+void Weights::load(const std::string & path, const GgufSummary & summary, const MemoryPlan & plan,
                    const std::function<bool(float)> & on_progress) {
     llama_model_params params = llama_model_default_params();
-    ggml_backend_dev_t no_devices[] = {nullptr};
-    if (options_.n_gpu_layers == 0) {
-        params.devices = no_devices;
+    std::vector<ggml_backend_dev_t> devices = gpus_;
+    devices.push_back(nullptr);
+    params.devices = devices.data();
+    params.n_gpu_layers = plan.n_gpu_layers;
+    // Shares of the GPUs in the layers, which llama.cpp deals out by: whole numbers, so that the plan is met exactly.
+    std::vector<float> shares(llama_max_devices(), 0);
+    for (size_t i = 0, gpu = 0; i < plan.layers_of_gpu.size(); ++i) {
+        if (plan.layers_of_gpu[i] > 0) {
+            shares[gpu++] = static_cast<float>(plan.layers_of_gpu[i]);
+        }
     }
-    params.n_gpu_layers = options_.n_gpu_layers;
+    params.tensor_split = shares.data();
     // Weights that are computed on where they are mapped must lie as ggml wants them.
     constexpr uint32_t kTensorAlignment = 32;
     const bool mmap = options_.mmap && summary.alignment % kTensorAlignment == 0;
@@ -61,15 +83,15 @@ void Weights::load(const std::string & path, const GgufSummary & summary,
     }
     params.load_mode = mmap ? LLAMA_LOAD_MODE_MMAP : LLAMA_LOAD_MODE_NONE;
     params.check_tensors = options_.check_tensors;
-    params.no_host = options_.n_gpu_layers > 0 &&
-                     options_.n_gpu_layers <= summary.n_layer;  // layers left to the CPU get our kernels
+    // Layers left to the CPU get our kernels, not memory that a GPU could read.
+    params.no_host = plan.n_gpu_layers > 0 && plan.n_gpu_layers <= static_cast<int32_t>(summary.layers.size());
     struct Progress {
         const std::function<bool(float)> & report;
         std::string release;   // the mapped file, where its weights are copied and not computed on in place
         float step;            // of progress between two releases: each reads the process's list of mappings
         float released = 0;
         bool stopped = false;
-    } progress{on_progress, options_.kernels && mmap && options_.n_gpu_layers == 0 ? path : "",
+    } progress{on_progress, options_.kernels && mmap && plan.n_gpu_layers == 0 ? path : "",
                std::max(0.02f, static_cast<float>(64 * kMiB) / static_cast<float>(summary.file_bytes))};
     params.progress_callback_user_data = &progress;
     params.progress_callback = [](float value, void * data) {
@@ -87,7 +109,11 @@ void Weights::load(const std::string & path, const GgufSummary & summary,
         if (progress.stopped) {
             throw Error("cancelled", "the load was cancelled");
         }
-        throw Error("invalid_model", "llama.cpp refused the file: " + log::complaint(path));
+        const std::string why = log::complaint(path);
+        if (why.find("unable to allocate") != std::string::npos) {
+            throw Error("out_of_memory", "memory ran out while loading the model: " + why);
+        }
+        throw Error("invalid_model", "llama.cpp refused the file: " + why);
     }
 }
 
@@ -135,10 +161,18 @@ void Weights::start_threads() {
 ContextPtr Weights::make_context(llama_context_params params, const std::string & name) {
     params.n_threads = params.n_threads_batch = options_.n_threads;
     params.flash_attn_type = options_.flash_attention ? LLAMA_FLASH_ATTN_TYPE_AUTO : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    // Our kernels' weights are in a form that no GPU reads, so that lending it the small operations between them would
+    // only move activations back and forth.
+    params.op_offload = !options_.kernels;
     params.abort_callback = abort_requested;
     params.abort_callback_data = const_cast<std::atomic<bool> *>(&abort_);
     params.no_perf = true;
-    ContextPtr context(llama_init_from_model(model_.get(), params));
+    ContextPtr context(nullptr, FreeContext{this});
+    try {
+        context.reset(llama_init_from_model(model_.get(), params));
+    } catch (const std::exception & e) {
+        throw failed(context, e.what());
+    }
     if (!context) {
         throw Error("out_of_memory", name + " could not be created: " + log::complaint());
     }
@@ -147,6 +181,26 @@ ContextPtr Weights::make_context(llama_context_params params, const std::string 
         llama_set_adapters_lora(context.get(), adapters_.data(), adapters_.size(), adapter_scales_.data());
     }
     return context;
+}
+
+Error Weights::failed(ContextPtr & context, const std::string & why) {
+    for (ggml_backend_dev_t gpu : gpus_) {
+        if (!still_works(gpu)) {
+            lost_ = true;
+            (void)context.release();
+            return Error("device_lost",
+                         std::string("the GPU ") + ggml_backend_dev_name(gpu) + " (" +
+                             ggml_backend_dev_description(gpu) + ") stopped working: " + why +
+                             "; it can be used again in a new process",
+                         {{"device", ggml_backend_dev_name(gpu)}});
+        }
+    }
+    context.reset();
+    const auto says = [&](const char * text) { return why.find(text) != std::string::npos; };
+    if (says("out of memory") || says("OutOfDeviceMemory") || says("OutOfHostMemory") || says("memory ran out")) {
+        return Error("out_of_memory", "memory ran out while computing: " + why);
+    }
+    return Error("internal_error", "the computation failed: " + why);
 }
 
 }  // namespace pgl

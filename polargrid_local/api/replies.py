@@ -419,6 +419,7 @@ class SystemInfo(TypedDict):
     """This machine, as this process may use it."""
 
     devices: list[Device]
+    gpu_problem: str  # why there is no GPU among them, or not every one; "" = nothing is wrong
     cpu_features: list[str]
     n_threads: int
     available_bytes: int
@@ -487,7 +488,9 @@ class NativeInfo(TypedDict):
     kernels: str  # as in SystemInfo
     build: str
     load_ms: float
-    devices: list[Device]
+    devices: list[Device]  # that the model uses: the CPU, then GPUs
+    placement: str  # in words: which layers run on a GPU, and why not more
+    row_invariant: bool  # an answer's bits do not depend on what runs beside it, nor on what was cached
     metadata: dict[str, str]
 
 
@@ -515,3 +518,4 @@ class ModelStats(TypedDict):
     n_cells: int
     n_cells_used: int
     prefix_cache_bytes: int
+    device_bytes: dict[str, int]  # held of each GPU, by its name

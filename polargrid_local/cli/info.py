@@ -69,4 +69,6 @@ def _machine_rows(machine: SystemInfo) -> list[tuple[str, object]]:
     for device in machine["devices"]:
         name = f"{'GPU' if device['gpu'] else 'CPU'} {device['description'] or device['name']}"
         rows.append(("device", f"{name}, {size(device['free_bytes'])} of {size(device['memory_bytes'])} free"))
+    if machine["gpu_problem"]:
+        rows.append(("no GPU", machine["gpu_problem"]))
     return [*rows, ("build", machine["build"])]

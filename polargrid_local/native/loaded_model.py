@@ -106,6 +106,15 @@ class LoadedModel:
         except Exception as error:
             raise translated(error) from None
 
+    def info_now(self) -> NativeInfo:
+        """`info`, which may have changed: a model leaves a GPU that is lost."""
+        if not self.running:
+            return self.info
+        try:
+            return cast(NativeInfo, self.handle.native.info())
+        except Exception as error:
+            raise translated(error) from None
+
     def stats(self) -> ModelStats:
         self.handle.check()
         return cast(ModelStats, self.handle.native.stats())

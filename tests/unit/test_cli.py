@@ -187,7 +187,14 @@ def test_info_estimates_memory_at_a_context_length(run, monkeypatch):
         "chat_template": "{{ x }}", "metadata": {},
     }  # fmt: skip
     device = {"name": "CUDA0", "description": "Some GPU", "gpu": True, "memory_bytes": 8e9, "free_bytes": 5e9}
-    machine = {"devices": [device], "cpu_features": ["avx2"], "n_threads": 2, "kernels": "avx2", "build": "b1"}
+    machine = {
+        "devices": [device],
+        "cpu_features": ["avx2"],
+        "n_threads": 2,
+        "kernels": "avx2",
+        "build": "b1",
+        "gpu_problem": "",
+    }
     machine["available_bytes"] = 6e9
     monkeypatch.setattr("polargrid_local.engine.inspect_model", lambda path: file)
     monkeypatch.setattr("polargrid_local.engine.system_info", lambda: machine)

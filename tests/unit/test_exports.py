@@ -17,6 +17,7 @@ PUBLIC = [
     "AuthenticationError",
     "ChatStream",
     "ContextLengthError",
+    "DeviceLostError",
     "Engine",
     "EngineClosed",
     "EngineCrashed",
