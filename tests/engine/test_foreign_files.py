@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import lora_file
 import numpy as np
 import pytest
 import tiny_archs
@@ -150,24 +151,6 @@ def test_a_refused_file_says_why(tmp_path: Path) -> None:
 # --- adapters ---------------------------------------------------------------------------------------------------------
 
 
-def adapter(path: Path, pairs: dict[str, tuple[tuple[int, ...], tuple[int, ...]]], **metadata: Any) -> Path:
-    """A LoRA file of seeded pairs: target -> shapes of A and B, rows first."""
-    rng = np.random.default_rng(5)
-    tensors = []
-    for target, shapes in pairs.items():
-        for end, shape in zip(("lora_a", "lora_b"), shapes, strict=True):
-            data = rng.standard_normal(shape).astype(np.float32)
-            tensors.append(gguf_file.Tensor(f"{target}.{end}", data.shape, "f32", lambda data=data: [data]))
-    keys = {
-        "general.type": "adapter",
-        "general.architecture": "llama",
-        "adapter.type": "lora",
-        "adapter.lora.alpha": 8.0,
-    }
-    gguf_file.write(path, {**keys, **metadata}, tensors)
-    return path
-
-
 E, F = tiny_archs.N_EMBD, tiny_archs.N_FF
 GOOD = {"blk.0.attn_q.weight": ((4, E), (E, 4)), "blk.1.ffn_down.weight": ((2, F), (E, 2))}
 BAD = {
@@ -189,7 +172,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_adapter_that_fits_changes_the_answer(base: Path, tmp_path: Path) -> None:
     request = {"prompt": "the time of day", "max_tokens": 12, "temperature": 0}
     said, vectors = [], []
-    for lora in ([], [adapter(tmp_path / "a.gguf", GOOD)], [(tmp_path / "a.gguf", 0.0)]):
+    for lora in ([], [lora_file.write(tmp_path / "a.gguf", GOOD)], [(tmp_path / "a.gguf", 0.0)]):
         with Engine(base, lora=lora) as engine:
             said.append(engine.completion(**request)["choices"][0]["text"])
             vectors.append(engine.embeddings(input="the time")["data"][0]["embedding"])
@@ -199,17 +182,17 @@ def test_an_adapter_that_fits_changes_the_answer(base: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("pairs", BAD.values(), ids=BAD)
 def test_an_adapter_that_does_not_fit_is_refused(pairs: dict[str, Any], base: Path, tmp_path: Path) -> None:
-    path = adapter(tmp_path / "a.gguf", pairs)
+    path = lora_file.write(tmp_path / "a.gguf", pairs)
     with pytest.raises(InvalidModelError, match=f"tensor '{next(iter(pairs))}.lora_"):
         Engine(base, lora=[path])
 
 
 def test_an_adapter_that_would_be_applied_in_part_or_not_at_all_is_refused(base: Path, tmp_path: Path) -> None:
-    path = adapter(tmp_path / "a.gguf", {})
+    path = lora_file.write(tmp_path / "a.gguf", {})
     with pytest.raises(InvalidModelError, match="without tensors; allowed: pairs of lora_a and lora_b"):
         Engine(base, lora=[path])
     tokens = gguf_file.Raw(struct.pack("<IIQII", 9, 4, 2, 5, 6))  # u32
-    path = adapter(tmp_path / "a.gguf", GOOD, **{"adapter.alora.invocation_tokens": tokens})
+    path = lora_file.write(tmp_path / "a.gguf", GOOD, **{"adapter.alora.invocation_tokens": tokens})
     with pytest.raises(InvalidModelError, match="acts only behind these tokens"):
         Engine(base, lora=[path])
     norm = gguf_file.Tensor("blk.0.attn_norm.weight", (E,), "f32", lambda: [np.zeros(E, np.float32)])
