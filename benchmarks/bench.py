@@ -10,7 +10,8 @@ program bare_loop (--bare-loop says where), which `poe build-bench` builds:
 
     load     seconds to load, memory after it        stream   first text cold and warm, tokens per second of one stream
     turns    chats A, A's next turn, B, A again      streams  1, 2, 4, 8 readers at once
-    modes    prefill and decode against llama.cpp's bare loop, weights repacked and not
+    modes    prefill and decode against llama.cpp's bare loop, weights repacked and not; with --device gpu on a GPU,
+             against llama.cpp's own batched bench, which opens the same backend (gpu.py)
     cancel   from cancel() to idle                   loop     an event loop's longest gap in a prefill of --long
     chunk    CPU time our Python spends per chunk, on a scripted engine
 """
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf_file
+import gpu
 import measure
 from measure import Samples, Worker, record
 
@@ -179,6 +181,10 @@ class Bench:
         )
 
     def modes(self) -> None:
+        if self.args.device == "gpu":
+            table, self.medians["modes"] = gpu.modes(self)
+            print(table + "\n", flush=True)
+            return
         samples: Samples = {}
         shares: dict[str, list[float]] = {}
         mac, _, n_bytes = gguf_file.work_per_token(self.args.model)
@@ -283,6 +289,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="per answer")
     parser.add_argument("--n-ctx", type=int, default=2048)
     parser.add_argument("--bare-loop", type=Path, default=BARE_LOOP, help="the program, by default %(default)s")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="of section modes")
+    parser.add_argument(
+        "--llama-bench", type=Path, default=gpu.PROGRAM, help="llama-batched-bench, by default %(default)s"
+    )
+    parser.add_argument("--gpu-bandwidth", type=float, default=0, help="of the GPU's memory, in GB/s, for shares of it")
     parser.add_argument("--long", type=int, default=8000, help="tokens of the prompt in section loop")
     args = parser.parse_args()
     unknown = set(args.sections.split(",")) - set(SECTIONS)
@@ -290,6 +301,8 @@ def main() -> None:
         parser.error(f"no such section: {', '.join(unknown)}" if unknown else f"no model file at {args.model}")
     if "stream" in args.sections.split(",") and not args.bare_loop.is_file():
         parser.error(f"section stream needs the program {args.bare_loop}: poe build-bench, or --bare-loop PATH")
+    if args.device == "gpu" and "modes" in args.sections.split(",") and not args.llama_bench.is_file():
+        parser.error(f"--device gpu needs the program {args.llama_bench}: docs/gpu.md, or --llama-bench PATH")
     machine = measure.machine(args.threads)
     print(
         f"`python benchmarks/bench.py {' '.join(sys.argv[1:])}`\n\n"

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import engines
+import gpu
 import measure
 from measure import Samples, record
 
@@ -41,8 +42,10 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         model, port, threads, n_ctx = str(args.model), self.port, args.threads, args.n_ctx
+        on_gpu = args.device == "gpu"
         ours = f"--port {port} --threads {threads} --max-streams {streams} --n-ctx {n_ctx} --log-level warning"
-        server = f"--port {port} -t {threads} -np {streams} -c {streams * n_ctx} --no-webui"
+        ours += f" --device {args.device}"
+        server = f"--port {port} -t {threads} -np {streams} -c {streams * n_ctx} --no-webui{' -ngl 99' * on_gpu}"
         peer = f"--port {port} --n_threads {threads} --n_threads_batch {threads} --n_ctx {n_ctx}"
         command = {
             OURS: [sys.executable, "-m", "polargrid_local", "serve", "-m", model, *ours.split()],
@@ -53,7 +56,8 @@ class Server:
             ],
         }[name]
         self.name = name
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        env = gpu.backend_environment() if on_gpu and name == SERVER else None
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
         self._wait()
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/models") as reply:
             self.model = json.load(reply)["data"][0]["id"]
@@ -197,6 +201,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=measure.n_threads())
     parser.add_argument("--tokens", type=int, default=48, help="per answer")
     parser.add_argument("--n-ctx", type=int, default=512, help="per stream")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="ours and llama-server's")
     parser.add_argument("--without-peer", action="store_true", help="leave llama-cpp-python's server out")
     args = parser.parse_args()
     counts = [int(n) for n in args.streams.split(",")]

@@ -1,6 +1,6 @@
 """The engines under test, each behind the same operations, run as worker processes by bench.py.
 
-ours    polargrid_local through its public API
+ours    polargrid_local through its public API, on the CPU; gpu: the same on a GPU
 peer    llama-cpp-python through its public API, and llama.cpp's bare decode loop on the same model (its default mode:
         weights repacked for this CPU where it can)
 plain   llama.cpp's bare decode loop with repacking off, its other CPU mode (tiled products, weights in the file)
@@ -166,11 +166,13 @@ class Chats:
 class Ours(Chats):
     """polargrid_local.Engine."""
 
-    def __init__(self, path: str, threads: int, n_ctx: int, streams: int, kernels: bool = True) -> None:
+    device = "cpu"
+
+    def __init__(self, path: str, threads: int, n_ctx: int, streams: int) -> None:
         from polargrid_local import Engine
 
         start = now()
-        self.engine = Engine(path, n_ctx=n_ctx, max_streams=streams, n_threads=threads, kernels=kernels, device="cpu")
+        self.engine = Engine(path, n_ctx=n_ctx, max_streams=streams, n_threads=threads, device=self.device)
         self.load_s = now() - start
         self._path, self._threads, self._n_ctx = path, threads, n_ctx
 
@@ -263,6 +265,25 @@ class Ours(Chats):
 
     def memory(self) -> dict[str, float]:
         return {"load_s": self.load_s, **measure.memory_mib()}
+
+
+class OursOnGpu(Ours):
+    """The same on a GPU: an error where there is none."""
+
+    device = "gpu"
+
+    def first_text(self, n_prompt: int, seed: int) -> float:
+        """Milliseconds from the call to the first text, for a prompt that shares nothing with earlier ones."""
+        prompt = prompt_of(n_prompt, seed, self._count)
+        start = now()
+        with self.engine.completion_stream(prompt=prompt, max_tokens=4, temperature=0, ignore_eos=True) as stream:
+            next(c for c in stream if c["choices"][0].get("text"))
+            return 1000 * (now() - start)
+
+    def placement(self) -> str:
+        info, [stats] = self.engine.info(), self.engine.stats().values()
+        gpus = ", ".join(device["description"] for device in info["devices"] if device["gpu"])
+        return f"{info['placement']} ({gpus}), {sum(stats['device_bytes'].values()) >> 20} MiB of it held"
 
 
 class Bare:
@@ -471,7 +492,7 @@ class Peer(Plain, Chats):
         return asyncio.run(run())
 
 
-ENGINES: dict[str, Callable[..., Any]] = {"ours": Ours, "peer": Peer, "plain": Plain}
+ENGINES: dict[str, Callable[..., Any]] = {"ours": Ours, "gpu": OursOnGpu, "peer": Peer, "plain": Plain}
 
 
 def main() -> None:

@@ -52,8 +52,11 @@ if(NOT EXISTS "${PGL_LLAMA_CPP_DIR}/include/llama.h")
 endif()
 
 set(BUILD_SHARED_LIBS OFF)
-foreach(part COMMON TESTS TOOLS EXAMPLES SERVER APP UI)
+foreach(part TESTS EXAMPLES APP UI)
   set(LLAMA_BUILD_${part} OFF CACHE INTERNAL "")
+endforeach()
+foreach(part COMMON TOOLS SERVER)   # llama.cpp's own programs: what benchmarks compare with, nothing of the product
+  set(LLAMA_BUILD_${part} ${PGL_BENCHMARKS} CACHE INTERNAL "")
 endforeach()
 set(LLAMA_OPENSSL OFF CACHE INTERNAL "")
 set(LLAMA_ALL_WARNINGS OFF CACHE INTERNAL "")

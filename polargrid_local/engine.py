@@ -332,6 +332,10 @@ class Engine(_Settings, RunsTools):
     def get_gpu_memory(self) -> GPUMemoryResponse:
         return self._models.gpu_memory()
 
+    def gpu_bytes(self) -> int:
+        """Memory, in bytes, of all GPUs that models may be placed on: none with device="cpu"."""
+        return self._models.gpu_bytes()
+
     def purge_gpu(
         self, request: bool | PurgeParams | Dumpable | None = None, *, force: bool = False
     ) -> GPUPurgeResponse:
@@ -560,6 +564,9 @@ class AsyncEngine(_Settings, AsyncRunsTools):
 
     async def get_gpu_memory(self) -> GPUMemoryResponse:
         return await asyncio.to_thread(self._models.gpu_memory)
+
+    def gpu_bytes(self) -> int:
+        return self._models.gpu_bytes()
 
     async def purge_gpu(
         self, request: bool | PurgeParams | Dumpable | None = None, *, force: bool = False

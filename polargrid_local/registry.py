@@ -382,6 +382,12 @@ class Models:
                 held.update(ready.model.stats().get("device_bytes", {}))
         return held
 
+    def gpu_bytes(self) -> int:
+        """Memory of the GPUs that models may be placed on."""
+        if self._options.get("device") == "cpu" or self._options.get("n_gpu_layers") == 0:
+            return 0
+        return sum(device["memory_bytes"] for device in self._devices() if device.get("gpu"))
+
     def gpu_status(self) -> GPUStatusResponse:
         return gpu_status_reply(self._devices(), self._held(), os.getpid(), datetime.now())
 

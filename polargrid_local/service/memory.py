@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from polargrid_local.errors import MemoryEstimateError
@@ -13,16 +13,17 @@ DEFAULT_SHARE = 0.8  # of the machine's memory; the rest is left to everything e
 
 
 class MemoryBudget:
-    """`n_bytes`: 0 for 80 % of the memory of this machine, or of this container."""
+    """`n_bytes`: 0 for 80 % of the memory of this machine, or of this container, and of its GPUs, `gpu_bytes`."""
 
-    def __init__(self, n_bytes: int) -> None:
-        self._n_bytes = n_bytes
+    def __init__(self, n_bytes: int, gpu_bytes: Callable[[], int] = lambda: 0) -> None:
+        self._n_bytes, self._gpu_bytes = n_bytes, gpu_bytes
 
     def next_to_unload(self, model: str, need: int, taken: Iterable[int], idle: Sequence[str]) -> str | None:
         """The first of the `idle` models, None where `model` fits with its `need` bytes beside the bytes `taken`.
 
         Raises MemoryEstimateError where it does not fit and nothing is idle."""
-        have = (self._n_bytes or DEFAULT_SHARE * machine_memory_bytes()) - sum(taken)
+        all_of_it = self._n_bytes or DEFAULT_SHARE * (machine_memory_bytes() + self._gpu_bytes())
+        have = all_of_it - sum(taken)
         if have >= need:
             return None
         if idle:

@@ -70,7 +70,7 @@ class Service:
         self.engine = engine
         self.names = ModelNames(settings)
         self.counter = UsageCounter(datetime.date.today())
-        budget = MemoryBudget(settings.memory_budget_bytes)
+        budget = MemoryBudget(settings.memory_budget_bytes, engine.gpu_bytes)
         self.pool = ModelPool(engine, self.names, budget, settings.keep_alive_s, self._count)
         self.startup_error: PolarGridError | None = None
         self.ready = False  # the configured models are loaded

@@ -35,7 +35,7 @@ def test_status_and_memory_count_what_is_held(tiny, open_on_gpu, gpu):
     assert first["memory"]["used_mb"] + first["memory"]["free_mb"] == pytest.approx(first["memory"]["total_mb"], abs=1)
     assert status["processes"] == [{"pid": os.getpid(), "name": "polargrid-local", "memory_mb": held >> 20}]
     assert status["total_gpus"] == len(memory["memory"])
-    assert memory["memory"][0]["used_gb"] == pytest.approx(held / 2**30, abs=0.01) or first["memory"]["used_mb"]
+    assert memory["memory"][0]["used_gb"] == first["memory"]["used_gb"]
 
 
 def test_purging_gives_the_memory_back(tiny, open_on_gpu):
@@ -85,3 +85,10 @@ def test_the_server_tells_the_same(tiny, tmp_path):
         assert server.get("/v1/gpu/status").json()["processes"] == []
     finally:
         server.stop()
+
+
+def test_a_servers_budget_counts_the_gpus_that_it_may_use(tiny, gpu):
+    total = sum(device["memory_bytes"] for device in system_info()["devices"] if device["gpu"])
+    for options, expected in (({}, total), ({"device": "cpu"}, 0), ({"n_gpu_layers": 0}, 0)):
+        with Engine(**options) as engine:
+            assert engine.gpu_bytes() == expected

@@ -131,3 +131,11 @@ def test_a_budget_asks_the_longest_idle_to_go_and_says_what_is_missing() -> None
     with pytest.raises(MemoryEstimateError, match="needs 41 bytes, the memory budget leaves 40") as caught:
         budget.next_to_unload("new", 41, [30, 30], [])
     assert caught.value.details == {"need": 41, "have": 40}
+
+
+def test_the_default_budget_counts_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polargrid_local.service.memory.machine_memory_bytes", lambda: 100.0)
+    assert MemoryBudget(0, lambda: 900).next_to_unload("new", 800, [], ["a"]) is None
+    assert MemoryBudget(0, lambda: 900).next_to_unload("new", 801, [], ["a"]) == "a"
+    assert MemoryBudget(0).next_to_unload("new", 81, [], ["a"]) == "a"
+    assert MemoryBudget(50, lambda: 900).next_to_unload("new", 51, [], ["a"]) == "a"  # a budget is taken at its word
