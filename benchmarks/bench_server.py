@@ -42,21 +42,21 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         model, port, threads, n_ctx = str(args.model), self.port, args.threads, args.n_ctx
-        on_gpu = args.device == "gpu"
+        on_gpu, env = gpu.llama_on_gpu() if args.device == "gpu" else ([], None)
         ours = f"--port {port} --threads {threads} --max-streams {streams} --n-ctx {n_ctx} --log-level warning"
         ours += f" --device {args.device}"
-        server = f"--port {port} -t {threads} -np {streams} -c {streams * n_ctx} --no-webui{' -ngl 99' * on_gpu}"
+        server = f"--port {port} -t {threads} -np {streams} -c {streams * n_ctx} --no-webui"
         peer = f"--port {port} --n_threads {threads} --n_threads_batch {threads} --n_ctx {n_ctx}"
         command = {
             OURS: [sys.executable, "-m", "polargrid_local", "serve", "-m", model, *ours.split()],
-            SERVER: [str(args.llama_server), "-m", model, *server.split()],
+            SERVER: [str(args.llama_server), "-m", model, *on_gpu, *server.split()],
             PEER: [
                 *(sys.executable, "-m", "llama_cpp.server", "--model", model),
                 *f"{peer} --interrupt_requests false".split(),
             ],
         }[name]
         self.name = name
-        env = gpu.backend_environment() if on_gpu and name == SERVER else None
+        env = env if name == SERVER else None
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
         self._wait()
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/models") as reply:

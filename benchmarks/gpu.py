@@ -23,23 +23,27 @@ PROGRAM = measure.HERE.parent / "build" / "bench" / "bin" / "llama-batched-bench
 OURS, THEIRS = "polargrid_local", "llama.cpp's bench"
 
 
-def backend_environment() -> dict[str, str]:
-    """For llama.cpp's programs: the first GPU backend that is installed with the package."""
+def llama_on_gpu() -> tuple[list[str], dict[str, str]]:
+    """Arguments and environment for llama.cpp's programs: all layers on the GPUs that the first backend of the package
+    sees. They open a backend only for the sake of a device that is named."""
+    from polargrid_local import system_info
     from polargrid_local.native.core import core
 
+    names = [device["name"] for device in system_info()["devices"] if device["gpu"]]
     parts = sorted((Path(core().__file__).parent / "backends").glob("*"))
-    if not parts:
-        raise SystemExit("this build has no GPU backend: docs/gpu.md")
-    return {**os.environ, "GGML_BACKEND_PATH": str(parts[0])}
+    if not parts or not names:
+        raise SystemExit(f"no GPU: {system_info()['gpu_problem']}")
+    return ["-ngl", "99", "-dev", ",".join(names)], {**os.environ, "GGML_BACKEND_PATH": str(parts[0])}
 
 
 def batched_bench(args: Any, n_prompt: int, n_tokens: int, counts: list[int]) -> list[dict[str, float]]:
     """One line for each of `counts`: so many sequences of a prompt each, then their tokens in one batch per step."""
     room = max(counts) * (n_prompt + n_tokens) + 256
-    options = f"-ngl 99 -c {room} -b 2048 -ub 512 -npp {n_prompt} -ntg {n_tokens} -t {args.threads}"
-    command = [str(args.llama_bench), "-m", str(args.model), *options.split()]
-    command += ["-npl", ",".join(map(str, counts)), "--output-format", "jsonl"]
-    done = subprocess.run(command, env=backend_environment(), capture_output=True, text=True)
+    on_gpu, environment = llama_on_gpu()
+    options = f"-c {room} -b 2048 -ub 512 -npp {n_prompt} -ntg {n_tokens} -t {args.threads} --output-format jsonl"
+    command = [str(args.llama_bench), "-m", str(args.model), *on_gpu, *options.split()]
+    command += ["-npl", ",".join(map(str, counts))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or len(lines) != len(counts):
         raise RuntimeError(f"{command[0]} ended with status {done.returncode}: {done.stderr[-2000:]}")
@@ -53,6 +57,9 @@ def modes(bench: Bench) -> tuple[str, Any]:
     shares: dict[str, list[float]] = {OURS: [], THEIRS: []}
     ours = bench.worker("gpu", streams=max(bench.counts))
     placement = ours("placement")
+    ours("prefill", n_prompt=max(bench.prompts), seed=1)  # a GPU's programs are made and loaded at first use
+    for n in bench.counts:
+        ours("decode", n_streams=n, n_tokens=16, seed=n)
 
     def one(seed: int) -> None:
         for n in bench.prompts:

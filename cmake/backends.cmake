@@ -20,7 +20,9 @@ foreach(api ${PGL_BACKENDS})
 
   add_library(pgl_backend_${name} MODULE "${PROJECT_SOURCE_DIR}/csrc/backends/part.cpp")
   target_include_directories(pgl_backend_${name} PRIVATE "${PROJECT_SOURCE_DIR}/csrc")
-  target_compile_definitions(pgl_backend_${name} PRIVATE PGL_BACKEND_REGISTER=${registers_${api}})
+  target_include_directories(pgl_backend_${name} SYSTEM PRIVATE "${PGL_LLAMA_CPP_DIR}/ggml/include")
+  target_compile_definitions(pgl_backend_${name} PRIVATE PGL_BACKEND_REGISTER=${registers_${api}}
+    PGL_OPEN_PART=${PGL_OPEN_PART})
   target_compile_options(pgl_backend_${name} PRIVATE ${PGL_WARNINGS})
   target_link_libraries(pgl_backend_${name} PRIVATE ggml-${name} ggml-base)
   # It finds the libraries of a toolkit where the linker found them.

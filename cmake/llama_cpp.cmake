@@ -72,6 +72,7 @@ endif()
 
 # GPU backends become parts of their own beside the extension, which loads them where a driver is there (backends.cmake).
 set(PGL_BACKENDS "")
+string(MAKE_C_IDENTIFIER "polargrid_backend_${PGL_SDIST_VERSION}" PGL_OPEN_PART)   # a part of another version has another
 foreach(api CUDA HIP VULKAN)
   if(GGML_${api})
     list(APPEND PGL_BACKENDS ${api})

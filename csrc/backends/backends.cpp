@@ -26,7 +26,7 @@ std::string open(const std::string & path) {
     void * data = nullptr;
     ggml_log_get(&log, &data);
     try {
-        ggml_backend_reg_t backend = reinterpret_cast<OpenPart>(platform::symbol_of(path, kOpenPart))(log);
+        ggml_backend_reg_t backend = reinterpret_cast<OpenPart>(platform::symbol_of(path, PGL_OPEN_PART))(log);
         if (backend == nullptr) {
             return "it found no driver";
         }

@@ -17,7 +17,7 @@ PGL_EXPORT ggml_backend_reg_t ggml_backend_init(void) {
     return PGL_BACKEND_REGISTER();
 }
 
-PGL_EXPORT ggml_backend_reg_t polargrid_backend(ggml_log_callback log) {
+PGL_EXPORT ggml_backend_reg_t PGL_OPEN_PART(ggml_log_callback log) {
     ggml_log_set(log, nullptr);
     ggml_set_abort_callback([](const char * message) { throw std::runtime_error(message); });
     return ggml_backend_init();

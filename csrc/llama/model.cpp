@@ -229,9 +229,13 @@ bool Model::decode(const Batch & batch) {
 
 // Whatever failed inside is not reused.
 Error Model::failed(const std::string & why) {
-    Error error = weights_->failed(context_, why);
+    const Error error = weights_->failed(context_, why);
     if (!weights_->lost() && can(Task::generate)) {
-        create_context();
+        try {
+            create_context();
+        } catch (const Error & e) {
+            log::write(log::error, e.what());   // the next decode tries again
+        }
     }
     return error;
 }

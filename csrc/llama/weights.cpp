@@ -184,6 +184,12 @@ ContextPtr Weights::make_context(llama_context_params params, const std::string 
 }
 
 Error Weights::failed(ContextPtr & context, const std::string & why) {
+    const auto says = [&](const char * text) { return why.find(text) != std::string::npos; };
+    // Asked first: to find out whether a GPU still works takes a little of its memory.
+    if (says("out of memory") || says("OutOfDeviceMemory") || says("OutOfHostMemory") || says("memory ran out")) {
+        context.reset();
+        return Error("out_of_memory", "memory ran out while computing: " + why);
+    }
     for (ggml_backend_dev_t gpu : gpus_) {
         if (!still_works(gpu)) {
             lost_ = true;
@@ -196,10 +202,6 @@ Error Weights::failed(ContextPtr & context, const std::string & why) {
         }
     }
     context.reset();
-    const auto says = [&](const char * text) { return why.find(text) != std::string::npos; };
-    if (says("out of memory") || says("OutOfDeviceMemory") || says("OutOfHostMemory") || says("memory ran out")) {
-        return Error("out_of_memory", "memory ran out while computing: " + why);
-    }
     return Error("internal_error", "the computation failed: " + why);
 }
 

@@ -123,9 +123,17 @@ def full_mid_answer(path: str) -> Any:
         fault("full")
         error = attempt(embed, engine, 200)
         meanwhile = attempt(ask, engine)
+        broken = attempt(ask, engine, "the of and " * 400)
         (FAULTS / "full").unlink()
         embedding = attempt(embed, engine, 200)
-        return {"healthy": healthy, "error": error, "meanwhile": meanwhile, "then": ask(engine), "embedding": embedding}
+        return {
+            "healthy": healthy,
+            "embedding, full": error,
+            "answer, full": meanwhile,
+            "long answer, full": broken,
+            "answer": ask(engine),
+            "embedding": embedding,
+        }
 
 
 if __name__ == "__main__":
