@@ -1,5 +1,6 @@
 #include "engine/loop.h"
 
+#include "engine/crew.h"
 #include "engine/kv_cache.h"
 #include "engine/scheduler.h"
 #include "llama/model.h"
@@ -8,6 +9,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <exception>
 #include <map>
 #include <optional>
 #include <utility>
@@ -19,6 +21,9 @@ namespace {
 constexpr uint64_t kEngineStack = uint64_t{16} << 20;
 // How long a step waits, at most and for all of them together, for masks that are not ready when its logits are.
 constexpr auto kMaskWait = std::chrono::milliseconds(2);
+// Logits of a step from which on waking other threads is worth it: some hundred microseconds of one thread.
+constexpr size_t kWorthSharing = size_t{1} << 19;
+constexpr int32_t kMostSharing = 8;   // threads
 
 }  // namespace
 
@@ -84,6 +89,7 @@ bool Loop::load(const EngineOptions & options) {
         };
         const auto model = std::make_shared<Model>(shared_.path, options, on_progress, shared_.abort);
         cache_ = std::make_unique<KvCache>(*model, shared_.options.max_streams, model->info().prefix_cache_bytes);
+        crew_ = std::make_unique<Crew>(std::min(model->info().n_threads, kMostSharing));
         scheduler_ = std::make_unique<Scheduler>(shared_.options.n_batch, model->can_abort());
         model_ = model;
         {
@@ -324,20 +330,17 @@ void Loop::decode(const StepPlan & plan) {
         }
         return;
     }
-    std::vector<std::pair<Sequence *, float *>> late;  // their masks are not ready
+    Rows ready, late;   // late: their masks are not
     for (size_t row = 0; row < batch.rows.size(); ++row) {
         if (batch.rows[row].logits) {
             Sequence & sequence = *in_slot(batch.rows[row].sequence);
             cache_->append(sequence.slot, batch.rows[row].token);
             ++sequence.n_past;
             float * logits = model_->logits(static_cast<int32_t>(row));
-            if (sequence.awaits_mask()) {
-                late.emplace_back(&sequence, logits);
-            } else {
-                sample(sequence, logits);
-            }
+            (sequence.awaits_mask() ? late : ready).emplace_back(&sequence, logits);
         }
     }
+    sample(ready);
     if (!late.empty()) {
         wait_for_masks(late);
     }
@@ -345,20 +348,22 @@ void Loop::decode(const StepPlan & plan) {
 }
 
 // Logits whose masks come in time are sampled; the others are kept until a later step.
-void Loop::wait_for_masks(const std::vector<std::pair<Sequence *, float *>> & late) {
-    const auto ready = [](const auto & entry) { return !entry.first->awaits_mask(); };
+void Loop::wait_for_masks(const Rows & late) {
+    const auto ready = [](const auto & row) { return !row.first->awaits_mask(); };
     {
         std::unique_lock lock(shared_.mutex);
         shared_.wake_engine.wait_for(lock, kMaskWait,
                                      [&] { return shared_.closing || std::all_of(late.begin(), late.end(), ready); });
     }
-    for (const auto & entry : late) {
-        if (ready(entry)) {
-            sample(*entry.first, entry.second);
+    Rows in_time;
+    for (const auto & row : late) {
+        if (ready(row)) {
+            in_time.push_back(row);
         } else {
-            entry.first->hold(entry.second, model_->info().n_vocab);
+            row.first->hold(row.second, model_->info().n_vocab);
         }
     }
+    sample(in_time);
 }
 
 void Loop::go_on_after_masks() {
@@ -413,7 +418,7 @@ void Loop::prefill(const StepPlan & plan) {
     if (sequence->n_remaining() == 0) {
         float * logits = model_->logits(plan.n_prefill - 1);
         sequence->prefilled();
-        sample(*sequence, logits);
+        sample({{sequence, logits}});
     } else {
         publish(sequence->progress());
     }
@@ -421,8 +426,36 @@ void Loop::prefill(const StepPlan & plan) {
                                 std::chrono::duration<double, std::milli>(Sequence::Clock::now() - start).count());
 }
 
-void Loop::sample(Sequence & sequence, float * logits) {
-    tell(sequence, [&] { return std::optional<Event>(sequence.sample(logits, model_->tokenizer())); });
+// Sequences know nothing of each other, so that their tokens can be chosen side by side. What follows from them is told
+// in order.
+void Loop::sample(const Rows & rows) {
+    struct Outcome {
+        std::optional<Event> event;
+        std::exception_ptr failure;
+    };
+    std::vector<Outcome> outcomes(rows.size());
+    const auto choose = [&](size_t i) {
+        try {
+            outcomes[i].event = rows[i].first->sample(rows[i].second, model_->tokenizer());
+        } catch (...) {
+            outcomes[i].failure = std::current_exception();
+        }
+    };
+    if (rows.size() > 1 && rows.size() * static_cast<size_t>(model_->info().n_vocab) >= kWorthSharing) {
+        crew_->share(rows.size(), choose);
+    } else {
+        for (size_t i = 0; i < rows.size(); ++i) {
+            choose(i);
+        }
+    }
+    for (size_t i = 0; i < rows.size(); ++i) {
+        tell(*rows[i].first, [&] {
+            if (outcomes[i].failure) {
+                std::rethrow_exception(outcomes[i].failure);
+            }
+            return std::move(outcomes[i].event);
+        });
+    }
 }
 
 // Publishes what `work` makes of a sequence, and has its next mask computed.

@@ -14,6 +14,7 @@
 
 namespace pgl {
 
+class Crew;
 class KvCache;
 class Scheduler;
 struct Batch;
@@ -30,6 +31,8 @@ class Loop {
     void run();
 
   private:
+    using Rows = std::vector<std::pair<Sequence *, float *>>;  // sequences and their logits
+
     void work();
     bool load(const EngineOptions & options);
     bool step();
@@ -43,8 +46,8 @@ class Loop {
     void prefill(const StepPlan & plan);
     void pool(Sequence & sequence);
     bool compute(const Batch & batch, const std::vector<Sequence *> & participants);
-    void sample(Sequence & sequence, float * logits);
-    void wait_for_masks(const std::vector<std::pair<Sequence *, float *>> & late);
+    void sample(const Rows & rows);
+    void wait_for_masks(const Rows & late);
     template <typename Work> void tell(Sequence & sequence, const Work & work);
     void go_on_after_masks();
     void wait_for_a_mask();
@@ -66,6 +69,7 @@ class Loop {
     uint64_t n_generated_by_ended_ = 0;  // tokens
     bool checked_ = true;  // the cache was checked since it last changed
     std::unique_ptr<MaskWorker> masks_;
+    std::unique_ptr<Crew> crew_;
 };
 
 }  // namespace pgl
