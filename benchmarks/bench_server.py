@@ -70,7 +70,7 @@ class Server:
                 raise RuntimeError(f"{self.name} ended with status {self.process.returncode} instead of serving")
             try:
                 with urllib.request.urlopen(ready, timeout=1) as reply:
-                    if reply.status == 200:
+                    if reply.status == 200 and (ready != url or json.load(reply)["data"]):
                         return
             except OSError:
                 time.sleep(0.05)

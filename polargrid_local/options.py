@@ -58,7 +58,9 @@ class EngineOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     device: Literal["auto", "cpu", "gpu"] = _option("auto", "where the model runs; auto: on a GPU if there is one")
-    n_gpu_layers: Whole = _option(-1, "how much of the model the GPU gets; -1: as much as fits", "layers", low=-1, high=10_000)
+    n_gpu_layers: Whole = _option(
+        -1, "how much of the model the GPU gets; -1: as much as fits", "layers", low=-1, high=10_000
+    )
     n_ctx: Whole = _option(
         0, "context of each stream; 0: the model's own, as far as it fits into memory", "tokens", low=0, high=1 << 24
     )

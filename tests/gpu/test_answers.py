@@ -15,7 +15,7 @@ from polargrid_local import Engine, EngineClosed
 PROMPT = "the of and to in is you that"
 # Log-probabilities of float weights differ by the order of sums alone; those of quantized weights because our CPU
 # kernels round activations to 8 bits as well.
-TOLERANCE = {"f32": 0.02, "f16": 0.1, "q8_0": 0.3}
+TOLERANCE = {"f32": 0.05, "f16": 0.1, "q8_0": 0.5}
 
 
 def logprobs(engine: Engine, prompt: str = PROMPT) -> dict[str, float]:
