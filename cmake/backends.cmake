@@ -1,5 +1,5 @@
 # GPU backends, each a shared library of its own: polargrid_local/backends/vulkan.so, cuda.so, hip.so. The extension
-# opens them at run time (csrc/llama/backends.cpp), so that one wheel serves machines with and without a driver.
+# opens them at run time (csrc/backends/backends.cpp), so that one wheel serves machines with and without a driver.
 # A part holds llama.cpp's backend and its own copy of ggml's base; the two meet only in ggml's table of functions.
 
 # llama.cpp's folders call this for the library of a backend; theirs would link it into the extension.

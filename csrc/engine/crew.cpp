@@ -1,8 +1,14 @@
 #include "engine/crew.h"
 
-#include <system_error>
+#include "platform/machine.h"
+#include "request.h"
 
 namespace pgl {
+namespace {
+
+constexpr uint64_t kStack = uint64_t{16} << 20;   // bytes
+
+}  // namespace
 
 Crew::~Crew() {
     {
@@ -10,23 +16,24 @@ Crew::~Crew() {
         closing_ = true;
     }
     wake_.notify_all();
-    for (std::thread & thread : threads_) {
-        thread.join();
+    for (const std::function<void()> & wait : wait_for_threads_) {
+        wait();
     }
 }
 
 void Crew::start() {
+    started_ = true;
     try {
-        while (static_cast<int32_t>(threads_.size()) < n_wanted_) {
-            threads_.emplace_back([this] { serve(); });
+        while (static_cast<int32_t>(wait_for_threads_.size()) < n_wanted_) {
+            wait_for_threads_.push_back(machine::start_with_stack(kStack, [this] { serve(); }));
         }
-    } catch (const std::system_error &) {
+    } catch (const Error &) {
         // Fewer do.
     }
 }
 
 void Crew::share(size_t n, const Work & work) {
-    if (threads_.empty()) {
+    if (!started_) {
         start();
     }
     {

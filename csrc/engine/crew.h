@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <functional>
 #include <mutex>
-#include <thread>
 #include <vector>
 
 namespace pgl {
@@ -14,7 +13,8 @@ class Crew {
   public:
     using Work = std::function<void(size_t)>;   // must not throw
 
-    // At most so many threads, the caller's own among them; fewer where the system gives no more.
+    // At most so many threads, the caller's own among them; fewer where the system gives no more. Their stacks are
+    // large: grammars recurse over what is nested.
     explicit Crew(int32_t n_threads) : n_wanted_(n_threads - 1) {}
     ~Crew();
     Crew(const Crew &) = delete;
@@ -29,7 +29,8 @@ class Crew {
     void take(const Work & work);
 
     const int32_t n_wanted_;
-    std::vector<std::thread> threads_;   // started by the first share()
+    bool started_ = false;   // by the first share()
+    std::vector<std::function<void()>> wait_for_threads_;
     std::mutex mutex_;
     std::condition_variable wake_, idle_;
     const Work * work_ = nullptr;   // what is shared now; the rest belongs to it

@@ -241,7 +241,12 @@ Error Model::failed(const std::string & why) {
 }
 
 std::map<std::string, uint64_t> Model::device_bytes() const {
-    return weights_->lost() ? std::map<std::string, uint64_t>{} : memory_use({context_.get(), pooler_->context()});
+    if (weights_->lost()) {
+        return {};
+    }
+    // Before its first text a model that only embeds has no context, which would know.
+    const bool any = context_ || pooler_->context() != nullptr;
+    return any ? memory_use({context_.get(), pooler_->context()}) : weights_->weights_on_gpus();
 }
 
 float * Model::logits(int32_t row) {

@@ -43,9 +43,14 @@ Weights::Weights(const std::string & path, const GgufSummary & summary, const En
                  const MemoryPlan & plan, const std::vector<ggml_backend_dev_t> & gpus,
                  const std::function<bool(float)> & on_progress, const std::atomic<bool> & abort)
     : options_(options), abort_(abort) {
+    size_t layer = summary.layers.size() + 1 - static_cast<size_t>(plan.n_gpu_layers);
     for (size_t i = 0; i < plan.layers_of_gpu.size(); ++i) {
         if (plan.layers_of_gpu[i] > 0) {
             gpus_.push_back(gpus[i]);
+        }
+        for (int32_t n = 0; n < plan.layers_of_gpu[i]; ++n, ++layer) {
+            on_gpus_[ggml_backend_dev_name(gpus[i])] +=
+                layer < summary.layers.size() ? summary.layers[layer].weights_bytes : summary.output_bytes;
         }
     }
     load(path, summary, plan, on_progress);

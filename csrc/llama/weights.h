@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -48,6 +49,7 @@ class Weights {
 
     llama_model * model() const { return model_.get(); }
     const std::vector<ggml_backend_device *> & gpus() const { return gpus_; }  // that hold layers
+    std::map<std::string, uint64_t> weights_on_gpus() const { return on_gpus_; }  // bytes, by name
     bool lost() const { return lost_; }  // a GPU of theirs is: nothing can be computed any more
 
     // A context of these weights: `params` with threads, attention and abort filled in, adapters applied. `name` is
@@ -68,6 +70,7 @@ class Weights {
     const EngineOptions & options_;
     const std::atomic<bool> & abort_;
     std::vector<ggml_backend_device *> gpus_;
+    std::map<std::string, uint64_t> on_gpus_;
     bool lost_ = false;
     std::unique_ptr<llama_model, FreeHandle> model_;
     std::vector<llama_adapter_lora *> adapters_;  // freed with the model

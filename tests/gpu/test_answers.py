@@ -145,6 +145,8 @@ def test_embeddings(arch, tiny, tmp_path, open_on_gpu):
     vectors = []
     for device in ("cpu", "gpu"):
         engine = open_on_gpu(path, device=device, n_ctx=0)
+        [stats] = engine.stats().values()
+        assert bool(stats["device_bytes"]) == (device == "gpu")  # the weights, already
         data = engine.embeddings(input=["the time of day", "the people"])["data"]
         vectors.append(np.array([entry["embedding"] for entry in data]))
         [stats] = engine.stats().values()
