@@ -35,6 +35,17 @@ def test_many_equal_alone_cold_and_cached(smollm2: Path, cache_type: str) -> Non
     assert stats["n_cached_tokens"] > 0
 
 
+def test_tokens_chosen_side_by_side_are_those_chosen_alone(smollm2: Path) -> None:
+    """Enough streams that several threads share the choosing; with grammars, penalties and logprobs among them."""
+    more = ({}, {"frequency_penalty": 1.0}, {"logprobs": True, "top_logprobs": 2}, {"regex": "[a-z ]{1,60}"})
+    requests = [{**sampled(QUESTIONS[i % 8], i), "max_tokens": 16, **more[i % 4]} for i in range(16)]
+    with Engine(smollm2, n_ctx=256, max_streams=16, n_threads=4) as engine:
+        alone = [engine.chat_completion(**request)["choices"] for request in requests]
+        with ThreadPoolExecutor(16) as pool:
+            together = list(pool.map(lambda request: engine.chat_completion(**request)["choices"], requests))
+    assert together == alone
+
+
 def test_thirty_two_threads_with_mixed_cancels(engine: Engine) -> None:
     before = wait_until_idle(engine)
     expected = content_of(engine.chat_completion(**chat(QUESTIONS[0])))

@@ -526,6 +526,23 @@ void summary() {
     CHECK(check_gguf(temp.write("model.gguf", g.file())).vocab_only);
 }
 
+// Where the bytes of a model go when its layers are dealt out to GPUs.
+void layers() {
+    const GgufSummary s = check_gguf(temp.write("model.gguf", tiny_llama().file()));
+    const GgufSummary::Layer & first = s.layers.at(0);
+    CHECK_EQ(s.layers.size(), size_t{2});
+    CHECK_EQ(first.weights_bytes, s.layers[1].weights_bytes);
+    CHECK_EQ(first.cache_bytes_f16 * 2, s.cache_bytes_f16);
+    CHECK_EQ(first.cache_bytes_q8_0 * 2, s.cache_bytes_q8_0);
+    // The tiny model takes its token table for its output, so that a GPU holds it over again.
+    CHECK_EQ(s.input_bytes + first.weights_bytes * 2 + s.output_bytes, s.tensor_bytes + s.input_bytes);
+
+    Gguf untied = tiny_llama();
+    untied.tensors.push_back({"output.weight", {64, 263}, BF16});
+    const GgufSummary own = check_gguf(temp.write("model.gguf", untied.file()));
+    CHECK_EQ(own.input_bytes + own.layers[0].weights_bytes * 2 + own.output_bytes, own.tensor_bytes);
+}
+
 void adapters() {
     Gguf base;
     base.set("general.architecture", "llama");
@@ -707,6 +724,7 @@ int main(int argc, char ** argv) {
     meaning();
     accepted();
     summary();
+    layers();
     adapters();
     splits();
     mutations();

@@ -7,6 +7,7 @@ import itertools
 import threading
 import time
 import weakref
+from datetime import datetime
 
 import fakes
 import polargrid.types as sdk
@@ -33,6 +34,7 @@ from polargrid_local import (
     text_of,
 )
 from polargrid_local.api.prepare import LONGEST_PIECE_BYTES
+from polargrid_local.machine import gpu_status_reply
 from polargrid_local.streams import BulkCall
 
 HI = [{"role": "user", "content": "hi"}]
@@ -174,6 +176,16 @@ def test_gpus_are_reported_as_the_sdk_reads_them(open_engine):
     assert (gpu.name, gpu.memory.total_mb, gpu.memory.used_gb, gpu.memory.percent_used) == ("A GPU", 8192, 2.0, 25.0)
     (memory,) = sdk.GPUMemoryResponse.model_validate(engine.get_gpu_memory()).memory
     assert (memory.free_gb, memory.percent_free) == (6.0, 75.0)
+
+
+@pytest.mark.parametrize(("driver_says", "held", "used"), [(8, 3, 3), (6, 1, 2), (6, 3, 3), (8, 99, 8)])
+def test_what_models_hold_of_a_gpu_is_in_use_whatever_the_driver_says(driver_says, held, used):
+    """All in GiB of 8."""
+    device = {"name": "Vulkan0", "description": "", "gpu": True, "memory_bytes": 8 << 30}
+    device["free_bytes"] = driver_says << 30
+    reply = gpu_status_reply([device], {"Vulkan0": held << 30}, 7, datetime.now())
+    assert reply["gpus"][0]["memory"]["used_gb"] == used and reply["gpus"][0]["memory"]["free_gb"] == 8 - used
+    assert reply["processes"] == [{"pid": 7, "name": "polargrid-local", "memory_mb": held << 10}]
 
 
 def test_a_stream_says_how_much_of_a_long_prompt_is_read(open_engine):
