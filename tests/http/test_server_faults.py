@@ -62,6 +62,9 @@ class BrokenEngine:
     def info(self, model: str) -> dict[str, Any]:
         return {}
 
+    def gpu_bytes(self) -> int:
+        return 0
+
     async def health(self) -> dict[str, Any]:
         return {"status": self.status}
 
