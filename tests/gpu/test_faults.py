@@ -47,6 +47,7 @@ def test_a_full_gpu_refuses_a_model_and_harms_no_other(tiny, faulty):
 def test_memory_that_runs_out_in_the_middle(tiny, faulty):
     seen = faulty("full_mid_answer", tiny())
     assert seen["embedding, full"]["code"] == "out_of_memory"  # its buffers are made when it is asked for
-    assert seen["answer, full"] == seen["answer"] == seen["healthy"]  # all that an answer takes was taken at load
-    assert isinstance(seen["long answer, full"], str)
+    assert seen["answer, full"] == seen["answer"] == seen["healthy"]
+    long = seen["long answer, full"]  # a pass over many tokens may want more: then it is told, and the next one works
+    assert isinstance(long, str) or long["code"] == "out_of_memory"
     assert seen["embedding"] == 128
