@@ -59,6 +59,15 @@ static VKAPI_ATTR void VKAPI_CALL get_memory(VkPhysicalDevice device, VkPhysical
 static VKAPI_ATTR void VKAPI_CALL get_memory2(VkPhysicalDevice device, VkPhysicalDeviceMemoryProperties2 *properties) {
     next_memory2(device, properties);
     shrink(&properties->memoryProperties);
+    const VkDeviceSize limit = memory_limit();
+    for (VkPhysicalDeviceMemoryBudgetPropertiesEXT *next = properties->pNext; limit != 0 && next != NULL;
+         next = next->pNext) {
+        if (next->sType != VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT) continue;
+        for (uint32_t i = 0; i < VK_MAX_MEMORY_HEAPS; i++) {   /* a driver that counts: all of it is free */
+            next->heapBudget[i] = limit;
+            next->heapUsage[i] = 0;
+        }
+    }
 }
 
 static VKAPI_ATTR VkResult VKAPI_CALL allocate(VkDevice device, const VkMemoryAllocateInfo *info,
