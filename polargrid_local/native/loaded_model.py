@@ -107,13 +107,20 @@ class LoadedModel:
             raise translated(error) from None
 
     def info_now(self) -> NativeInfo:
-        """`info`, which may have changed: a model leaves a GPU that is lost."""
-        if not self.running:
-            return self.info
+        """`info`, read again where the engine loaded the model again: it left a GPU that is lost. Raises what ended the
+        engine."""
+        self.handle.check()
+        native = self.handle.native
         try:
-            return cast(NativeInfo, self.handle.native.info())
-        except Exception as error:
-            raise translated(error) from None
+            news = any(event.kind != "progress" for event in native.loading.drain())
+        except Exception:  # closed: the engine has ended, and says below why
+            news = True
+        if news:
+            try:
+                self.info = cast(NativeInfo, native.info())
+            except Exception as error:
+                raise translated(error) from None
+        return self.info
 
     def stats(self) -> ModelStats:
         self.handle.check()

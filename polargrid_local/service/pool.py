@@ -10,7 +10,14 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from polargrid_local.errors import InvalidModelError, NotFoundError, PolarGridError, ServerError, ValidationError
+from polargrid_local.errors import (
+    DeviceLostError,
+    InvalidModelError,
+    NotFoundError,
+    PolarGridError,
+    ServerError,
+    ValidationError,
+)
 from polargrid_local.service.lease import Lease
 from polargrid_local.service.memory import MemoryBudget
 from polargrid_local.service.names import ModelNames
@@ -69,6 +76,8 @@ class ModelPool:
         try:
             self._engine.info(model)
         except (NotFoundError, InvalidModelError):  # unloaded by another user of the engine; perhaps its file is broken
+            return False
+        except DeviceLostError:  # it has ended, which is no matter of the other models
             return False
         return True
 

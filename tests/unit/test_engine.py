@@ -178,6 +178,16 @@ def test_gpus_are_reported_as_the_sdk_reads_them(open_engine):
     assert (memory.free_gb, memory.percent_free) == (6.0, 75.0)
 
 
+def test_info_follows_a_model_that_was_loaded_again(open_engine):
+    engine = open_engine()
+    before = engine.info()
+    [native] = engine._models._factory.made
+    native._info |= {"placement": "all layers on the CPU: CUDA0 was lost"}
+    assert engine.info() == before  # nothing was said yet, and nothing is asked anew
+    native.loading.push(fakes.Event(0, "loaded"))
+    assert engine.info()["placement"] == "all layers on the CPU: CUDA0 was lost"
+
+
 @pytest.mark.parametrize(("driver_says", "held", "used"), [(8, 3, 3), (6, 1, 2), (6, 3, 3), (8, 99, 8)])
 def test_what_models_hold_of_a_gpu_is_in_use_whatever_the_driver_says(driver_says, held, used):
     """All in GiB of 8."""

@@ -11,7 +11,7 @@ from typing import Any
 import fakes
 import pytest
 
-from polargrid_local import AsyncEngine
+from polargrid_local import AsyncEngine, DeviceLostError
 from polargrid_local.errors import InvalidModelError, MemoryEstimateError, ServerError
 from polargrid_local.service.memory import MemoryBudget
 from polargrid_local.service.service import Service
@@ -131,6 +131,23 @@ def test_a_budget_asks_the_longest_idle_to_go_and_says_what_is_missing() -> None
     with pytest.raises(MemoryEstimateError, match="needs 41 bytes, the memory budget leaves 40") as caught:
         budget.next_to_unload("new", 41, [30, 30], [])
     assert caught.value.details == {"need": 41, "have": 40}
+
+
+async def test_a_model_that_lost_its_gpu_is_not_there_and_the_others_are(
+    serve: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = serve()
+    for name in ("one", "two"):
+        await service.load_model(name, force=False)
+    info = service.engine.info
+
+    def lost(model: str) -> Any:
+        if model == "one":
+            raise DeviceLostError("the GPU stopped working")
+        return info(model)
+
+    monkeypatch.setattr(service.engine, "info", lost)
+    assert service.pool.loaded() == ["two"]
 
 
 def test_the_default_budget_counts_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
