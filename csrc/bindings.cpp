@@ -317,7 +317,7 @@ PYBIND11_MODULE(_core, m) {
         [] {
             py::dict dict;
             dict["devices"] = to_python(without_gil([] { return list_devices(); }));
-            dict["gpu_problem"] = to_python(no_gpu_reason());
+            dict["gpu_problem"] = to_python(without_gil([] { return no_gpu_reason(); }));
             dict["cpu_features"] = cpu_features();
             dict["n_threads"] = machine::usable_threads();
             dict["available_bytes"] = machine::available_bytes();

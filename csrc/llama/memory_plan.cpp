@@ -49,9 +49,10 @@ class Need {
         return layer.weights_bytes + cache * streams() * static_cast<uint64_t>(n_ctx);
     }
 
-    uint64_t all_layers(int32_t n_ctx) const {
+    // Of layers first ... last - 1.
+    uint64_t layers(int32_t first, int32_t last, int32_t n_ctx) const {
         uint64_t sum = 0;
-        for (int32_t i = 0; i < n_layers(); ++i) {
+        for (int32_t i = first; i < last; ++i) {
             sum += layer(i, n_ctx);
         }
         return sum;
@@ -88,11 +89,7 @@ std::vector<int32_t> fill(const Need & need, int32_t n_ctx, const std::vector<ui
     std::vector<int32_t> layers(gpus.size(), 0);
     // One GPU for all is faster than several in turn.
     const auto largest = std::max_element(gpus.begin(), gpus.end()) - gpus.begin();
-    uint64_t wanted = aside;
-    for (int32_t i = 0; i < most; ++i) {
-        wanted += need.layer(need.n_layers() - 1 - i, n_ctx);
-    }
-    if (wanted <= gpus[static_cast<size_t>(largest)]) {
+    if (aside + need.layers(need.n_layers() - most, need.n_layers(), n_ctx) <= gpus[static_cast<size_t>(largest)]) {
         layers[static_cast<size_t>(largest)] = most;
         return layers;
     }
@@ -184,7 +181,7 @@ MemoryPlan plan_memory(const GgufSummary & model, bool generates, const EngineOp
         everywhere += available.shared ? 0 : above(gpu, kMemoryMargin + need.compute());
         on_gpus += above(gpu, kMemoryMargin + need.compute());
     }
-    on_gpus = above(on_gpus, need.all_layers(0));
+    on_gpus = above(on_gpus, need.layers(0, n_layers, 0));
     const auto max_fit = static_cast<int32_t>(std::min(above(everywhere, fixed) / need.context_token(), kMostContext));
 
     plan.n_ctx = options.n_ctx;
@@ -209,16 +206,13 @@ MemoryPlan plan_memory(const GgufSummary & model, bool generates, const EngineOp
         const int32_t asked = options.n_gpu_layers > 0 ? std::min(options.n_gpu_layers, n_layers) : n_layers;
         plan.layers_of_gpu = fill(need, plan.n_ctx, gpus, asked);
         plan.n_gpu_layers = total(plan.layers_of_gpu);
-        const bool promised = options.n_gpu_layers > 0 || options.device == Device::gpu;
-        if (promised && plan.n_gpu_layers < (options.n_gpu_layers > 0 ? asked : 1)) {
-            const int32_t n = options.n_gpu_layers > 0 ? asked : 1;
-            uint64_t needed = need.compute(plan.n_ctx) + kMemoryMargin;
-            for (int32_t i = n_layers - n; i < n_layers; ++i) {
-                needed += need.layer(i, plan.n_ctx);
-            }
+        const int32_t promised = options.n_gpu_layers > 0 ? asked : options.device == Device::gpu ? 1 : 0;
+        if (plan.n_gpu_layers < promised) {
+            const uint64_t needed =
+                need.compute(plan.n_ctx) + kMemoryMargin + need.layers(n_layers - promised, n_layers, plan.n_ctx);
             const uint64_t have = std::accumulate(gpus.begin(), gpus.end(), uint64_t{0});
             throw Error("out_of_memory",
-                        std::to_string(n) + " of the model's " + std::to_string(n_layers) + " layers need " +
+                        std::to_string(promised) + " of the model's " + std::to_string(n_layers) + " layers need " +
                             mib(needed) + " on the GPU with n_ctx=" + std::to_string(plan.n_ctx) +
                             " and max_streams=" + std::to_string(options.max_streams) + ", and " + mib(have) +
                             " are free; " + std::to_string(plan.n_gpu_layers) + " layers fit",
@@ -227,10 +221,8 @@ MemoryPlan plan_memory(const GgufSummary & model, bool generates, const EngineOp
                          {"max_n_gpu_layers", std::to_string(plan.n_gpu_layers)}});
         }
         // What stays behind must fit the host alone.
-        uint64_t left = model.input_bytes + need.compute(plan.n_ctx);
-        for (int32_t i = 0; i < n_layers - plan.n_gpu_layers; ++i) {
-            left += need.layer(i, plan.n_ctx);
-        }
+        const uint64_t left =
+            model.input_bytes + need.compute(plan.n_ctx) + need.layers(0, n_layers - plan.n_gpu_layers, plan.n_ctx);
         if (left > host) {
             throw too_much(left, host);
         }

@@ -43,17 +43,7 @@ Weights::Weights(const std::string & path, const GgufSummary & summary, const En
                  const MemoryPlan & plan, const std::vector<ggml_backend_dev_t> & gpus,
                  const std::function<bool(float)> & on_progress, const std::atomic<bool> & abort)
     : options_(options), abort_(abort) {
-    size_t layer = summary.layers.size() + 1 - static_cast<size_t>(plan.n_gpu_layers);
-    for (size_t i = 0; i < plan.layers_of_gpu.size(); ++i) {
-        if (plan.layers_of_gpu[i] > 0) {
-            gpus_.push_back(gpus[i]);
-        }
-        for (int32_t n = 0; n < plan.layers_of_gpu[i]; ++n, ++layer) {
-            on_gpus_[ggml_backend_dev_name(gpus[i])] +=
-                layer < summary.layers.size() ? summary.layers[layer].weights_bytes : summary.output_bytes;
-        }
-    }
-    load(path, summary, plan, on_progress);
+    load(path, summary, plan, gpus, on_progress);
     load_adapters(path);
     start_threads();
 }
@@ -65,19 +55,26 @@ Weights::~Weights() {
 }
 
 void Weights::load(const std::string & path, const GgufSummary & summary, const MemoryPlan & plan,
-                   const std::function<bool(float)> & on_progress) {
+                   const std::vector<ggml_backend_dev_t> & gpus, const std::function<bool(float)> & on_progress) {
     llama_model_params params = llama_model_default_params();
+    // Shares of the GPUs in the layers, which llama.cpp deals out by: whole numbers, so that the plan is met exactly.
+    std::vector<float> shares(llama_max_devices(), 0);
+    size_t layer = summary.layers.size() + 1 - static_cast<size_t>(plan.n_gpu_layers);
+    for (size_t i = 0; i < plan.layers_of_gpu.size(); ++i) {
+        if (plan.layers_of_gpu[i] == 0) {
+            continue;
+        }
+        shares[gpus_.size()] = static_cast<float>(plan.layers_of_gpu[i]);
+        gpus_.push_back(gpus[i]);
+        for (int32_t n = 0; n < plan.layers_of_gpu[i]; ++n, ++layer) {
+            on_gpus_[ggml_backend_dev_name(gpus[i])] +=
+                layer < summary.layers.size() ? summary.layers[layer].weights_bytes : summary.output_bytes;
+        }
+    }
     std::vector<ggml_backend_dev_t> devices = gpus_;
     devices.push_back(nullptr);
     params.devices = devices.data();
     params.n_gpu_layers = plan.n_gpu_layers;
-    // Shares of the GPUs in the layers, which llama.cpp deals out by: whole numbers, so that the plan is met exactly.
-    std::vector<float> shares(llama_max_devices(), 0);
-    for (size_t i = 0, gpu = 0; i < plan.layers_of_gpu.size(); ++i) {
-        if (plan.layers_of_gpu[i] > 0) {
-            shares[gpu++] = static_cast<float>(plan.layers_of_gpu[i]);
-        }
-    }
     params.tensor_split = shares.data();
     // Weights that are computed on where they are mapped must lie as ggml wants them.
     constexpr uint32_t kTensorAlignment = 32;

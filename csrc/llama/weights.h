@@ -63,7 +63,7 @@ class Weights {
 
   private:
     void load(const std::string & path, const GgufSummary & summary, const MemoryPlan & plan,
-              const std::function<bool(float)> & on_progress);
+              const std::vector<ggml_backend_device *> & gpus, const std::function<bool(float)> & on_progress);
     void load_adapters(const std::string & path);
     void start_threads();
 
