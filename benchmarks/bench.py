@@ -182,10 +182,11 @@ class Bench:
 
     def modes(self) -> None:
         if self.args.device == "gpu":
-            table, self.medians["modes"] = gpu.modes(self)
-            print(table + "\n", flush=True)
+            title, samples, share = gpu.modes(self)
+            self.add("modes", title, samples, [gpu.OURS, gpu.THEIRS], against=gpu.THEIRS)
+            self.medians["modes"]["of the bandwidth"] = share
             return
-        samples: Samples = {}
+        samples = {}
         shares: dict[str, list[float]] = {}
         mac, _, n_bytes = gguf_file.work_per_token(self.args.model)
         # All are loaded at once and take turns at every point: on a shared machine the memory bandwidth that is left

@@ -42,7 +42,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         model, port, threads, n_ctx = str(args.model), self.port, args.threads, args.n_ctx
-        on_gpu, env = gpu.llama_on_gpu() if args.device == "gpu" else ([], None)
+        on_gpu, env = gpu.llama_on_gpu() if name == SERVER and args.device == "gpu" else ([], None)
         ours = f"--port {port} --threads {threads} --max-streams {streams} --n-ctx {n_ctx} --log-level warning"
         ours += f" --device {args.device}"
         server = f"--port {port} -t {threads} -np {streams} -c {streams * n_ctx} --no-webui"
@@ -56,7 +56,6 @@ class Server:
             ],
         }[name]
         self.name = name
-        env = env if name == SERVER else None
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
         self._wait()
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/models") as reply:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ PROGRAM = measure.HERE.parent / "build" / "bench" / "bin" / "llama-batched-bench
 OURS, THEIRS = "polargrid_local", "llama.cpp's bench"
 
 
+@lru_cache
 def llama_on_gpu() -> tuple[list[str], dict[str, str]]:
     """Arguments and environment for llama.cpp's programs: all layers on the GPUs that the first backend of the package
     sees. They open a backend only for the sake of a device that is named."""
@@ -50,8 +52,9 @@ def batched_bench(args: Any, n_prompt: int, n_tokens: int, counts: list[int]) ->
     return lines
 
 
-def modes(bench: Bench) -> tuple[str, Any]:
-    """Prefill, time to the first text and decode, interleaved round by round: (table, medians)."""
+def modes(bench: Bench) -> tuple[str, Samples, dict[str, str]]:
+    """Prefill, time to the first text and decode, interleaved round by round: title, samples, shares of the bandwidth
+    that one stream reads."""
     args, samples = bench.args, Samples()
     _, _, n_bytes = gguf_file.work_per_token(args.model)
     shares: dict[str, list[float]] = {OURS: [], THEIRS: []}
@@ -82,5 +85,4 @@ def modes(bench: Bench) -> tuple[str, Any]:
     ours.close()
     share = {name: measure.spread(values) for name, values in shares.items() if values}
     said = "".join(f", {name} reads {value} of the bandwidth with one stream" for name, value in share.items())
-    table = f"**{placement}{said}**\n\n{measure.table(samples, [OURS, THEIRS], against=THEIRS)}"
-    return table, {**measure.medians(samples), "of the bandwidth": share}
+    return placement + said, samples, share
