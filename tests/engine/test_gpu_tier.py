@@ -37,7 +37,6 @@ def test_the_gpu_tier(root: Path) -> None:
         text=True,
         timeout=1800,
     )
-    print(done.stdout[-8000:])
     assert done.returncode == 0, done.stdout[-8000:]
 
 

@@ -27,12 +27,10 @@ HERE = Path(__file__).parent
 SOFTWARE = {"GGML_VK_VISIBLE_DEVICES": "0"}
 
 
-def _machine(extra: dict[str, str]) -> dict[str, Any]:
-    """system_info() of a process with these variables set."""
+def _machine() -> dict[str, Any]:
+    """system_info() of another process: in this one a backend would be opened for good."""
     program = "import json, polargrid_local; print(json.dumps(polargrid_local.system_info()))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, **extra}, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     return json.loads(done.stdout) if done.returncode == 0 else {"devices": [], "gpu_problem": done.stderr[-2000:]}
 
 
@@ -40,11 +38,11 @@ def _gpus(machine: dict[str, Any]) -> list[dict[str, Any]]:
     return [device for device in machine["devices"] if device["gpu"]]
 
 
-MACHINE = _machine({})
+MACHINE = _machine()
 SOFTWARE_ONLY = not _gpus(MACHINE)
 if SOFTWARE_ONLY:
     os.environ |= SOFTWARE
-    MACHINE = _machine({})
+    MACHINE = _machine()
 GPUS = _gpus(MACHINE)
 VULKAN = any(gpu["name"].startswith("Vulkan") for gpu in GPUS)
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
+from serving import ServerProcess
 
 from polargrid_local import Engine, system_info
-
-sys.path.append(str(Path(__file__).parents[1] / "http"))
-from serving import ServerProcess
 
 
 def held_by(engine: Engine) -> int:
@@ -87,7 +83,7 @@ def test_the_server_tells_the_same(tiny, tmp_path):
         server.stop()
 
 
-def test_a_servers_budget_counts_the_gpus_that_it_may_use(tiny, gpu):
+def test_a_servers_budget_counts_the_gpus_that_it_may_use():
     total = sum(device["memory_bytes"] for device in system_info()["devices"] if device["gpu"])
     for options, expected in (({}, total), ({"device": "cpu"}, 0), ({"n_gpu_layers": 0}, 0)):
         with Engine(**options) as engine:

@@ -6,6 +6,7 @@ import json
 import logging
 
 import pytest
+from helpers import stats_of
 
 from polargrid_local import Engine, MemoryEstimateError, ValidationError
 
@@ -26,7 +27,7 @@ N_LAYERS = 7  # of the tiny model, with the output
 )
 def test_layers_go_where_the_options_say(tiny, gpu, options, n_gpu_layers, placement):
     with Engine(tiny(), n_ctx=512, **options) as engine:
-        info, [stats] = engine.info(), engine.stats().values()
+        info, stats = engine.info(), stats_of(engine)
         assert (info["n_gpu_layers"], info["placement"]) == (n_gpu_layers, placement)
         on_gpu = [device["name"] for device in info["devices"] if device["gpu"]]
         assert on_gpu == list(stats["device_bytes"]) == ([gpu] if n_gpu_layers else [])
@@ -37,8 +38,8 @@ def test_layers_go_where_the_options_say(tiny, gpu, options, n_gpu_layers, place
 def test_more_layers_hold_more_of_the_gpu(tiny, open_on_gpu):
     held = []
     for n in (1, 4, 7):
-        [stats] = open_on_gpu(tiny(weights="f16"), n_gpu_layers=n).stats().values()
-        held.append(sum(stats["device_bytes"].values()))
+        engine = open_on_gpu(tiny(weights="f16"), n_gpu_layers=n)
+        held.append(sum(stats_of(engine)["device_bytes"].values()))
     assert held == sorted(set(held))
 
 
