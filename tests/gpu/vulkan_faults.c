@@ -1,7 +1,7 @@
 /* A Vulkan layer that makes a device worse than it is, for tests. It does what files in the folder $PGL_FAULTS say:
  *
  *     memory    a number: bytes of memory that the device says it has and gives
- *     lost      once it exists, everything submitted fails with VK_ERROR_DEVICE_LOST
+ *     lost      once it exists, what is submitted and what is waited for fails with VK_ERROR_DEVICE_LOST
  *     full      while it exists, every allocation fails with VK_ERROR_OUT_OF_DEVICE_MEMORY
  */
 #include <stdatomic.h>
@@ -21,6 +21,8 @@ static PFN_vkGetPhysicalDeviceMemoryProperties2 next_memory2;
 static PFN_vkAllocateMemory next_allocate;
 static PFN_vkQueueSubmit next_submit;
 static PFN_vkQueueSubmit2 next_submit2;
+static PFN_vkWaitForFences next_wait;
+static PFN_vkGetFenceStatus next_fence_status;
 
 static void path_of(const char *name, char path[4096]) {
     snprintf(path, 4096, "%s/%s", getenv("PGL_FAULTS"), name);
@@ -83,6 +85,15 @@ static VKAPI_ATTR VkResult VKAPI_CALL submit2(VkQueue queue, uint32_t n, const V
     return exists("lost") ? VK_ERROR_DEVICE_LOST : next_submit2(queue, n, infos, fence);
 }
 
+static VKAPI_ATTR VkResult VKAPI_CALL wait_for(VkDevice device, uint32_t n, const VkFence *fences, VkBool32 all,
+                                               uint64_t timeout) {
+    return exists("lost") ? VK_ERROR_DEVICE_LOST : next_wait(device, n, fences, all, timeout);
+}
+
+static VKAPI_ATTR VkResult VKAPI_CALL fence_status(VkDevice device, VkFence fence) {
+    return exists("lost") ? VK_ERROR_DEVICE_LOST : next_fence_status(device, fence);
+}
+
 /* The loader's chain of layers, in the list that hangs on a create-info: this layer's link. */
 static void *link_of(const void *next, VkStructureType type) {
     for (VkLayerInstanceCreateInfo *info = (void *)next; info != NULL; info = (void *)info->pNext) {
@@ -117,6 +128,8 @@ static VKAPI_ATTR VkResult VKAPI_CALL create_device(VkPhysicalDevice physical, c
         next_allocate = (void *)next_device_proc(*device, "vkAllocateMemory");
         next_submit = (void *)next_device_proc(*device, "vkQueueSubmit");
         next_submit2 = (void *)next_device_proc(*device, "vkQueueSubmit2");
+        next_wait = (void *)next_device_proc(*device, "vkWaitForFences");
+        next_fence_status = (void *)next_device_proc(*device, "vkGetFenceStatus");
     }
     return result;
 }
@@ -148,6 +161,8 @@ static PFN_vkVoidFunction ours(const char *name) {
         {"vkAllocateMemory", allocate},
         {"vkQueueSubmit", submit},
         {"vkQueueSubmit2", submit2},
+        {"vkWaitForFences", wait_for},
+        {"vkGetFenceStatus", fence_status},
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         if (strcmp(table[i].name, name) == 0) return (PFN_vkVoidFunction)table[i].function;
