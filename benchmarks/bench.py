@@ -206,7 +206,9 @@ class Bench:
                         if column != OURS:
                             continue
                         after = measure.limits(self.args.threads)
-                        read, dots = (statistics.mean(v) if all(v) else None for v in zip(before, after, strict=True))
+                        read, dots, _ = (
+                            statistics.mean(v) if all(v) else None for v in zip(before, after, strict=True)
+                        )
                         if operation == "prefill" and dots:
                             shares.setdefault(f"prefill {n}, of the int8 peak", []).append(value * mac / 1e9 / dots)
                         elif operation == "decode" and read:

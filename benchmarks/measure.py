@@ -38,7 +38,7 @@ def machine(threads: int) -> dict[str, Any]:
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=HERE, capture_output=True, text=True
     )
-    read, dots = limits(threads)
+    read, dots, per_cycle = limits(threads)
     return {
         "cpu": cpu,
         "cpus": n_threads(),
@@ -49,6 +49,7 @@ def machine(threads: int) -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
         "read_gb_per_s": read,
         "int8_gmac_per_s": dots,
+        "dots_per_cycle": per_cycle,
     }
 
 
@@ -65,16 +66,19 @@ def limit_program() -> str | None:
     return program
 
 
-def limits(threads: int) -> tuple[float | None, float | None]:
-    """Read bandwidth in GB/s and int8 multiply-adds in 1e9/s, right now: neighbours change both within seconds."""
+def limits(threads: int) -> tuple[float | None, float | None, float | None]:
+    """Read bandwidth in GB/s, int8 multiply-adds in 1e9/s, and dot instructions per cycle and thread, right now:
+    neighbours change them within seconds. The last says whether to believe the second: it is 1 or 2 on a core that
+    nobody shares."""
     program = limit_program()
     if program is None:
-        return None, None
+        return None, None, None
     try:
         out = subprocess.run([program, str(threads)], check=True, capture_output=True, text=True).stdout.split()
     except (OSError, subprocess.CalledProcessError):
-        return None, None
-    return float(out[0]), float(out[1]) or None
+        return None, None, None
+    read, dots, per_cycle = map(float, out)
+    return read, dots, per_cycle
 
 
 class Worker:

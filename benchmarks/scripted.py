@@ -17,6 +17,8 @@ QUIET = {
     "n_prompt": 10,
     "n_cached": 0,
     "n_generated": 1,
+    "n_accepted": 0,
+    "n_rejected": 0,
     "queue_ms": 0.0,
     "prefill_ms": 1.0,
     "first_token_ms": 1.0,
