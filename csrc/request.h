@@ -20,6 +20,9 @@ using Token = int32_t;
 using RequestId = uint64_t;  // 0 names the load of the model itself
 using OutboxId = uint64_t;
 
+// Rows of one sequence in a pass that generates, at most: its next token, and those of a draft.
+inline constexpr int32_t kMaxRows = 16;
+
 class Outbox;                 // outbox.h: what an event waits in
 
 // A refusal or a failure with a name. `code` selects the Python class (polargrid_local/errors.py); `details` carries
@@ -92,6 +95,7 @@ struct Request {
     std::vector<std::string> marks;  // texts of control tokens: where one comes, an event ends with it and names it
     SamplingParams sampling;
     Constraint constraint;
+    std::string prediction;  // what the answer may repeat: drafts are taken from it, the answer stays the same
     bool ignore_eos = false;  // benchmarks: run to max_tokens
     std::shared_ptr<Outbox> outbox;  // where its events go; never null
 
@@ -105,6 +109,7 @@ struct Request {
         field("ignore_eos", &Request::ignore_eos);
         field("sampling", &Request::sampling);
         field("constraint", &Request::constraint);
+        field("prediction", &Request::prediction);
     }
 };
 
@@ -117,11 +122,14 @@ struct Usage {
     int32_t n_prompt = 0;
     int32_t n_cached = 0;  // of n_prompt: taken from the prefix cache
     int32_t n_generated = 0;  // tokens sampled, the end-of-generation token not counted
+    int32_t n_accepted = 0, n_rejected = 0;  // draft tokens: of n_generated, and those that were not what came
 
     template <typename Visit> static constexpr void fields(Visit && field) {
         field("n_prompt", &Usage::n_prompt);
         field("n_cached", &Usage::n_cached);
         field("n_generated", &Usage::n_generated);
+        field("n_accepted", &Usage::n_accepted);
+        field("n_rejected", &Usage::n_rejected);
     }
 };
 
@@ -191,6 +199,13 @@ constexpr auto names(CacheType) {
     return std::array{"f16", "q8_0"};
 }
 
+// automatic: where an answer's bits do not depend on it, as far as it pays. off: one token a pass. always: also where
+// it costs more than it gains, for tests.
+enum class Speculate : uint8_t { automatic, off, always };
+constexpr auto names(Speculate) {
+    return std::array{"auto", "off", "always"};
+}
+
 struct EngineOptions {
     Device device = Device::automatic;
     int32_t n_gpu_layers = -1;  // -1 = all that the device choice allows
@@ -203,6 +218,8 @@ struct EngineOptions {
     bool flash_attention = true;
     bool mmap = true;
     bool kernels = true;  // our compute kernels; false = ggml's own
+    Speculate speculate = Speculate::automatic;
+    std::string draft_model;  // file of a smaller model that guesses; empty = none
     // Host memory for prefixes beyond the running streams; -1 = as much as the model itself takes
     int64_t prefix_cache_bytes = -1;
     bool check_tensors = false;  // read every weight and refuse NaN and infinity
@@ -222,6 +239,8 @@ struct EngineOptions {
         field("flash_attention", &EngineOptions::flash_attention);
         field("mmap", &EngineOptions::mmap);
         field("kernels", &EngineOptions::kernels);
+        field("speculate", &EngineOptions::speculate);
+        field("draft_model", &EngineOptions::draft_model, PathBytes{});
         field("prefix_cache_bytes", &EngineOptions::prefix_cache_bytes, Range{-1, 1LL << 44});
         field("check_tensors", &EngineOptions::check_tensors);
         field("embeddings", &EngineOptions::embeddings);
@@ -261,6 +280,7 @@ struct ModelInfo {
     bool add_bos = false, flash_attention = false;
     std::string cache_type, kernels;  // kernels: the instruction set in use, or "off"
     std::string placement;  // in words: which layers run on a GPU, and why not more
+    std::string speculation;  // in words: where drafts come from, or why there are none
     bool row_invariant = false;  // an answer's bits do not depend on what runs beside it, nor on what was cached
     std::string build;  // pinned llama.cpp build id
     double load_ms = 0;
@@ -300,6 +320,7 @@ struct ModelInfo {
         field("cache_type", &ModelInfo::cache_type);
         field("kernels", &ModelInfo::kernels);
         field("placement", &ModelInfo::placement);
+        field("speculation", &ModelInfo::speculation);
         field("row_invariant", &ModelInfo::row_invariant);
         field("build", &ModelInfo::build);
         field("load_ms", &ModelInfo::load_ms);
@@ -312,6 +333,7 @@ struct Stats {
     int32_t n_running = 0, n_waiting = 0;
     uint64_t n_requests = 0, n_finished = 0, n_cancelled = 0, n_failed = 0;
     uint64_t n_prompt_tokens = 0, n_cached_tokens = 0, n_generated_tokens = 0, n_steps = 0;
+    uint64_t n_accepted_tokens = 0, n_rejected_tokens = 0;  // of drafts
     int32_t n_cells = 0, n_cells_used = 0;  // KV cache, tokens; used = by running streams and held prefixes
     uint64_t prefix_cache_bytes = 0;  // host copies
     std::map<std::string, uint64_t> device_bytes;  // held of each GPU, by its name
@@ -327,6 +349,8 @@ struct Stats {
         field("n_cached_tokens", &Stats::n_cached_tokens);
         field("n_generated_tokens", &Stats::n_generated_tokens);
         field("n_steps", &Stats::n_steps);
+        field("n_accepted_tokens", &Stats::n_accepted_tokens);
+        field("n_rejected_tokens", &Stats::n_rejected_tokens);
         field("n_cells", &Stats::n_cells);
         field("n_cells_used", &Stats::n_cells_used);
         field("prefix_cache_bytes", &Stats::prefix_cache_bytes);

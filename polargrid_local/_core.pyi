@@ -36,6 +36,9 @@ class Event:
     def mark(self) -> str:
         ...
     @property
+    def n_accepted(self) -> int:
+        ...
+    @property
     def n_cached(self) -> int:
         ...
     @property
@@ -43,6 +46,9 @@ class Event:
         ...
     @property
     def n_prompt(self) -> int:
+        ...
+    @property
+    def n_rejected(self) -> int:
         ...
     @property
     def prefill_ms(self) -> float:

@@ -25,6 +25,18 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, Integral) else value
 
 
+def _switch(value: Any) -> Any:
+    """An option of two words may be given as a switch: True is auto, False is off."""
+    if isinstance(value, bool):
+        return "auto" if value else "off"
+    return value
+
+
+def _name(value: Any) -> Any:
+    """A name or a path, as text; none is empty."""
+    return "" if value is None else str(value) if isinstance(value, PathLike) else value
+
+
 # How models write the calls of tools: `chat/tool_formats.py`. "auto": as the chat template does.
 ToolFormatName = Literal[
     "auto",
@@ -72,6 +84,14 @@ class EngineOptions(BaseModel):
     flash_attention: bool = _option(True, "attention in one fused operation")
     mmap: bool = _option(True, "map the model file instead of reading it")
     kernels: bool = _option(True, "this package's own CPU kernels; False: those of llama.cpp")
+    speculate: Annotated[Literal["auto", "off", "always"], BeforeValidator(_switch)] = _option(
+        "auto",
+        "draft tokens from what was said before, and check several in one pass, where no bit of an answer depends "
+        "on it; auto: where it pays; always: also where it costs more than it gains",
+    )
+    draft_model: Annotated[str, BeforeValidator(_name)] = _option(
+        "", "a smaller model of the same vocabulary, whose guesses are drafts too: a catalogue name or a .gguf path"
+    )
     prefix_cache_bytes: Whole = _option(
         -1,
         "host memory for the beginnings of earlier prompts; -1: as much as the model takes",
@@ -121,6 +141,8 @@ class EngineKeywords(TypedDict, total=False):
     flash_attention: bool
     mmap: bool
     kernels: bool
+    speculate: Literal["auto", "off", "always"] | bool
+    draft_model: str | PathLike[str] | None
     prefix_cache_bytes: int
     check_tensors: bool
     embeddings: bool
@@ -171,6 +193,8 @@ def allowed(name: str) -> str:
     if (bounds := limits(name)) is not None:
         low, high = bounds
         return f"an integer in {low}..{high}"
+    if EngineOptions.model_fields[name].annotation is str:
+        return "a name or a path"
     choices = get_args(EngineOptions.model_fields[name].annotation)
     return f"one of {', '.join(choices)}" if choices else "True or False"
 

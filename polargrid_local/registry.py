@@ -133,7 +133,7 @@ class Models:
         try:
             if old is not None:
                 old.model.close()
-            model = load.model = LoadedModel(found.path, self._options, self._factory)
+            model = load.model = LoadedModel(found.path, self._native_options(), self._factory)
             model.load(note)
             ready = ReadyModel(model, self._target(found.id, model.info, model.compile), int(time.time()))
             with self._lock:
@@ -148,6 +148,11 @@ class Models:
                 del self._loads[found.id]
                 self._status[found.id] = status
         return _load_reply("success", name, force, f"Model {name} loaded successfully")
+
+    def _native_options(self) -> dict[str, Any]:
+        """With the draft model's file in place of its name. Raises as resolving any name does."""
+        helper = self._options.get("draft_model")
+        return {**self._options, "draft_model": str(self._store.resolve(helper).path)} if helper else self._options
 
     def _target(self, name: str, info: NativeInfo, compile: Compile = accept_all) -> Target:
         tokens: dict[str, Any] = {"bos_token": info.get("bos_text", ""), "eos_token": info.get("eos_text", "")}

@@ -120,13 +120,15 @@ class Call(Generic[C]):
 
     @property
     def usage(self) -> Usage:
-        """Token counts; true once the stream has ended."""
+        """Token counts; true once the stream has ended. Where the request had a `prediction`, with what became of the
+        drafts, as `completion_tokens_details`."""
         return self._assembler.usage
 
     @property
     def timings(self) -> Timings:
         """queue_ms, prefill_ms, first_token_ms, total_ms (since submit; None = not reached), tokens_per_second,
-        cached_tokens."""
+        cached_tokens; accepted_draft_tokens and rejected_draft_tokens, which came true and which did not, of all
+        drafts, whether taken from a `prediction` or from text that was said before."""
         return self._assembler.timings
 
     @property

@@ -155,11 +155,18 @@ class _Run(Generic[S, T]):
     def usage(self) -> Usage:
         """Tokens of all rounds together."""
         used = [stream.usage for stream in self._streams]
-        return {
+        usage: Usage = {
             "prompt_tokens": sum(usage["prompt_tokens"] for usage in used),
             "completion_tokens": sum(usage["completion_tokens"] for usage in used),
             "total_tokens": sum(usage["total_tokens"] for usage in used),
         }
+        details = [usage["completion_tokens_details"] for usage in used if "completion_tokens_details" in usage]
+        if details:
+            usage["completion_tokens_details"] = {
+                "accepted_prediction_tokens": sum(drafts["accepted_prediction_tokens"] for drafts in details),
+                "rejected_prediction_tokens": sum(drafts["rejected_prediction_tokens"] for drafts in details),
+            }
+        return usage
 
 
 def _unforced(choice: Any) -> Any:

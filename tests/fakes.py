@@ -26,7 +26,7 @@ class Event:
     def __init__(self, id: int, kind: str = "text", text: str = "", **fields: Any) -> None:
         self.id, self.kind, self.text = id, kind, text
         self.mark, self.code, self.details, self.reason, self.progress = "", "", {}, "", 0.0
-        self.n_prompt = self.n_cached = self.n_generated = 0
+        self.n_prompt = self.n_cached = self.n_generated = self.n_accepted = self.n_rejected = 0
         self.queue_ms = self.prefill_ms = self.first_token_ms = self.total_ms = -1.0
         self.logprobs: list[dict[str, Any]] = []
         self.embedding: Any = None
@@ -159,7 +159,18 @@ class Engine:
 
     def submit(self, request: dict[str, Any], outbox: Outbox) -> int:
         assert os.getpid() == self.pid, "native handle touched in a forked child"
-        known = {"task", "prompt", "max_tokens", "stop", "filter", "marks", "sampling", "ignore_eos", "constraint"}
+        known = {
+            "task",
+            "prompt",
+            "max_tokens",
+            "stop",
+            "filter",
+            "marks",
+            "sampling",
+            "ignore_eos",
+            "constraint",
+            "prediction",
+        }
         assert not set(request) - known, set(request) - known
         n_prompt = sum(len(text.split()) for text, _ in request["prompt"])
         with self._changed:

@@ -110,6 +110,12 @@ KINDS: dict[str, tuple[str, Shapes, str, dict[str, Any]]] = {
         "spm",
         {_RMS: 1e-6, "pooling_type": MEAN, "attention.sliding_window": 64, "attention.sliding_window_pattern": 2},
     ),
+    "gemma3": (
+        "gemma3",
+        _llama(qk_norm=True, post_norm=True),
+        "spm",
+        {_RMS: 1e-6, "attention.sliding_window": 64, "attention.sliding_window_pattern": 2},
+    ),
     "llada": ("llada", _llama(), "bpe", {_RMS: 1e-6}),
     "dream": ("dream", _llama(), "bpe", {_RMS: 1e-6}),
     "t5": ("t5", _t5(True), "spm", {_RMS: 1e-6, "attention.relative_buckets_count": 32}),
@@ -160,13 +166,17 @@ def write(
     metadata: Mapping[str, Any] | None = None,
     tensors: Mapping[str, tuple[int, ...] | None] | None = None,
     vocab_file: Path | None = None,
+    weights: str = "f32",
 ) -> Path:
-    """`tensors` adds (shape, rows first), replaces or (None) removes tensors."""
+    """`tensors` adds (shape, rows first), replaces or (None) removes tensors. `weights`: "f32", or "q8_0" for the
+    matrices."""
     arch, shapes, vocab, own = KINDS[kind]
     if vocab_file is not None:
         words, n_vocab = _vocabulary_of(vocab_file)
     else:
-        words = _wordpieces() if vocab == "wpm" else tiny_model._Vocab(vocab, tiny_model.WORDS).metadata()
+        table = tiny_model._Vocab("bpe" if vocab == "wpm" else vocab, tiny_model.WORDS)
+        table.fill_up(weights)
+        words = _wordpieces() if vocab == "wpm" else table.metadata()
         n_vocab = len(words["tokenizer.ggml.tokens"])
     wanted = {"token_embd.weight": (n_vocab, N_EMBD), **shapes, **(tensors or {})}
     rng = np.random.default_rng(seed)
@@ -195,6 +205,12 @@ def write(
         **words,
         **(metadata or {}),
     }
-    stored = [gguf_file.Tensor(name, data.shape, "f32", lambda data=data: [data]) for name, data in made]
+
+    def stored_as(name: str, data: np.ndarray) -> gguf_file.Tensor:
+        if weights == "q8_0" and data.ndim == 2:
+            return gguf_file.Tensor(name, data.shape, "q8_0", lambda: [gguf_file.q8_0(data)])
+        return gguf_file.Tensor(name, data.shape, "f32", lambda: [data])
+
+    stored = [stored_as(name, data) for name, data in made]
     gguf_file.write(path, {key: value for key, value in keys.items() if value is not None}, stored)
     return Path(path)

@@ -210,6 +210,7 @@ def write_random(
     """
     rng = np.random.default_rng(seed)
     table = _Vocab(vocab, [*WORDS, *words], controls=controls)
+    table.fill_up(weights)
     d_kv = n_embd // n_head * n_head_kv
 
     def normal(rows: int, columns: int, gain: float = 1.0) -> np.ndarray:
@@ -259,6 +260,7 @@ def write_scripted(
     pieces = [p.encode() if isinstance(p, str) else p for s in scripts for p in s if not isinstance(p, Control)]
     markers = [chr(0xE000 + i) for i in range(2 * len(scripts))]
     table = _Vocab(vocab, [*common, *words, *markers], pieces, controls)
+    table.fill_up(weights)
     said = [[table.id_of(piece) for piece in script] for script in scripts]
     said = [ids if endless or ids[-1] == IM_END else [*ids, IM_END] for ids in said]
     steps = []  # (marker, distance, next token)
@@ -434,6 +436,11 @@ class _Vocab:
         self.texts.append(text)
         self.kinds.append(kind)
         return True
+
+    def fill_up(self, weights: str) -> None:
+        """With tokens that no text has, to a multiple of 16: then kernels take the output's quantized rows too."""
+        while weights == "q8_0" and len(self.texts) % 16:
+            self._add(b"<unused-%d>" % len(self.texts), _NORMAL)
 
     def _add_reachable(self, data: bytes) -> None:
         for end in range(2, len(data) + 1):

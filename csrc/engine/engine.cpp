@@ -225,6 +225,20 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
         refuse(n_prompt, "");
     }
     request.prompt.clear();
+    std::unique_ptr<Drafter> drafter;
+    if (generate && model->speculates()) {
+        // No answer is longer than the context, so no more of a prediction can come true.
+        request.prediction.resize(
+            std::min(request.prediction.size(), static_cast<size_t>(n_ctx) * model->tokenizer().longest_piece()));
+        std::vector<Token> prediction;
+        if (!request.prediction.empty()) {
+            prediction = on_large_stack(
+                {{std::move(request.prediction), false}}, shared_.log, poll,
+                [model](const std::vector<Span> & spans) { return model->tokenizer().tokenize(spans, false); });
+        }
+        drafter = std::make_unique<Drafter>(prompt, prediction);
+    }
+    request.prediction.clear();
     std::unique_ptr<Guide> guide;
     if (generate && !request.constraint.kind.empty()) {
         guide = grammars(model)->guide(request.constraint);
@@ -243,7 +257,7 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
     }
     const RequestId id = ++shared_.last_id;
     shared_.inbox.push_back(std::make_unique<Sequence>(id, std::move(request), std::move(prompt), n_ctx - n_prompt,
-                                                       info.n_vocab, std::move(guide)));
+                                                       info.n_vocab, std::move(guide), std::move(drafter)));
     ++shared_.n_live;
     ++shared_.stats.n_requests;
     shared_.wake_engine.notify_one();

@@ -4,6 +4,8 @@
 #include "platform/machine.h"
 
 #include <algorithm>
+#include <array>
+#include <bitset>
 #include <chrono>
 #include <limits>
 #include <type_traits>
@@ -57,6 +59,7 @@ struct Grammars::Api {
     const char * (*error)(LlgMatcher *);
     int32_t (*compute_mask)(LlgMatcher *, uint32_t * mask, size_t mask_bytes);
     size_t (*mask_bytes)(const LlgMatcher *);
+    int32_t (*forced_tokens)(LlgMatcher *, uint32_t * tokens, size_t n_tokens);
     int32_t (*consume)(LlgMatcher *, uint32_t token);
     bool (*is_stopped)(const LlgMatcher *);
     LlgCancellationHandle * (*cancellation)(LlgMatcher *);
@@ -76,6 +79,7 @@ struct Grammars::Api {
         find(error, "llg_matcher_get_error");
         find(compute_mask, "llg_matcher_compute_mask_into");
         find(mask_bytes, "llg_matcher_get_mask_byte_size");
+        find(forced_tokens, "llg_matcher_compute_ff_tokens");
         find(consume, "llg_matcher_consume_token");
         find(is_stopped, "llg_matcher_is_stopped");
         find(cancellation, "llg_matcher_get_cancellation_handle");
@@ -115,6 +119,14 @@ constexpr char kControl = '\xFF';
 // Of a mask with one bit for each token.
 size_t mask_words(int32_t n_vocab) {
     return (static_cast<size_t>(n_vocab) + 31) / 32;
+}
+
+bool allows_one(const Mask & mask) {
+    size_t n = 0;
+    for (const uint32_t word : mask.allowed) {
+        n += std::bitset<32>(word).count();
+    }
+    return n == 1;
 }
 
 size_t tokenize(const void * user_data, const uint8_t * bytes, size_t n_bytes, uint32_t * out, size_t n_out) {
@@ -192,8 +204,14 @@ void Guide::compute() {
     if (left_ >= 0) {
         consume(std::exchange(left_, -1));
     }
+    forced_.clear();
     if (!failed_ && !grammars_->api().is_stopped(matcher_)) {
         failed_ = !grammars_->compute_mask(matcher_, mask_);
+        if (!failed_ && allows_one(mask_)) {
+            std::array<uint32_t, kMaxRows> tokens;
+            const int32_t n = grammars_->api().forced_tokens(matcher_, tokens.data(), tokens.size());
+            forced_.assign(tokens.begin(), tokens.begin() + std::max(0, n));
+        }
     }
     ready_.store(true, std::memory_order_release);
 }

@@ -54,6 +54,9 @@ class Guide {
     // Whether compute() has ended since the last token was chosen.
     bool ready() const { return ready_.load(std::memory_order_acquire); }
 
+    // Tokens that come next whatever the model says, as far as the grammar leaves no choice. Of a guide that is ready.
+    const std::vector<Token> & forced() const { return forced_; }
+
     // Whether nothing may follow. Throws as mask() does.
     bool complete() const;
 
@@ -69,6 +72,7 @@ class Guide {
     LlgMatcher * matcher_;
     LlgCancellationHandle * cancellation_;
     Mask mask_;
+    std::vector<Token> forced_;
     Token left_ = -1;      // chosen, and left to compute()
     bool failed_ = false;  // the matcher knows why
     std::atomic<bool> ready_;

@@ -30,6 +30,7 @@ class KvCache {
     void discard(int32_t slot);  // the sequence failed; its content goes
     void forget_all();  // the context was rebuilt, empty
 
+    const std::vector<Token> & tokens(int32_t slot) const { return index_.slot_tokens(slot); }
     int32_t length(int32_t slot) const { return static_cast<int32_t>(index_.slot_tokens(slot).size()); }
     std::vector<int32_t> used_slots() const;
     int32_t n_tokens() const { return index_.n_slot_tokens(); }

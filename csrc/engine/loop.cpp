@@ -1,6 +1,7 @@
 #include "engine/loop.h"
 
 #include "engine/crew.h"
+#include "engine/draft_model.h"
 #include "engine/kv_cache.h"
 #include "engine/scheduler.h"
 #include "llama/model.h"
@@ -21,9 +22,17 @@ namespace {
 constexpr uint64_t kEngineStack = uint64_t{16} << 20;
 // How long a step waits, at most and for all of them together, for masks that are not ready when its logits are.
 constexpr auto kMaskWait = std::chrono::milliseconds(2);
+// How long a step of one sequence waits before it begins, for a mask that may say what comes next.
+constexpr auto kForcedWait = std::chrono::microseconds(200);
 // Logits of a step from which on waking other threads is worth it: some hundred microseconds of one thread.
 constexpr size_t kWorthSharing = size_t{1} << 19;
 constexpr int32_t kMostSharing = 8;   // threads
+
+void add_generated(Stats & stats, const Usage & usage) {
+    stats.n_generated_tokens += static_cast<uint64_t>(usage.n_generated);
+    stats.n_accepted_tokens += static_cast<uint64_t>(usage.n_accepted);
+    stats.n_rejected_tokens += static_cast<uint64_t>(usage.n_rejected);
+}
 
 }  // namespace
 
@@ -62,6 +71,7 @@ void Loop::work() {
     waiting_.clear();
     masks_.reset();
     cache_.reset();
+    draft_model_.reset();
     {
         const std::lock_guard lock(shared_.mutex);
         shared_.model.reset();
@@ -74,6 +84,10 @@ bool Loop::load(const EngineOptions & options) {
     Event failure;
     failure.kind = EventKind::error;
     try {
+        const auto wanted = [this](float) {
+            const std::lock_guard lock(shared_.mutex);
+            return !shared_.closing && shared_.cancelled.count(0) == 0;
+        };
         float shown = -1;
         const auto on_progress = [&](float value) {
             if (value - shown >= 0.01f || value >= 1) {
@@ -84,13 +98,17 @@ bool Loop::load(const EngineOptions & options) {
                 publish(std::move(event));
                 flush();
             }
-            const std::lock_guard lock(shared_.mutex);
-            return !shared_.closing && shared_.cancelled.count(0) == 0;
+            return wanted(value);
         };
         const auto model = std::make_shared<Model>(shared_.path, options, on_progress, shared_.abort);
         cache_ = std::make_unique<KvCache>(*model, shared_.options.max_streams, model->info().prefix_cache_bytes);
+        draft_model_.reset();
+        if (!options.draft_model.empty()) {
+            draft_model_ = std::make_unique<DraftModel>(*model, options, wanted, shared_.abort);
+        }
         crew_ = std::make_unique<Crew>(std::min(model->info().n_threads, kMostSharing));
-        scheduler_ = std::make_unique<Scheduler>(shared_.options.n_batch, model->can_abort());
+        scheduler_ = std::make_unique<Scheduler>(shared_.options.n_batch, model->can_abort(),
+                                                 shared_.options.speculate == Speculate::always);
         model_ = model;
         {
             const std::lock_guard lock(shared_.mutex);
@@ -140,9 +158,10 @@ bool Loop::step() {
         running.reserve(running_.size());
         for (const SequencePtr & sequence : running_) {
             if (!sequence->waits()) {
-                running.push_back({sequence->slot, sequence->n_remaining()});
+                running.push_back({sequence->slot, sequence->n_remaining(), {}, 0});
             }
         }
+        propose(running);
         const StepPlan plan = scheduler_->plan(running);
         if (running.empty()) {
             wait_for_a_mask();
@@ -298,6 +317,66 @@ bool Loop::compute(const Batch & batch, const std::vector<Sequence *> & particip
     return done;
 }
 
+// Where one sequence decodes alone, a pass over the weights has room for a draft. Sequences that decode together bring
+// one token each: a pass wants the same number of all.
+void Loop::propose(std::vector<Running> & running) {
+    draft_ = {};
+    guessed_ = false;
+    const auto decodes = [](const Running & one) { return one.n_remaining == 0; };
+    const auto lone = std::find_if(running.begin(), running.end(), decodes);
+    if (lone == running.end() || std::find_if(lone + 1, running.end(), decodes) != running.end()) {
+        return;
+    }
+    Sequence & sequence = *in_slot(lone->slot);
+    if (sequence.draft_limit() == 0) {
+        return;
+    }
+    if (sequence.awaits_mask()) {   // it knows which tokens are forced
+        std::unique_lock lock(shared_.mutex);
+        shared_.wake_engine.wait_for(lock, kForcedWait, [&] { return !sequence.awaits_mask(); });
+    }
+    draft_ = sequence.propose(sequence.draft_limit());
+    if (draft_model_) {
+        guess(sequence);
+    }
+    lone->odds = draft_.odds;
+    lone->may_lose_ms = sequence.budget.may_lose_ms(scheduler_->alone_ms());
+}
+
+// The draft model's guess in place of what was looked up, where that promises more. It must have read what the sequence
+// has; a long prompt takes it several steps.
+void Loop::guess(Sequence & sequence) {
+    const double token_ms = draft_model_->token_ms();
+    const bool always = shared_.options.speculate == Speculate::always;
+    if (!always && (scheduler_->rate(draft_model_->usual_odds(), token_ms) <= scheduler_->rate(draft_.odds) ||
+                    sequence.budget.may_lose_ms(scheduler_->alone_ms()) < token_ms)) {
+        return;
+    }
+    {
+        const std::lock_guard lock(shared_.mutex);
+        shared_.computing.insert(sequence.id());
+    }
+    const auto start = Sequence::Clock::now();
+    try {
+        std::vector<Token> tokens = cache_->tokens(sequence.slot);
+        tokens.push_back(sequence.next_token());
+        if (draft_model_->follow(tokens)) {
+            const auto worthwhile = [&](int32_t n_tokens, float odds) {
+                return scheduler_->worthwhile(n_tokens, odds, draft_model_->token_ms());
+            };
+            draft_ = draft_model_->propose(sequence.draft_limit(), worthwhile);
+            guessed_ = true;
+        }
+    } catch (const Error & e) {
+        log::write(log::error, std::string("the draft model is left out from here on: ") + e.what());
+        draft_model_.reset();
+    }
+    sequence.budget.lost(std::chrono::duration<double, std::milli>(Sequence::Clock::now() - start).count());
+    const std::lock_guard lock(shared_.mutex);
+    shared_.computing.clear();
+    shared_.abort = shared_.closing;
+}
+
 void Loop::decode(const StepPlan & plan) {
     if (plan.decode.empty()) {
         return;
@@ -310,6 +389,13 @@ void Loop::decode(const StepPlan & plan) {
         participants.push_back(in_slot(slot));
         batch.rows.push_back({participants.back()->next_token(), participants.back()->n_past, slot, true});
     }
+    if (plan.n_draft > 0) {
+        Sequence & sequence = *participants.front();
+        sequence.begin_draft({draft_.tokens.begin(), draft_.tokens.begin() + plan.n_draft});
+        for (const Token token : sequence.draft()) {
+            batch.rows.push_back({token, batch.rows.back().position + 1, sequence.slot, true});
+        }
+    }
     if (model_->can_trim()) {
         for (const int32_t slot : plan.padding) {
             if (cache_->length(slot) < n_ctx) {
@@ -320,14 +406,26 @@ void Loop::decode(const StepPlan & plan) {
         std::sort(batch.rows.begin(), batch.rows.end(),
                   [](const Batch::Row & a, const Batch::Row & b) { return a.sequence < b.sequence; });
     }
+    const auto start = Sequence::Clock::now();
     const bool done = compute(batch, participants);
     for (const int32_t slot : padding) {
         cache_->rollback(slot);
     }
     if (!done) {
-        for (const int32_t slot : plan.decode) {
-            cache_->rollback(slot);
+        for (Sequence * sequence : participants) {
+            sequence->forget_draft();
+            cache_->rollback(sequence->slot);
         }
+        return;
+    }
+    const double ms = std::chrono::duration<double, std::milli>(Sequence::Clock::now() - start).count();
+    if (participants.size() == 1) {
+        scheduler_->observe_decode(1 + plan.n_draft, ms);
+        participants.front()->budget.passed(ms);
+    }
+    if (plan.n_draft > 0) {
+        verify(*participants.front(), ms);
+        remove_ended();
         return;
     }
     Rows ready, late;   // late: their masks are not
@@ -345,6 +443,34 @@ void Loop::decode(const StepPlan & plan) {
         wait_for_masks(late);
     }
     remove_ended();
+}
+
+// The rows of a draft were computed on the guess that every token before them comes. They are sampled one after the
+// other, as without a draft, for as long as that was so. Then the cache forgets the rest.
+void Loop::verify(Sequence & sequence, double elapsed_ms) {
+    const std::vector<Token> draft = sequence.draft();
+    size_t n_sampled = 0, n_foretold = 0;
+    do {
+        cache_->append(sequence.slot, n_sampled == 0 ? sequence.next_token() : draft[n_sampled - 1]);
+        ++sequence.n_past;
+        float * logits = model_->logits(static_cast<int32_t>(n_sampled));
+        if (sequence.awaits_mask()) {
+            wait_for_masks({{&sequence, logits}});
+        } else {
+            sample({{&sequence, logits}});
+        }
+        ++n_sampled;
+        n_foretold = std::max(n_foretold, sequence.n_foretold());
+    } while (!sequence.ended() && !sequence.waits() && sequence.n_foretold() == n_sampled);
+    sequence.end_draft();
+    if (guessed_ && draft_model_) {
+        draft_model_->observe(draft.size(), n_foretold);
+    }
+    scheduler_->settle(sequence.budget, static_cast<int32_t>(draft.size()), elapsed_ms,
+                       static_cast<int32_t>(n_sampled));
+    if (sequence.slot >= 0) {
+        cache_->rollback(sequence.slot);
+    }
 }
 
 // Logits whose masks come in time are sampled; the others are kept until a later step.
@@ -573,14 +699,18 @@ void Loop::count() {
                                            : shared_.stats.n_failed);
             shared_.stats.n_prompt_tokens += static_cast<uint64_t>(event.usage.n_prompt);
             shared_.stats.n_cached_tokens += static_cast<uint64_t>(event.usage.n_cached);
-            n_generated_by_ended_ += static_cast<uint64_t>(event.usage.n_generated);
+            add_generated(of_ended_, event.usage);
         }
     }
-    shared_.stats.n_generated_tokens = n_generated_by_ended_;
+    Stats generated = of_ended_;
     for (const SequencePtr & sequence : running_) {
-        shared_.stats.n_generated_tokens +=
-            sequence->ended() ? 0 : static_cast<uint64_t>(sequence->usage().n_generated);
+        if (!sequence->ended()) {
+            add_generated(generated, sequence->usage());
+        }
     }
+    shared_.stats.n_generated_tokens = generated.n_generated_tokens;
+    shared_.stats.n_accepted_tokens = generated.n_accepted_tokens;
+    shared_.stats.n_rejected_tokens = generated.n_rejected_tokens;
     shared_.stats.n_running = static_cast<int32_t>(running_.size());
     shared_.stats.n_waiting = static_cast<int32_t>(waiting_.size());
     if (cache_) {

@@ -1,6 +1,7 @@
 // Loop: the engine's own thread. It loads the model, then over and over: admit, plan, decode, sample, prefill, publish.
 #pragma once
 
+#include "engine/draft.h"
 #include "engine/mask_worker.h"
 #include "engine/shared_state.h"
 #include "request.h"
@@ -15,9 +16,11 @@
 namespace pgl {
 
 class Crew;
+class DraftModel;
 class KvCache;
 class Scheduler;
 struct Batch;
+struct Running;
 struct StepPlan;
 
 // Everything here runs on one thread, the only one that touches llama.cpp's state.
@@ -42,7 +45,10 @@ class Loop {
     void take_inbox(std::vector<SequencePtr> & arrived, std::unordered_set<RequestId> & cancelled, bool & closing);
     void drop_cancelled(const std::unordered_set<RequestId> & cancelled);
     void admit();
+    void propose(std::vector<Running> & running);
+    void guess(Sequence & sequence);
     void decode(const StepPlan & plan);
+    void verify(Sequence & sequence, double elapsed_ms);
     void prefill(const StepPlan & plan);
     void pool(Sequence & sequence);
     bool compute(const Batch & batch, const std::vector<Sequence *> & participants);
@@ -63,10 +69,13 @@ class Loop {
     std::shared_ptr<Model> model_;
     std::unique_ptr<KvCache> cache_;
     std::unique_ptr<Scheduler> scheduler_;
+    std::unique_ptr<DraftModel> draft_model_;  // null = none
+    Draft draft_;  // for the one that decodes alone in this step
+    bool guessed_ = false;  // it is the draft model's
     std::deque<SequencePtr> waiting_;
     std::vector<SequencePtr> running_;
     std::vector<Event> events_;  // of this step, not yet delivered
-    uint64_t n_generated_by_ended_ = 0;  // tokens
+    Stats of_ended_;  // tokens
     bool checked_ = true;  // the cache was checked since it last changed
     std::unique_ptr<MaskWorker> masks_;
     std::unique_ptr<Crew> crew_;

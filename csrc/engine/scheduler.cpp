@@ -2,23 +2,31 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace pgl {
 namespace {
 
 constexpr int32_t kChunkStep = 32;   // shorter chunks pay a whole pass over the weights for too few tokens
+constexpr double kWorthwhile = 1.03;   // times the rate without a draft
 
 }  // namespace
 
 StepPlan Scheduler::plan(const std::vector<Running> & running) {
     StepPlan plan;
     std::vector<Running> prompts;
+    const Running * last = nullptr;
     for (const Running & sequence : running) {
         if (sequence.n_remaining > 0) {
             prompts.push_back(sequence);
         } else {
             plan.decode.push_back(sequence.slot);
+            last = &sequence;
         }
+    }
+    if (plan.decode.size() == 1) {
+        plan.n_draft = always_draft_ ? static_cast<int32_t>(last->odds.size())
+                                     : choose_draft(last->odds, last->may_lose_ms).n_draft;
     }
     std::sort(plan.decode.begin(), plan.decode.end());
     for (size_t i = 1; i < plan.decode.size(); ++i) {
@@ -43,6 +51,53 @@ StepPlan Scheduler::plan(const std::vector<Running> & running) {
         plan.n_prefill = std::min(limit, next->n_remaining);
     }
     return plan;
+}
+
+Scheduler::Choice Scheduler::choose_draft(const std::vector<float> & odds, double may_lose_ms, double token_ms) const {
+    const int32_t horizon = costs_.horizon();   // 0 before the first pass
+    if (horizon == 0) {
+        return {0, 0};
+    }
+    const double alone_ms = costs_.ms(1);
+    Choice best{0, 1 / alone_ms};
+    double n_tokens = 1;
+    for (size_t i = 0; i < odds.size() && static_cast<int32_t>(i) + 2 <= horizon; ++i) {
+        const auto n_draft = static_cast<int32_t>(i) + 1;
+        n_tokens += odds[i];
+        const double ms = costs_.ms(n_draft + 1) + n_draft * token_ms;
+        const double least = best.n_draft == 0 ? kWorthwhile * best.rate : best.rate;
+        if (ms - alone_ms <= may_lose_ms && n_tokens / ms > least) {
+            best = {n_draft, n_tokens / ms};
+        }
+    }
+    return best;
+}
+
+double Scheduler::rate(const std::vector<float> & odds) const {
+    return choose_draft(odds, std::numeric_limits<double>::infinity()).rate;
+}
+
+double Scheduler::rate(float odds, double token_ms) const {
+    std::vector<float> falling;
+    for (float product = odds; falling.size() + 1 < kMaxRows; product *= odds) {
+        falling.push_back(product);
+    }
+    return choose_draft(falling, std::numeric_limits<double>::infinity(), token_ms).rate;
+}
+
+bool Scheduler::worthwhile(int32_t n_tokens, float odds, double token_ms) const {
+    if (always_draft_) {
+        return true;
+    }
+    const double more_ms = costs_.ms(n_tokens + 1) - costs_.ms(n_tokens) + token_ms;
+    return n_tokens < costs_.horizon() && odds * costs_.ms(1) > more_ms;
+}
+
+void Scheduler::settle(DraftBudget & budget, int32_t n_draft, double elapsed_ms, int32_t n_tokens) const {
+    const double change_ms = costs_.change_ms();   // is in the costs of one row now
+    const double usual_ms = costs_.ms(n_draft + 1);
+    const double cost_ms = std::clamp(elapsed_ms, usual_ms / 2, 2 * usual_ms);  // what disturbed it is no draft's fault
+    budget.drafted(cost_ms + change_ms, n_tokens, costs_.ms(1) - change_ms);
 }
 
 void Scheduler::observe_prefill(int32_t n_tokens, double elapsed_ms) {

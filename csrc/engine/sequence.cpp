@@ -5,10 +5,11 @@
 namespace pgl {
 
 Sequence::Sequence(RequestId id, Request request, std::vector<Token> prompt, int32_t n_room, int32_t n_vocab,
-                   std::shared_ptr<Guide> guide)
+                   std::shared_ptr<Guide> guide, std::unique_ptr<Drafter> drafter)
     : id_(id), request_(std::move(request)), prompt_(std::move(prompt)),
       max_tokens_(std::min(request_.max_tokens, n_room)), guide_(std::move(guide)),
-      sampler_(request_.sampling, prompt_, n_vocab), text_(request_.stop, request_.filter) {
+      sampler_(request_.sampling, prompt_, n_vocab), text_(request_.stop, request_.filter),
+      drafter_(std::move(drafter)) {
     usage_.n_prompt = n_prompt();
 }
 
@@ -42,12 +43,45 @@ void Sequence::prefilled() {
     timings_.prefill_ms = elapsed_ms();
 }
 
+int32_t Sequence::draft_limit() const {
+    return drafter_ ? std::clamp(max_tokens_ - usage_.n_generated - 1, 0, kMaxRows - 1) : 0;
+}
+
+const Draft & Sequence::propose(int32_t limit) {
+    const bool known = guide_ != nullptr && guide_->ready();
+    return drafter_->propose(limit, known ? guide_->forced() : std::vector<Token>{});
+}
+
+void Sequence::begin_draft(std::vector<Token> tokens) {
+    draft_ = std::move(tokens);
+    n_foretold_ = 0;
+}
+
+void Sequence::forget_draft() {
+    draft_.clear();
+    n_foretold_ = 0;
+}
+
+void Sequence::end_draft() {
+    usage_.n_rejected += static_cast<int32_t>(draft_.size() - n_foretold_);
+    forget_draft();
+}
+
 Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
     TokenLogprob logprob;
     const bool wants_logprobs = request_.sampling.n_logprobs >= 0;
     next_token_ = sampler_.sample(logits, wants_logprobs ? &logprob : nullptr, guide_.get());
     if (timings_.first_token_ms < 0) {
         timings_.first_token_ms = elapsed_ms();
+    }
+    if (drafter_) {
+        drafter_->append(next_token_);
+    }
+    const bool foretold = n_foretold_ < draft_.size() && draft_[n_foretold_] == next_token_;
+    if (foretold) {
+        ++n_foretold_;
+    } else {
+        end_draft();
     }
     Event result = event(EventKind::text);
     if ((!request_.ignore_eos || guide_ != nullptr) && tokenizer.is_end(next_token_)) {
@@ -57,6 +91,7 @@ Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
         }
     } else {
         ++usage_.n_generated;
+        usage_.n_accepted += foretold ? 1 : 0;
         if (wants_logprobs) {
             logprob.bytes = tokenizer.bytes(next_token_);
             for (TokenLogprob & alternative : logprob.top) {
@@ -113,6 +148,7 @@ void Sequence::end_where_due(Event & event) {
 Event Sequence::stamped(Event event) {
     if (event.reason != FinishReason::none) {
         ended_ = true;
+        end_draft();
         timings_.total_ms = elapsed_ms();
         event.kind = EventKind::finished;
     }

@@ -1,6 +1,7 @@
 // Sequence: one request on its way through the engine, from the queue to its last event.
 #pragma once
 
+#include "engine/draft.h"
 #include "engine/guide.h"
 #include "engine/sampler.h"
 #include "engine/text.h"
@@ -21,8 +22,9 @@ class Sequence {
     using Clock = std::chrono::steady_clock;
 
     // `prompt`: the request's ids. `n_room`: tokens the context has left after it. `guide`: null = a free answer.
+    // `drafter`: null = none.
     Sequence(RequestId id, Request request, std::vector<Token> prompt, int32_t n_room, int32_t n_vocab,
-             std::shared_ptr<Guide> guide = nullptr);
+             std::shared_ptr<Guide> guide = nullptr, std::unique_ptr<Drafter> drafter = nullptr);
     ~Sequence();  // stops what is still computed for it
     Sequence(const Sequence &) = delete;
     Sequence & operator=(const Sequence &) = delete;
@@ -45,6 +47,21 @@ class Sequence {
     // The guide, if any, must be ready. Throws Error("numeric_error") and what the guide throws.
     Event sample(float * logits, const Tokenizer & tokenizer);
     bool ended() const { return ended_; }
+
+    // What may come after next_token(), from what was said before: at most `limit` tokens.
+    const Draft & propose(int32_t limit);
+    // How many more tokens than the next one a pass may give at most. 0 = it is not drafted for.
+    int32_t draft_limit() const;
+
+    // These are computed with the next pass. Every sample() that chooses the one foretold goes on to the next; any
+    // other ends the draft, as the end of the answer does.
+    void begin_draft(std::vector<Token> tokens);
+    const std::vector<Token> & draft() const { return draft_; }
+    size_t n_foretold() const { return n_foretold_; }   // of the draft, that were chosen
+    void end_draft();     // what did not come is rejected
+    void forget_draft();  // the pass did not take place
+
+    DraftBudget budget;
 
     const std::shared_ptr<Guide> & guide() const { return guide_; }
     bool awaits_mask() const { return guide_ && !guide_->ready(); }
@@ -80,10 +97,13 @@ class Sequence {
     std::shared_ptr<Guide> guide_;  // the mask worker's too, while it computes
     Sampler sampler_;
     TextStream text_;
+    std::unique_ptr<Drafter> drafter_;
+    std::vector<Token> draft_;  // computed with the pass under way
+    size_t n_foretold_ = 0;
     Token next_token_ = -1;
     bool ended_ = false, settling_ = false;
     std::vector<float> held_;
-    std::deque<TokenLogprob> undecided_;   // logprobs of tokens whose text is still held back
+    std::deque<TokenLogprob> undecided_;  // logprobs of tokens whose text is still held back
     Usage usage_;
     Timings timings_;
     Clock::time_point submitted_ = Clock::now();

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -28,6 +29,38 @@ thread_local bool enabled = true;
 std::atomic<bool> faulty{false};       // the self-test failed: off for all
 std::atomic<bool> registered{false};
 
+// Of the calling thread, as above: what it plans that we do not compute.
+thread_local bool watching = false;
+thread_local std::string foreign;
+
+// Operations that look at one row at a time, or only move data, whatever ggml computes them with.
+bool is_local(const ggml_tensor * op) {
+    switch (op->op) {
+    case GGML_OP_MUL_MAT:  // a Hadamard transform, of the cache's rows before they are quantized, is no product to ggml
+        return op->op_params[1] == GGML_HINT_SRC0_IS_HADAMARD;
+    case GGML_OP_MUL_MAT_ID:
+    case GGML_OP_OUT_PROD:
+    case GGML_OP_FLASH_ATTN_EXT:
+    case GGML_OP_SSM_CONV:
+    case GGML_OP_SSM_SCAN:
+    case GGML_OP_RWKV_WKV6:
+    case GGML_OP_RWKV_WKV7:
+    case GGML_OP_GATED_LINEAR_ATTN:
+        return false;
+    default:
+        return true;
+    }
+}
+
+void note(const ggml_tensor * op) {
+    if (watching && foreign.empty() && !is_local(op)) {
+        foreign = ggml_op_name(op->op);
+        if (op->src[0] && op->src[0]->name[0] != '\0') {
+            foreign += " of " + std::string(op->src[0]->name) + " (" + ggml_type_name(op->src[0]->type) + ")";
+        }
+    }
+}
+
 bool wanted() {
     return enabled && !faulty.load(std::memory_order_relaxed);
 }
@@ -35,7 +68,7 @@ bool wanted() {
 struct MatmulTraits : ggml::cpu::tensor_traits {
     bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
         matmul_plan(n_threads, op);
-        size = 0;   // our scratch is our own
+        size = 0;  // our scratch is our own
         return true;
     }
     bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
@@ -79,13 +112,14 @@ struct Extra : ggml::cpu::extra_buffer_type {
         return !rows->buffer || ggml_backend_buft_is_host(rows->buffer->buft);
     }
     ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
-        if (op->op == GGML_OP_MUL_MAT) {
-            return holds(op->src[0]) ? &matmul_traits : nullptr;
+        if (op->op == GGML_OP_MUL_MAT && holds(op->src[0])) {
+            return &matmul_traits;
         }
-        if (op->op == GGML_OP_FLASH_ATTN_EXT && attention_supports(op)) {
-            return &attention_traits;
+        const bool attention = op->op == GGML_OP_FLASH_ATTN_EXT && attention_supports(op);
+        if (!attention || !wanted()) {
+            note(op);
         }
-        return nullptr;
+        return attention ? &attention_traits : nullptr;
     }
 };
 
@@ -112,7 +146,7 @@ void over_groups(const ggml_tensor * tensor, Work work) {
         try {
             threads.emplace_back(part);
         } catch (const std::system_error &) {
-            part();   // no more threads to be had: this one does it
+            part();  // no more threads to be had: this one does it
         }
     }
     work(0, n_groups / n_threads);
@@ -218,6 +252,16 @@ void set_enabled(bool value) {
 
 void disable_for_all() {
     faulty = true;
+}
+
+void watch_foreign() {
+    watching = true;
+    foreign.clear();
+}
+
+std::string foreign_operation() {
+    watching = false;
+    return foreign;
 }
 
 const char * isa() {

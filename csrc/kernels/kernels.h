@@ -22,6 +22,12 @@ void set_enabled(bool enabled);
 /// The same for every thread, for good: what a failed self-test does.
 void disable_for_all();
 
+/// What the graphs that the calling thread planned since watch_foreign() leave, first of all, to ggml's own kernels in
+/// a way that may depend on how many rows there are: the operation and its weights. "" = nothing: then a row's bits do
+/// not depend on the others.
+void watch_foreign();
+std::string foreign_operation();
+
 /// The instruction set in use: "avx512-vnni", "avx-vnni", "avx2", "scalar" or "off".
 const char * isa();
 

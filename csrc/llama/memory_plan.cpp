@@ -32,7 +32,7 @@ class Need {
     // every stream.
     uint64_t compute() const {
         return 64 * kMiB + static_cast<uint64_t>(options_.n_batch) * (static_cast<uint64_t>(model_.n_embd) * 64) +
-               streams() * static_cast<uint64_t>(model_.n_vocab) * 8;
+               std::max(streams(), uint64_t{kMaxRows}) * static_cast<uint64_t>(model_.n_vocab) * 8;
     }
 
     uint64_t compute(int32_t n_ctx) const { return compute() + token_of_mask() * static_cast<uint64_t>(n_ctx); }

@@ -77,6 +77,7 @@ Model::Model(const std::string & path, const EngineOptions & options, const std:
     tokenizer_ = std::make_unique<Tokenizer>(llama_model_get_vocab(weights_->model()), summary.pre_tokenizer);
     if (can(Task::generate)) {
         create_context();
+        try_out();
     }
     pooler_ = std::make_unique<Pooler>(*weights_, summary, options_);
     describe(path, summary);
@@ -94,12 +95,45 @@ void Model::create_context() {
     params.n_ctx = static_cast<uint32_t>((options_.n_ctx + kContextStep - 1) / kContextStep * kContextStep) * streams;
     params.n_batch = params.n_ubatch = static_cast<uint32_t>(options_.n_batch);
     params.n_seq_max = streams;
-    params.n_outputs_max = streams;
+    params.n_outputs_max = std::max(streams, static_cast<uint32_t>(kMaxRows));
     // One stream of cells per sequence: a sequence's cells are its positions in order, alone or among others, so its
     // results do not depend on its neighbours.
     params.kv_unified = false;
     params.type_k = params.type_v = options_.cache_type == CacheType::q8_0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
     context_ = weights_->make_context(params, "the context");
+}
+
+// One token, to learn what a pass consists of. It also brings in what the first answer would wait for.
+void Model::try_out() {
+    kernels::watch_foreign();
+    if (!decode({{{std::max(0, llama_vocab_bos(llama_model_get_vocab(weights_->model()))), 0, 0, true}}})) {
+        throw Error("cancelled", "the load was cancelled");
+    }
+    foreign_operation_ = kernels::foreign_operation();
+    trim(0, 0);
+    info_.row_invariant = weights_->gpus().empty() && options_.kernels && std::string(kernels::isa()) != "off" &&
+                          foreign_operation_.empty();
+    const std::string why_not = why_not_to_speculate();
+    speculates_ = why_not.empty();
+    info_.speculation = !speculates_                   ? "off: " + why_not
+                        : options_.draft_model.empty() ? "lookup"
+                                                       : "lookup and a draft model";
+}
+
+std::string Model::why_not_to_speculate() const {
+    if (options_.speculate == Speculate::off) {
+        return "speculate='off'";
+    }
+    if (!can_trim()) {
+        return "the state of this architecture cannot be taken back by a few tokens";
+    }
+    if (!weights_->gpus().empty()) {
+        return "on a GPU the bits of a row depend on how many there are";
+    }
+    if (!foreign_operation_.empty()) {
+        return foreign_operation_ + " is computed by llama.cpp's kernels, whose bits depend on the number of rows";
+    }
+    return info_.row_invariant ? "" : "this package's own kernels are off";
 }
 
 void Model::describe(const std::string & path, const GgufSummary & summary) {
@@ -147,7 +181,6 @@ void Model::describe(const std::string & path, const GgufSummary & summary) {
     for (ggml_backend_dev_t gpu : weights_->gpus()) {
         info_.devices.push_back(device_info(gpu));
     }
-    info_.row_invariant = weights_->gpus().empty() && options_.kernels && std::string(kernels::isa()) != "off";
     info_.metadata = summary.metadata;
 }
 

@@ -59,6 +59,8 @@ class Model {
     bool restore(int32_t sequence, const std::vector<uint8_t> & snapshot);  // false: the sequence is now empty
 
     bool can(Task task) const;
+    // Whether a pass with several rows of a sequence gives each the bits that a pass of its own would.
+    bool speculates() const { return speculates_; }
     // A GPU's pass cannot be stopped half-way: `abort` is heeded between two.
     bool can_abort() const { return weights_->gpus().empty(); }
     std::map<std::string, uint64_t> device_bytes() const;   // held of each GPU, by its name
@@ -68,12 +70,16 @@ class Model {
 
   private:
     void create_context();
+    void try_out();
+    std::string why_not_to_speculate() const;
     void describe(const std::string & path, const GgufSummary & summary);
     void describe_special_tokens(const GgufSummary & summary);
 
     EngineOptions options_;   // as given, with what was left open settled
     ModelInfo info_;
     uint64_t cache_bytes_per_token_ = 0;   // of one stream
+    std::string foreign_operation_;        // of a pass: one that is not row-invariant; "" = none
+    bool speculates_ = false;
     std::unique_ptr<Weights> weights_;
     std::unique_ptr<Tokenizer> tokenizer_;
     ContextPtr context_;                   // null for a model that cannot generate

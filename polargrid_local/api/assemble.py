@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from polargrid_local.api.answer_type import ParsedReply, parsed_as
 from polargrid_local.api.events import Event
@@ -35,6 +35,16 @@ C = TypeVar("C")  # a chunk
 R = TypeVar("R")  # the whole answer
 
 
+class Counts(NamedTuple):
+    """Tokens."""
+
+    prompt: int = 0
+    cached: int = 0  # of the prompt
+    generated: int = 0
+    accepted: int = 0  # of drafts, and so of those generated
+    rejected: int = 0  # of drafts
+
+
 class Choice:
     """One answer while it grows."""
 
@@ -47,10 +57,11 @@ class Choice:
         self.event: Event | None = None  # the latest: counts and times so far
 
     @property
-    def counts(self) -> tuple[int, int, int]:
-        """Tokens: prompt, of them cached, generated."""
+    def counts(self) -> Counts:
         event = self.event
-        return (0, 0, 0) if event is None else (event.n_prompt, event.n_cached, event.n_generated)
+        if event is None:
+            return Counts()
+        return Counts(event.n_prompt, event.n_cached, event.n_generated, event.n_accepted, event.n_rejected)
 
     @property
     def times(self) -> tuple[float, float, float, float]:
@@ -75,6 +86,7 @@ class Assembler(Generic[C, R]):
         n: int,
         *,
         include_usage: bool = False,
+        predicted: bool = False,
         logprobs: bool = False,
         predicates: Sequence[Predicate] = (),
         dropped_keywords: Sequence[str] = (),
@@ -88,6 +100,7 @@ class Assembler(Generic[C, R]):
         self.to_cancel: list[int] = []  # choices ended here (content filter) that the engine still works on
         self._open = n
         self._include_usage = include_usage
+        self._predicted = predicted  # whether the request had a prediction, whose worth its usage tells
         self._logprobs = logprobs
         self._predicates = predicates
         self.dropped_keywords = list(dropped_keywords)  # paths in its schema that the answer is not held to
@@ -140,20 +153,31 @@ class Assembler(Generic[C, R]):
         return cast(R, asked)
 
     @property
-    def _counts(self) -> tuple[int, int, int]:
-        prompt, cached, generated = (sum(counts) for counts in zip(*(choice.counts for choice in self.choices)))
-        return prompt, cached, generated
+    def _counts(self) -> Counts:
+        return Counts(*(sum(counts) for counts in zip(*(choice.counts for choice in self.choices))))
 
     @property
     def usage(self) -> Usage:
-        prompt, _, generated = self._counts
-        return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
+        counts = self._counts
+        usage: Usage = {
+            "prompt_tokens": counts.prompt,
+            "completion_tokens": counts.generated,
+            "total_tokens": counts.prompt + counts.generated,
+        }
+        if self._predicted:
+            usage["completion_tokens_details"] = {
+                "accepted_prediction_tokens": counts.accepted,
+                "rejected_prediction_tokens": counts.rejected,
+            }
+        return usage
 
     @property
     def timings(self) -> Timings:
-        """Milliseconds since submit (None = not reached), the decode rate, and prompt tokens taken from the cache."""
+        """Milliseconds since submit (None = not reached), the decode rate, prompt tokens taken from the cache, and the
+        tokens of all drafts, whatever they were taken from."""
         queue, prefill, first, total = (max(times) for times in zip(*(choice.times for choice in self.choices)))
-        _, cached, n = self._counts
+        counts = self._counts
+        n = counts.generated
         seconds = (total - first) / 1e3
         return {
             "queue_ms": queue if queue >= 0 else None,
@@ -163,7 +187,9 @@ class Assembler(Generic[C, R]):
             "tokens_per_second": (n - len(self.choices)) / seconds
             if n > len(self.choices) and first >= 0 < seconds
             else None,
-            "cached_tokens": cached,
+            "cached_tokens": counts.cached,
+            "accepted_draft_tokens": counts.accepted,
+            "rejected_draft_tokens": counts.rejected,
         }
 
     @property
@@ -176,7 +202,7 @@ class Assembler(Generic[C, R]):
             "queue_time_ms": round(queue),
             "inference_time_ms": round(total - queue),
             "seed": self.seed,
-            "cached_tokens": self._counts[1],
+            "cached_tokens": self._counts.cached,
         }
         if self.dropped_keywords:
             metadata["dropped_keywords"] = self.dropped_keywords

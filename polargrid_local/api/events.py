@@ -42,6 +42,10 @@ class Event(Protocol):
     @property
     def n_generated(self) -> int: ...
     @property
+    def n_accepted(self) -> int: ...  # draft tokens that came true; they are among those generated
+    @property
+    def n_rejected(self) -> int: ...  # and those that did not
+    @property
     def queue_ms(self) -> float: ...
     @property
     def prefill_ms(self) -> float: ...

@@ -12,6 +12,7 @@ from polargrid_local.api.requests import (
     FunctionDefinition,
     ImagePart,
     Message,
+    Prediction,
     TextPart,
     Tool,
     ToolCall,
@@ -22,7 +23,6 @@ from polargrid_local.errors import did_you_mean, refused
 NO_EFFECT = frozenset(
     (
         "metadata",
-        "prediction",
         "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
@@ -107,6 +107,7 @@ FUNCTION = keys_of(FunctionCall.model_fields, ("parsed_arguments",))
 DOCUMENT = keys_of(("text",))
 STREAM_OPTIONS = keys_of(("include_usage",))
 RESPONSE_FORMAT = keys_of(("type", "json_schema", "schema"))
+PREDICTION = keys_of(Prediction.model_fields)
 
 
 def known(value: Any, keys: Keys, loc: tuple[Any, ...], strict: bool) -> Any:
@@ -160,9 +161,16 @@ def known_fields(kind: str, sources: Iterable[dict[Any, Any]], strict: bool) -> 
         data["functions"] = [
             known(item, FUNCTION_DEFINITION, ("functions", i), strict) for i, item in enumerate(data["functions"])
         ]
-    for field, keys in (("stream_options", STREAM_OPTIONS), ("response_format", RESPONSE_FORMAT)):
+    for field, keys in (
+        ("stream_options", STREAM_OPTIONS),
+        ("response_format", RESPONSE_FORMAT),
+        ("prediction", PREDICTION),
+    ):
         if field in data:
             data[field] = known(data[field], keys, (field,), strict)
+    prediction = data.get("prediction")
+    if isinstance(prediction, dict):
+        _known_parts(prediction, ("prediction",), strict)
     return {field: value for field, value in data.items() if field in KINDS[kind].model_fields}
 
 
@@ -175,8 +183,7 @@ def _message(given: Any, loc: tuple[Any, ...], strict: bool) -> Any:
     if not isinstance(message, dict):
         return message
     _modernize(message, loc)
-    if isinstance(message.get("content"), list):
-        message["content"] = [_part(part, (*loc, "content", i), strict) for i, part in enumerate(message["content"])]
+    _known_parts(message, loc, strict)
     if isinstance(message.get("tool_calls"), list):
         message["tool_calls"] = [
             _with_function(call, TOOL_CALL, FUNCTION, (*loc, "tool_calls", i), strict)
@@ -217,6 +224,12 @@ def _check_no_words(given: dict[Any, Any], keys: Keys, loc: tuple[Any, ...], fie
         name = keys.aliases.get(key, key)
         if name not in (*keys.fields, *keys.idle, *LABELS) and isinstance(item, (str, list)) and item:
             raise refused(f"{path(loc)}.{_key(key)}", f"unknown key, and {field} is empty; did you mean '{field}'?")
+
+
+def _known_parts(holder: dict[str, Any], loc: tuple[Any, ...], strict: bool) -> None:
+    """The parts of a `content` that comes in parts."""
+    if isinstance(holder.get("content"), list):
+        holder["content"] = [_part(part, (*loc, "content", i), strict) for i, part in enumerate(holder["content"])]
 
 
 def _part(part: Any, loc: tuple[Any, ...], strict: bool) -> Any:

@@ -34,6 +34,11 @@ class ImagePartParam(TypedDict):
     image_url: Mapping[str, Any]
 
 
+class PredictionParam(TypedDict):
+    type: Literal["content"]
+    content: str | Sequence[TextPartParam]
+
+
 class FunctionCallParam(TypedDict):
     name: str
     arguments: str
@@ -104,6 +109,7 @@ class _GeneratingParams(TypedDict, total=False):
     logit_bias: Mapping[int, float] | Mapping[str, float] | None
     seed: int | None
     stop: str | Sequence[str] | None
+    prediction: str | PredictionParam | None  # text that the answer may repeat: it comes faster, and stays the same
     stream_options: StreamOptions | None
     user: str | None
     ignore_eos: bool | None
@@ -208,6 +214,7 @@ class GenerateOptions(TypedDict, total=False):
     temperature: float | None
     top_p: float | None
     stop: str | Sequence[str] | None
+    prediction: str | PredictionParam | None
     request_id: str | None
 
 

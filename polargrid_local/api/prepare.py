@@ -158,6 +158,8 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         common["marks"] = marks
     if constraint is not None:
         common["constraint"] = constraint._asdict()
+    if request.prediction is not None and request.prediction.text:
+        common["prediction"] = request.prediction.text
     assembler = cls(
         name,
         id,
@@ -165,6 +167,7 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         seed,
         len(spans),
         include_usage=request.include_usage,
+        predicted=request.prediction is not None,
         logprobs=request.n_logprobs >= 0,
         predicates=predicates,
         dropped_keywords=dropped,

@@ -14,10 +14,18 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
 
 
+class CompletionTokensDetails(TypedDict):
+    """Draft tokens that came true, and those that did not. The latter are no part of `completion_tokens`."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class Usage(TypedDict):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    completion_tokens_details: NotRequired[CompletionTokensDetails]  # where the request had a `prediction`
 
 
 class PGMetadata(TypedDict, total=False):
@@ -32,7 +40,8 @@ class PGMetadata(TypedDict, total=False):
 
 
 class Timings(TypedDict):
-    """Milliseconds since submit (None = not reached), the decode rate, and prompt tokens from the prefix cache."""
+    """Milliseconds since submit (None = not reached), the decode rate, prompt tokens from the prefix cache, and the
+    tokens of all drafts, whatever they were taken from: those that came true, and those that did not."""
 
     queue_ms: float | None
     prefill_ms: float | None
@@ -40,6 +49,8 @@ class Timings(TypedDict):
     total_ms: float | None
     tokens_per_second: float | None
     cached_tokens: int
+    accepted_draft_tokens: int
+    rejected_draft_tokens: int
 
 
 class ChatTopLogprob(TypedDict):
@@ -490,6 +501,7 @@ class NativeInfo(TypedDict):
     load_ms: float
     devices: list[Device]  # that the model uses: the CPU, then GPUs
     placement: str  # in words: which layers run on a GPU, and why not more
+    speculation: str  # in words: where drafts come from, or why there are none
     row_invariant: bool  # an answer's bits do not depend on what runs beside it, nor on what was cached
     metadata: dict[str, str]
 
@@ -515,6 +527,8 @@ class ModelStats(TypedDict):
     n_cached_tokens: int
     n_generated_tokens: int
     n_steps: int
+    n_accepted_tokens: int  # of drafts
+    n_rejected_tokens: int
     n_cells: int
     n_cells_used: int
     prefix_cache_bytes: int

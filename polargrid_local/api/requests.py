@@ -101,6 +101,15 @@ def _encoding(value: Any, check: Callable[[Any], Any]) -> Any:
         raise PydanticCustomError("encoding_format", problem) from None
 
 
+def _prediction(value: Any) -> Any:
+    """A plain text, or OpenAI's mapping with it."""
+    if isinstance(value, str):
+        return {"type": "content", "content": value}
+    if not isinstance(value, Mapping):
+        raise PydanticCustomError("type", "must be a string, or a mapping with a string or text parts as its content")
+    return value
+
+
 Whole = Annotated[int, BeforeValidator(_whole)]
 NonEmptyText = Annotated[str, Field(min_length=1)]
 ModelName = Annotated[str, Field(min_length=1, max_length=4096)]  # may be a path: 4096 is Linux's PATH_MAX
@@ -123,6 +132,13 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False, frozen=True, arbitrary_types_allowed=True)
 
 
+def _one_of(tags: dict[type, str], message: str) -> Discriminator:
+    def tag(value: Any) -> str | None:
+        return next((name for cls, name in tags.items() if isinstance(value, cls)), None)
+
+    return Discriminator(tag, custom_error_type="type", custom_error_message=message)
+
+
 # --- messages ---------------------------------------------------------------------------------------------------------
 
 
@@ -134,6 +150,26 @@ class TextPart(StrictModel):
 class ImagePart(StrictModel):
     type: Literal["image_url"]
     image_url: dict[str, Any]
+
+
+class Prediction(StrictModel):
+    """Text that the answer may repeat. It changes how fast the answer comes, never the answer."""
+
+    type: Literal["content"]
+    content: Annotated[
+        Union[
+            Annotated[str, Tag("<str>")],
+            Annotated[list[TextPart], BeforeValidator(_as_list), Tag("<parts>")],
+        ],
+        _one_of(
+            {str: "<str>", list: "<parts>", tuple: "<parts>"},
+            "must be a string or a list of text parts",
+        ),
+    ]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class FunctionCall(StrictModel):
@@ -162,13 +198,6 @@ class Tool(StrictModel):
 
 Functions = Annotated[list[FunctionDefinition], BeforeValidator(_as_list), Field(max_length=MAX_TOOLS)]
 ToolList = Annotated[list[Tool], BeforeValidator(_as_list), Field(max_length=MAX_TOOLS)]
-
-
-def _one_of(tags: dict[type, str], message: str) -> Discriminator:
-    def tag(value: Any) -> str | None:
-        return next((name for cls, name in tags.items() if isinstance(value, cls)), None)
-
-    return Discriminator(tag, custom_error_type="type", custom_error_message=message)
 
 
 def _part_tag(value: Any) -> str | None:
@@ -271,6 +300,7 @@ class _GeneratingRequest(Sampling):
     logit_bias: LogitBias = {}
     seed: Seed | None = None
     stop: Stop = []
+    prediction: Annotated[Prediction, BeforeValidator(_prediction)] | None = None
     stream: bool = False
     stream_options: dict[str, bool] = {}
     user: str | None = None
@@ -381,6 +411,7 @@ class GenerateRequest(StrictModel):
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
     top_p: Unit = 0.9
     stop: Stop = []
+    prediction: Annotated[Prediction, BeforeValidator(_prediction)] | None = None
     request_id: str | None = None  # the SDK's class has it; neither it nor this package reads it
 
 

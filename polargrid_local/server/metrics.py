@@ -24,6 +24,8 @@ _COUNTERS = {
     "n_generated_tokens": ("generated_tokens", "Tokens generated"),
     "n_cancelled": ("cancelled_requests", "Requests ended by their client"),
     "n_steps": ("engine_steps", "Batches computed"),
+    "n_accepted_tokens": ("accepted_draft_tokens", "Draft tokens that came true"),
+    "n_rejected_tokens": ("rejected_draft_tokens", "Draft tokens that did not come true"),
 }
 _GAUGES = {
     "n_running": ("running_requests", "Streams in the batch"),

@@ -51,9 +51,12 @@ function partsOf(chat, message) {
 export class Answer {
   #abort = new AbortController();
 
-  constructor(chat, message) {
+  constructor(chat, message, replaced) {
     // `asked`: the turns as they stand on the screen now; another tab may change them.
     Object.assign(this, { chat, message, asked: turns(chat, message) });
+    // The new answer may repeat much of the one that it replaces, and then comes faster.
+    const content = replaced ? parted(replaced).text : '';
+    if (content.trim()) this.prediction = { type: 'content', content };
   }
 
   stop() {
@@ -111,6 +114,7 @@ export class Answer {
         reasoningFormat: 'deepseek', // apart from the text, also where the prompt itself opens the block
         model: message.model,
         messages: this.asked,
+        ...(this.prediction && { prediction: this.prediction }),
         streamOptions: { includeUsage: true },
       },
       {

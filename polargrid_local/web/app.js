@@ -79,19 +79,23 @@ function submit(text) {
   answer(chat);
 }
 
+/** Takes the messages from `at` on out of the chat, and returns the first answer among them. */
+function cut(at) {
+  return chat.messages.splice(at).find(({ role }) => role === 'assistant');
+}
+
 function edit(message, text) {
   answers.get(chat.id)?.stop();
   // The edited text is a new message: another tab may be editing the old one, or have replaced it.
-  if (chat.messages.includes(message)) chat.messages.length = chat.messages.indexOf(message);
+  const replaced = chat.messages.includes(message) ? cut(chat.messages.indexOf(message)) : undefined;
   chat.messages.push(newMessage('user', text.trim()));
-  answer(chat);
+  answer(chat, replaced);
 }
 
 function regenerate(message = lastOf(chat)) {
-  if (message?.role !== 'assistant') return;
+  if (message?.role !== 'assistant' || !chat.messages.includes(message)) return;
   answers.get(chat.id)?.stop();
-  chat.messages.length = chat.messages.indexOf(message);
-  answer(chat);
+  answer(chat, cut(chat.messages.indexOf(message)));
 }
 
 /** The result of one call of an answer. When all have theirs, the model goes on. */
@@ -100,10 +104,10 @@ function giveResult(message, index, text) {
   answers.get(chat.id)?.stop();
   const results = resultsOf(chat, message);
   results[index] = newResult(message, index, text);
-  chat.messages.length = chat.messages.indexOf(message) + 1;
+  const replaced = cut(chat.messages.indexOf(message) + 1);
   chat.messages.push(...results.filter(Boolean));
   if (results.every(Boolean)) {
-    answer(chat);
+    answer(chat, replaced);
     focusPrompt();
     return;
   }
@@ -114,13 +118,14 @@ function giveResult(message, index, text) {
   showChats();
 }
 
-async function answer(asked) {
+/** `replaced`: the answer that stood in this place, if one did. */
+async function answer(asked, replaced) {
   const message = newMessage('assistant', '', { model: models.current, state: 'loading' });
   asked.messages.push(message);
   asked.updated = Date.now();
   store.restore(asked);
   showError(null);
-  const running = new Answer(asked, message);
+  const running = new Answer(asked, message, replaced);
   answers.set(asked.id, running);
   if (asked === chat) transcript.show(asked);
   showChats();

@@ -25,6 +25,8 @@ export interface Usage {
   completionTokens: number;
   totalTokens: number;
   promptTokensDetails?: { cachedTokens: number };
+  /** Of a request with a `prediction`. */
+  completionTokensDetails?: { acceptedPredictionTokens: number; rejectedPredictionTokens: number };
 }
 export interface ToolCall {
   id: string;
@@ -77,6 +79,8 @@ export interface Sampling {
   repetitionPenalty?: number;
   seed?: number;
   stop?: string | string[];
+  /** Text that the answer may repeat: then it comes faster. It changes no answer. */
+  prediction?: { type: 'content'; content: string | { type: 'text'; text: string }[] };
   user?: string;
   streamOptions?: { includeUsage?: boolean };
   [key: string]: unknown;

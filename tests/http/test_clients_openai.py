@@ -49,6 +49,42 @@ def test_chat_stream_with_usage(client: openai.OpenAI) -> None:
     assert chunks[-1].usage.completion_tokens == len(SAID)
 
 
+def test_a_prediction_changes_no_answer_and_is_counted(client: openai.OpenAI, server: ServerProcess) -> None:
+    text = "".join(SAID)
+    for content in (
+        text,
+        "nothing of it",
+        "",
+        [{"type": "text", "text": text[:9]}, {"type": "text", "text": text[9:]}],
+    ):
+        prediction = {"type": "content", "content": content}
+        plain = client.chat.completions.create(model="scripted", messages=SAY, prediction=prediction)
+        *chunks, last = client.chat.completions.create(
+            model="scripted",
+            messages=SAY,
+            prediction=prediction,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        assert plain.choices[0].message.content == text
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
+        for usage in (plain.usage, last.usage):
+            assert usage is not None and usage.completion_tokens_details is not None
+            assert usage.completion_tokens == len(SAID)
+            accepted = usage.completion_tokens_details.accepted_prediction_tokens
+            rejected = usage.completion_tokens_details.rejected_prediction_tokens
+            assert isinstance(accepted, int) and isinstance(rejected, int)
+            assert 0 <= accepted <= len(SAID) and rejected >= 0
+    counted = server.get("/metrics").text
+    for name in ("polargrid_accepted_draft_tokens_total", "polargrid_rejected_draft_tokens_total"):
+        assert f'{name}{{model="scripted"}}' in counted
+    unpredicted = client.chat.completions.create(model="scripted", messages=SAY)
+    assert unpredicted.usage is not None and unpredicted.usage.completion_tokens_details is None
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.chat.completions.create(model="scripted", messages=SAY, prediction={"type": "content", "content": 5})
+    assert bad.value.param == "prediction.content"
+
+
 def test_the_stream_helper_accumulates(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(model="scripted", messages=SAY) as stream:
         deltas = [event.delta for event in stream if event.type == "content.delta"]
@@ -71,6 +107,12 @@ def test_completions(client: openai.OpenAI) -> None:
         chunk.choices[0].text for chunk in client.completions.create(model="scripted", prompt="\ue000", stream=True)
     ]
     assert pieces == [*SAID, ""]
+    predicted = client.completions.create(
+        model="scripted", prompt="\ue000", extra_body={"prediction": {"type": "content", "content": "".join(SAID)}}
+    )
+    assert predicted.choices[0].text == "".join(SAID)
+    assert predicted.usage is not None and predicted.usage.completion_tokens_details is not None
+    assert isinstance(predicted.usage.completion_tokens_details.accepted_prediction_tokens, int)
 
 
 def test_embeddings(client: openai.OpenAI) -> None:

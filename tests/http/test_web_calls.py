@@ -124,10 +124,12 @@ def test_a_result_is_edited_and_what_followed_is_replaced(page: Any, scripted: S
     page.locator(".body", has_text="midnight").wait_for()
     assert page.locator(".message").count() == 3
     assert scripted.asked[2]["messages"][2]["content"] == "00:00"
+    assert [asked.get("prediction", {}).get("content") for asked in scripted.asked] == [None, None, "noon"]
     scripted.say(*answer("none"))
     page.get_by_label("Answer again").first.click()
     page.locator(".body", has_text="none").wait_for()
     assert scripted.asked[3]["messages"] == [{"role": "user", "content": "What time is it?"}]
+    assert "prediction" not in scripted.asked[3]  # the answer replaced was a call alone
     assert page.locator(".call").count() == 0 and page.locator(".message").count() == 2
 
 

@@ -77,7 +77,7 @@ def test_stop_keeps_what_was_said(page: Any, scripted: ScriptedServer) -> None:
 
 
 def test_edit_and_answer_again(page: Any, scripted: ScriptedServer) -> None:
-    for words in ("one", "two", "three", "four"):
+    for words in ("one", "two", "three", "four", "five"):
         scripted.say(*answer(words))
     ask(page, "first")
     finished(page)
@@ -86,6 +86,9 @@ def test_edit_and_answer_again(page: Any, scripted: ScriptedServer) -> None:
     page.keyboard.press("Control+Shift+E")
     page.locator(".body", has_text="three").wait_for()
     assert scripted.asked[2]["messages"] == scripted.asked[1]["messages"]
+    # A first answer has nothing to repeat; one that replaces another has that one.
+    assert ["prediction" in asked for asked in scripted.asked] == [False, False, True]
+    assert scripted.asked[2]["prediction"] == {"type": "content", "content": "two"}
 
     page.keyboard.press("ArrowUp")  # the box is empty: edits the last message
     editor = page.get_by_label("Edit the message")
@@ -99,6 +102,10 @@ def test_edit_and_answer_again(page: Any, scripted: ScriptedServer) -> None:
     assert finished(page).locator(".body").inner_text() == "four"
     assert page.locator(".message").count() == 2
     assert scripted.asked[3]["messages"] == [{"role": "user", "content": "first, better"}]
+    assert scripted.asked[3]["prediction"] == {"type": "content", "content": "one"}  # what answered that message
+    ask(page, "third")
+    finished(page, 2)
+    assert "prediction" not in scripted.asked[4]
 
 
 def test_chats_are_kept_renamed_deleted_and_brought_back(page: Any, scripted: ScriptedServer) -> None:

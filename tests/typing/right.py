@@ -50,6 +50,7 @@ from polargrid_local.types import (
     ModelStats,
     ModelStatusResponse,
     ParsedReply,
+    PredictionParam,
     RerankResponse,
     SystemInfo,
     Timings,
@@ -79,6 +80,9 @@ def streams(engine: Engine) -> None:
     assert_type(stream.usage["total_tokens"], int)
     assert_type(stream.timings, Timings)
     assert_type(stream.timings["first_token_ms"], Union[float, None])
+    assert_type(stream.timings["accepted_draft_tokens"], int)
+    if details := stream.usage.get("completion_tokens_details"):
+        assert_type(details["accepted_prediction_tokens"], int)
     assert_type(stream.text, str)
     assert_type(stream.finish_reason, Union[FinishReason, None])
     assert_type(stream.prefill, Union[tuple[int, int], None])
@@ -123,6 +127,10 @@ def requests(engine: Engine) -> None:
 
     assert_type(engine.completion(prompt="Once", logprobs=2), CompletionResponse)
     assert_type(engine.completion({"prompt": ["a", "b"]}, seed=1), CompletionResponse)
+    predicted: PredictionParam = {"type": "content", "content": [{"type": "text", "text": "a"}]}
+    assert_type(engine.completion(prompt="a", prediction=predicted), CompletionResponse)
+    assert_type(engine.chat_completion(request, prediction="a"), ChatCompletionResponse)
+    assert_type(engine.generate("Hi", prediction={"type": "content", "content": "a"}), GenerateResponse)
     assert_type(engine.completion(SdkRequest()), CompletionResponse)
     assert_type(engine.completion_stream({"prompt": "a"}), ChatStream[CompletionChunk])
     assert_type(engine.generate("Hi", max_tokens=3), GenerateResponse)
@@ -164,6 +172,8 @@ def machine(engine: Engine, path: Path) -> None:
     assert_type(engine.info("m")["n_ctx"], int)
     assert_type(engine.stats(), dict[str, ModelStats])
     assert_type(engine.stats()["m"]["n_generated_tokens"], int)
+    assert_type(engine.stats()["m"]["n_accepted_tokens"], int)
+    assert_type(engine.info()["speculation"], str)
     assert_type(inspect_model(path), FileSummary)
     assert_type(system_info()["devices"][0]["gpu"], bool)
     assert_type(system_info(), SystemInfo)
@@ -217,7 +227,8 @@ def options(path: Path) -> None:
     Engine(
         "m", n_ctx=4096, cache_type="q8_0", device="cpu", models_dir=path, lora=[(path, 0.5)], content_filter=["x"]
     ).close()
-    with Engine() as engine:
+    Engine("m", speculate="off").close()
+    with Engine(speculate=False) as engine:
         assert_type(engine, Engine)
 
 

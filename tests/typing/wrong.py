@@ -56,6 +56,8 @@ def fields(engine: Engine) -> None:
     engine.chat_completion_stream(messages=[], top_q=1)  # wrong
     engine.completion(prompt="a", messages=[])  # wrong
     engine.completion(prompt=3)  # wrong
+    engine.completion(prompt="a", prediction={"content": "a"})  # wrong
+    engine.generate("a", prediction=3)  # wrong
     engine.completion_stream({"promt": "a"})  # wrong
     engine.completion_stream(prompt="a", seed="x")  # wrong
     engine.generate("a", top_k=1)  # wrong
@@ -83,6 +85,7 @@ def options() -> None:
     Engine("m", n_cxt=5)  # wrong
     Engine("m", n_ctx="5")  # wrong
     Engine("m", cache_type="q4_0")  # wrong
+    Engine("m", speculate="on")  # wrong
     AsyncEngine("m", stream=2)  # wrong
 
 

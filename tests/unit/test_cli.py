@@ -230,7 +230,13 @@ def other_value(name, field):
     value = (
         77
         if limits(name) and limits(name)[1] >= 77
-        else {"device": "cpu", "cache_type": "q8_0", "tool_format": "hermes"}.get(name, 3)
+        else {
+            "device": "cpu",
+            "cache_type": "q8_0",
+            "tool_format": "hermes",
+            "speculate": "off",
+            "draft_model": "small",
+        }.get(name, 3)
     )
     return [f"--{flag}", value], value
 

@@ -4,6 +4,7 @@ import inspect
 import itertools
 import re
 import typing
+from os import PathLike
 from pathlib import Path
 
 import fakes
@@ -25,6 +26,8 @@ def refusals():
             yield from ((name, low - 1), (name, high + 1), (name, True), (name, 10**5000), (name, "many"), (name, 4.5))
         elif allowed(name).startswith("one of"):
             yield from ((name, "tpu"), (name, ""), (name, 5))
+        elif allowed(name) == "a name or a path":
+            yield from ((name, True), (name, 2), (name, ["x"]))
         else:
             yield from ((name, "maybe"), (name, 2), (name, [True]))
 
@@ -108,7 +111,7 @@ def test_the_native_engine_has_the_same_options_and_ranges(root):
 
 def test_the_native_engine_has_the_same_words(root):
     source = (root / "csrc" / "request.h").read_text()
-    for name, enum in [("device", "Device"), ("cache_type", "CacheType")]:
+    for name, enum in [("device", "Device"), ("cache_type", "CacheType"), ("speculate", "Speculate")]:
         (words,) = re.findall(rf"names\({enum}\) \{{\s+return std::array\{{(.*?)\}}", source)
         assert re.findall(r'"(\w+)"', words) == list(typing.get_args(EngineOptions.model_fields[name].annotation))
 
@@ -118,7 +121,9 @@ def test_the_names_for_type_checkers_are_the_options():
     names = [name for name in hints if name in EngineOptions.model_fields]
     assert names == list(EngineOptions.model_fields)
     for name in names:
-        assert hints[name] == EngineOptions.model_fields[name].annotation, name
+        given = EngineOptions.model_fields[name].annotation
+        more = {"speculate": given | bool, "draft_model": given | PathLike[str] | None}  # a switch; a path, or none
+        assert hints[name] == more.get(name, given), name
     assert set(hints) - set(names) == {
         "models_dir",
         "lora",
@@ -186,6 +191,19 @@ def test_load_model_takes_no_options(tmp_path):
             assert caught.value.param == path
 
 
+def test_speculation_may_be_switched(doors, tmp_path):
+    for given, meant in [(True, "auto"), (False, "off"), ("auto", "auto"), ("off", "off")]:
+        assert doors["EngineOptions"](speculate=given).speculate == meant
+        made = fakes.factory()
+        (tmp_path / "m.gguf").write_bytes(b"GGUF")
+        with Engine(tmp_path / "m.gguf", models_dir=tmp_path, engine_factory=made, speculate=given):
+            assert made.made[0].options["speculate"] == meant
+        assert ServeConfig.load({"speculate": given}).engine_options()["speculate"] == meant
+    (tmp_path / "settings.toml").write_text("speculate = false")
+    assert ServeConfig.load(file=tmp_path / "settings.toml").speculate == "off"
+    assert ServeConfig.load(env={"POLARGRID_LOCAL_SPECULATE": "off"}).speculate == "off"
+
+
 def test_whole_numbers_of_numpy_are_whole_numbers():
     assert EngineOptions.of({"n_ctx": numpy.int64(512)}).n_ctx == 512
 
@@ -250,7 +268,7 @@ def test_the_readme_shows_the_table(root):
 def test_the_native_engine_has_the_same_defaults(root):
     source = (root / "csrc" / "request.h").read_text()
     body = source[source.index("struct EngineOptions {") :].partition("};")[0]
-    native = dict(re.findall(r"\b(\w+) = ([\w:-]+);", body))
+    native = dict(re.findall(r"\b(\w+) = ([\w:-]+);", body)) | dict.fromkeys(re.findall(r"string (\w+);", body), "")
     for name in EngineOptions().native():
         field = EngineOptions.model_fields[name]
         word = native[name].rpartition("::")[2]

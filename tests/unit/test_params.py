@@ -25,6 +25,7 @@ PARTS = [
     (params.MessageParam, requests.Message),
     (params.TextPartParam, requests.TextPart),
     (params.ImagePartParam, requests.ImagePart),
+    (params.PredictionParam, requests.Prediction),
     (params.ToolCallParam, requests.ToolCall),
     (params.FunctionCallParam, requests.FunctionCall),
     (params.ToolParam, requests.Tool),
@@ -75,7 +76,7 @@ def test_changes_on_top_are_the_same_fields_and_none_of_them_is_required(less, m
 
 @pytest.mark.parametrize("kind, field", [
     (kind, field) for kind, (keywords, _) in REQUESTS.items() for field in get_type_hints(keywords)
-    if field not in ("messages", "stream_options", "tools", "functions")  # their keys are compared above
+    if field not in ("messages", "stream_options", "tools", "functions", "prediction")  # their keys are compared above
 ])  # fmt: skip
 def test_keywords_have_the_types_that_the_model_takes(kind, field):
     keywords, least = REQUESTS[kind]
@@ -123,6 +124,9 @@ def test_replies_are_what_is_declared(tmp_path):
             ):
                 exactly(replies.CompletionChunk, piece)
             exactly(replies.CompletionResponse, engine.completion(prompt=["a", "b"], logprobs=count))
+        predicted = engine.chat_completion(asked, prediction="x")
+        exactly(replies.ChatCompletionResponse, predicted)
+        exactly(replies.CompletionTokensDetails, predicted["usage"]["completion_tokens_details"])
         exactly(replies.GenerateResponse, engine.generate("x"))
         exactly(replies.EmbeddingResponse[list[float]], engine.embeddings(input=["a", "b"]))
         coded = engine.embeddings(input="a", encoding_format="base64")

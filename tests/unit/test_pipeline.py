@@ -203,7 +203,62 @@ def test_counts_are_true_at_any_time():
         "total_ms": 812.6,
         "tokens_per_second": pytest.approx(2 / 0.7526),
         "cached_tokens": 2,
+        "accepted_draft_tokens": 0,
+        "rejected_draft_tokens": 0,
     }
+
+
+# --- predictions ------------------------------------------------------------------------------------------------------
+
+PREDICTION = {"type": "content", "content": [{"type": "text", "text": "a b"}, {"type": "text", "text": " c"}]}
+DRAFTS = {"n_accepted": 2, "n_rejected": 4}
+DETAILS = {"accepted_prediction_tokens": 2, "rejected_prediction_tokens": 4}
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion", "generate"])
+def test_a_prediction_reaches_the_engine_as_one_text(kind):
+    (request,) = job(kind, prediction=PREDICTION).requests
+    assert request.pop("prediction") == "a b c"
+    assert request == job(kind).requests[0]  # nothing else depends on it
+    assert job(kind, prediction="a b c").requests[0]["prediction"] == "a b c"
+    for empty in ("", {"type": "content", "content": ""}, {"type": "content", "content": []}):
+        assert job(kind, prediction=empty).requests == job(kind).requests
+
+
+def test_a_prediction_is_for_each_prompt():
+    made = job("completion", prompt=["one", "two"], prediction="x")
+    assert [request["prediction"] for request in made.requests] == ["x", "x"]
+    feed(made.assembler, [end(**DRAFTS)], 0)
+    feed(made.assembler, [end(**DRAFTS)], 1)
+    assert made.assembler.response()["usage"]["completion_tokens_details"] == {
+        "accepted_prediction_tokens": 4,
+        "rejected_prediction_tokens": 8,
+    }
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+@pytest.mark.parametrize("prediction", [PREDICTION, "x", ""])
+def test_usage_tells_what_a_prediction_was_worth(kind, prediction):
+    made = job(kind, prediction=prediction, stream_options={"include_usage": True})
+    chunks = run(made, [Event(1, "text", "Hi"), end(**DRAFTS)])
+    wanted = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8, "completion_tokens_details": DETAILS}
+    assert chunks[-1]["usage"] == made.assembler.usage == made.assembler.response()["usage"] == wanted
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+def test_without_a_prediction_drafts_are_in_the_timings_alone(kind):
+    made = job(kind, stream_options={"include_usage": True})
+    chunks = run(made, [Event(1, "text", "Hi"), end(**DRAFTS)])
+    wanted = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+    assert chunks[-1]["usage"] == made.assembler.response()["usage"] == wanted
+    timings = made.assembler.timings
+    assert (timings["accepted_draft_tokens"], timings["rejected_draft_tokens"]) == (2, 4)
+
+
+def test_generate_has_a_prediction_too():
+    made = job("generate", prediction="x")
+    run(made, [Event(1, "text", "Hi"), end(**DRAFTS)])
+    assert made.assembler.generate_response()["usage"]["completion_tokens_details"] == DETAILS
 
 
 # --- logprobs, embeddings, generate -----------------------------------------------------------------------------------

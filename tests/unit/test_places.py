@@ -35,7 +35,18 @@ def places(root, name):
 @pytest.mark.parametrize(
     ("name", "uses", "shown"),
     [
-        ("n_batch", {"llama/model", "llama/memory_plan", "llama/pooler", "engine/loop", "engine/scheduler"}, True),
+        (
+            "n_batch",
+            {
+                "llama/model",
+                "llama/memory_plan",
+                "llama/pooler",
+                "engine/loop",
+                "engine/scheduler",
+                "engine/draft_model",
+            },
+            True,
+        ),
         ("max_queue", {"engine/engine"}, False),
         ("check_tensors", {"llama/weights"}, False),
         ("n_gpu_layers", {"llama/model", "llama/memory_plan", "llama/weights"}, True),

@@ -148,6 +148,20 @@ def test_a_server_lets_the_context_be_the_limit():
         ({"content_filter": 5}, "content_filter"),
         ({"stream_options": "yes"}, "stream_options"),
         ({"user": 5}, "user"),
+        ({"prediction": 5}, "prediction"),
+        ({"prediction": ["x"]}, "prediction"),
+        ({"prediction": {}}, "prediction.type"),
+        ({"prediction": {"type": "content"}}, "prediction.content"),
+        ({"prediction": {"type": "content", "content": None}}, "prediction.content"),
+        ({"prediction": {"type": "content", "content": {"text": "x"}}}, "prediction.content"),
+        ({"prediction": {"type": "text", "content": "x"}}, "prediction.type"),
+        ({"prediction": {"type": "content", "content": ["x"]}}, "prediction.content[0]"),
+        ({"prediction": {"type": "content", "content": [{"type": "text"}]}}, "prediction.content[0].text"),
+        (
+            {"prediction": {"type": "content", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}},
+            "prediction.content[0].type",
+        ),
+        ({"prediction": {"type": "content", "content": "half \ud83d"}}, "prediction.content"),
     ],
 )
 def test_a_bad_field_is_named_with_its_path(fields, path):
@@ -168,6 +182,8 @@ def test_a_bad_field_is_named_with_its_path(fields, path):
         ("embedding", {"input": ["a", 5]}, "input[1]"),
         ("embedding", {"dimensions": 5}, "dimensions"),
         ("generate", {"temperature": 3}, "temperature"),
+        ("generate", {"prediction": 5}, "prediction"),
+        ("completion", {"prediction": {"type": "content", "content": 5}}, "prediction.content"),
     ],
 )
 def test_the_other_kinds_too(kind, fields, path):
@@ -274,6 +290,36 @@ def test_what_never_changes_an_answer_is_accepted(field):
 def test_what_asks_for_another_answer_is_refused_by_name(field, nothing, something):
     assert chat(**{field: nothing}) == chat()
     assert refused(**{field: something}).param in keys.ASKS_NOTHING
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion", "generate"])
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("a b", "a b"),
+        ({"type": "content", "content": "a b"}, "a b"),
+        ({"type": "content", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}, "a b"),
+        ({"type": "content", "content": ({"type": "text", "text": "a b"},)}, "a b"),
+        ({"type": "content", "content": []}, ""),
+        ("", ""),
+    ],
+)
+def test_a_prediction_is_a_text_in_any_of_its_forms(kind, given, text):
+    base = {"messages": HI} if kind == "chat" else {"prompt": "x"}
+    for strict in (True, False):
+        assert parse_request(kind, {**base, "prediction": given}, strict=strict).prediction.text == text
+    assert parse_request(kind, {**base, "prediction": None}).prediction is None
+
+
+def test_unknown_keys_of_a_prediction_are_refused_here_and_dropped_over_http():
+    part = {"type": "text", "text": "x", "cache": 1}
+    for prediction, path in [
+        ({"type": "content", "content": "x", "contents": 1}, "prediction.contents"),
+        ({"type": "content", "content": [part]}, "prediction.content[0].cache"),
+    ]:
+        assert refused(prediction=prediction).param == path
+        tolerated = parse_request("chat", {"messages": HI, "prediction": prediction}, strict=False)
+        assert tolerated.prediction.text == "x"
 
 
 OPENAI_FIELDS = {  # of openai-python 3.57

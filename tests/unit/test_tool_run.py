@@ -413,6 +413,22 @@ def test_async_functions_are_for_the_async_engine():
         engine.run_tools(HI, [hidden])
 
 
+def test_drafts_of_a_prediction_are_counted_over_all_rounds(tmp_path):
+    rounds = iter(['<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>', "It is 2."])
+
+    def script(request: dict[str, Any]) -> Iterator[Any]:
+        assert request["prediction"] == "It is 2."
+        yield next(rounds)
+        yield {"kind": "finished", "reason": "stop", "n_accepted": 3, "n_rejected": 1}
+
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"x")
+    with Engine(path, models_dir=tmp_path, engine_factory=fakes.factory(script), tool_format="hermes") as engine:
+        run = engine.run_tools(HI, [add], prediction="It is 2.")
+    assert (run.text, results(run)) == ("It is 2.", ["2"])
+    assert run.usage["completion_tokens_details"] == {"accepted_prediction_tokens": 6, "rejected_prediction_tokens": 2}
+
+
 async def test_a_run_that_has_not_begun_is_empty():
     engine = AsyncScriptedEngine()
     run = engine.run_tools(HI, [add], stream=True)

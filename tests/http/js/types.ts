@@ -29,8 +29,11 @@ export async function story(client: PolarGrid, signal: AbortSignal): Promise<str
     chunk.choices[0].finish_reason;
   }
   for await (const chunk of client.completionStream({ prompt: 'x', maxTokens: 5 })) text += chunk.choices[0].text;
-  const { usage } = await client.chatCompletion({ messages: [{ role: 'user', content: 'x' }] });
-  text += usage.promptTokens;
+  const { usage } = await client.chatCompletion({
+    messages: [{ role: 'user', content: 'x' }],
+    prediction: { type: 'content', content: [{ type: 'text', text: 'x' }] },
+  });
+  text += usage.promptTokens + (usage.completionTokensDetails?.acceptedPredictionTokens ?? 0);
   try {
     await client.loadModel({ modelName: 'm' });
   } catch (error) {
