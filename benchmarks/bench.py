@@ -14,6 +14,8 @@ program bare_loop (--bare-loop says where), which `poe build-bench` builds:
              against llama.cpp's own batched bench, which opens the same backend (gpu.py)
     cancel   from cancel() to idle                   loop     an event loop's longest gap in a prefill of --long
     chunk    CPU time our Python spends per chunk, on a scripted engine
+    drafts   answers that repeat much or little, with drafts and without (speculation.py)
+    rows     a pass with 1..16 rows of one sequence
 """
 
 from __future__ import annotations
@@ -30,12 +32,13 @@ from typing import Any
 import gguf_file
 import gpu
 import measure
+import speculation
 from measure import Samples, Worker, record
 
 ENGINES = measure.HERE / "engines.py"
 BARE_LOOP = measure.HERE.parent / "build" / "bench" / "benchmarks" / "bare_loop"
 OURS, PEER, REPACK, PLAIN = "polargrid_local", "llama-cpp-python", "llama.cpp default", "llama.cpp no repack"
-SECTIONS = ("load", "stream", "turns", "streams", "modes", "cancel", "loop", "chunk")
+SECTIONS = ("load", "stream", "turns", "streams", "modes", "cancel", "loop", "chunk", "drafts", "rows")
 
 
 class Bench:
@@ -270,6 +273,12 @@ class Bench:
         self.rounds(lambda seed: record(samples, OURS, scripted.cost_per_chunk(self.args.model)))
         self.add("chunk", "CPU time of our Python per chunk, whole process, engine scripted", samples, [OURS])
 
+    def drafts(self) -> None:
+        self.add("drafts", **speculation.table(self, "drafts"))
+
+    def rows(self) -> None:
+        self.add("rows", **speculation.table(self, "rows"))
+
     def close(self) -> None:
         for worker in self._workers.values():
             worker.close()
@@ -298,7 +307,15 @@ def main() -> None:
     )
     parser.add_argument("--gpu-bandwidth", type=float, default=0, help="of the GPU's memory, in GB/s, for shares of it")
     parser.add_argument("--long", type=int, default=8000, help="tokens of the prompt in section loop")
+    parser.add_argument(
+        "--own-answers", type=int, default=0, help="section drafts: also so many tokens of the model's own answers"
+    )
+    parser.add_argument("--replayed", type=int, default=0, help="the same, of replayed answers; 0: all of each")
+    parser.add_argument("--llama-server", type=Path, default=speculation.SERVER, help="by default %(default)s")
+    parser.add_argument("--row-costs", type=Path, default=speculation.ROW_COSTS, help="by default %(default)s")
+    parser.add_argument("--pasts", default="128,4096", help="tokens before the pass in section rows")
     args = parser.parse_args()
+    args.pasts = [int(n) for n in args.pasts.split(",")]
     unknown = set(args.sections.split(",")) - set(SECTIONS)
     if unknown or not args.model.is_file():
         parser.error(f"no such section: {', '.join(unknown)}" if unknown else f"no model file at {args.model}")

@@ -1,6 +1,7 @@
 """The engines under test, each behind the same operations, run as worker processes by bench.py.
 
-ours    polargrid_local through its public API, on the CPU; gpu: the same on a GPU
+ours    polargrid_local through its public API, on the CPU, without drafts; gpu: the same on a GPU
+replay  its native engine with answers that are given, with drafts; replay-off: without
 peer    llama-cpp-python through its public API, and llama.cpp's bare decode loop on the same model (its default mode:
         weights repacked for this CPU where it can)
 plain   llama.cpp's bare decode loop with repacking off, its other CPU mode (tiled products, weights in the file)
@@ -172,7 +173,10 @@ class Ours(Chats):
         from polargrid_local import Engine
 
         start = now()
-        self.engine = Engine(path, n_ctx=n_ctx, max_streams=streams, n_threads=threads, device=self.device)
+        # Drafts have a section of their own: here a token is a pass.
+        self.engine = Engine(
+            path, n_ctx=n_ctx, max_streams=streams, n_threads=threads, device=self.device, speculate=False
+        )
         self.load_s = now() - start
         self._path, self._threads, self._n_ctx = path, threads, n_ctx
 
@@ -265,6 +269,66 @@ class Ours(Chats):
 
     def memory(self) -> dict[str, float]:
         return {"load_s": self.load_s, **measure.memory_mib()}
+
+
+class Replay:
+    """The native engine with one stream and given answers: every token is computed and sampled, and then another may
+    take its place. So a model of random weights gives the answers of a good one, at its own price."""
+
+    speculate = "auto"
+
+    def __init__(self, path: str, threads: int, n_ctx: int, streams: int) -> None:
+        from polargrid_local.native.core import core
+
+        start = now()
+        options = {"n_ctx": n_ctx, "max_streams": 1, "n_threads": threads, "device": "cpu", "speculate": self.speculate}
+        self.engine = core().Engine(path, options)
+        while not any(event.kind != "progress" for event in self.engine.loading.wait(1000)):
+            pass
+        self.outbox = self.engine.outbox(False, False)
+        self.load_s = now() - start
+
+    def replay(self, prompt: str, answer: str, n_tokens: int, prediction: str, seed: int) -> dict[str, Any]:
+        """Of an answer, or of so many tokens of it (0: all), from its first token on: tokens per second, tokens, drafts
+        that came true and that did not. No prompt is known from before: it begins with the seed."""
+        tokens = self.engine.tokenize([(answer, False)], False)[: n_tokens or None]
+        request = {
+            "prompt": [(f"{seed}\n{prompt}", False)],
+            "max_tokens": len(tokens),
+            "ignore_eos": True,
+            "replay": tokens,
+            "prediction": prediction,
+            "sampling": {"temperature": 0.0},
+        }
+        return self._timed(request)
+
+    def answer(self, prompt: str, n_tokens: int, prediction: str, seed: int) -> dict[str, Any]:
+        """The same of the model's own answer to a chat in ChatML."""
+        turns = [("<|im_start|>user\n", True), (f"{prompt} ({seed})", False)]
+        turns.append(("<|im_end|>\n<|im_start|>assistant\n", True))
+        request = {"prompt": turns, "max_tokens": n_tokens, "sampling": {"temperature": 0.0}, "prediction": prediction}
+        return self._timed(request)
+
+    def _timed(self, request: dict[str, Any]) -> dict[str, Any]:
+        id, text = self.engine.submit(request, self.outbox), ""
+        first, last = 0.0, None
+        while last is None or last.kind not in ("finished", "error"):
+            for event in self.outbox.wait(1000):
+                if event.id == id and event.kind != "progress":
+                    first, last, text = first or now(), event, text + event.text
+        if last.kind == "error":
+            raise RuntimeError(last.text)
+        return {
+            "tokens_per_s": (last.n_generated - 1) / (now() - first) if last.n_generated > 1 else 0.0,
+            "tokens": last.n_generated,
+            "accepted": last.n_accepted,
+            "rejected": last.n_rejected,
+            "text": text,
+        }
+
+
+class ReplayWithoutDrafts(Replay):
+    speculate = "off"
 
 
 class OursOnGpu(Ours):
@@ -492,7 +556,14 @@ class Peer(Plain, Chats):
         return asyncio.run(run())
 
 
-ENGINES: dict[str, Callable[..., Any]] = {"ours": Ours, "gpu": OursOnGpu, "peer": Peer, "plain": Plain}
+ENGINES: dict[str, Callable[..., Any]] = {
+    "ours": Ours,
+    "gpu": OursOnGpu,
+    "replay": Replay,
+    "replay-off": ReplayWithoutDrafts,
+    "peer": Peer,
+    "plain": Plain,
+}
 
 
 def main() -> None:

@@ -97,6 +97,7 @@ struct Request {
     Constraint constraint;
     std::string prediction;  // what the answer may repeat: drafts are taken from it, the answer stays the same
     bool ignore_eos = false;  // benchmarks: run to max_tokens
+    std::vector<Token> replay;  // benchmarks: the answer begins with these, whatever the model says
     std::shared_ptr<Outbox> outbox;  // where its events go; never null
 
     template <typename Visit> static constexpr void fields(Visit && field) {
@@ -107,6 +108,7 @@ struct Request {
         field("filter", &Request::filter);
         field("marks", &Request::marks);
         field("ignore_eos", &Request::ignore_eos);
+        field("replay", &Request::replay);
         field("sampling", &Request::sampling);
         field("constraint", &Request::constraint);
         field("prediction", &Request::prediction);

@@ -193,6 +193,12 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
     if (request.max_tokens < 1) {
         throw Error("invalid_request", "max_tokens must be at least 1, got " + std::to_string(request.max_tokens));
     }
+    for (const Token token : request.replay) {
+        check_range("replay", token, {0, info.n_vocab - 1.0});
+    }
+    if (!request.replay.empty() && !request.constraint.kind.empty()) {
+        throw Error("invalid_request", "replay: an answer that is held to a grammar cannot be replayed");
+    }
     for (const std::string & mark : request.marks) {
         if (info.control_tokens.count(mark) == 0) {
             throw Error("invalid_request", "marks: " + mark + " is no control token of this model",

@@ -74,6 +74,9 @@ Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
     if (timings_.first_token_ms < 0) {
         timings_.first_token_ms = elapsed_ms();
     }
+    if (const auto n = static_cast<size_t>(usage_.n_generated); n < request_.replay.size()) {
+        next_token_ = request_.replay[n];
+    }
     if (drafter_) {
         drafter_->append(next_token_);
     }

@@ -103,14 +103,16 @@ void Model::create_context() {
     context_ = weights_->make_context(params, "the context");
 }
 
-// One token, to learn what a pass consists of. It also brings in what the first answer would wait for.
+// One token, to learn what a pass on the CPU consists of. It also brings in what the first answer would wait for.
 void Model::try_out() {
-    kernels::watch_foreign();
-    if (!decode({{{std::max(0, llama_vocab_bos(llama_model_get_vocab(weights_->model()))), 0, 0, true}}})) {
-        throw Error("cancelled", "the load was cancelled");
+    if (weights_->gpus().empty()) {
+        kernels::watch_foreign();
+        if (!decode({{{std::max(0, llama_vocab_bos(llama_model_get_vocab(weights_->model()))), 0, 0, true}}})) {
+            throw Error("cancelled", "the load was cancelled");
+        }
+        foreign_operation_ = kernels::foreign_operation();
+        trim(0, 0);
     }
-    foreign_operation_ = kernels::foreign_operation();
-    trim(0, 0);
     info_.row_invariant = weights_->gpus().empty() && options_.kernels && std::string(kernels::isa()) != "off" &&
                           foreign_operation_.empty();
     const std::string why_not = why_not_to_speculate();

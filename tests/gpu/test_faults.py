@@ -9,7 +9,7 @@ pytestmark = pytest.mark.vulkan_faults
 
 def test_a_lost_gpu_ends_what_runs_and_the_model_goes_on_without_it(tiny, faulty):
     """Twice seen: the running stream is told, the waiting request is answered by the CPU, and later ones too."""
-    seen = faulty("lost", tiny(), "auto")
+    seen = faulty("lost", tiny(weights="q8_0"), "auto")
     assert seen["before"] == "all 7 layers on the GPU"
     assert seen["broken"]["code"] == "device_lost"
     assert "stopped working" in seen["broken"]["message"] and "llvmpipe" in seen["broken"]["message"]

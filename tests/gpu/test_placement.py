@@ -26,7 +26,7 @@ N_LAYERS = 7  # of the tiny model, with the output
     ],
 )
 def test_layers_go_where_the_options_say(tiny, gpu, options, n_gpu_layers, placement):
-    with Engine(tiny(), n_ctx=512, **options) as engine:
+    with Engine(tiny(weights="q8_0"), n_ctx=512, **options) as engine:
         info, stats = engine.info(), stats_of(engine)
         assert (info["n_gpu_layers"], info["placement"]) == (n_gpu_layers, placement)
         on_gpu = [device["name"] for device in info["devices"] if device["gpu"]]
