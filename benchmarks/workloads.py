@@ -140,11 +140,11 @@ kilowatt hours of heat for every kilowatt hour of electricity. It works best whe
 for example with underfloor heating, and when the house keeps its heat well."""
 
 MORE = """\
-Gladly. In step 2, **compression**, the compressor squeezes the gas. Think of a bicycle pump: when you squeeze the air, \
+Gladly. In step 2, **compression**, the compressor squeezes the gas. Think of a bicycle pump: if you squeeze the air, \
 it becomes warm. In the same way the pressure of the refrigerant rises, and so does its temperature, up to 60 or 70 \
 degrees. This is the only step that needs much electricity.
 
-In step 3, **condensation**, the hot gas flows through a heat exchanger and gives its heat to the water of the heating. \
+In step 3, **condensation**, the hot gas flows through a heat exchanger and gives its heat to the heating water. \
 The gas becomes a liquid again, as steam becomes water on a cold window. The water of the heating is warm now, and the \
 refrigerant goes on to step 4, **expansion**, where a valve lets the pressure fall and the circle begins again."""
 

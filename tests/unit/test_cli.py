@@ -376,7 +376,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(tmp_path):
         chat.expect("Two\r\n")
         chat.expect("> ")
         chat.send("\x03")
-        chat.expect("Ctrl-C again, Ctrl-D or /bye to leave")
+        chat.expect("Ctrl-C again, Ctrl-D or /bye to leave", again="\x03")
         chat.expect("> ")
         chat.send("\x04")
         chat.expect("REQUESTS [[{'role': 'user', 'content': 'first'}], [{'role': 'user', 'content': 'first'}, ")
