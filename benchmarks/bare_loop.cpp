@@ -56,6 +56,7 @@ Times run(const Settings & settings, int32_t n_prompt, int32_t n_tokens) {
     if (!model) {
         throw pgl::Error("invalid_model", "llama.cpp refused the file");
     }
+    pgl::kernels::measure_forms();
     ggml_threadpool_params pool_params = ggml_threadpool_params_default(n_threads);
     const std::unique_ptr<ggml_threadpool, void (*)(ggml_threadpool *)> pool(ggml_threadpool_new(&pool_params),
                                                                              ggml_threadpool_free);

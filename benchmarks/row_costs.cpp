@@ -40,6 +40,7 @@ Loaded load(const std::string & path, int32_t n_threads, ggml_type cache_type, i
     if (!loaded.model) {
         throw pgl::Error("invalid_model", "llama.cpp refused the file");
     }
+    pgl::kernels::measure_forms();
     ggml_threadpool_params pool_params = ggml_threadpool_params_default(n_threads);
     loaded.pool.reset(ggml_threadpool_new(&pool_params));
     llama_context_params params = llama_context_default_params();

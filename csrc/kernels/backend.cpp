@@ -17,6 +17,7 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/dispatch.h"
+#include "kernels/loaded_weights.h"
 #include "kernels/matmul/layout.h"
 #include "kernels/matmul/matmul.h"
 #include "platform/pages.h"
@@ -156,6 +157,7 @@ void over_groups(const ggml_tensor * tensor, Work work) {
 }
 
 void free_buffer(ggml_backend_buffer_t buffer) {
+    weights_gone(buffer->context);
     free_pages(buffer->context, buffer->size);
 }
 
@@ -169,12 +171,13 @@ ggml_status init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
     return GGML_STATUS_SUCCESS;
 }
 
-void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     GGML_ASSERT(offset == 0 && size == ggml_nbytes(tensor) && "pgl: weights are set whole");
     const Type type = owned_type(tensor);
     over_groups(tensor, [=](int64_t first, int64_t last) {
         pack(type, tensor->ne[1], tensor->ne[0], data, tensor->data, first, last);
     });
+    weights_loaded(buffer->context, buffer->size, type, tensor->ne[0], size);
 }
 
 void get_tensor(ggml_backend_buffer_t, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {

@@ -3,12 +3,16 @@
 
 #include <atomic>
 #include <cstring>
-#include <initializer_list>
+
+#include "kernels/matmul/forms.h"
 
 namespace pgl::kernels {
 namespace {
 
 std::atomic<const Isa *> active{nullptr};
+std::atomic<bool> named{false};   // asked for by name
+
+constexpr const char * simd_names[] = {"avx512", "avxvnni", "avx2"};   // the best one first
 
 bool has_avx2() {
 #if defined(__x86_64__)
@@ -56,7 +60,8 @@ const Isa * find_isa(const char * name) {
 void choose_isa(const char * wish) {
     const Isa * choice = wish ? find_isa(wish) : nullptr;
     const bool off = wish && std::strcmp(wish, "off") == 0;
-    for (const char * name : {"avx512", "avxvnni", "avx2"}) {
+    named = choice != nullptr;
+    for (const char * name : simd_names) {
         choice = choice || off ? choice : find_isa(name);
     }
     // No SIMD: ggml's own paths beat our scalar reference, which is there for tests.
@@ -65,6 +70,21 @@ void choose_isa(const char * wish) {
 
 void use_isa(const Isa * isa) {
     active = isa;
+    named = true;
+    forget_forms();
+}
+
+std::vector<const Isa *> usable_isas() {
+    if (!active || named) {
+        return {active.load()};
+    }
+    std::vector<const Isa *> isas;
+    for (const char * name : simd_names) {
+        if (const Isa * isa = find_isa(name)) {
+            isas.push_back(isa);
+        }
+    }
+    return isas;
 }
 
 const Isa * active_isa() {

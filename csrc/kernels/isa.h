@@ -29,14 +29,17 @@ constexpr int wide = 85;  // 1 if a sum may not fit 16 bits (quantize.h), else 0
 constexpr int words = 86;
 }  // namespace panel_256
 
+constexpr int max_panels = 8;  // in one call
+
 struct Multiply {
     const uint8_t * codes;  // of the first row group
     const uint8_t * scales;
     int64_t n_groups;  // of 16 rows
     int64_t n_blocks;  // per row
-    const uint32_t * panel;
-    int n_tokens;  // in the panel, 1..max_tokens
-    float * out;  // [n_tokens][16 * n_groups], tokens out_stride floats apart
+    const uint32_t * panel;  // the first of n_panels, one after the other
+    int n_panels;
+    int n_tokens[max_panels];  // in each panel, 1..max_tokens
+    float * out;  // [tokens of all panels][16 * n_groups], tokens out_stride floats apart
     int64_t out_stride;
     int64_t ahead[2];  // bytes of codes to prefetch ahead of the reads, even and odd groups; 0 = none
     bool cold;  // these weights are read for the first time
@@ -45,7 +48,8 @@ struct Multiply {
 struct Isa {
     const char * name;
     int max_tokens;
-    int lanes;  // rows in a vector: a group of fewer is passed over twice
+    int panels_256;  // of blocks of 256 in one call: what it unpacks of the weights serves all; of 32 always one
+    int lanes;  // rows in a vector
     /// Quantises blocks [first, last) of one row into column `token` of a panel of `nt` tokens.
     void (*quantize_32)(const float * row, int64_t first, int64_t last, uint32_t * panel, int nt, int token);
     void (*quantize_256)(const float * row, int64_t first, int64_t last, uint32_t * panel, int nt, int token);

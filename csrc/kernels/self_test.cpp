@@ -78,31 +78,55 @@ std::string test(const Isa & isa, Type type, int64_t n_rows, int64_t row_length,
             return name + ": activations quantise differently";
         }
     }
-    std::vector<float> out(static_cast<size_t>(n_rows * n_tokens)), expected(out.size());
-    Multiply task = {planes.codes, planes.scales, n_rows / group_rows, planes.n_blocks,
-                     panel.data(), n_tokens,      out.data(),          n_rows,
-                     {0, 0},       true};
-    isa.multiply[type](task);
-    task.out = expected.data();
-    task.panel = expected_panel.data();
+    std::vector<float> expected(static_cast<size_t>(n_rows * n_tokens));
+    Multiply task = {planes.codes,
+                     planes.scales,
+                     n_rows / group_rows,
+                     planes.n_blocks,
+                     expected_panel.data(),
+                     1,
+                     {n_tokens},
+                     expected.data(),
+                     n_rows,
+                     {0, 0},
+                     true};
     scalar.multiply[type](task);
-    return std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)) ? name + ": products differ" : "";
+    // Alone, and the same panel as often as one call takes it.
+    const int most_panels = small ? 1 : isa.panels_256;
+    for (task.n_panels = 1; task.n_panels <= most_panels; task.n_panels += std::max(1, most_panels - 1)) {
+        std::vector<uint32_t> panels;
+        for (int p = 0; p < task.n_panels; ++p) {
+            panels.insert(panels.end(), panel.begin(), panel.end());
+            task.n_tokens[p] = n_tokens;
+        }
+        std::vector<float> out(expected.size() * static_cast<size_t>(task.n_panels));
+        task.panel = panels.data();
+        task.out = out.data();
+        isa.multiply[type](task);
+        for (size_t at = 0; at < out.size(); at += expected.size()) {
+            if (std::memcmp(out.data() + at, expected.data(), expected.size() * sizeof(float)) != 0) {
+                return name + ": products differ";
+            }
+        }
+    }
+    return "";
 }
 
 }  // namespace
 
 std::string self_test() {
-    const Isa * isa = active_isa();
-    if (!isa) {
+    if (!active_isa()) {
         return "";
     }
-    for (int type = 0; type < n_types; ++type) {
-        for (int n_tokens = 1; n_tokens <= isa->max_tokens; n_tokens += isa->max_tokens - 1) {
-            const auto difference = test(*isa, static_cast<Type>(type), 48, 512, n_tokens);
-            if (!difference.empty()) {
-                disable_for_all();
-                use_isa(&scalar);  // for weights that are already repacked
-                return difference;
+    for (const Isa * isa : usable_isas()) {
+        for (int type = 0; type < n_types; ++type) {
+            for (int n_tokens = 1; n_tokens <= isa->max_tokens; n_tokens += isa->max_tokens - 1) {
+                const auto difference = test(*isa, static_cast<Type>(type), 48, 512, n_tokens);
+                if (!difference.empty()) {
+                    disable_for_all();
+                    use_isa(&scalar);  // for weights that are already repacked
+                    return difference;
+                }
             }
         }
     }

@@ -74,6 +74,9 @@ Model::Model(const std::string & path, const EngineOptions & options, const std:
     cache_bytes_per_token_ = plan.cache_bytes_per_token;
     info_.placement = plan.placement;
     weights_ = std::make_unique<Weights>(path, summary, options_, plan, gpus, on_progress, abort);
+    if (options_.kernels) {
+        kernels::measure_forms();
+    }
     tokenizer_ = std::make_unique<Tokenizer>(llama_model_get_vocab(weights_->model()), summary.pre_tokenizer);
     if (can(Task::generate)) {
         create_context();

@@ -208,6 +208,22 @@ def test_every_end_falls_inside_a_draft(singer: Any) -> None:
     assert stats_of(always)["n_failed"] == 0
 
 
+def test_the_context_ends_where_it_ends(tmp_path: Path) -> None:
+    """To the last cell, with a draft that would reach beyond it."""
+    path = tiny_model.write_random(tmp_path / "random.gguf", weights="q8_0", n_embd=256)
+    replies = []
+    for speculate in ("off", "always"):
+        with Engine(path, n_ctx=64, max_streams=2, speculate=speculate) as engine:
+            request = {"prompt": "the word of the word of the", "max_tokens": -1, "temperature": 0, "ignore_eos": True}
+            text = engine.completion(request)["choices"][0]["text"]
+            reply = engine.completion(request, prediction=text + text)
+            replies.append((text, reply["choices"], reply["usage"]["total_tokens"], stats_of(engine)["n_cells_used"]))
+            drafted = stats_of(engine)["n_accepted_tokens"]
+            assert (drafted > 10) is (engine.info()["speculation"] == "lookup"), drafted
+    assert replies[0] == replies[1]
+    assert replies[0][2] == 64
+
+
 def test_a_cancel_inside_a_draft_leaves_nothing_behind(singer: Any) -> None:
     said, _, always = singer
     song = "".join(SCRIPT)

@@ -14,6 +14,7 @@ struct Simd {
     static constexpr int lanes = 16;
     static constexpr int max_tokens = 6;
     static constexpr int wide_tokens = 6;  // two row groups at once up to here: 24 accumulators of 32 registers
+    static constexpr bool halves_together = false;
     static constexpr bool any_bytes = true;  // a product takes every unsigned byte, without saturation
 
     static I zero() { return _mm512_setzero_si512(); }
@@ -74,9 +75,12 @@ struct Simd {
 
 namespace pgl::kernels {
 
-const Isa avx512 = {
-    "avx512-vnni", Simd::max_tokens,
-    Simd::lanes,   quantize_32,
-    quantize_256,  {multiply<q4_0>, multiply<q4_1>, multiply<q8_0>, multiply<q4_k>, multiply<q5_k>, multiply<q6_k>}};
+const Isa avx512 = {"avx512-vnni",
+                    Simd::max_tokens,
+                    1,
+                    Simd::lanes,
+                    quantize_32,
+                    quantize_256,
+                    {multiply<q4_0>, multiply<q4_1>, multiply<q8_0>, multiply<q4_k>, multiply<q5_k>, multiply<q6_k>}};
 
 }  // namespace pgl::kernels

@@ -8,6 +8,9 @@ struct Simd : Simd256 {
     using Part = I;
     using Bytes = I;
     static constexpr bool any_bytes = true;
+    static constexpr int max_tokens = 4;
+    static constexpr int wide_tokens = 2;  // 16 registers: two vectors of rows only with up to two tokens
+    static constexpr bool halves_together = false;
 
     static Part begin(I acc) { return acc; }
     static Part dot(Part part, I w, I y) { return _mm256_dpbusd_avx_epi32(part, w, y); }
@@ -25,9 +28,12 @@ struct Simd : Simd256 {
 
 namespace pgl::kernels {
 
-const Isa avxvnni = {
-    "avx-vnni",   Simd::max_tokens,
-    Simd::lanes,  quantize_32,
-    quantize_256, {multiply<q4_0>, multiply<q4_1>, multiply<q8_0>, multiply<q4_k>, multiply<q5_k>, multiply<q6_k>}};
+const Isa avxvnni = {"avx-vnni",
+                     Simd::max_tokens,
+                     1,
+                     Simd::lanes,
+                     quantize_32,
+                     quantize_256,
+                     {multiply<q4_0>, multiply<q4_1>, multiply<q8_0>, multiply<q4_k>, multiply<q5_k>, multiply<q6_k>}};
 
 }  // namespace pgl::kernels

@@ -14,6 +14,7 @@ namespace {
 struct Notes {
     Scratch * scratch;
     const ggml_tensor * next;
+    Form form;
     int32_t n_taken;
     int32_t reuses;
 };
@@ -40,7 +41,8 @@ struct Planner {
     Scratch scratch;
     const ggml_tensor * leader = nullptr;   // the product whose quantised activations `scratch` will hold
     const ggml_tensor * last = nullptr;
-    int format = 0;
+    const Isa * isa = nullptr;
+    int block = 0;
 };
 
 thread_local Planner planner;
@@ -63,21 +65,23 @@ void Scratch::grow(size_t bytes) {
     }
 }
 
-void plan_product(const ggml_tensor * op, int format, size_t scratch_bytes) {
+void plan_product(const ggml_tensor * op, Form form, int block, size_t scratch_bytes) {
     Planner & p = planner;
     p.scratch.grow(scratch_bytes);
     // A product never precedes its leader in a graph's memory; if it does, this is another graph.
-    const bool reuses = p.leader && p.leader < op && p.leader->src[1] == op->src[1] && p.format == format;
+    const bool reuses =
+        p.leader && p.leader < op && p.leader->src[1] == op->src[1] && p.isa == form.isa && p.block == block;
     if (p.last && p.last < op) {
         Notes notes = read(p.last);
         notes.next = op->src[0];
         write(p.last, notes);
     }
-    write(op, {&p.scratch, nullptr, 0, reuses});
+    write(op, {&p.scratch, nullptr, form, 0, reuses});
     p.last = op;
     if (!reuses) {
         p.leader = op;
-        p.format = format;
+        p.isa = form.isa;
+        p.block = block;
     }
 }
 
@@ -87,7 +91,7 @@ void forget_plan() {
 
 ProductPlan plan_of(const ggml_tensor * op) {
     const Notes notes = read(op);
-    return {notes.scratch, notes.next, notes.reuses != 0};
+    return {notes.form, notes.scratch, notes.next, notes.reuses != 0};
 }
 
 int64_t take_units(ggml_tensor * op, int64_t n, int n_threads, int64_t & n_taken) {

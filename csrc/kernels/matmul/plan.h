@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/matmul/forms.h"
+
 struct ggml_tensor;
 
 namespace pgl::kernels {
@@ -21,13 +23,15 @@ struct Scratch {
 };
 
 struct ProductPlan {
+    Form form;
     Scratch * scratch;
     const ggml_tensor * next;   // the weights of the following product, or null
     bool reuses;                // its activations are in `scratch` already, put there by an earlier product
 };
 
-/// Notes `op` as the next product of this thread's graph. `format` tells which quantised forms are interchangeable.
-void plan_product(const ggml_tensor * op, int format, size_t scratch_bytes);
+/// Notes `op` as the next product of this thread's graph. Products of one instruction set, whose blocks are of one
+/// size, quantise alike and may share.
+void plan_product(const ggml_tensor * op, Form form, int block, size_t scratch_bytes);
 /// The next planned product starts a new graph: nothing is carried over, tensors keep their addresses but not their
 /// data.
 void forget_plan();

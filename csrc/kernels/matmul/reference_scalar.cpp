@@ -181,13 +181,14 @@ template <int T> void multiply(const Multiply & task) {
     const BlockFormat & format = block_formats[type];
     const int words = format.block == 32 ? panel_32::words : panel_256::words;
     for (int64_t n = 0; n < task.n_groups * group_rows; ++n) {
-        for (int token = 0; token < task.n_tokens; ++token) {
+        for (int token = 0; token < task.n_tokens[0]; ++token) {
             float total = 0;
             for (int64_t block = 0; block < task.n_blocks; ++block) {
                 const int64_t unit = n / group_rows * task.n_blocks + block;
                 const Weights weights{type, task.codes + unit * format.code_bytes,
                                       task.scales + unit * format.scale_bytes, static_cast<int>(n % group_rows)};
-                total = add_block(total, weights, {task.panel + block * words * task.n_tokens + token, task.n_tokens});
+                total = add_block(total, weights,
+                                  {task.panel + block * words * task.n_tokens[0] + token, task.n_tokens[0]});
             }
             task.out[token * task.out_stride + n] = total;
         }
@@ -198,6 +199,7 @@ template <int T> void multiply(const Multiply & task) {
 
 const Isa scalar = {"scalar",
                     4,
+                    1,
                     1,
                     quantize_32,
                     quantize_256,

@@ -12,8 +12,6 @@ struct Simd256 {
     using I = __m256i;
     using F = __m256;
     static constexpr int lanes = 8;
-    static constexpr int max_tokens = 4;
-    static constexpr int wide_tokens = 2;  // 16 registers: two vectors of rows only with up to two tokens
 
     static I zero() { return _mm256_setzero_si256(); }
     static F zero_f() { return _mm256_setzero_ps(); }

@@ -60,8 +60,8 @@ PGL_INLINE void dots(Simd::Part (&part)[RG][NT], const Tile & t, const uint8_t *
     if constexpr (o < end) {
         I w[RG];
         PGL_UNROLL for (int g = 0; g < RG; ++g) {
-            prefetch<T, s, o>(unit + g * t.codes_stride, t.ahead[g]);
-            w[g] = operand<T, s, o>(unit + g * t.codes_stride);
+            prefetch<T, s, o>(unit + g * t.codes_stride(), t.ahead[g]);
+            w[g] = operand<T, s, o>(unit + g * t.codes_stride());
         }
         PGL_UNROLL for (int j = 0; j < NT; ++j) {
             const I a = Simd::broadcast(y[o * NT + j]);
@@ -106,7 +106,7 @@ template <Type T, int s0, int o0, int s1, int o1, int RG, int NT>
 PGL_INLINE void fields(I (&sum)[RG][NT], const Tile & t, const uint8_t * scales, Field first, Field second,
                        const uint32_t * y) {
     const auto scale_of = [&](int g) {  // late: two registers less while the products are made
-        const I pair = scale_pair<T>(scales + g * t.scales_stride, first.sub / 2, t.row);
+        const I pair = scale_pair<T>(scales + g * t.scales_stride(), first.sub / 2, t.row);
         return first.sub != second.sub ? pair : first.sub % 2 ? Simd::low_twice(pair) : Simd::high_twice(pair);
     };
     constexpr int n = field_operands<T>;
@@ -119,57 +119,28 @@ PGL_INLINE void fields(I (&sum)[RG][NT], const Tile & t, const uint8_t * scales,
             }
         }
     };
-    if constexpr (Simd::any_bytes) {
-        begin(first.sub);
-        dots<T, s0, o0, o0 + n>(part, t, first.unit, first.y);
-        // To the upper half with it. The other field counts from the middle of the lower half (Q6_K's starts include
-        // that), so that it never borrows from above.
-        __asm__ volatile("" : "+r"(y));
-        const I plain = middle();
-        PGL_UNROLL for (int j = 0; j < NT; ++j) {
-            const I start = T == q6_k ? start_of<T>(y, NT, second.sub, j) : plain;
-            PGL_UNROLL for (int g = 0; g < RG; ++g) {
-                part[g][j] = Simd::add(Simd::high_half(part[g][j]), start);
-            }
-        }
-        if constexpr (unit_subs<T> > 1) {
-            __asm__("" : "+r"(second.unit));  // shared vectors are read again
-        }
-        dots<T, s1, o1, o1 + n>(part, t, second.unit, second.y);
-        const I offset = middle();
-        __asm__("" : "+r"(scales));
+    begin(first.sub);
+    dots<T, s0, o0, o0 + n>(part, t, first.unit, first.y);
+    // To the upper half with it. The other field counts from the middle of the lower half (Q6_K's starts include
+    // that), so that it never borrows from above.
+    __asm__ volatile("" : "+r"(y));
+    const I plain = middle();
+    PGL_UNROLL for (int j = 0; j < NT; ++j) {
+        const I start = T == q6_k ? start_of<T>(y, NT, second.sub, j) : plain;
         PGL_UNROLL for (int g = 0; g < RG; ++g) {
-            const I scale = scale_of(g);
-            PGL_UNROLL for (int j = 0; j < NT; ++j) {
-                sum[g][j] = Simd::dot_pairs(sum[g][j], Simd::exclusive_or(part[g][j], offset), scale);
-            }
+            part[g][j] = Simd::add(Simd::high_half(part[g][j]), start);
         }
-    } else {
-        // Sums of bytes are in 16 bits as they come.
-        const auto add = [&](bool upper) {
-            PGL_UNROLL for (int g = 0; g < RG; ++g) {
-                const I scale = scale_of(g), twice = upper ? Simd::high_twice(scale) : Simd::low_twice(scale);
-                PGL_UNROLL for (int j = 0; j < NT; ++j) {
-                    sum[g][j] = Simd::dot_pairs(sum[g][j], part[g][j], twice);
-                }
-            }
-        };
-        constexpr int fold = T == q6_k ? 2 : n;  // then Q6_K's could overflow
-        begin(first.sub);
-        dots<T, s0, o0, o0 + fold>(part, t, first.unit, first.y);
-        add(true);
-        if constexpr (fold < n) {
-            fill(part, Simd::zero());
-            dots<T, s0, o0 + fold, o0 + n>(part, t, first.unit, first.y);
-            add(true);
-        }
-        begin(second.sub);
-        dots<T, s1, o1, o1 + fold>(part, t, second.unit, second.y);
-        add(false);
-        if constexpr (fold < n) {
-            fill(part, Simd::zero());
-            dots<T, s1, o1 + fold, o1 + n>(part, t, second.unit, second.y);
-            add(false);
+    }
+    if constexpr (unit_subs<T> > 1) {
+        __asm__("" : "+r"(second.unit));  // shared vectors are read again
+    }
+    dots<T, s1, o1, o1 + n>(part, t, second.unit, second.y);
+    const I offset = middle();
+    __asm__("" : "+r"(scales));
+    PGL_UNROLL for (int g = 0; g < RG; ++g) {
+        const I scale = scale_of(g);
+        PGL_UNROLL for (int j = 0; j < NT; ++j) {
+            sum[g][j] = Simd::dot_pairs(sum[g][j], Simd::exclusive_or(part[g][j], offset), scale);
         }
     }
 }
@@ -208,7 +179,7 @@ PGL_INLINE void wide_unit(I (&sum)[RG][NT], const Tile & t, const uint8_t * unit
     }
     dots<T, s, 0, sub_operands<T>>(part, t, unit, y + (first + s) * sub_operands<T> * NT);
     PGL_UNROLL for (int g = 0; g < RG; ++g) {
-        const I pair = scale_pair<T>(scales + g * t.scales_stride, (first + s) / 2, t.row);
+        const I pair = scale_pair<T>(scales + g * t.scales_stride(), (first + s) / 2, t.row);
         const I scale = Simd::sign_extend((first + s) % 2 ? Simd::high_half(pair) : pair);
         PGL_UNROLL for (int j = 0; j < NT; ++j) {
             sum[g][j] = Simd::add(sum[g][j], Simd::mul_int(part[g][j], scale));
@@ -229,6 +200,21 @@ __attribute__((noinline)) void wide_sums(I (&sum)[RG][NT], const Tile & t, const
     }
 }
 
+/// Prefetches the scales of a super-block: those `ahead` bytes of codes further on, and on the first pass its own.
+template <Type T> PGL_INLINE void prefetch_scales(const uint8_t * scales, int64_t ahead, bool cold) {
+    constexpr BlockFormat format = block_formats[T];
+    if (cold) {
+        PGL_UNROLL for (int at = 0; at < format.scale_bytes; at += 64) {
+            Simd::prefetch_near(scales + at);
+        }
+    }
+    if (ahead) {
+        PGL_UNROLL for (int at = 0; at < format.scale_bytes; at += 64) {
+            Simd::prefetch(scales + ahead / format.code_bytes * format.scale_bytes + at);
+        }
+    }
+}
+
 template <Type T, int RG, int NT> void tile_256(const Tile & t) {
     constexpr BlockFormat format = block_formats[T];
     F total[RG][NT];
@@ -239,23 +225,13 @@ template <Type T, int RG, int NT> void tile_256(const Tile & t) {
     for (int64_t b = 0; b < t.n_blocks;
          ++b, y += panel_256::words * NT, codes += format.code_bytes, scales += format.scale_bytes) {
         PGL_UNROLL for (int g = 0; g < RG; ++g) {
-            const uint8_t * s = scales + g * t.scales_stride;
-            if (t.cold) {
-                PGL_UNROLL for (int at = 0; at < format.scale_bytes; at += 64) {
-                    Simd::prefetch_near(s + at);
-                }
-            }
-            if (t.ahead[g]) {
-                PGL_UNROLL for (int at = 0; at < format.scale_bytes; at += 64) {
-                    Simd::prefetch(s + t.ahead[g] / format.code_bytes * format.scale_bytes + at);
-                }
-            }
+            prefetch_scales<T>(scales + g * t.scales_stride(), t.ahead[g], t.cold);
         }
         I sum[RG][NT];
         fill(sum, Simd::zero());
         uint32_t wide = 0;
         PGL_UNROLL for (int j = 0; j < NT; ++j) {
-            wide |= Simd::any_bytes ? y[panel_256::wide * NT + j] : 0;
+            wide |= y[panel_256::wide * NT + j];
         }
         if (__builtin_expect(wide == 0, 1)) {
             for (int p = 0; p < 32 / sub_operands<T>; ++p) {
@@ -265,7 +241,7 @@ template <Type T, int RG, int NT> void tile_256(const Tile & t) {
                     sub_blocks<T, false>(sum, t, codes, scales, y, ++p);
                 }
             }
-        } else if constexpr (Simd::any_bytes) {
+        } else {
             I found[RG][NT];  // not `sum` itself: what has an address does not stay in registers
             wide_sums<T, RG, NT>(found, t, codes, scales, y);
             PGL_UNROLL for (int g = 0; g < RG; ++g) {
@@ -275,7 +251,7 @@ template <Type T, int RG, int NT> void tile_256(const Tile & t) {
             }
         }
         PGL_UNROLL for (int g = 0; g < RG; ++g) {
-            const uint8_t * s = scales + g * t.scales_stride;
+            const uint8_t * s = scales + g * t.scales_stride();
             const F d = Simd::half(s + 2 * t.row);
             F scaled[NT];
             __asm__("" : "+r"(y));  // broadcast again for every group

@@ -29,8 +29,10 @@ template <Type T, int RG, int NT> void tile_32(const Tile & t) {
             PGL_UNROLL for (int o = 0; o < 8; ++o) {
                 Simd::Bytes w[RG];
                 PGL_UNROLL for (int g = 0; g < RG; ++g) {
-                    const uint8_t * at = codes + g * t.codes_stride + 64 * o;
-                    Simd::prefetch(at + t.ahead[g]);
+                    const uint8_t * at = codes + g * t.codes_stride() + 64 * o;
+                    if (g == 0 || !Simd::halves_together) {
+                        Simd::prefetch(at + t.ahead[g]);
+                    }
                     w[g] = Simd::bytes(Simd::load(at));
                 }
                 PGL_UNROLL for (int j = 0; j < NT; ++j) {
@@ -50,8 +52,10 @@ template <Type T, int RG, int NT> void tile_32(const Tile & t) {
             PGL_UNROLL for (int p = 0; p < 4; ++p) {
                 I low[RG], high[RG];
                 PGL_UNROLL for (int g = 0; g < RG; ++g) {
-                    const uint8_t * at = codes + g * t.codes_stride + 64 * p;
-                    Simd::prefetch(at + t.ahead[g]);
+                    const uint8_t * at = codes + g * t.codes_stride() + 64 * p;
+                    if (g == 0 || !Simd::halves_together) {
+                        Simd::prefetch(at + t.ahead[g]);
+                    }
                     const I v = Simd::load(at);
                     low[g] = Simd::mask(v, 0x0f);
                     high[g] = Simd::mask(Simd::template shift<-4>(v), 0x0f);
@@ -76,7 +80,7 @@ template <Type T, int RG, int NT> void tile_32(const Tile & t) {
             }
         }
         PGL_UNROLL for (int g = 0; g < RG; ++g) {
-            const uint8_t * s = scales + g * t.scales_stride;
+            const uint8_t * s = scales + g * t.scales_stride();
             const F d = Simd::half(s + 2 * t.row);
             PGL_UNROLL for (int j = 0; j < NT; ++j) {
                 const F scaled = Simd::mul(Simd::to_float(acc[g][j]), d);
