@@ -276,6 +276,7 @@ struct ModelInfo {
     uint64_t n_params = 0, file_bytes = 0, weights_bytes = 0;
     uint64_t cache_bytes = 0;  // of the running streams, when all are full
     uint64_t prefix_cache_bytes = 0;  // of prefixes kept beyond them, at most
+    uint64_t draft_model_bytes = 0;  // weights and cache
     int32_t n_ctx = 0, n_ctx_train = 0, n_vocab = 0, n_embd = 0, n_layer = 0;
     int32_t longest_piece = 0;  // bytes: no token of the vocabulary is longer
     int32_t max_streams = 0, n_threads = 0, n_gpu_layers = 0, n_batch = 0;
@@ -308,6 +309,7 @@ struct ModelInfo {
         field("weights_bytes", &ModelInfo::weights_bytes);
         field("cache_bytes", &ModelInfo::cache_bytes);
         field("prefix_cache_bytes", &ModelInfo::prefix_cache_bytes);
+        field("draft_model_bytes", &ModelInfo::draft_model_bytes);
         field("n_ctx", &ModelInfo::n_ctx);
         field("n_ctx_train", &ModelInfo::n_ctx_train);
         field("n_vocab", &ModelInfo::n_vocab);

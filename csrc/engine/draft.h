@@ -15,7 +15,7 @@ struct Draft {
     std::vector<float> odds;
 };
 
-// What the drafts of one answer may cost: at first a third of a pass, later a small share of all its passes and
+// What the drafts of one answer may cost: at first a quarter of a pass, later a small share of all its passes and
 // whatever earlier drafts gained. So drafts that do not come true cannot slow an answer down by more than that share.
 class DraftBudget {
   public:
@@ -28,7 +28,7 @@ class DraftBudget {
     void lost(double ms) { gained_ms_ -= ms; }   // to make a draft
 
   private:
-    static constexpr double kStart = 0.3, kShare = 0.025;
+    static constexpr double kStart = 0.25, kShare = 0.02;
     double passes_ms_ = 0, gained_ms_ = 0;
 };
 

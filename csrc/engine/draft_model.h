@@ -24,6 +24,8 @@ class DraftModel {
     DraftModel(const Model & target, const EngineOptions & options, const std::function<bool(float)> & on_progress,
                const std::atomic<bool> & abort);
 
+    const ModelInfo & info() const { return model_->info(); }
+
     // Reads what it has not yet seen of an answer's tokens, prompt and all: a batch of them at most. Whether it has
     // seen all. Throws as Model::decode() does.
     bool follow(const std::vector<Token> & tokens);

@@ -31,6 +31,14 @@ void check_sampling(const SamplingParams & params, int32_t n_vocab) {
     }
 }
 
+// The most bytes, up to `limit`, after which a character of this UTF-8 text begins.
+size_t whole_characters(const std::string & text, size_t limit) {
+    while (limit > 0 && (static_cast<unsigned char>(text[limit]) & 0xC0) == 0x80) {
+        --limit;
+    }
+    return limit;
+}
+
 size_t n_bytes(const std::vector<Span> & spans) {
     size_t n = 0;
     for (const Span & span : spans) {
@@ -234,8 +242,10 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
     std::unique_ptr<Drafter> drafter;
     if (generate && model->speculates()) {
         // No answer is longer than the context, so no more of a prediction can come true.
-        request.prediction.resize(
-            std::min(request.prediction.size(), static_cast<size_t>(n_ctx) * model->tokenizer().longest_piece()));
+        const size_t most = static_cast<size_t>(n_ctx) * model->tokenizer().longest_piece();
+        if (request.prediction.size() > most) {
+            request.prediction.resize(whole_characters(request.prediction, most));
+        }
         std::vector<Token> prediction;
         if (!request.prediction.empty()) {
             prediction = on_large_stack(

@@ -105,6 +105,7 @@ bool Loop::load(const EngineOptions & options) {
         draft_model_.reset();
         if (!options.draft_model.empty()) {
             draft_model_ = std::make_unique<DraftModel>(*model, options, wanted, shared_.abort);
+            model->add_draft_model(draft_model_->info());
         }
         crew_ = std::make_unique<Crew>(std::min(model->info().n_threads, kMostSharing));
         scheduler_ = std::make_unique<Scheduler>(shared_.options.n_batch, model->can_abort(),
@@ -364,8 +365,9 @@ void Loop::guess(Sequence & sequence) {
             const auto worthwhile = [&](int32_t n_tokens, float odds) {
                 return scheduler_->worthwhile(n_tokens, odds, draft_model_->token_ms());
             };
-            draft_ = draft_model_->propose(sequence.draft_limit(), worthwhile);
-            guessed_ = true;
+            Draft guesses = draft_model_->propose(sequence.draft_limit(), worthwhile);
+            guessed_ = !guesses.tokens.empty();
+            draft_ = guessed_ ? std::move(guesses) : draft_;
         }
     } catch (const Error & e) {
         log::write(log::error, std::string("the draft model is left out from here on: ") + e.what());
@@ -403,8 +405,8 @@ void Loop::decode(const StepPlan & plan) {
                 batch.rows.push_back({batch.rows.front().token, cache_->length(slot), slot, false});
             }
         }
-        std::sort(batch.rows.begin(), batch.rows.end(),
-                  [](const Batch::Row & a, const Batch::Row & b) { return a.sequence < b.sequence; });
+        std::stable_sort(batch.rows.begin(), batch.rows.end(),
+                         [](const Batch::Row & a, const Batch::Row & b) { return a.sequence < b.sequence; });
     }
     const auto start = Sequence::Clock::now();
     const bool done = compute(batch, participants);

@@ -61,6 +61,7 @@ class Model {
     bool can(Task task) const;
     // Whether a pass with several rows of a sequence gives each the bits that a pass of its own would.
     bool speculates() const { return speculates_; }
+    void add_draft_model(const ModelInfo & draft) { info_.draft_model_bytes = draft.weights_bytes + draft.cache_bytes; }
     // A GPU's pass cannot be stopped half-way: `abort` is heeded between two.
     bool can_abort() const { return weights_->gpus().empty(); }
     std::map<std::string, uint64_t> device_bytes() const;   // held of each GPU, by its name

@@ -484,6 +484,7 @@ class NativeInfo(TypedDict):
     weights_bytes: int
     cache_bytes: int
     prefix_cache_bytes: int
+    draft_model_bytes: int
     n_ctx: int
     n_ctx_train: int
     n_vocab: int

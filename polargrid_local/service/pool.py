@@ -153,7 +153,8 @@ class ModelPool:
 
     def _bytes(self, model: str) -> int:
         info = self._engine.info(model)
-        return info.get("weights_bytes", 0) + info.get("cache_bytes", 0) + info.get("prefix_cache_bytes", 0)
+        held = info.get("weights_bytes", 0) + info.get("cache_bytes", 0) + info.get("prefix_cache_bytes", 0)
+        return held + info.get("draft_model_bytes", 0)
 
     async def unload(self, model: str) -> None:
         """At once, whoever uses it; their requests end with EngineClosed."""

@@ -334,6 +334,7 @@ def test_a_draft_model_changes_no_answer(smollm2: Path, tmp_path: Path) -> None:
     for helper in (smollm2, fool):
         with Engine(smollm2, speculate="always", draft_model=helper, **options) as engine:
             assert engine.info()["speculation"] == "lookup and a draft model"
+            assert engine.info()["draft_model_bytes"] > helper.stat().st_size / 2
             for name, request in requests.items():
                 before = stats_of(engine)
                 assert observed(engine, request) == expected[name], (helper, name)
