@@ -17,7 +17,7 @@ template <typename T> constexpr size_t n_fields() {
     return n;
 }
 
-static_assert(n_fields<Usage>() == 3 && n_fields<Timings>() == 4 && n_fields<SamplingParams>() == 11);
+static_assert(n_fields<Usage>() == 5 && n_fields<Timings>() == 4 && n_fields<SamplingParams>() == 11);
 static_assert(has_fields<EngineOptions> && has_fields<GgufSummary> && !has_fields<int32_t> && !has_fields<std::string>);
 
 std::string refusal(const SamplingParams & params) {
@@ -38,6 +38,7 @@ int main() {
     CHECK_EQ(std::string(name_of(FinishReason::content_filter)), "content_filter");
     CHECK_EQ(std::string(name_of(Device::gpu)), "gpu");
     CHECK_EQ(std::string(name_of(CacheType::q8_0)), "q8_0");
+    CHECK_EQ(std::string(name_of(Speculate::always)), "always");
     CHECK_EQ(names(Task{}).size(), size_t(Task::rank) + 1);
     CHECK_EQ(names(EventKind{}).size(), size_t(EventKind::error) + 1);
     CHECK_EQ(names(FinishReason{}).size(), size_t(FinishReason::content_filter) + 1);
@@ -45,7 +46,7 @@ int main() {
     // A visit reaches the object's own members.
     Usage usage;
     visit_fields(usage, [](const char *, int32_t & member) { member = 7; });
-    CHECK_EQ(usage.n_prompt + usage.n_cached + usage.n_generated, 21);
+    CHECK_EQ(usage.n_prompt + usage.n_cached + usage.n_generated + usage.n_accepted + usage.n_rejected, 35);
 
     // The ends of a range are in it, what is beside them is not, and NaN is in none.
     CHECK_EQ(refusal({}), "");
