@@ -5,6 +5,7 @@
 namespace pgl {
 namespace {
 
+constexpr uint64_t kFirst = 3;   // passes with one row, before it is known what others are measured against
 constexpr double kLearn = 0.3, kLearnFromOthers = 0.15;   // shares of a change that is believed at once
 constexpr double kMostChange = 2;                         // a pass that took longer was disturbed
 constexpr double kNextRow = 0.06;   // of a pass with one row: what another is taken to cost where none was tried
@@ -17,6 +18,7 @@ void RowCosts::observe(int32_t n_rows, double elapsed_ms) {
     const bool changed = last_rows_ != 0 && last_rows_ != n_rows;
     last_rows_ = n_rows;
     pass.tried = ++n_observed_;
+    ++pass.n_tried;
     if (changed && pass.ms > 0) {
         const double more = std::clamp(elapsed_ms - pass.ms, 0.0, pass.ms / 2);
         change_ms_ += kLearnFromOthers * (more - change_ms_);
@@ -27,8 +29,9 @@ void RowCosts::observe(int32_t n_rows, double elapsed_ms) {
         return;
     }
     const double change = std::clamp(steady / pass.ms, 1 / kMostChange, kMostChange) - 1;
+    const double learn = std::max(kLearn, 1 / static_cast<double>(pass.n_tried));
     for (Pass & other : passes_) {
-        other.ms *= 1 + (&other == &pass ? kLearn : kLearnFromOthers) * change;
+        other.ms *= 1 + (&other == &pass ? learn : kLearnFromOthers) * change;
     }
 }
 
@@ -37,8 +40,17 @@ double RowCosts::steady_ms(int32_t n_rows) const {
     const auto believed = [&](int32_t n) {
         const Pass & pass = passes_[static_cast<size_t>(n - 1)];
         const auto age = static_cast<double>(n_observed_ - pass.tried);
-        return pass.ms * (1 - (n > 1 ? std::min(kMostForgotten, kForget * age) : 0));
+        return pass.ms * (1 - std::min(kMostForgotten, kForget * age));
     };
+    if (n_rows == 1) {
+        // No pass takes less than one with a single row. Without this, one of those that was disturbed would make every
+        // draft look like a gain, and then none would run that could mend it. Older passes are no evidence.
+        double least = passes_[0].ms;
+        for (const Pass & pass : passes_) {
+            least = pass.tried > passes_[0].tried ? std::min(least, pass.ms) : least;
+        }
+        return least;
+    }
     if (tried(n_rows)) {
         return believed(n_rows);
     }
@@ -49,15 +61,18 @@ double RowCosts::steady_ms(int32_t n_rows) const {
     while (above <= kMaxRows && !tried(above)) {
         ++above;
     }
-    const double base = believed(below);
+    const double base = below == 1 ? steady_ms(1) : believed(below);
     if (above <= kMaxRows) {
         return base + (believed(above) - base) * (n_rows - below) / (above - below);
     }
-    const double slope = below > 1 ? std::max(0.0, base - believed(1)) / (below - 1) : kNextRow * base;
+    const double slope = below > 1 ? (base - steady_ms(1)) / (below - 1) : kNextRow * base;
     return base + slope * (n_rows - below);
 }
 
 int32_t RowCosts::horizon() const {
+    if (passes_[0].n_tried < kFirst) {
+        return 0;
+    }
     int32_t largest = 0;
     for (int32_t n = 1; n <= kMaxRows; ++n) {
         largest = passes_[static_cast<size_t>(n - 1)].ms > 0 ? n : largest;

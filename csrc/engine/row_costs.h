@@ -18,7 +18,7 @@ class RowCosts {
     // cheaper than it was: otherwise a pass that something disturbed would be believed for ever.
     double ms(int32_t n_rows) const;
 
-    // Up to how many rows ms() may be believed: twice as many as were tried.
+    // Up to how many rows ms() may be believed: twice as many as were tried; none before the first few passes with one.
     int32_t horizon() const;
 
     // Of ms(), what the change costs where the pass before had another number of rows.
@@ -27,6 +27,7 @@ class RowCosts {
   private:
     struct Pass {
         double ms = 0;        // 0 = never tried
+        uint64_t n_tried = 0;
         uint64_t tried = 0;   // at which observation
     };
     double steady_ms(int32_t n_rows) const;

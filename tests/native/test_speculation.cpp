@@ -43,7 +43,13 @@ constexpr Machine machines[] = {
 double slowdown(const Machine & machine, const Tokens & prompt, const Tokens & answer, uint32_t seed,
                 const Tokens & prediction = {}) {
     std::mt19937 random(seed);
-    std::normal_distribution<double> normal(1, machine.noise);
+    const auto normal = [&] {  // nearly; the library's own differs from one library to another
+        double sum = -6;
+        for (int i = 0; i < 12; ++i) {
+            sum += static_cast<double>(random()) / 4294967296.0;
+        }
+        return 1 + machine.noise * sum;
+    };
     Scheduler scheduler(512);
     Drafter drafter(prompt, prediction);
     DraftBudget budget;
@@ -57,7 +63,7 @@ double slowdown(const Machine & machine, const Tokens & prompt, const Tokens & a
         const double exact = machine.pass(n_rows) + (n_rows == last_rows ? 0 : machine.change_ms);
         last_rows = n_rows;
         with += exact;
-        const double elapsed = exact * std::max(0.5, normal(random));
+        const double elapsed = exact * std::max(0.5, normal());
         scheduler.observe_decode(n_rows, elapsed);
         budget.passed(elapsed);
         int32_t n_tokens = 0;
@@ -117,7 +123,7 @@ Tokens always_wrong(const Tokens & prompt, size_t n) {
 
 void no_answer_becomes_much_slower() {
     for (const Machine & machine : machines) {
-        for (uint32_t seed = 1; seed <= 20; ++seed) {
+        for (uint32_t seed = 1; seed <= 60; ++seed) {
             check::context = std::string(machine.name) + ", seed " + std::to_string(seed);
             const Tokens prompt = noise(500, seed, 1000);
             for (const size_t n : {size_t{60}, size_t{200}, size_t{800}}) {
@@ -177,6 +183,17 @@ void costs_are_learned_again() {
     CHECK_NEAR(costs.ms(1), 100, 2);
 }
 
+// A disturbed pass with one row, and after it only passes with two: one row cannot take more.
+void one_row_costs_no_more_than_two() {
+    RowCosts costs;
+    costs.observe(1, 140);
+    for (int i = 0; i < 20; ++i) {
+        costs.observe(2, 110);
+    }
+    CHECK(costs.ms(1) - costs.change_ms() <= costs.ms(2) + 1e-9);
+    CHECK_NEAR(costs.ms(2), 110, 2);
+}
+
 void costs_grow_together() {
     RowCosts costs;
     for (int i = 0; i < 30; ++i) {
@@ -194,6 +211,9 @@ void a_draft_is_planned_for_one_alone() {
     Scheduler scheduler(512);
     const Running drafting{3, 0, {0.99f, 0.98f, 0.97f}, 1000};
     CHECK_EQ(scheduler.plan({drafting}).n_draft, 0);   // nothing is known of the time
+    scheduler.observe_decode(1, 100);
+    scheduler.observe_decode(1, 100);
+    CHECK_EQ(scheduler.plan({drafting}).n_draft, 0);  // one pass may have been disturbed
     scheduler.observe_decode(1, 100);
     CHECK_EQ(scheduler.plan({drafting}).n_draft, 1);   // no further than twice what was tried
     scheduler.observe_decode(2, 105);
@@ -213,6 +233,7 @@ int main() {
     no_answer_becomes_much_slower();
     what_repeats_becomes_faster();
     costs_are_learned_again();
+    one_row_costs_no_more_than_two();
     costs_grow_together();
     a_draft_is_planned_for_one_alone();
     return check::result("speculation");
