@@ -6,12 +6,11 @@
 // 512, then N_TOKENS greedy tokens one llama_decode each. Every run prints one line of JSON:
 //   {"prefill_ms": of the whole prompt, "token_ms": [one per token], "cpu_ms": CPU time of the run, load included}
 // or {"error": message}, and the program goes on.
+#include "bare_context.h"
 #include "kernels/kernels.h"
 #include "llama/devices.h"
-#include "platform/machine.h"
 #include "request.h"
 
-#include <ggml-cpu.h>
 #include <llama.h>
 
 #include <algorithm>
@@ -20,7 +19,6 @@
 #include <ctime>
 #include <exception>
 #include <iostream>
-#include <memory>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -39,40 +37,15 @@ struct Times {
     std::vector<double> token_ms;
 };
 
-constexpr int32_t kBatch = 512;   // tokens
-
 // Throws pgl::Error.
 Times run(const Settings & settings, int32_t n_prompt, int32_t n_tokens) {
     if (n_prompt < 1 || n_tokens < 1 || n_prompt + n_tokens > settings.n_ctx) {
         throw pgl::Error("invalid_request", "n_prompt and n_tokens must be at least 1 and fit n_ctx together");
     }
     pgl::kernels::set_enabled(settings.kernels);
-    const int32_t n_threads = settings.n_threads > 0 ? settings.n_threads : pgl::machine::usable_threads();
-    ggml_backend_dev_t no_devices[] = {nullptr};
-    llama_model_params model_params = llama_model_default_params();
-    model_params.devices = no_devices;
-    const std::unique_ptr<llama_model, void (*)(llama_model *)> model(
-        llama_model_load_from_file(settings.path.c_str(), model_params), llama_model_free);
-    if (!model) {
-        throw pgl::Error("invalid_model", "llama.cpp refused the file");
-    }
-    pgl::kernels::measure_forms();
-    ggml_threadpool_params pool_params = ggml_threadpool_params_default(n_threads);
-    const std::unique_ptr<ggml_threadpool, void (*)(ggml_threadpool *)> pool(ggml_threadpool_new(&pool_params),
-                                                                             ggml_threadpool_free);
-    llama_context_params params = llama_context_default_params();
-    params.n_ctx = static_cast<uint32_t>(settings.n_ctx);
-    params.n_batch = params.n_ubatch = kBatch;
-    params.n_threads = params.n_threads_batch = n_threads;
-    params.no_perf = true;
-    const std::unique_ptr<llama_context, void (*)(llama_context *)> context(llama_init_from_model(model.get(), params),
-                                                                            llama_free);
-    if (!context) {
-        throw pgl::Error("out_of_memory", "the context could not be created");
-    }
-    llama_attach_threadpool(context.get(), pool.get(), pool.get());
-
-    const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model.get()));
+    const BareContext bare = open_bare_context(settings.path, settings.n_threads, settings.n_ctx);
+    llama_context * context = bare.context.get();
+    const int32_t n_vocab = bare.n_vocab();
     using Clock = std::chrono::steady_clock;
     const auto ms_since = [](Clock::time_point start) {
         return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
@@ -82,10 +55,10 @@ Times run(const Settings & settings, int32_t n_prompt, int32_t n_tokens) {
         prompt[i] = static_cast<llama_token>((i * 7919 + 17) % static_cast<size_t>(n_vocab));
     }
     const auto feed = [&](llama_token * tokens, int32_t n) {
-        if (llama_decode(context.get(), llama_batch_get_one(tokens, n)) != 0) {
+        if (llama_decode(context, llama_batch_get_one(tokens, n)) != 0) {
             throw pgl::Error("internal_error", "llama_decode failed");
         }
-        const float * logits = llama_get_logits_ith(context.get(), -1);
+        const float * logits = llama_get_logits_ith(context, -1);
         return static_cast<llama_token>(std::max_element(logits, logits + n_vocab) - logits);
     };
     Times times;

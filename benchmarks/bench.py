@@ -274,10 +274,13 @@ class Bench:
         self.add("chunk", "CPU time of our Python per chunk, whole process, engine scripted", samples, [OURS])
 
     def drafts(self) -> None:
-        self.add("drafts", **speculation.table(self, "drafts"))
+        title, samples = speculation.drafts(self)
+        peers = [speculation.PLAIN, speculation.NGRAM] if self.args.own_answers else []
+        self.add("drafts", title, samples, [speculation.ON, speculation.OFF, *peers], against=speculation.OFF)
 
     def rows(self) -> None:
-        self.add("rows", **speculation.table(self, "rows"))
+        title, samples = speculation.row_costs(self)
+        self.add("rows", title, samples, list(samples["1 (ms)"]))
 
     def close(self) -> None:
         for worker in self._workers.values():
@@ -311,7 +314,7 @@ def main() -> None:
         "--own-answers", type=int, default=0, help="section drafts: also so many tokens of the model's own answers"
     )
     parser.add_argument("--replayed", type=int, default=0, help="the same, of replayed answers; 0: all of each")
-    parser.add_argument("--llama-server", type=Path, default=speculation.SERVER, help="by default %(default)s")
+    parser.add_argument("--llama-server", type=Path, default=speculation.LLAMA_SERVER, help="by default %(default)s")
     parser.add_argument("--row-costs", type=Path, default=speculation.ROW_COSTS, help="by default %(default)s")
     parser.add_argument("--pasts", default="128,4096", help="tokens before the pass in section rows")
     args = parser.parse_args()

@@ -35,9 +35,9 @@ now = time.perf_counter
 
 
 class Server:
-    """A server process on a port of its own."""
+    """A server process on a port of its own. `more`: arguments of llama-server."""
 
-    def __init__(self, name: str, args: argparse.Namespace, streams: int) -> None:
+    def __init__(self, name: str, args: argparse.Namespace, streams: int, *more: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -49,7 +49,7 @@ class Server:
         peer = f"--port {port} --n_threads {threads} --n_threads_batch {threads} --n_ctx {n_ctx}"
         command = {
             OURS: [sys.executable, "-m", "polargrid_local", "serve", "-m", model, *ours.split()],
-            SERVER: [str(args.llama_server), "-m", model, *on_gpu, *server.split()],
+            SERVER: [str(args.llama_server), "-m", model, *on_gpu, *server.split(), *more],
             PEER: [
                 *(sys.executable, "-m", "llama_cpp.server", "--model", model),
                 *f"{peer} --interrupt_requests false".split(),

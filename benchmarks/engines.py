@@ -350,24 +350,27 @@ class OursOnGpu(Ours):
         return f"{info['placement']} ({gpus}), {sum(stats['device_bytes'].values()) >> 20} MiB of it held"
 
 
+def thread_environment() -> dict[str, str]:
+    """For programs of ours: their threads wait at barriers as the package's do (native/core.py), unless somebody
+    chose."""
+    threads = {"GOMP_SPINCOUNT": "1000", "OMP_WAIT_POLICY": "active"}
+    return dict(os.environ) if any(name in os.environ for name in threads) else {**os.environ, **threads}
+
+
 class Bare:
     """llama.cpp's own greedy loop with our kernels and nothing around it: what we could reach at most.
 
     A program of its own (bare_loop.cpp), which loads the model anew for every run.
     """
 
-    # As the package starts its own threads (native/runtime.py): otherwise the two would wait at barriers in two ways.
-    THREADS = {"GOMP_SPINCOUNT": "1000", "OMP_WAIT_POLICY": "active"}
-
     def __init__(self, program: str, path: str, threads: int, n_ctx: int, streams: int) -> None:
-        chosen = any(name in os.environ for name in self.THREADS)
         self._process = subprocess.Popen(
             [program, path, str(n_ctx), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
-            env=os.environ if chosen else {**os.environ, **self.THREADS},
+            env=thread_environment(),
         )
         self.load_s = 0.0
 

@@ -6,56 +6,17 @@
 // N_PAST tokens are in the KV cache before every pass. In every round each row count is run twice: the first pass after
 // another count builds a new graph, the second reuses it. Prints one line of JSON per row count:
 //   {"rows": n, "new_ms": [one per round], "ms": [one per round]}
-#include "kernels/kernels.h"
+#include "bare_context.h"
 #include "llama/devices.h"
-#include "platform/machine.h"
-#include "request.h"
 
-#include <ggml-cpu.h>
-#include <llama.h>
-
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <exception>
-#include <memory>
 #include <string>
 #include <vector>
 
 namespace {
-
-constexpr int32_t kBatch = 512;  // tokens
-
-struct Loaded {
-    std::unique_ptr<llama_model, void (*)(llama_model *)> model{nullptr, llama_model_free};
-    std::unique_ptr<ggml_threadpool, void (*)(ggml_threadpool *)> pool{nullptr, ggml_threadpool_free};
-    std::unique_ptr<llama_context, void (*)(llama_context *)> context{nullptr, llama_free};
-};
-
-Loaded load(const std::string & path, int32_t n_threads, ggml_type cache_type, int32_t n_cells) {
-    Loaded loaded;
-    ggml_backend_dev_t no_devices[] = {nullptr};
-    llama_model_params model_params = llama_model_default_params();
-    model_params.devices = no_devices;
-    loaded.model.reset(llama_model_load_from_file(path.c_str(), model_params));
-    if (!loaded.model) {
-        throw pgl::Error("invalid_model", "llama.cpp refused the file");
-    }
-    pgl::kernels::measure_forms();
-    ggml_threadpool_params pool_params = ggml_threadpool_params_default(n_threads);
-    loaded.pool.reset(ggml_threadpool_new(&pool_params));
-    llama_context_params params = llama_context_default_params();
-    params.n_ctx = static_cast<uint32_t>(n_cells);
-    params.n_batch = params.n_ubatch = kBatch;
-    params.n_threads = params.n_threads_batch = n_threads;
-    params.type_k = params.type_v = cache_type;
-    params.no_perf = true;
-    loaded.context.reset(llama_init_from_model(loaded.model.get(), params));
-    if (!loaded.context) {
-        throw pgl::Error("out_of_memory", "the context could not be created");
-    }
-    llama_attach_threadpool(loaded.context.get(), loaded.pool.get(), loaded.pool.get());
-    return loaded;
-}
 
 // Decodes n tokens at `position` and takes them out of the cache again. Returns milliseconds of the decode.
 double pass(llama_context * context, int32_t n_vocab, int32_t n, int32_t position) {
@@ -109,15 +70,15 @@ int main(int argc, char ** argv) {
         const int32_t n_threads = std::stoi(argv[2]), n_rounds = std::stoi(argv[3]);
         const int32_t n_past = std::stoi(argv[5]), max_rows = std::stoi(argv[6]);
         pgl::initialise_backends();
-        const Loaded loaded = load(argv[1], n_threads > 0 ? n_threads : pgl::machine::usable_threads(),
-                                   std::string(argv[4]) == "q8_0" ? GGML_TYPE_Q8_0 : GGML_TYPE_F16, n_past + max_rows);
-        const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(loaded.model.get()));
-        fill(loaded.context.get(), n_past);
+        const BareContext bare = open_bare_context(argv[1], n_threads, n_past + max_rows,
+                                                   std::string(argv[4]) == "q8_0" ? GGML_TYPE_Q8_0 : GGML_TYPE_F16);
+        const int32_t n_vocab = bare.n_vocab();
+        fill(bare.context.get(), n_past);
         std::vector<std::vector<double>> fresh(static_cast<size_t>(max_rows)), again(static_cast<size_t>(max_rows));
         for (int32_t round = 0; round < n_rounds; ++round) {
             for (int32_t rows = 1; rows <= max_rows; ++rows) {
-                fresh[static_cast<size_t>(rows - 1)].push_back(pass(loaded.context.get(), n_vocab, rows, n_past));
-                again[static_cast<size_t>(rows - 1)].push_back(pass(loaded.context.get(), n_vocab, rows, n_past));
+                fresh[static_cast<size_t>(rows - 1)].push_back(pass(bare.context.get(), n_vocab, rows, n_past));
+                again[static_cast<size_t>(rows - 1)].push_back(pass(bare.context.get(), n_vocab, rows, n_past));
             }
         }
         for (int32_t rows = 1; rows <= max_rows; ++rows) {

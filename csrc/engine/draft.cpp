@@ -26,20 +26,29 @@ uint64_t hash(const Token * end, int n) {
 
 }  // namespace
 
-// The counts begin as ten guesses whose outcome is what the answers of benchmarks/workloads.py show: a token that stood
-// somewhere before says little, three in a row say much.
+void Record::add(bool came_true) {
+    if (all >= kMemory) {
+        right /= 2;
+        all /= 2;
+    }
+    right += came_true ? 1 : 0;
+    all += 1;
+}
+
+// The records begin as ten guesses whose outcome is what the answers of benchmarks/workloads.py show: a token that
+// stood somewhere before says little, three in a row say much.
 Drafter::Drafter(const std::vector<Token> & prompt, const std::vector<Token> & prediction)
-    : tokens_(prompt), counts_{{{1.5f, 10},
-                                {3.5f, 10},
-                                {7, 10},
-                                {7.5f, 10},
-                                {8, 10},
-                                {9, 10},
-                                {9.5f, 10},
-                                {9.7f, 10},
-                                {9, 10},  // predicted
-                                {5, 10},  // resumed
-                                {9.5f, 10}}},  // forced
+    : tokens_(prompt), records_{{{1.5f, 10},
+                                 {3.5f, 10},
+                                 {7, 10},
+                                 {7.5f, 10},
+                                 {8, 10},
+                                 {9, 10},
+                                 {9.5f, 10},
+                                 {9.7f, 10},
+                                 {9, 10},  // predicted
+                                 {5, 10},  // resumed
+                                 {9.5f, 10}}},  // forced
       predicted_(!prediction.empty()) {
     if (predicted_) {
         source_.next = static_cast<int32_t>(tokens_.size());
@@ -51,20 +60,10 @@ int Drafter::ground_of(int32_t length) {
     return static_cast<int>(std::upper_bound(kLengths.begin(), kLengths.end(), length) - kLengths.begin()) - 1;
 }
 
-void Drafter::observe(int ground, bool right) {
-    Count & count = counts_[static_cast<size_t>(ground)];
-    if (count.all >= kMemory) {
-        count.right /= 2;
-        count.all /= 2;
-    }
-    count.right += right ? 1 : 0;
-    count.all += 1;
-}
-
 void Drafter::append(Token token) {
     if (n_heard_ < draft_.tokens.size()) {
         const bool right = draft_.tokens[n_heard_] == token;
-        observe(grounds_[n_heard_], right);
+        records_[static_cast<size_t>(grounds_[n_heard_])].add(right);
         n_heard_ = right ? n_heard_ + 1 : draft_.tokens.size();  // the rest was guessed from what was not said
     }
     resumed_ = {};
@@ -148,8 +147,7 @@ void Drafter::guess(int32_t limit, Source source, int ground) {
     float odds = 1;
     while (static_cast<int32_t>(draft_.tokens.size()) < limit) {
         const int rests_on = ground < 0 ? ground_of(source.length) : ground;
-        const Count & count = counts_[static_cast<size_t>(rests_on)];
-        odds *= count.right / count.all;
+        odds *= records_[static_cast<size_t>(rests_on)].odds();
         if (odds < kHopeless && !draft_.tokens.empty()) {
             return;  // the first one is guessed all the same, so that it is seen when it comes true again
         }
@@ -169,10 +167,9 @@ const Draft & Drafter::propose(int32_t limit, const std::vector<Token> & forced)
     n_heard_ = 0;
     if (!forced.empty()) {
         float odds = 1;
-        const Count & count = counts_[kForced];
         for (size_t i = 0; i < forced.size() && static_cast<int32_t>(i) < limit; ++i) {
             draft_.tokens.push_back(forced[i]);
-            draft_.odds.push_back(odds *= count.right / count.all);
+            draft_.odds.push_back(odds *= records_[kForced].odds());
             grounds_.push_back(kForced);
         }
         return draft_;

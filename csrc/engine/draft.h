@@ -15,6 +15,14 @@ struct Draft {
     std::vector<float> odds;
 };
 
+// How often guesses of one kind came true: the older ones count less.
+struct Record {
+    float right = 0, all = 0;
+
+    void add(bool came_true);
+    float odds() const { return right / all; }
+};
+
 // What the drafts of one answer may cost: at first a quarter of a pass, later a small share of all its passes and
 // whatever earlier drafts gained. So drafts that do not come true cannot slow an answer down by more than that share.
 class DraftBudget {
@@ -51,9 +59,6 @@ class Drafter {
     // What a guess rests on. Matches are counted by length, which grows with each token that comes true.
     static constexpr int kMatches = 8;
     enum Ground : int { kPredicted = kMatches, kResumed, kForced, kGrounds };
-    struct Count {
-        float right, all;
-    };
     // Where the answer seems to be copied from: it goes on with the token at `next`, as it did for `length` tokens.
     struct Source {
         int32_t next = -1;
@@ -61,7 +66,6 @@ class Drafter {
     };
 
     static int ground_of(int32_t length);
-    void observe(int ground, bool right);
     void index();
     int32_t & head(int n);
     int32_t length_at(int32_t end) const;
@@ -74,7 +78,7 @@ class Drafter {
     std::array<std::vector<int32_t>, 3> heads_;
     std::vector<int32_t> previous_;
 
-    std::array<Count, kGrounds> counts_;
+    std::array<Record, kGrounds> records_;
     Draft draft_;
     std::vector<int> grounds_;  // of each token of the draft
     size_t n_heard_ = 0;  // tokens of the draft that were compared with the answer

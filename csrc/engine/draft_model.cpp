@@ -7,18 +7,8 @@
 namespace pgl {
 namespace {
 
-constexpr float kMemory = 64;   // guesses, until the older ones count half
 constexpr float kBelief = 4;    // guesses that a probability itself counts for
 constexpr double kLearn = 0.2;
-
-void count(float & right, float & all, bool came_true) {
-    if (all >= kMemory) {
-        right /= 2;
-        all /= 2;
-    }
-    right += came_true ? 1 : 0;
-    all += 1;
-}
 
 EngineOptions options_for(const Model & target, EngineOptions options) {
     options.n_ctx = target.info().n_ctx;
@@ -108,10 +98,6 @@ Token DraftModel::likeliest(float & probability) const {
     return static_cast<Token>(best - logits);
 }
 
-float DraftModel::usual_odds() const {
-    return right_ / all_;
-}
-
 Draft DraftModel::propose(int32_t limit, const std::function<bool(int32_t n_tokens, float odds)> & worthwhile) {
     Draft draft;
     grounds_.clear();
@@ -123,7 +109,7 @@ Draft DraftModel::propose(int32_t limit, const std::function<bool(int32_t n_toke
             return draft;   // NaN
         }
         const size_t ground = std::min(kGrounds - 1, static_cast<size_t>(probability * kGrounds));
-        odds *= (counts_[ground].right + kBelief * probability) / (counts_[ground].all + kBelief);
+        odds *= (records_[ground].right + kBelief * probability) / (records_[ground].all + kBelief);
         draft.tokens.push_back(token);
         draft.odds.push_back(odds);
         grounds_.push_back(ground);
@@ -137,9 +123,8 @@ Draft DraftModel::propose(int32_t limit, const std::function<bool(int32_t n_toke
 
 void DraftModel::observe(size_t n_computed, size_t n_foretold) {
     for (size_t i = 0; i < std::min({n_computed, n_foretold + 1, grounds_.size()}); ++i) {
-        Count & ground = counts_[grounds_[i]];
-        count(ground.right, ground.all, i < n_foretold);
-        count(right_, all_, i < n_foretold);
+        records_[grounds_[i]].add(i < n_foretold);
+        usual_.add(i < n_foretold);
     }
     grounds_.clear();
 }

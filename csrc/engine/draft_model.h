@@ -38,21 +38,18 @@ class DraftModel {
     void observe(size_t n_computed, size_t n_foretold);
 
     double token_ms() const { return token_ms_; }        // what a guess takes; 0 = nobody knows
-    float usual_odds() const;                            // of one more token
+    float usual_odds() const { return usual_.odds(); }   // of one more token
 
   private:
     static constexpr size_t kGrounds = 10;   // probabilities in tenths
-    struct Count {
-        float right = 0, all = 0;
-    };
     bool compute(const std::vector<Token> & tokens);
     Token likeliest(float & probability) const;
 
     std::unique_ptr<Model> model_;
     std::vector<Token> held_;   // in its cache
-    std::array<Count, kGrounds> counts_;
+    std::array<Record, kGrounds> records_;
     std::vector<size_t> grounds_;   // of the tokens proposed last
-    float right_ = 6, all_ = 10;    // over all of them; as if some had been counted
+    Record usual_{6, 10};           // of all tokens; as if some had been guessed
     double token_ms_ = 0;
     int32_t last_row_ = 0;          // whose logits come next
 };

@@ -24,9 +24,38 @@ constexpr uint64_t kEngineStack = uint64_t{16} << 20;
 constexpr auto kMaskWait = std::chrono::milliseconds(2);
 // How long a step of one sequence waits before it begins, for a mask that may say what comes next.
 constexpr auto kForcedWait = std::chrono::microseconds(200);
+// The same of both where drafts are made whatever they cost: then no draft depends on how fast the machine is.
+constexpr auto kEveryMask = std::chrono::seconds(10);
 // Logits of a step from which on waking other threads is worth it: some hundred microseconds of one thread.
 constexpr size_t kWorthSharing = size_t{1} << 19;
 constexpr int32_t kMostSharing = 8;   // threads
+
+// While it lives, a cancel of these sequences aborts what is computed for them, once nobody else waits for it.
+class Abortable {
+  public:
+    Abortable(SharedState & shared, const std::vector<Sequence *> & sequences) : shared_(shared) {
+        const std::lock_guard lock(shared_.mutex);
+        for (const Sequence * sequence : sequences) {
+            if (shared_.cancelled.count(sequence->id()) == 0) {
+                shared_.computing.insert(sequence->id());
+            }
+        }
+        wanted_ = !shared_.computing.empty() && !shared_.closing;
+    }
+    ~Abortable() {
+        const std::lock_guard lock(shared_.mutex);
+        shared_.computing.clear();
+        shared_.abort = shared_.closing;
+    }
+    Abortable(const Abortable &) = delete;
+    Abortable & operator=(const Abortable &) = delete;
+
+    bool wanted() const { return wanted_; }   // by anybody
+
+  private:
+    SharedState & shared_;
+    bool wanted_;
+};
 
 void add_generated(Stats & stats, const Usage & usage) {
     stats.n_generated_tokens += static_cast<uint64_t>(usage.n_generated);
@@ -289,33 +318,18 @@ Sequence * Loop::in_slot(int32_t slot) const {
 
 // Runs one batch for these sequences. False: all of them were cancelled, or the engine closes; nothing was committed.
 bool Loop::compute(const Batch & batch, const std::vector<Sequence *> & participants) {
-    {
-        const std::lock_guard lock(shared_.mutex);
-        for (const Sequence * sequence : participants) {
-            if (shared_.cancelled.count(sequence->id()) == 0) {
-                shared_.computing.insert(sequence->id());
-            }
-        }
-        if (shared_.computing.empty() || shared_.closing) {
-            shared_.computing.clear();
-            return false;
-        }
+    const Abortable pass(shared_, participants);
+    if (!pass.wanted()) {
+        return false;
     }
-    const auto finish = [this] {
-        const std::lock_guard lock(shared_.mutex);
-        shared_.computing.clear();
-        shared_.abort = shared_.closing;
-        ++shared_.stats.n_steps;
-    };
-    bool done = false;
-    try {
-        done = model_->decode(batch);
-    } catch (...) {
-        finish();
-        throw;
-    }
-    finish();
-    return done;
+    struct CountStep {
+        SharedState & shared;
+        ~CountStep() {
+            const std::lock_guard lock(shared.mutex);
+            ++shared.stats.n_steps;
+        }
+    } const count{shared_};   // also one that throws
+    return model_->decode(batch);
 }
 
 // Where one sequence decodes alone, a pass over the weights has room for a draft. Sequences that decode together bring
@@ -332,31 +346,23 @@ void Loop::propose(std::vector<Running> & running) {
     if (sequence.draft_limit() == 0) {
         return;
     }
-    if (sequence.awaits_mask()) {   // it knows which tokens are forced
-        std::unique_lock lock(shared_.mutex);
-        shared_.wake_engine.wait_for(lock, kForcedWait, [&] { return !sequence.awaits_mask(); });
+    if (sequence.awaits_mask()) {  // it knows which tokens are forced
+        wait_for(kForcedWait, [&] { return !sequence.awaits_mask(); });
     }
-    draft_ = sequence.propose(sequence.draft_limit());
-    if (draft_model_) {
+    draft_ = sequence.propose();
+    lone->may_lose_ms = sequence.budget.may_lose_ms(scheduler_->alone_ms());
+    if (draft_model_ && scheduler_->worth_guessing(draft_model_->usual_odds(), draft_model_->token_ms(), draft_.odds,
+                                                   lone->may_lose_ms)) {
         guess(sequence);
+        lone->may_lose_ms = sequence.budget.may_lose_ms(scheduler_->alone_ms());
     }
     lone->odds = draft_.odds;
-    lone->may_lose_ms = sequence.budget.may_lose_ms(scheduler_->alone_ms());
 }
 
-// The draft model's guess in place of what was looked up, where that promises more. It must have read what the sequence
-// has; a long prompt takes it several steps.
+// The draft model's guess in place of what was looked up. It must have read what the sequence has; a long prompt takes
+// it several steps.
 void Loop::guess(Sequence & sequence) {
-    const double token_ms = draft_model_->token_ms();
-    const bool always = shared_.options.speculate == Speculate::always;
-    if (!always && (scheduler_->rate(draft_model_->usual_odds(), token_ms) <= scheduler_->rate(draft_.odds) ||
-                    sequence.budget.may_lose_ms(scheduler_->alone_ms()) < token_ms)) {
-        return;
-    }
-    {
-        const std::lock_guard lock(shared_.mutex);
-        shared_.computing.insert(sequence.id());
-    }
+    const Abortable abortable(shared_, {&sequence});
     const auto start = Sequence::Clock::now();
     try {
         std::vector<Token> tokens = cache_->tokens(sequence.slot);
@@ -373,10 +379,7 @@ void Loop::guess(Sequence & sequence) {
         log::write(log::error, std::string("the draft model is left out from here on: ") + e.what());
         draft_model_.reset();
     }
-    sequence.budget.lost(std::chrono::duration<double, std::milli>(Sequence::Clock::now() - start).count());
-    const std::lock_guard lock(shared_.mutex);
-    shared_.computing.clear();
-    shared_.abort = shared_.closing;
+    sequence.budget.lost(Sequence::ms_since(start));
 }
 
 void Loop::decode(const StepPlan & plan) {
@@ -420,7 +423,7 @@ void Loop::decode(const StepPlan & plan) {
         }
         return;
     }
-    const double ms = std::chrono::duration<double, std::milli>(Sequence::Clock::now() - start).count();
+    const double ms = Sequence::ms_since(start);
     if (participants.size() == 1) {
         scheduler_->observe_decode(1 + plan.n_draft, ms);
         participants.front()->budget.passed(ms);
@@ -475,14 +478,20 @@ void Loop::verify(Sequence & sequence, double elapsed_ms) {
     }
 }
 
+// Blocks until something that the mask worker does is `done`, no longer than `patience`.
+void Loop::wait_for(std::chrono::microseconds patience, const std::function<bool()> & done) {
+    if (shared_.options.speculate == Speculate::always) {
+        patience = kEveryMask;
+    }
+    std::unique_lock lock(shared_.mutex);
+    shared_.wake_engine.wait_for(lock, patience,
+                                 [&] { return shared_.closing || !shared_.cancelled.empty() || done(); });
+}
+
 // Logits whose masks come in time are sampled; the others are kept until a later step.
 void Loop::wait_for_masks(const Rows & late) {
     const auto ready = [](const auto & row) { return !row.first->awaits_mask(); };
-    {
-        std::unique_lock lock(shared_.mutex);
-        shared_.wake_engine.wait_for(lock, kMaskWait,
-                                     [&] { return shared_.closing || std::all_of(late.begin(), late.end(), ready); });
-    }
+    wait_for(kMaskWait, [&] { return std::all_of(late.begin(), late.end(), ready); });
     Rows in_time;
     for (const auto & row : late) {
         if (ready(row)) {
@@ -550,8 +559,7 @@ void Loop::prefill(const StepPlan & plan) {
     } else {
         publish(sequence->progress());
     }
-    scheduler_->observe_prefill(plan.n_prefill,
-                                std::chrono::duration<double, std::milli>(Sequence::Clock::now() - start).count());
+    scheduler_->observe_prefill(plan.n_prefill, Sequence::ms_since(start));
 }
 
 // Sequences know nothing of each other, so that their tokens can be chosen side by side. What follows from them is told
@@ -603,14 +611,11 @@ template <typename Work> void Loop::tell(Sequence & sequence, const Work & work)
 }
 
 void Loop::pool(Sequence & sequence) {
-    {
-        const std::lock_guard lock(shared_.mutex);
-        shared_.computing.insert(sequence.id());
-    }
     sequence.admitted(-1, 0);
     Event event;
     std::optional<Error> failure;
     try {
+        const Abortable abortable(shared_, {&sequence});
         event = sequence.pooled(sequence.task() == Task::rank ? model_->pooler().rank(sequence.prompt())
                                                               : model_->pooler().embed(sequence.prompt()));
     } catch (const Error & e) {
@@ -626,8 +631,6 @@ void Loop::pool(Sequence & sequence) {
             event.code = reason.code;
             event.text = reason.what();
         }
-        shared_.computing.clear();
-        shared_.abort = shared_.closing;
     }
     publish(std::move(event));
     if (failure && failure->code == "device_lost") {

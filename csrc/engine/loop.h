@@ -6,7 +6,9 @@
 #include "engine/shared_state.h"
 #include "request.h"
 
+#include <chrono>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <string>
 #include <unordered_set>
@@ -53,6 +55,7 @@ class Loop {
     void pool(Sequence & sequence);
     bool compute(const Batch & batch, const std::vector<Sequence *> & participants);
     void sample(const Rows & rows);
+    void wait_for(std::chrono::microseconds patience, const std::function<bool()> & done);
     void wait_for_masks(const Rows & late);
     template <typename Work> void tell(Sequence & sequence, const Work & work);
     void go_on_after_masks();

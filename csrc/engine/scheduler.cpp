@@ -54,7 +54,7 @@ StepPlan Scheduler::plan(const std::vector<Running> & running) {
 }
 
 Scheduler::Choice Scheduler::choose_draft(const std::vector<float> & odds, double may_lose_ms, double token_ms) const {
-    const int32_t horizon = costs_.horizon();   // 0 before the first pass
+    const int32_t horizon = costs_.horizon();   // 0 before the first passes
     if (horizon == 0) {
         return {0, 0};
     }
@@ -73,16 +73,18 @@ Scheduler::Choice Scheduler::choose_draft(const std::vector<float> & odds, doubl
     return best;
 }
 
-double Scheduler::rate(const std::vector<float> & odds) const {
-    return choose_draft(odds, std::numeric_limits<double>::infinity()).rate;
-}
-
-double Scheduler::rate(float odds, double token_ms) const {
+bool Scheduler::worth_guessing(float odds, double token_ms, const std::vector<float> & looked_up,
+                               double may_lose_ms) const {
+    if (always_draft_) {
+        return true;
+    }
+    constexpr double kAnything = std::numeric_limits<double>::infinity();
     std::vector<float> falling;
     for (float product = odds; falling.size() + 1 < kMaxRows; product *= odds) {
         falling.push_back(product);
     }
-    return choose_draft(falling, std::numeric_limits<double>::infinity(), token_ms).rate;
+    return token_ms <= may_lose_ms &&
+           choose_draft(falling, kAnything, token_ms).rate > choose_draft(looked_up, kAnything).rate;
 }
 
 bool Scheduler::worthwhile(int32_t n_tokens, float odds, double token_ms) const {

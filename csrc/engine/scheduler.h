@@ -46,10 +46,9 @@ class Scheduler {
     void observe_decode(int32_t n_rows, double elapsed_ms) { costs_.observe(n_rows, elapsed_ms); }
     double alone_ms() const { return costs_.ms(1); }
 
-    // Tokens in a millisecond that the best part of a draft promises, and what drafts as long as can be would where
-    // every token has the same odds, and takes `token_ms` to be guessed. 0 = nothing is known yet.
-    double rate(const std::vector<float> & odds) const;
-    double rate(float odds, double token_ms) const;
+    // Whether to have tokens guessed at `token_ms` each, which usually come true with these odds, in place of a draft
+    // that was looked up.
+    bool worth_guessing(float odds, double token_ms, const std::vector<float> & looked_up, double may_lose_ms) const;
     // Whether a draft should have another token, its n-th, which is true with these odds and takes so long to guess.
     bool worthwhile(int32_t n_tokens, float odds, double token_ms) const;
 

@@ -20,7 +20,7 @@ Sequence::~Sequence() {
 }
 
 double Sequence::elapsed_ms() const {
-    return std::chrono::duration<double, std::milli>(Clock::now() - submitted_).count();
+    return ms_since(submitted_);
 }
 
 Event Sequence::event(EventKind kind) const {
@@ -47,9 +47,9 @@ int32_t Sequence::draft_limit() const {
     return drafter_ ? std::clamp(max_tokens_ - usage_.n_generated - 1, 0, kMaxRows - 1) : 0;
 }
 
-const Draft & Sequence::propose(int32_t limit) {
+const Draft & Sequence::propose() {
     const bool known = guide_ != nullptr && guide_->ready();
-    return drafter_->propose(limit, known ? guide_->forced() : std::vector<Token>{});
+    return drafter_->propose(draft_limit(), known ? guide_->forced() : std::vector<Token>{});
 }
 
 void Sequence::begin_draft(std::vector<Token> tokens) {

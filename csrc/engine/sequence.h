@@ -20,6 +20,9 @@ namespace pgl {
 class Sequence {
   public:
     using Clock = std::chrono::steady_clock;
+    static double ms_since(Clock::time_point start) {
+        return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+    }
 
     // `prompt`: the request's ids. `n_room`: tokens the context has left after it. `guide`: null = a free answer.
     // `drafter`: null = none.
@@ -48,10 +51,10 @@ class Sequence {
     Event sample(float * logits, const Tokenizer & tokenizer);
     bool ended() const { return ended_; }
 
-    // What may come after next_token(), from what was said before: at most `limit` tokens.
-    const Draft & propose(int32_t limit);
     // How many more tokens than the next one a pass may give at most. 0 = it is not drafted for.
     int32_t draft_limit() const;
+    // What may come after next_token(), from what was said before: no more than draft_limit(), which is not 0.
+    const Draft & propose();
 
     // These are computed with the next pass. Every sample() that chooses the one foretold goes on to the next; any
     // other ends the draft, as the end of the answer does.

@@ -108,24 +108,25 @@ void Model::create_context() {
 
 // One token, to learn what a pass on the CPU consists of. It also brings in what the first answer would wait for.
 void Model::try_out() {
+    std::string foreign;   // an operation of the pass that is not row-invariant
     if (weights_->gpus().empty()) {
         kernels::watch_foreign();
         if (!decode({{{std::max(0, llama_vocab_bos(llama_model_get_vocab(weights_->model()))), 0, 0, true}}})) {
             throw Error("cancelled", "the load was cancelled");
         }
-        foreign_operation_ = kernels::foreign_operation();
+        foreign = kernels::foreign_operation();
         trim(0, 0);
     }
-    info_.row_invariant = weights_->gpus().empty() && options_.kernels && std::string(kernels::isa()) != "off" &&
-                          foreign_operation_.empty();
-    const std::string why_not = why_not_to_speculate();
+    info_.row_invariant =
+        weights_->gpus().empty() && options_.kernels && std::string(kernels::isa()) != "off" && foreign.empty();
+    const std::string why_not = why_not_to_speculate(foreign);
     speculates_ = why_not.empty();
     info_.speculation = !speculates_                   ? "off: " + why_not
                         : options_.draft_model.empty() ? "lookup"
                                                        : "lookup and a draft model";
 }
 
-std::string Model::why_not_to_speculate() const {
+std::string Model::why_not_to_speculate(const std::string & foreign_operation) const {
     if (options_.speculate == Speculate::off) {
         return "speculate='off'";
     }
@@ -135,8 +136,8 @@ std::string Model::why_not_to_speculate() const {
     if (!weights_->gpus().empty()) {
         return "on a GPU the bits of a row depend on how many there are";
     }
-    if (!foreign_operation_.empty()) {
-        return foreign_operation_ + " is computed by llama.cpp's kernels, whose bits depend on the number of rows";
+    if (!foreign_operation.empty()) {
+        return foreign_operation + " is computed by llama.cpp's kernels, whose bits depend on the number of rows";
     }
     return info_.row_invariant ? "" : "this package's own kernels are off";
 }

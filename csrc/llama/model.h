@@ -72,14 +72,13 @@ class Model {
   private:
     void create_context();
     void try_out();
-    std::string why_not_to_speculate() const;
+    std::string why_not_to_speculate(const std::string & foreign_operation) const;
     void describe(const std::string & path, const GgufSummary & summary);
     void describe_special_tokens(const GgufSummary & summary);
 
     EngineOptions options_;   // as given, with what was left open settled
     ModelInfo info_;
     uint64_t cache_bytes_per_token_ = 0;   // of one stream
-    std::string foreign_operation_;        // of a pass: one that is not row-invariant; "" = none
     bool speculates_ = false;
     std::unique_ptr<Weights> weights_;
     std::unique_ptr<Tokenizer> tokenizer_;

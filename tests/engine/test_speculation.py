@@ -48,6 +48,11 @@ def question(name: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": f"Repeat this list:\n{LIST}"}], **request}
 
 
+def needs_kernels(engine: Engine) -> None:
+    if engine.info()["kernels"] == "off":
+        pytest.skip("drafts are on where our kernels are")
+
+
 def observed(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     """All that a reader learns but for times and drafts."""
     text, logprobs = "", []
@@ -83,8 +88,7 @@ def test_drafts_change_no_answer(
     dice = random.Random(1)
     options = {"n_ctx": 1024, "max_streams": 2, "cache_type": cache_type, "n_threads": n_threads}
     with Engine(smollm2, speculate=speculate, **options) as engine:
-        if engine.info()["kernels"] == "off":
-            pytest.skip("drafts are on where our kernels are")
+        needs_kernels(engine)
         assert engine.info()["speculation"] == "lookup"
         for name in ("hot", "schema") if n_threads > 2 else REQUESTS:  # more threads than cores are slow
             expected = plain[cache_type][name]
@@ -106,8 +110,7 @@ def test_drafts_change_no_answer(
 
 def test_drafts_are_counted_everywhere(smollm2: Path) -> None:
     with Engine(smollm2, n_ctx=1024, max_streams=1, speculate="always") as engine:
-        if engine.info()["speculation"] != "lookup":
-            pytest.skip("drafts are on where our kernels are")
+        needs_kernels(engine)
         answer = observed(engine, question("greedy"))["text"]
         before = stats_of(engine)
         stream = engine.chat_completion_stream(question("greedy"), prediction=answer)
@@ -127,8 +130,7 @@ def test_drafts_are_counted_everywhere(smollm2: Path) -> None:
 def test_what_a_grammar_forces_is_drafted(smollm2: Path) -> None:
     """The names of the properties leave the model no choice: they come several a pass."""
     with Engine(smollm2, n_ctx=1024, max_streams=1, speculate="always") as engine:
-        if engine.info()["speculation"] != "lookup":
-            pytest.skip("drafts are on where our kernels are")
+        needs_kernels(engine)
         request = {"messages": [{"role": "user", "content": "Who?"}], "max_tokens": 80, "temperature": 0}
         stream = engine.chat_completion_stream(request, json_schema=SCHEMA)
         for _ in stream:
@@ -183,8 +185,7 @@ def singer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     said = tiny_model.write_scripted(tmp_path_factory.mktemp("singer") / "singer.gguf", [SCRIPT], weights="q8_0")
     with Engine(said.path, n_ctx=256, max_streams=2, speculate=False) as off:
         with Engine(said.path, n_ctx=256, max_streams=2, speculate="always") as always:
-            if always.info()["kernels"] == "off":
-                pytest.skip("drafts are on where our kernels are")
+            needs_kernels(always)
             assert always.info()["speculation"] == "lookup"
             yield said, off, always
 
@@ -273,8 +274,7 @@ def test_a_guess_that_computes_nonsense_harms_nobody(tmp_path: Path) -> None:
         with Engine(path, n_ctx=256, max_streams=1, speculate=False, cache_type=cache_type) as engine:
             expected = engine.completion(prompt="the word", max_tokens=40, temperature=0)["choices"]
         with Engine(path, n_ctx=256, max_streams=1, speculate="always", cache_type=cache_type) as engine:
-            if engine.info()["kernels"] == "off":
-                pytest.skip("drafts are on where our kernels are")
+            needs_kernels(engine)
             assert engine.info()["speculation"] == "lookup"
             for n in range(1, 12):
                 guess = "".join(words[:n]) + "QQQ" + "".join(words[n:])
@@ -329,8 +329,7 @@ def test_a_draft_model_changes_no_answer(smollm2: Path, tmp_path: Path) -> None:
     requests = {name: question(name) | {"max_tokens": 16} for name in ("greedy", "seed", "schema", "short")}
     with Engine(smollm2, speculate="off", **options) as engine:
         expected = {name: observed(engine, request) for name, request in requests.items()}
-        if engine.info()["kernels"] == "off":
-            pytest.skip("drafts are on where our kernels are")
+        needs_kernels(engine)
     for helper in (smollm2, fool):
         with Engine(smollm2, speculate="always", draft_model=helper, **options) as engine:
             assert engine.info()["speculation"] == "lookup and a draft model"
