@@ -16,6 +16,7 @@ program bare_loop (--bare-loop says where), which `poe build-bench` builds:
     chunk    CPU time our Python spends per chunk, on a scripted engine
     drafts   answers that repeat much or little, with drafts and without (speculation.py)
     rows     a pass with 1..16 rows of one sequence
+    isolation  the engine in a process of its own and in the caller's: first text, one stream, 32 at once
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from measure import Samples, Worker, record
 ENGINES = measure.HERE / "engines.py"
 BARE_LOOP = measure.HERE.parent / "build" / "bench" / "benchmarks" / "bare_loop"
 OURS, PEER, REPACK, PLAIN = "polargrid_local", "llama-cpp-python", "llama.cpp default", "llama.cpp no repack"
-SECTIONS = ("load", "stream", "turns", "streams", "modes", "cancel", "loop", "chunk", "drafts", "rows")
+SECTIONS = ("load", "stream", "turns", "streams", "modes", "cancel", "loop", "chunk", "drafts", "rows", "isolation")
 
 
 class Bench:
@@ -281,6 +282,39 @@ class Bench:
     def rows(self) -> None:
         title, samples = speculation.row_costs(self)
         self.add("rows", title, samples, list(samples["1 (ms)"]))
+
+    def isolation(self) -> None:
+        samples: Samples = {}
+        here, there = "this process", "its own process"
+        # Both are loaded and idle while the other one runs.
+        engines = {here: self.worker("ours", streams=32), there: self.worker("isolated", streams=32)}
+
+        def one(seed: int) -> None:
+            for column, worker in sorted(engines.items(), key=lambda item: item[0], reverse=seed // 100 % 2 == 0):
+                v = worker("stream", n_prompt=128, n_tokens=self.args.tokens, seed=seed)
+                record(
+                    samples,
+                    column,
+                    {
+                        "first text, 128 tokens, cold (s)": v["cold_s"],
+                        "first text, same prompt again (s)": v["warm_s"],
+                        "one stream, tokens/s": v["tokens_per_s"],
+                        "32 streams, tokens/s": worker(
+                            "decode", n_streams=32, n_tokens=self.args.tokens // 2, seed=seed + 1
+                        ),
+                    },
+                )
+
+        self.rounds(one)
+        for worker in engines.values():
+            worker.close()
+        self.add(
+            "isolation",
+            "The engine in a process of its own and in the caller's",
+            samples,
+            [here, there],
+            against=here,
+        )
 
     def close(self) -> None:
         for worker in self._workers.values():

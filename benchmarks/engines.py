@@ -1,6 +1,7 @@
 """The engines under test, each behind the same operations, run as worker processes by bench.py.
 
-ours    polargrid_local through its public API, on the CPU, without drafts; gpu: the same on a GPU
+ours    polargrid_local through its public API, on the CPU, without drafts; isolated: the same in a process of its own;
+        gpu: on a GPU
 replay  its native engine with answers that are given, with drafts; replay-off: without
 peer    llama-cpp-python through its public API, and llama.cpp's bare decode loop on the same model (its default mode:
         weights repacked for this CPU where it can)
@@ -167,7 +168,7 @@ class Chats:
 class Ours(Chats):
     """polargrid_local.Engine."""
 
-    device = "cpu"
+    device, isolation = "cpu", "thread"
 
     def __init__(self, path: str, threads: int, n_ctx: int, streams: int) -> None:
         from polargrid_local import Engine
@@ -175,7 +176,13 @@ class Ours(Chats):
         start = now()
         # Drafts have a section of their own: here a token is a pass.
         self.engine = Engine(
-            path, n_ctx=n_ctx, max_streams=streams, n_threads=threads, device=self.device, speculate=False
+            path,
+            n_ctx=n_ctx,
+            max_streams=streams,
+            n_threads=threads,
+            device=self.device,
+            speculate=False,
+            isolation=self.isolation,
         )
         self.load_s = now() - start
         self._path, self._threads, self._n_ctx = path, threads, n_ctx
@@ -329,6 +336,12 @@ class Replay:
 
 class ReplayWithoutDrafts(Replay):
     speculate = "off"
+
+
+class Isolated(Ours):
+    """The same in a process of its own."""
+
+    isolation = "process"
 
 
 class OursOnGpu(Ours):
@@ -561,6 +574,7 @@ class Peer(Plain, Chats):
 
 ENGINES: dict[str, Callable[..., Any]] = {
     "ours": Ours,
+    "isolated": Isolated,
     "gpu": OursOnGpu,
     "replay": Replay,
     "replay-off": ReplayWithoutDrafts,

@@ -7,6 +7,7 @@
 #include "llama/log.h"
 #include "platform/machine.h"
 #include "request.h"
+#include "worker/remote_engine.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -212,6 +213,48 @@ template <typename Work> auto without_gil(const Work & work) {
     return work();
 }
 
+// The verbs of an engine, here or in another process.
+template <typename AnyEngine, typename Holder> void define_verbs(py::class_<AnyEngine, Holder> & bound) {
+    bound
+        .def(
+            "submit",
+            [](AnyEngine & engine, const py::dict & request, std::shared_ptr<Outbox> outbox) {
+                auto native = from_dict<Request>(request);
+                native.outbox = std::move(outbox);
+                const machine::Poll poll = signals();
+                return without_gil([&] { return engine.submit(std::move(native), poll); });
+            },
+            py::arg("request"), py::arg("outbox"))
+        .def("outbox", &AnyEngine::outbox, py::arg("quiet") = false, py::arg("rings") = false)
+        .def_property_readonly("loading", &AnyEngine::loading)
+        .def("listen", &AnyEngine::listen, py::arg("timeout_ms"), py::call_guard<ReleasedGil>())
+        .def("cancel", &AnyEngine::cancel, py::arg("id"), py::call_guard<ReleasedGil>())
+        .def(
+            "compile",
+            [](AnyEngine & engine, const py::dict & constraint) {
+                const auto native = from_dict<Constraint>(constraint);
+                without_gil([&] { engine.compile(native); });
+            },
+            py::arg("constraint"))
+        .def(
+            "tokenize",
+            [](AnyEngine & engine, const std::vector<std::pair<std::string, bool>> & spans, bool add_bos) {
+                std::vector<Span> native;
+                for (const auto & [text, trusted] : spans) {
+                    native.push_back({text, trusted});
+                }
+                const machine::Poll poll = signals();
+                return without_gil([&] { return engine.tokenize(std::move(native), add_bos, poll); });
+            },
+            py::arg("spans"), py::arg("add_bos") = true)
+        .def("info", [](AnyEngine & engine) { return to_python(without_gil([&] { return engine.info(); })); })
+        .def("stats", [](AnyEngine & engine) { return to_python(without_gil([&] { return engine.stats(); })); })
+        .def(
+            "drain_log", [](AnyEngine & engine) { return to_python(engine.drain_log()); },
+            "What llama.cpp said while it worked for this engine, since the last call: (level as in logging, text).")
+        .def("close", &AnyEngine::close, py::call_guard<ReleasedGil>());
+}
+
 }  // namespace
 }  // namespace pgl
 
@@ -262,49 +305,34 @@ PYBIND11_MODULE(_core, m) {
         .def("drain", &Outbox::drain)
         .def("wake", &Outbox::wake, py::call_guard<ReleasedGil>());
 
-    py::class_<Engine, std::unique_ptr<Engine, Engine::Release>>(m, "Engine")
-        .def(py::init([](const py::object & path, const py::dict & options) {
-                 return std::unique_ptr<Engine, Engine::Release>(
-                     new Engine(path_from(path), from_dict<EngineOptions>(options)));
-             }),
-             py::arg("path"), py::arg("options"))
-        .def(
-            "submit",
-            [](Engine & engine, const py::dict & request, std::shared_ptr<Outbox> outbox) {
-                auto native = from_dict<Request>(request);
-                native.outbox = std::move(outbox);
-                const machine::Poll poll = signals();
-                return without_gil([&] { return engine.submit(std::move(native), poll); });
-            },
-            py::arg("request"), py::arg("outbox"))
-        .def("outbox", &Engine::outbox, py::arg("quiet") = false, py::arg("rings") = false)
-        .def_property_readonly("loading", &Engine::loading)
-        .def("listen", &Engine::listen, py::arg("timeout_ms"), py::call_guard<ReleasedGil>())
-        .def("cancel", &Engine::cancel, py::arg("id"), py::call_guard<ReleasedGil>())
-        .def(
-            "compile",
-            [](Engine & engine, const py::dict & constraint) {
-                const auto native = from_dict<Constraint>(constraint);
-                without_gil([&] { engine.compile(native); });
-            },
-            py::arg("constraint"))
-        .def(
-            "tokenize",
-            [](const Engine & engine, const std::vector<std::pair<std::string, bool>> & spans, bool add_bos) {
-                std::vector<Span> native;
-                for (const auto & [text, trusted] : spans) {
-                    native.push_back({text, trusted});
-                }
-                const machine::Poll poll = signals();
-                return without_gil([&] { return engine.tokenize(std::move(native), add_bos, poll); });
-            },
-            py::arg("spans"), py::arg("add_bos") = true)
-        .def("info", [](const Engine & engine) { return to_python(without_gil([&] { return engine.info(); })); })
-        .def("stats", [](const Engine & engine) { return to_python(without_gil([&] { return engine.stats(); })); })
-        .def(
-            "drain_log", [](const Engine & engine) { return to_python(engine.drain_log()); },
-            "What llama.cpp said while it worked for this engine, since the last call: (level as in logging, text).")
-        .def("close", &Engine::close, py::call_guard<ReleasedGil>());
+    py::class_<Engine, std::unique_ptr<Engine, Engine::Release>> engine(m, "Engine");
+    engine.def(py::init([](const py::object & path, const py::dict & options) {
+                   return std::unique_ptr<Engine, Engine::Release>(
+                       new Engine(path_from(path), from_dict<EngineOptions>(options)));
+               }),
+               py::arg("path"), py::arg("options"));
+    define_verbs(engine);
+
+    py::class_<RemoteEngine, std::unique_ptr<RemoteEngine, RemoteEngine::Release>> remote(m, "RemoteEngine");
+    remote.def(py::init([](const py::object & path, const py::dict & options, const py::dict & worker) {
+                   return std::unique_ptr<RemoteEngine, RemoteEngine::Release>(new RemoteEngine(
+                       path_from(path), from_dict<EngineOptions>(options), from_dict<WorkerProcess>(worker)));
+               }),
+               py::arg("path"), py::arg("options"), py::arg("worker"),
+               "An engine in a process of its own, which was started: `worker` has its id, our ends of its pipes, and "
+               "how long it may take.");
+    define_verbs(remote);
+    remote.def_static(
+        "estimate",
+        [](const py::object & path, const py::dict & options, const py::dict & worker) {
+            std::string file = path_from(path);
+            auto native = from_dict<EngineOptions>(options);
+            const auto process = from_dict<WorkerProcess>(worker);
+            return to_python(
+                without_gil([&] { return RemoteEngine::estimate(std::move(file), std::move(native), process); }));
+        },
+        py::arg("path"), py::arg("options"), py::arg("worker"), "What a model would take of memory, by a dry run.");
+    remote.def_property_readonly("crashed", &RemoteEngine::crashed, "It has ended, and nobody asked it to.");
 
     m.def(
         "inspect",

@@ -39,6 +39,11 @@ struct Error : std::runtime_error {
 struct Span {
     std::string text;
     bool trusted = false;
+
+    template <typename Visit> static constexpr void fields(Visit && field) {
+        field("text", &Span::text);
+        field("trusted", &Span::trusted);
+    }
 };
 
 struct SamplingParams {
@@ -87,6 +92,7 @@ struct Constraint {
 };
 
 struct Request {
+    RequestId id = 0;  // chosen by who passes it on from another process; 0: the engine's to choose
     Task task = Task::generate;
     std::vector<Span> prompt;  // to rank: query and document, or a template of the model filled in
     int32_t max_tokens = 150;  // capped by the room left in the context
@@ -189,6 +195,21 @@ struct Event {
     std::vector<TokenLogprob> logprobs;  // of the tokens whose text this event completes
     std::vector<float> embedding;
     std::shared_ptr<Outbox> outbox;  // where it is to be delivered; null: the engine's own
+
+    template <typename Visit> static constexpr void fields(Visit && field) {
+        field("id", &Event::id);
+        field("kind", &Event::kind);
+        field("text", &Event::text);
+        field("mark", &Event::mark);
+        field("code", &Event::code);
+        field("details", &Event::details);
+        field("reason", &Event::reason);
+        field("progress", &Event::progress);
+        field("usage", &Event::usage);
+        field("timings", &Event::timings);
+        field("logprobs", &Event::logprobs);
+        field("embedding", &Event::embedding);
+    }
 };
 
 enum class Device : uint8_t { automatic, cpu, gpu };
@@ -276,6 +297,7 @@ struct ModelInfo {
     uint64_t n_params = 0, file_bytes = 0, weights_bytes = 0;
     uint64_t cache_bytes = 0;  // of the running streams, when all are full
     uint64_t prefix_cache_bytes = 0;  // of prefixes kept beyond them, at most
+    uint64_t compute_bytes = 0;  // buffers of a pass
     uint64_t draft_model_bytes = 0;  // weights and cache
     int32_t n_ctx = 0, n_ctx_train = 0, n_vocab = 0, n_embd = 0, n_layer = 0;
     int32_t longest_piece = 0;  // bytes: no token of the vocabulary is longer
@@ -286,6 +308,8 @@ struct ModelInfo {
     std::string speculation;  // in words: where drafts come from, or why there are none
     bool row_invariant = false;  // an answer's bits do not depend on what runs beside it, nor on what was cached
     std::string build;  // pinned llama.cpp build id
+    int64_t process_id = 0;  // of the process that computes
+    std::string sandbox;  // what keeps that process from more than computing: "seccomp, landlock"; "" = nothing
     double load_ms = 0;
     std::vector<DeviceInfo> devices;  // that the model uses: the CPU, then GPUs
     std::map<std::string, std::string> metadata;  // scalar GGUF keys
@@ -309,6 +333,7 @@ struct ModelInfo {
         field("weights_bytes", &ModelInfo::weights_bytes);
         field("cache_bytes", &ModelInfo::cache_bytes);
         field("prefix_cache_bytes", &ModelInfo::prefix_cache_bytes);
+        field("compute_bytes", &ModelInfo::compute_bytes);
         field("draft_model_bytes", &ModelInfo::draft_model_bytes);
         field("n_ctx", &ModelInfo::n_ctx);
         field("n_ctx_train", &ModelInfo::n_ctx_train);
@@ -327,9 +352,38 @@ struct ModelInfo {
         field("speculation", &ModelInfo::speculation);
         field("row_invariant", &ModelInfo::row_invariant);
         field("build", &ModelInfo::build);
+        field("process_id", &ModelInfo::process_id);
+        field("sandbox", &ModelInfo::sandbox);
         field("load_ms", &ModelInfo::load_ms);
         field("devices", &ModelInfo::devices);
         field("metadata", &ModelInfo::metadata);
+    }
+};
+
+// What a model would take, in bytes, with all its streams in use.
+struct MemoryEstimate {
+    int32_t n_ctx = 0;  // tokens of each stream; of a model that only embeds, of its longest text
+    uint64_t weights_bytes = 0;
+    uint64_t cache_bytes = 0;  // KV cache
+    uint64_t compute_bytes = 0;  // buffers of a pass
+    uint64_t other_bytes = 0;  // the vocabulary, the graph, the program
+    uint64_t total_bytes = 0;  // all of these
+    uint64_t prefix_cache_bytes = 0;  // beyond them, at most, once prompts were answered
+    uint64_t available_bytes = 0;  // that this process may still take
+    int32_t max_n_ctx = 0;  // what fits
+    bool fits = false;
+
+    template <typename Visit> static constexpr void fields(Visit && field) {
+        field("n_ctx", &MemoryEstimate::n_ctx);
+        field("weights_bytes", &MemoryEstimate::weights_bytes);
+        field("cache_bytes", &MemoryEstimate::cache_bytes);
+        field("compute_bytes", &MemoryEstimate::compute_bytes);
+        field("other_bytes", &MemoryEstimate::other_bytes);
+        field("total_bytes", &MemoryEstimate::total_bytes);
+        field("prefix_cache_bytes", &MemoryEstimate::prefix_cache_bytes);
+        field("available_bytes", &MemoryEstimate::available_bytes);
+        field("max_n_ctx", &MemoryEstimate::max_n_ctx);
+        field("fits", &MemoryEstimate::fits);
     }
 };
 

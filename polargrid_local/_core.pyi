@@ -5,7 +5,7 @@ The native border: one engine, the outboxes of its calls, and what can be said o
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['Engine', 'Error', 'Event', 'Outbox', 'drain_log', 'inspect', 'system']
+__all__: list[str] = ['Engine', 'Error', 'Event', 'Outbox', 'RemoteEngine', 'drain_log', 'inspect', 'system']
 class Error(Exception):
     """
     A refusal or failure by name: args = (code, message, details).
@@ -103,6 +103,41 @@ class Engine:
         ...
     def tokenize(self, spans: collections.abc.Sequence[tuple[str, bool]], add_bos: bool = True) -> list[int]:
         ...
+    @property
+    def loading(self) -> Outbox:
+        ...
+class RemoteEngine:
+    def __init__(self, path: typing.Any, options: dict[str, typing.Any], worker: dict[str, typing.Any]) -> None:
+        """
+        An engine in a process of its own, which was started: `worker` has its id, our ends of its pipes, and how long it may take.
+        """
+    def cancel(self, id: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def close(self) -> None:
+        ...
+    def compile(self, constraint: dict[str, typing.Any]) -> None:
+        ...
+    def drain_log(self) -> list[typing.Any]:
+        """
+        What llama.cpp said while it worked for this engine, since the last call: (level as in logging, text).
+        """
+    def info(self) -> dict[str, typing.Any]:
+        ...
+    def listen(self, timeout_ms: typing.SupportsInt | typing.SupportsIndex) -> list[int]:
+        ...
+    def outbox(self, quiet: bool = False, rings: bool = False) -> Outbox:
+        ...
+    def stats(self) -> dict[str, typing.Any]:
+        ...
+    def submit(self, request: dict[str, typing.Any], outbox: Outbox) -> int:
+        ...
+    def tokenize(self, spans: collections.abc.Sequence[tuple[str, bool]], add_bos: bool = True) -> list[int]:
+        ...
+    @property
+    def crashed(self) -> bool:
+        """
+        It has ended, and nobody asked it to.
+        """
     @property
     def loading(self) -> Outbox:
         ...

@@ -49,6 +49,7 @@ from polargrid_local.api.replies import (
     ListModelsResponse,
     LoadedModelInfo,
     LoadModelResponse,
+    MemoryEstimate,
     ModelInfo,
     ModelStats,
     ModelStatusResponse,
@@ -145,6 +146,7 @@ class _Settings:
             plain(template, "chat_template"),
             own["engine_factory"],
             None if options.tool_format == "auto" else options.tool_format,
+            options.isolation,
         )
         self._first = None if model is None else model_name(model, "model")
         self._on_load_progress = progress
@@ -152,6 +154,10 @@ class _Settings:
 
     def _begun(self) -> None:
         """The rest of a constructor that may block."""
+
+    @classmethod
+    def _estimate(cls, model: str | os.PathLike[str], keywords: EngineKeywords) -> MemoryEstimate:
+        return _Settings(**keywords)._models.estimate(model_name(model, "model"))
 
     def __repr__(self) -> str:
         models = getattr(self, "_models", None)  # none yet in a constructor that has failed
@@ -169,6 +175,13 @@ class Engine(_Settings, RunsTools):
     def _begun(self) -> None:
         if self._first is not None:
             self._models.load(self._first, on_progress=self._on_load_progress)
+
+    @classmethod
+    @described
+    def estimate(cls, model: str | os.PathLike[str], **keywords: Unpack[EngineKeywords]) -> MemoryEstimate:
+        """What a model would take of memory with these options, in bytes, found in a second or less without loading it.
+        Raises NotFoundError, InvalidModelError, ValidationError."""
+        return cls._estimate(model, keywords)
 
     @overload
     def chat_completion_stream(self, **fields: Unpack[ChatParams]) -> ChatStream[ChatCompletionChunk]: ...
@@ -385,6 +398,12 @@ class AsyncEngine(_Settings, AsyncRunsTools):
     ) -> AsyncEngine:
         """An engine with its model loaded. Cancelling the task cancels the load."""
         return await cls(model, **options).start()
+
+    @classmethod
+    @described
+    async def estimate(cls, model: str | os.PathLike[str], **keywords: Unpack[EngineKeywords]) -> MemoryEstimate:
+        """As Engine.estimate, in a worker thread."""
+        return await asyncio.to_thread(cls._estimate, model, keywords)
 
     async def start(self) -> AsyncEngine:
         """Loads the model named in the constructor, once."""

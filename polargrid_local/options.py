@@ -101,6 +101,11 @@ class EngineOptions(BaseModel):
     )
     check_tensors: bool = _option(False, "read every weight at load and refuse NaN and infinity")
     embeddings: bool = _option(True, "allow embeddings()")
+    isolation: Literal["auto", "thread", "process"] = _option(
+        "auto",
+        "where the engine runs: thread, in this process; process, in one of its own, which may die in its place; auto: "
+        "in this process where the file is known to be good",
+    )
     tool_format: ToolFormatName = _option("auto", "how the model writes calls of tools; auto: as its template does")
 
     @field_validator("flash_attention")
@@ -112,7 +117,7 @@ class EngineOptions(BaseModel):
 
     def native(self) -> dict[str, Any]:
         """Those of the native engine."""
-        return self.model_dump(exclude={"tool_format"})
+        return self.model_dump(exclude={"tool_format", "isolation"})
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> EngineOptions:
@@ -146,6 +151,7 @@ class EngineKeywords(TypedDict, total=False):
     prefix_cache_bytes: int
     check_tensors: bool
     embeddings: bool
+    isolation: Literal["auto", "thread", "process"]
     tool_format: ToolFormatName
     models_dir: str | PathLike[str] | None
     lora: Iterable[str | PathLike[str] | tuple[str | PathLike[str], float]] | None

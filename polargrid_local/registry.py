@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -28,6 +29,7 @@ from polargrid_local.api.replies import (
     LoadedModelInfo,
     LoadModelResponse,
     LoadStatus,
+    MemoryEstimate,
     ModelInfo,
     ModelStats,
     ModelStatusResponse,
@@ -40,6 +42,7 @@ from polargrid_local.chat.grammar import Compile, accept_all
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import (
     EngineClosed,
+    EngineCrashed,
     ForkedEngineError,
     InvalidModelError,
     NotFoundError,
@@ -50,14 +53,21 @@ from polargrid_local.errors import (
 )
 from polargrid_local.machine import gpu_memory_reply, gpu_memory_state, gpu_status_reply, health_reply
 from polargrid_local.models.store import ResolvedModel, Store
-from polargrid_local.native.core import inspect, system
-from polargrid_local.native.loaded_model import LoadedModel
+from polargrid_local.models.verdicts import Verdicts
+from polargrid_local.native.core import inspect, native_path, refused, system, translated
+from polargrid_local.native.isolation import Isolation, choose, try_out
+from polargrid_local.native.loaded_model import LoadedModel, ended_by_file
+from polargrid_local.native.worker import estimate
+from polargrid_local.shards import model_files
 
 _log = logging.getLogger("polargrid_local")
 
 Progress = Callable[[float], Any]
 C = TypeVar("C")  # a chunk
 R = TypeVar("R")  # the whole answer
+RESTARTS, RESTART_S = 3, 600  # so often within so many seconds is a process that died replaced without being asked
+BACKOFF_S = 0.5  # before the second restart; before the third thrice as long
+POLL_S = 0.05  # between two looks at a load of another thread
 UNLIMITED = "; unlimited=True tokenizes it all the same"
 
 
@@ -89,6 +99,7 @@ class Models:
         chat_template: str | None,
         factory: Any,
         tool_format: str | None = None,
+        isolation: Isolation = "auto",
     ) -> None:
         if chat_template is not None:
             ChatTemplate(chat_template).check()  # before anything is loaded
@@ -96,6 +107,8 @@ class Models:
         self._options, self._content_filter = options, content_filter
         self._chat_template, self._tool_format = chat_template, tool_format
         self._factory = factory
+        self._isolation = isolation
+        self._restarts: dict[str, list[float]] = {}  # id -> when its engine's process was started anew
         self._lock = threading.Lock()
         self._ready: dict[str, ReadyModel] = {}
         self._loads: dict[str, Load] = {}
@@ -109,7 +122,9 @@ class Models:
     def load(self, name: str | Path, force: bool = False, on_progress: Progress | None = None) -> LoadModelResponse:
         """Waits until the model is loaded; "loading" at once where another thread is loading it. `force`: again.
 
-        Raises NotFoundError, InvalidModelError, TemplateError, MemoryEstimateError, EngineClosed, ServerError."""
+        A model whose process died counts as not loaded, and is loaded again only so often: RESTARTS in RESTART_S.
+        Raises NotFoundError, InvalidModelError, TemplateError, MemoryEstimateError, EngineClosed, EngineCrashed,
+        ServerError."""
         self._check()
         found = self._store.resolve(name)
         with self._lock:
@@ -118,8 +133,10 @@ class Models:
                 found = replace(found, id=str(found.path))
             if found.id in self._loads:
                 return _load_reply("loading", name, force, f"Model {name} is already loading")
-            if found.id in self._ready and not force:
+            crashed = namesake is not None and namesake.model.crashed
+            if found.id in self._ready and not force and not crashed:
                 return _load_reply("success", name, force, f"Model {name} loaded successfully")
+            pause_s = self._pause_before_restart(found.id) if crashed and not force else 0.0
             old = self._ready.pop(found.id, None)
             load = self._loads[found.id] = Load(found.path)
             self._status[found.id] = "loading"
@@ -133,7 +150,8 @@ class Models:
         try:
             if old is not None:
                 old.model.close()
-            model = load.model = LoadedModel(found.path, self._native_options(), self._factory)
+            time.sleep(pause_s)
+            model = load.model = self._engine_for(found)
             model.load(note)
             ready = ReadyModel(model, self._target(found.id, model.info, model.compile), int(time.time()))
             with self._lock:
@@ -148,6 +166,55 @@ class Models:
                 del self._loads[found.id]
                 self._status[found.id] = status
         return _load_reply("success", name, force, f"Model {name} loaded successfully")
+
+    def _pause_before_restart(self, id: str) -> float:
+        """How long to wait before this model's process is started anew, in seconds. Under the lock. Raises
+        EngineCrashed where that has been done too often."""
+        now = time.monotonic()
+        recent = [when for when in self._restarts.get(id, []) if now - when < RESTART_S]
+        if len(recent) >= RESTARTS:
+            raise EngineCrashed(
+                f"the process of model {id} died {RESTARTS + 1} times within {RESTART_S // 60} minutes and is not "
+                "started again by itself; load_model() with force_reload does",
+                details={"model": id, "restarts": RESTARTS, "seconds": RESTART_S},
+            )
+        self._restarts[id] = [*recent, now]
+        return BACKOFF_S * float(2 ** len(recent) - 1)
+
+    def _engine_for(self, found: ResolvedModel) -> LoadedModel:
+        """Not loaded yet; in this process or in one of its own. A file that is to run in this one, and of which nothing
+        is known, is tried in another first."""
+        options = self._native_options()
+        if self._factory is not None:
+            return LoadedModel(found.path, options, self._factory)
+        files = self._files(found, options)
+        verified = (found.sha256 is not None and len(files) == 1) or self._verdicts.stood(files)
+        architecture = inspect(found.path)["architecture"] if verified and self._isolation == "auto" else ""
+        if choose(self._isolation, verified, architecture) == "process":
+            return LoadedModel(found.path, options, isolated=True)
+        if not verified:
+            try_out(str(found.path), options, sum(os.path.getsize(file) for file in files))
+            self._verdicts.note(files)
+        return LoadedModel(found.path, options)
+
+    def estimate(self, name: str | Path) -> MemoryEstimate:
+        """What the model would take of memory. Raises NotFoundError, InvalidModelError."""
+        found = self._store.resolve(name)
+        try:
+            return estimate(native_path(found.path), self._native_options())
+        except Exception as error:
+            error = translated(error)
+            raise refused(ended_by_file(error) if isinstance(error, EngineCrashed) else error, found.path) from None
+
+    def _files(self, found: ResolvedModel, options: Mapping[str, Any]) -> list[Path]:
+        """All that are read with the model."""
+        others = [options["draft_model"]] if options.get("draft_model") else []
+        others += [os.fsdecode(path) for path, _ in options.get("lora", ())]
+        return [*model_files(found.path), *map(Path, others)]
+
+    @functools.cached_property
+    def _verdicts(self) -> Verdicts:
+        return Verdicts(str(system().get("build")))
 
     def _native_options(self) -> dict[str, Any]:
         """With the draft model's file in place of its name. Raises as resolving any name does."""
@@ -223,6 +290,16 @@ class Models:
         if self.closed:
             raise EngineClosed("the engine is closed")
 
+    def usable(self, name: str | Path | None) -> ReadyModel:
+        """As find(); a model whose process died is loaded again first. May take long."""
+        ready = self.find(name)
+        while ready.model.crashed:
+            if self.load(ready.model.path)["status"] == "loading":  # another thread is at it
+                time.sleep(POLL_S)
+            with contextlib.suppress(NotFoundError):  # until it is there again
+                ready = self.find(ready.target.name)
+        return ready
+
     def find(self, name: str | Path | None) -> ReadyModel:
         """A loaded model by id, alias, path or file name; the first one for None."""
         self._check()
@@ -268,7 +345,7 @@ class Models:
     def begin(self, kind: Kind[C, R], request: Any, kwargs: Mapping[str, Any]) -> tuple[LoadedModel, Job[C, R]]:
         """Every check of a request short of its token count."""
         request = parse_request(kind, request, kwargs)
-        ready = self.find(request.model)
+        ready = self.usable(request.model)
         ready.model.check()
         job: Job[C, R] = prepare(
             request, ready.target, now=datetime.now().astimezone(), id=secrets.token_hex(12), seed=secrets.randbits(32)
@@ -278,7 +355,7 @@ class Models:
         return ready.model, job
 
     def tokens(self, text: Any, messages: Any, model: str | None, unlimited: bool) -> list[int]:
-        ready = self.find(model)
+        ready = self.usable(model)
         if (text is None) == (messages is None):
             raise ValidationError("tokenize: give either text or messages", param="text")
         if messages is not None:
@@ -363,7 +440,12 @@ class Models:
         ready = self.find(name)
         template = ready.target.template
         said = f"{template.name} (assumed)" if template.assumed else template.name or "the model's own"
-        return {**ready.model.info_now(), "chat_format": said, "tool_format": _tool_format(template)}
+        return {
+            **ready.model.info_now(),
+            "chat_format": said,
+            "tool_format": _tool_format(template),
+            "isolation": "process" if ready.model.isolated else "thread",
+        }
 
     def health(self) -> HealthResponse:
         from polargrid_local import __version__

@@ -27,7 +27,7 @@ EngineOptions options_for(const Model & target, EngineOptions options) {
 }  // namespace
 
 DraftModel::DraftModel(const Model & target, const EngineOptions & options,
-                       const std::function<bool(float)> & on_progress, const std::atomic<bool> & abort) {
+                       const std::function<bool(float)> & on_progress, const Abort & abort) {
     if (!target.speculates()) {
         refuse("the model is not drafted for: " + target.info().speculation);
     }

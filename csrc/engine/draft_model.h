@@ -6,7 +6,6 @@
 #include "request.h"
 
 #include <array>
-#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -22,7 +21,7 @@ class DraftModel {
     // and Error("invalid_request"), field draft_model, where the target is not drafted for, the vocabularies differ or
     // it cannot be a draft model.
     DraftModel(const Model & target, const EngineOptions & options, const std::function<bool(float)> & on_progress,
-               const std::atomic<bool> & abort);
+               const Abort & abort);
 
     const ModelInfo & info() const { return model_->info(); }
 

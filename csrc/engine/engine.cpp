@@ -99,17 +99,11 @@ Engine::Engine(std::string path, EngineOptions options)
     : process_id_(machine::process_id()), shared_(std::move(path), std::move(options)) {
     const auto body = [this] {
         Loop(shared_).run();
-        std::vector<std::weak_ptr<Outbox>> outboxes;
         {
             const std::lock_guard lock(shared_.mutex);
             shared_.ended = true;
-            outboxes = std::move(shared_.outboxes);
         }
-        for (const std::weak_ptr<Outbox> & left : outboxes) {
-            if (const std::shared_ptr<Outbox> outbox = left.lock()) {
-                outbox->close();
-            }
-        }
+        shared_.outboxes.close_all();
         shared_.loading->close();
         shared_.bell.close();
     };
@@ -137,7 +131,7 @@ void Engine::close() {
     {
         const std::lock_guard lock(shared_.mutex);
         shared_.closing = true;
-        shared_.abort = true;
+        shared_.abort.requested = true;
     }
     shared_.wake_engine.notify_all();
     const std::lock_guard once(close_mutex_);
@@ -271,7 +265,7 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
                     {{"max_streams", std::to_string(shared_.options.max_streams)},
                      {"max_queue", std::to_string(shared_.options.max_queue)}});
     }
-    const RequestId id = ++shared_.last_id;
+    const RequestId id = request.id != 0 ? request.id : ++shared_.last_id;
     shared_.inbox.push_back(std::make_unique<Sequence>(id, std::move(request), std::move(prompt), n_ctx - n_prompt,
                                                        info.n_vocab, std::move(guide), std::move(drafter)));
     ++shared_.n_live;
@@ -285,24 +279,14 @@ void Engine::cancel(RequestId id) {
     const std::lock_guard lock(shared_.mutex);
     shared_.cancelled.insert(id);
     if (shared_.computing.erase(id) > 0 && shared_.computing.empty()) {
-        shared_.abort = true;
+        shared_.abort.requested = true;
     }
     shared_.wake_engine.notify_one();
 }
 
 std::shared_ptr<Outbox> Engine::outbox(bool quiet, bool rings) {
     check_process(process_id_);
-    const std::lock_guard lock(shared_.mutex);
-    std::shared_ptr<Outbox> outbox = Outbox::make(quiet, rings ? ++shared_.last_outbox : 0);
-    if (shared_.ended) {
-        outbox->close();
-        return outbox;
-    }
-    auto & all = shared_.outboxes;
-    const auto gone = [](const std::weak_ptr<Outbox> & other) { return other.expired(); };
-    all.erase(std::remove_if(all.begin(), all.end(), gone), all.end());
-    all.push_back(outbox);
-    return outbox;
+    return shared_.outboxes.make(quiet, rings);
 }
 
 std::vector<OutboxId> Engine::listen(int32_t timeout_ms) {
@@ -315,6 +299,11 @@ std::vector<Token> Engine::tokenize(std::vector<Span> spans, bool add_bos, const
                           [model = loaded_model(), add_bos](const std::vector<Span> & text) {
                               return model->tokenizer().tokenize(text, add_bos);
                           });
+}
+
+Error Engine::why_ended() const {
+    const std::lock_guard lock(shared_.mutex);
+    return shared_.why_ended();
 }
 
 ModelInfo Engine::info() const {

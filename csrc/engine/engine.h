@@ -53,6 +53,14 @@ class Engine {
     ModelInfo info() const;
     Stats stats() const;
 
+    // Why later verbs throw: Error("engine_closed"), or what ended the engine by itself.
+    Error why_ended() const;
+
+    // How often something was finished since the start, and whether there is anything to do: while there is, the number
+    // grows.
+    uint64_t n_done() const { return shared_.abort.n_done; }
+    bool working() const { return shared_.working; }
+
     // What llama.cpp said while it worked for this engine, since the last call: (log::Level, bytes). Never fails.
     std::vector<std::pair<int, std::string>> drain_log() const { return shared_.log->drain(); }
 

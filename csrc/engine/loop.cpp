@@ -45,7 +45,7 @@ class Abortable {
     ~Abortable() {
         const std::lock_guard lock(shared_.mutex);
         shared_.computing.clear();
-        shared_.abort = shared_.closing;
+        shared_.abort.requested = shared_.closing;
     }
     Abortable(const Abortable &) = delete;
     Abortable & operator=(const Abortable &) = delete;
@@ -119,6 +119,7 @@ bool Loop::load(const EngineOptions & options) {
         };
         float shown = -1;
         const auto on_progress = [&](float value) {
+            shared_.abort.note_progress();
             if (value - shown >= 0.01f || value >= 1) {
                 shown = value;
                 Event event;
@@ -170,6 +171,7 @@ bool Loop::load(const EngineOptions & options) {
 }
 
 bool Loop::step() {
+    shared_.abort.note_progress();
     std::vector<SequencePtr> arrived;
     std::unordered_set<RequestId> cancelled;
     bool closing = false;
@@ -257,7 +259,9 @@ void Loop::take_inbox(std::vector<SequencePtr> & arrived, std::unordered_set<Req
             idle_check();
             lock.lock();
         }
+        shared_.working = false;
         shared_.wake_engine.wait(lock, [this] { return !shared_.inbox.empty() || shared_.closing; });
+        shared_.working = true;
     }
     arrived = std::exchange(shared_.inbox, {});
     cancelled = std::exchange(shared_.cancelled, {});
@@ -526,10 +530,12 @@ void Loop::wait_for_a_mask() {
     }
     flush();
     std::unique_lock lock(shared_.mutex);
+    shared_.working = false;
     shared_.wake_engine.wait(lock, [&] {
         return shared_.closing || !shared_.inbox.empty() || !shared_.cancelled.empty() ||
                std::any_of(running_.begin(), running_.end(), can_go_on);
     });
+    shared_.working = true;
 }
 
 void Loop::prefill(const StepPlan & plan) {

@@ -2,6 +2,7 @@
 
 #include "platform/machine.h"
 
+#include <algorithm>
 #include <chrono>
 #include <iterator>
 
@@ -107,6 +108,33 @@ void Outbox::close() {
     const std::lock_guard lock(mutex_);
     closed_ = true;
     changed_.notify_all();
+}
+
+std::shared_ptr<Outbox> Outboxes::make(bool quiet, bool rings) {
+    const std::lock_guard lock(mutex_);
+    std::shared_ptr<Outbox> outbox = Outbox::make(quiet, rings ? ++last_id_ : 0);
+    if (closed_) {
+        outbox->close();
+        return outbox;
+    }
+    const auto gone = [](const std::weak_ptr<Outbox> & other) { return other.expired(); };
+    all_.erase(std::remove_if(all_.begin(), all_.end(), gone), all_.end());
+    all_.push_back(outbox);
+    return outbox;
+}
+
+void Outboxes::close_all() {
+    std::vector<std::weak_ptr<Outbox>> all;
+    {
+        const std::lock_guard lock(mutex_);
+        closed_ = true;
+        all = std::move(all_);
+    }
+    for (const std::weak_ptr<Outbox> & left : all) {
+        if (const std::shared_ptr<Outbox> outbox = left.lock()) {
+            outbox->close();
+        }
+    }
 }
 
 void Bell::ring(const std::vector<OutboxId> & outboxes) {

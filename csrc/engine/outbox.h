@@ -51,6 +51,20 @@ class Outbox {
     bool ready_ = false, closed_ = false;
 };
 
+// The outboxes of one engine, to be closed with it. Any thread.
+class Outboxes {
+  public:
+    // As Outbox::make; `rings`: with a name of its own. Closed at once after close_all().
+    std::shared_ptr<Outbox> make(bool quiet, bool rings);
+    void close_all();
+
+  private:
+    std::mutex mutex_;
+    std::vector<std::weak_ptr<Outbox>> all_;
+    OutboxId last_id_ = 0;
+    bool closed_ = false;
+};
+
 // For the one thread that passes the word to readers that may not block: event loops.
 class Bell {
   public:

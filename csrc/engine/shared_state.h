@@ -3,6 +3,7 @@
 
 #include "engine/outbox.h"
 #include "engine/sequence.h"
+#include "llama/abort.h"
 #include "llama/log.h"
 #include "request.h"
 
@@ -31,8 +32,10 @@ struct SharedState {
     const EngineOptions options;
     const std::shared_ptr<log::Queue> log = std::make_shared<log::Queue>();
     const std::shared_ptr<Outbox> loading = Outbox::make();  // of the load's events
+    Outboxes outboxes;
     Bell bell;
-    std::atomic<bool> abort{false};                          // polled inside a decode
+    Abort abort;                                             // polled inside a decode
+    std::atomic<bool> working{true};                         // the engine's thread has something to do
 
     // The rest under this mutex.
     mutable std::mutex mutex;
@@ -45,8 +48,6 @@ struct SharedState {
     Stats stats;
     RequestId last_id = 0;
     int32_t n_live = 0;                            // submitted, no last event yet
-    std::vector<std::weak_ptr<Outbox>> outboxes;  // to be closed with the engine
-    OutboxId last_outbox = 0;
     bool closing = false, ended = false;
     std::optional<Error> ended_by;                 // what ended the engine, if nobody closed it
 

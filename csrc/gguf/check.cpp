@@ -176,6 +176,12 @@ class Check {
             experts(n_layer);
             heads(n_layer, n_embd);
             windows(n_layer);
+            recurrence(n_embd);
+            for (const facts::OwnRange & own : facts::own_ranges) {
+                if (own.architecture == out_.architecture) {
+                    count(key(own.key), own.low, own.high);
+                }
+            }
         }
     }
 
@@ -186,6 +192,7 @@ class Check {
     }
 
     void experts(uint32_t n_layer) {
+        count(key("expert_gating_func"), 0, 4);
         uint32_t n_expert = count(key("expert_count"), 0, 1024);
         const std::vector<uint32_t> used = per_layer(key("expert_used_count"), n_layer, 1024);
         uint32_t n_used = used.empty() ? 0 : *std::max_element(used.begin(), used.end());
@@ -229,9 +236,7 @@ class Check {
             }
             k_dim = k_dim > 0 ? k_dim : n_embd / heads[0];
             v_dim = v_dim > 0 ? v_dim : n_embd / heads[0];
-            rotation("rope.dimension_count", k_dim);
-            const uint64_t swa_dim = count(key("attention.key_length_swa"), 0, most);
-            rotation("rope.dimension_count_swa", std::max(k_dim, swa_dim));
+            head_lengths(k_dim, v_dim, n_embd, heads);
         }
         const bool uniform = facts::contains(facts::uniform_heads, out_.architecture);
         for (uint32_t i = 0; i < n_layer; ++i) {   // 0 KV heads: a recurrent layer
@@ -257,14 +262,89 @@ class Check {
         out_.n_head_kv = static_cast<int32_t>(*std::max_element(kv.begin(), kv.end()));
     }
 
-    void rotation(std::string_view name, uint64_t head_dim) {
+    // What a head's numbers must have in common with each other and with the embedding.
+    void head_lengths(uint64_t k_dim, uint64_t v_dim, uint64_t n_embd, const std::vector<uint32_t> & heads) {
+        constexpr uint32_t most = 65536;
+        const auto other_length = [&](std::string_view name, uint64_t is, uint64_t wanted) {
+            refuse("key", key(name), std::to_string(is),
+                   std::to_string(wanted) + ": keys and values of this architecture have one length");
+        };
+        const bool one_length = facts::contains(facts::one_head_length, out_.architecture);
+        if (one_length && v_dim != k_dim) {
+            const bool says_v = file_.find(key("attention.value_length")) != nullptr;
+            other_length(says_v ? "attention.value_length" : "attention.key_length", says_v ? v_dim : k_dim,
+                         says_v ? k_dim : v_dim);
+        }
+        for (const std::string_view name : {"attention.key_length_swa", "attention.value_length_swa"}) {
+            const uint32_t length = count(key(name), 0, most);
+            if (one_length && file_.find(key(name)) != nullptr && length != k_dim) {
+                other_length(name, length, k_dim);
+            }
+        }
+        const uint64_t swa_dim = std::max<uint64_t>(k_dim, count(key("attention.key_length_swa"), 0, most));
+        rotation("rope.dimension_count", k_dim, k_dim);
+        rotation("rope.dimension_count_swa", k_dim, swa_dim);
+        uint64_t sections = 0;
+        if (const Value * value = file_.find(key("rope.dimension_sections")); value != nullptr && value->is_array) {
+            for (const uint32_t n : per_layer(key("rope.dimension_sections"), static_cast<uint32_t>(value->n), most)) {
+                sections += n;
+            }
+        }
+        if (sections > swa_dim) {
+            refuse("key", key("rope.dimension_sections"), "a sum of " + std::to_string(sections),
+                   "no more than a head's length " + std::to_string(swa_dim));
+        }
+        if (facts::contains(facts::queries_as_wide_as_embedding, out_.architecture)) {
+            for (size_t i = 0; i < heads.size(); ++i) {
+                if (heads[i] > 0 && heads[i] * k_dim != n_embd) {
+                    refuse("key", key("attention.head_count"),
+                           std::to_string(heads[i]) + " for layer " + std::to_string(i),
+                           std::to_string(n_embd / std::max<uint64_t>(1, k_dim)) + ": heads of length " +
+                               std::to_string(k_dim) + " make an embedding of " + std::to_string(n_embd));
+                }
+            }
+        }
+    }
+
+    void rotation(std::string_view name, uint64_t head_dim, uint64_t most) {
         const Value * value = file_.find(key(name));
         if (value == nullptr || value->is_array) {
             return;
         }
-        const uint32_t n = count(key(name), 0, head_dim);
+        // 0: a computation that never ends.
+        const bool rotates = !facts::contains(facts::without_rotation, out_.architecture);
+        const uint32_t n = count(key(name), rotates ? 1 : 0, most);
         if (n % 2 != 0) {
             refuse("key", key(name), std::to_string(n), "an even number");
+        }
+        if (facts::contains(facts::whole_head_rotated, out_.architecture) && n != head_dim) {
+            refuse("key", key(name), std::to_string(n), std::to_string(head_dim) + ", the length of a head");
+        }
+    }
+
+    // Of layers that keep a state: its sizes must fit each other.
+    void recurrence(uint64_t n_embd) const {
+        const std::string name = key("ssm.inner_size");
+        if (file_.find(name) == nullptr) {
+            return;
+        }
+        const uint64_t inner = count(name, 0, 1u << 24);
+        const std::string & architecture = out_.architecture;
+        if ((architecture == "jamba" || architecture == "granitehybrid") && inner > 0 && inner != 2 * n_embd) {
+            refuse("key", name, std::to_string(inner), std::to_string(2 * n_embd) + ", twice embedding_length");
+        }
+        if (architecture == "qwen3next" || architecture == "qwen35" || architecture == "qwen35moe") {
+            const uint64_t n_state = count(key("ssm.state_size"), 1, 65536, true);
+            const uint64_t n_values = count(key("ssm.time_step_rank"), 1, 65536, true);
+            const uint64_t n_keys = count(key("ssm.group_count"), 1, 65536, true);
+            if (inner != n_state * n_values) {
+                refuse("key", name, std::to_string(inner),
+                       std::to_string(n_state * n_values) + ", state_size times time_step_rank");
+            }
+            if (n_values % n_keys != 0) {
+                refuse("key", key("ssm.group_count"), std::to_string(n_keys),
+                       "a divisor of time_step_rank " + std::to_string(n_values));
+            }
         }
     }
 
@@ -272,6 +352,14 @@ class Check {
     void windows(uint32_t n_layer) {
         const bool gemma = out_.architecture == "gemma-embedding";
         const std::string name = key("attention.sliding_window_pattern");
+        const Value * listed = file_.find(name);
+        if (listed != nullptr && listed->is_array && facts::contains(facts::windowed, out_.architecture) &&
+            count(key("attention.sliding_window"), 0, UINT32_MAX) > 0) {
+            const std::vector<uint32_t> windowed = per_layer(name, n_layer, UINT32_MAX);
+            if (std::all_of(windowed.begin(), windowed.end(), [](uint32_t one) { return one == 0; })) {
+                refuse("key", name, "no layer with a window", "at least one, for attention.sliding_window is set");
+            }
+        }
         if (!gemma &&
             (out_.architecture != "modern-bert" || count(key("attention.sliding_window"), 0, 1u << 24) == 0)) {
             return;

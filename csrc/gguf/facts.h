@@ -1,6 +1,7 @@
 // GGUF facts: what the pinned llama.cpp knows by name. Tables only; revisit them when the pin moves.
 #pragma once
 
+#include <cstdint>
 #include <string_view>
 
 namespace pgl::facts {
@@ -197,6 +198,73 @@ constexpr std::string_view uniform_heads[] = {
     "command-r", "exaone",   "falcon",   "gemma",   "gemma2",   "glm4",       "gpt2", "internlm2",
     "llama",     "mistral3", "mpt",      "olmo",    "olmo2",    "phi2",       "phi3", "qwen2",
     "qwen2moe",  "qwen3",    "qwen3moe", "smollm3", "stablelm", "starcoder2",
+};
+
+// Whose attention takes one length for keys and values of all layers; with others it stops at an assertion.
+constexpr std::string_view one_head_length[] = {
+    "afmoe",          "apertus",   "arcee",        "arctic",     "baichuan",    "bailingmoe2",   "bert",
+    "bitnet",         "bloom",     "chameleon",    "chatglm",    "codeshell",   "cogvlm",        "cohere2",
+    "cohere2moe",     "command-r", "dbrx",         "deci",       "deepseek",    "deepseek4",     "dots1",
+    "dream",          "ernie4_5",  "ernie4_5-moe", "eurobert",   "exaone",      "falcon",        "glm4",
+    "glm4moe",        "gpt2",      "gptneox",      "granite",    "granite_swa", "granitehybrid", "graniteswitch",
+    "grok",           "grovemoe",  "hunyuan-moe",  "hunyuan_vl", "hy_v3",       "internlm2",     "jais",
+    "jais2",          "laguna",    "lfm2",         "lfm2moe",    "llada",       "llada-moe",     "llama",
+    "llama4",         "maincoder", "mellum",       "minimax-01", "minimax-m2",  "minimax-m3",    "mistral3",
+    "modern-bert",    "mpt",       "muse-glimmer", "nanbeige",   "nemotron",    "nemotron_h",    "nemotron_h_moe",
+    "neo-bert",       "olmo",      "olmo2",        "olmoe",      "openelm",     "orion",         "paddleocr",
+    "pangu-embedded", "phi2",      "phi3",         "plamo",      "qwen",        "qwen2",         "qwen2moe",
+    "qwen2vl",        "qwen3",     "qwen35",       "qwen35moe",  "qwen3moe",    "qwen3next",     "qwen3vl",
+    "qwen3vlmoe",     "qwen4exp",  "refact",       "rnd1",       "seed_oss",    "smallthinker",  "smollm3",
+    "spark2_5",       "stablelm",  "starcoder",    "starcoder2", "t5",          "xverse",
+};
+
+// Which rotate every number of a head: rope.dimension_count is the length of a head.
+constexpr std::string_view whole_head_rotated[] = {
+    "apertus",       "arcee",  "arctic",     "baichuan",     "chameleon",  "codeshell",  "cogvlm",
+    "cohere2moe",    "dbrx",   "deci",       "deepseek",     "dots1",      "dream",      "ernie4_5",
+    "ernie4_5-moe",  "exaone", "exaone-moe", "exaone4",      "falcon",     "granite",    "granite_swa",
+    "graniteswitch", "grok",   "grovemoe",   "hunyuan-moe",  "hunyuan_vl", "hy_v3",      "internlm2",
+    "jais2",         "llada",  "llada-moe",  "llama",        "llama4",     "maincoder",  "mellum",
+    "mistral3",      "olmo",   "olmo2",      "olmoe",        "orion",      "paddleocr",  "pangu-embedded",
+    "plamo",         "qwen2",  "qwen2moe",   "qwen2vl",      "qwen3",      "qwen3moe",   "qwen3vl",
+    "qwen3vlmoe",    "rnd1",   "seed_oss",   "smallthinker", "smollm3",    "starcoder2", "talkie",
+    "xverse",
+};
+
+// Whose queries are as wide as the embedding, whatever head_count and key_length say.
+constexpr std::string_view queries_as_wide_as_embedding[] = {
+    "arctic",   "baichuan",  "bailingmoe2", "bert",      "bitnet",     "bloom",        "chameleon",      "codeshell",
+    "cohere2",  "command-r", "dbrx",        "deepseek",  "dream",      "eurobert",     "falcon",         "gpt2",
+    "gptneox",  "grok",      "internlm2",   "jais",      "jamba",      "jina-bert-v2", "jina-bert-v3",   "lfm2",
+    "lfm2moe",  "llada-moe", "mpt",         "nemotron",  "neo-bert",   "nomic-bert",   "nomic-bert-moe", "olmo",
+    "olmo2",    "olmoe",     "orion",       "phi2",      "phi3",       "phimoe",       "plamo",          "qwen2",
+    "qwen2moe", "qwen2vl",   "stablelm",    "starcoder", "starcoder2", "xverse",
+};
+
+// Whose layers may see a window of the text.
+constexpr std::string_view windowed[] = {
+    "afmoe",           "cohere2", "cohere2moe", "deepseek4",    "dots3note", "exaone-moe", "exaone4",
+    "gemma-embedding", "gemma2",  "gemma3",     "gemma3n",      "gemma4",    "gpt-oss",    "granite_swa",
+    "laguna",          "lfm2",    "llama4",     "maple",        "mellum",    "mimo2",      "modern-bert",
+    "muse-glimmer",    "olmo2",   "plamo3",     "smallthinker", "spark2_5",  "step35",
+};
+
+// Which rotate nothing.
+constexpr std::string_view without_rotation[] = {
+    "arwkv7",           "bloom",   "glm5-next",   "gpt2",       "gptj",   "jais", "jamba",
+    "jina-bert-v2",     "kimi-k3", "kimi-linear", "mamba",      "mamba2", "mpt",  "nemotron_h",
+    "nemotron_h_moe",   "refact",  "rwkv6",       "rwkv6qwen2", "rwkv7",  "t5",   "t5encoder",
+    "wavtokenizer-dec",
+};
+
+// Keys that one architecture alone reads so: the values that it can compute with.
+struct OwnRange {
+    std::string_view architecture, key;
+    uint32_t low, high;
+};
+constexpr OwnRange own_ranges[] = {
+    {"deepseek4", "hyper_connection.count", 4, 4},
+    {"glm5-next", "hyper_connection.count", 4, 4},
 };
 
 // By number of general.file_type; the names users know files by.

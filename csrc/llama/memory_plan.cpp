@@ -184,6 +184,7 @@ MemoryPlan plan_memory(const GgufSummary & model, bool generates, const EngineOp
     on_gpus = above(on_gpus, need.layers(0, n_layers, 0));
     const auto max_fit = static_cast<int32_t>(std::min(above(everywhere, fixed) / need.context_token(), kMostContext));
 
+    plan.max_n_ctx = max_fit;
     plan.n_ctx = options.n_ctx;
     if (plan.n_ctx == 0) {
         const bool whole = on_gpus / need.context_token() >= static_cast<uint64_t>(kUsefulContext);

@@ -22,6 +22,7 @@ struct MemoryPlan {
     int32_t n_ctx = 0;  // tokens of each stream
     int32_t n_gpu_layers = 0;  // the last ones of the model; the output counts as one
     std::vector<int32_t> layers_of_gpu;  // how many of them each GPU gets, in the order of the model
+    int32_t max_n_ctx = 0;  // the longest that fits
     uint64_t cache_bytes_per_token = 0;  // of one stream; 0 for a model that does not generate
     std::string placement;  // in words: which layers run where, and why not more of them on a GPU
 };

@@ -24,4 +24,14 @@ std::map<std::string, uint64_t> memory_use(const std::vector<const llama_context
     return bytes;
 }
 
+MemoryParts memory_parts(const llama_context * context) {
+    MemoryParts parts;
+    for (const auto & [type, use] : llama_get_memory_breakdown(context)) {
+        parts.weights += use.model;
+        parts.cache += use.context;
+        parts.compute += use.compute;
+    }
+    return parts;
+}
+
 }  // namespace pgl

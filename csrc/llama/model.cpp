@@ -20,27 +20,9 @@ namespace {
 
 constexpr int32_t kContextStep = 256;   // tokens: llama.cpp pads a context to a multiple of it
 
-MemoryAvailable memory_available(const std::vector<ggml_backend_dev_t> & gpus) {
-    MemoryAvailable memory;
-    memory.host = machine::available_bytes();
-    for (ggml_backend_dev_t gpu : gpus) {
-        memory.gpus.push_back(device_info(gpu).free_bytes);
-        memory.shared = ggml_backend_dev_type(gpu) == GGML_BACKEND_DEVICE_TYPE_IGPU;
-    }
-    memory.no_gpu_reason = no_gpu_reason();
-    return memory;
-}
-
 }  // namespace
 
-Model::~Model() = default;
-
-Model::Model(const std::string & path, const EngineOptions & options, const std::function<bool(float)> & on_progress,
-             const std::atomic<bool> & abort)
-    : options_(options) {
-    const auto start = std::chrono::steady_clock::now();
-    check_ranges(options_);
-    const GgufSummary summary = check_gguf(path);
+void check_usable(const GgufSummary & summary) {
     if (summary.vocab_only || summary.type != "model") {
         throw Error("invalid_model", "the file holds no model weights",
                     {{"key", "general.type"}, {"value", summary.type}});
@@ -52,6 +34,49 @@ Model::Model(const std::string & path, const EngineOptions & options, const std:
                         " classifier without its head",
                     {{"key", "general.architecture"}, {"value", summary.architecture}});
     }
+}
+
+MemoryAvailable memory_available(const std::vector<ggml_backend_dev_t> & gpus) {
+    MemoryAvailable memory;
+    memory.host = machine::available_bytes();
+    for (ggml_backend_dev_t gpu : gpus) {
+        memory.gpus.push_back(device_info(gpu).free_bytes);
+        memory.shared = ggml_backend_dev_type(gpu) == GGML_BACKEND_DEVICE_TYPE_IGPU;
+    }
+    memory.no_gpu_reason = no_gpu_reason();
+    return memory;
+}
+
+llama_context_params context_params(const EngineOptions & options) {
+    llama_context_params params = llama_context_default_params();
+    const auto streams = static_cast<uint32_t>(options.max_streams);
+    params.n_ctx = static_cast<uint32_t>((options.n_ctx + kContextStep - 1) / kContextStep * kContextStep) * streams;
+    params.n_batch = params.n_ubatch = static_cast<uint32_t>(options.n_batch);
+    params.n_seq_max = streams;
+    params.n_outputs_max = std::max(streams, static_cast<uint32_t>(kMaxRows));
+    // One stream of cells per sequence: a sequence's cells are its positions in order, alone or among others, so its
+    // results do not depend on its neighbours.
+    params.kv_unified = false;
+    params.type_k = params.type_v = options.cache_type == CacheType::q8_0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
+    return params;
+}
+
+uint64_t prefix_cache_limit(const EngineOptions & options, uint64_t weights_bytes, uint64_t context_bytes) {
+    // A conversation of full length must fit, and beyond that no more than the model itself is worth.
+    const uint64_t worth = std::max(weights_bytes, context_bytes);
+    return options.prefix_cache_bytes < 0 ? std::min(worth, machine::available_bytes() / 8)
+                                          : static_cast<uint64_t>(options.prefix_cache_bytes);
+}
+
+Model::~Model() = default;
+
+Model::Model(const std::string & path, const EngineOptions & options, const std::function<bool(float)> & on_progress,
+             const Abort & abort)
+    : options_(options) {
+    const auto start = std::chrono::steady_clock::now();
+    check_ranges(options_);
+    const GgufSummary summary = check_gguf(path);
+    check_usable(summary);
     info_.tasks = summary.tasks;
     if (!options_.embeddings) {
         info_.tasks.erase(std::remove(info_.tasks.begin(), info_.tasks.end(), Task::embed), info_.tasks.end());
@@ -93,17 +118,7 @@ bool Model::can(Task task) const {
 
 void Model::create_context() {
     context_.reset();
-    llama_context_params params = llama_context_default_params();
-    const auto streams = static_cast<uint32_t>(options_.max_streams);
-    params.n_ctx = static_cast<uint32_t>((options_.n_ctx + kContextStep - 1) / kContextStep * kContextStep) * streams;
-    params.n_batch = params.n_ubatch = static_cast<uint32_t>(options_.n_batch);
-    params.n_seq_max = streams;
-    params.n_outputs_max = std::max(streams, static_cast<uint32_t>(kMaxRows));
-    // One stream of cells per sequence: a sequence's cells are its positions in order, alone or among others, so its
-    // results do not depend on its neighbours.
-    params.kv_unified = false;
-    params.type_k = params.type_v = options_.cache_type == CacheType::q8_0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
-    context_ = weights_->make_context(params, "the context");
+    context_ = weights_->make_context(context_params(options_), "the context");
 }
 
 // One token, to learn what a pass on the CPU consists of. It also brings in what the first answer would wait for.
@@ -162,12 +177,10 @@ void Model::describe(const std::string & path, const GgufSummary & summary) {
     info_.n_ctx = info_.n_ctx_train;
     if (context_) {
         const uint32_t n_cells = llama_n_ctx_seq(context_.get());
+        info_.compute_bytes = memory_parts(context_.get()).compute;
         info_.n_ctx = std::min(static_cast<int32_t>(n_cells), options_.n_ctx);
         info_.cache_bytes = cache_bytes_per_token_ * n_cells * static_cast<uint64_t>(options_.max_streams);
-        // A conversation of full length must fit, and beyond that no more than the model itself is worth.
-        const uint64_t worth = std::max(summary.tensor_bytes, cache_bytes_per_token_ * n_cells);
-        info_.prefix_cache_bytes = options_.prefix_cache_bytes < 0 ? std::min(worth, machine::available_bytes() / 8)
-                                                                   : static_cast<uint64_t>(options_.prefix_cache_bytes);
+        info_.prefix_cache_bytes = prefix_cache_limit(options_, summary.tensor_bytes, cache_bytes_per_token_ * n_cells);
     }
     info_.longest_piece = static_cast<int32_t>(tokenizer_->longest_piece());
     info_.labels = summary.labels;
@@ -183,6 +196,7 @@ void Model::describe(const std::string & path, const GgufSummary & summary) {
     info_.cache_type = name_of(options_.cache_type);
     info_.kernels = options_.kernels ? kernels::isa() : "off";
     info_.build = build_id();
+    info_.process_id = machine::process_id();
     info_.devices.push_back(device_info(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)));
     for (ggml_backend_dev_t gpu : weights_->gpus()) {
         info_.devices.push_back(device_info(gpu));

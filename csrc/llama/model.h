@@ -2,11 +2,11 @@
 // `info()` are for any.
 #pragma once
 
+#include "llama/memory_plan.h"
 #include "llama/tokenizer.h"
 #include "llama/weights.h"
 #include "request.h"
 
-#include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
@@ -30,13 +30,25 @@ struct Batch {
     std::vector<Row> rows;
 };
 
+// Throws Error("invalid_model") for a file that is no model by itself.
+void check_usable(const GgufSummary & summary);
+
+// What there is of memory, on the host and on these GPUs.
+MemoryAvailable memory_available(const std::vector<ggml_backend_device *> & gpus);
+
+// Of the context that generates. `options`: n_ctx is settled.
+llama_context_params context_params(const EngineOptions & options);
+
+// Bytes of prefixes that are kept beyond the running streams, at most. `context_bytes`: of one stream's cache.
+uint64_t prefix_cache_limit(const EngineOptions & options, uint64_t weights_bytes, uint64_t context_bytes);
+
 class Model {
   public:
     // Validates, then loads. `on_progress(0..1)` returns false to stop: Error("cancelled"). `abort` is polled between
     // the nodes of every decode (CPU). Throws Error: not_found, invalid_model, out_of_memory, invalid_request,
     // cancelled.
     Model(const std::string & path, const EngineOptions & options, const std::function<bool(float)> & on_progress,
-          const std::atomic<bool> & abort);
+          const Abort & abort);
     ~Model();
     Model(const Model &) = delete;
     Model & operator=(const Model &) = delete;

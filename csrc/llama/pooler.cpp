@@ -48,7 +48,7 @@ std::vector<float> Pooler::rank(const std::vector<Token> & tokens) {
 }
 
 // A context for texts of at least `n_tokens`. Its buffers grow with the text, so it is no larger than was asked for.
-void Pooler::create_context(int32_t n_tokens) {
+void Pooler::prepare(int32_t n_tokens) {
     if (context_ && n_tokens <= n_context_tokens_) {
         return;
     }
@@ -86,7 +86,7 @@ void Pooler::create_context(int32_t n_tokens) {
 }
 
 std::vector<float> Pooler::pooled(const std::vector<Token> & tokens) {
-    create_context(static_cast<int32_t>(tokens.size()));
+    prepare(static_cast<int32_t>(tokens.size()));
     try {
         if (llama_memory_t memory = llama_get_memory(context_.get()); memory != nullptr) {
             llama_memory_clear(memory, false);

@@ -21,10 +21,12 @@ class Pooler {
     // A cross-encoder's scores [one per label] as they come out of the model. Throws as embed does.
     std::vector<float> rank(const std::vector<Token> & tokens);
 
+    // A context for texts of at least `n_tokens`, should there be none. Throws Error("out_of_memory").
+    void prepare(int32_t n_tokens);
+
     const llama_context * context() const { return context_.get(); }   // null: nothing was asked of it yet
 
   private:
-    void create_context(int32_t n_tokens);
     std::vector<float> pooled(const std::vector<Token> & tokens);
     std::vector<float> pool_whole(std::vector<Token> tokens);
     std::vector<float> pool_in_chunks(std::vector<Token> tokens);

@@ -17,8 +17,10 @@
 namespace pgl {
 namespace {
 
-bool abort_requested(void * flag) {
-    const bool requested = static_cast<const std::atomic<bool> *>(flag)->load(std::memory_order_relaxed);
+bool abort_requested(void * data) {
+    const Abort & abort = *static_cast<const Abort *>(data);
+    abort.note_progress();
+    const bool requested = abort.requested.load(std::memory_order_relaxed);
     if (requested) {
         log::expect_abort(true);  // polled on the thread that called decode
     }
@@ -41,11 +43,13 @@ void FreeHandle::operator()(ggml_threadpool * pool) const {
 
 Weights::Weights(const std::string & path, const GgufSummary & summary, const EngineOptions & options,
                  const MemoryPlan & plan, const std::vector<ggml_backend_dev_t> & gpus,
-                 const std::function<bool(float)> & on_progress, const std::atomic<bool> & abort)
-    : options_(options), abort_(abort) {
+                 const std::function<bool(float)> & on_progress, const Abort & abort, bool dry)
+    : options_(options), abort_(abort), dry_(dry) {
     load(path, summary, plan, gpus, on_progress);
-    load_adapters(path);
-    start_threads();
+    if (!dry) {
+        load_adapters(path);
+        start_threads();
+    }
 }
 
 Weights::~Weights() {
@@ -83,7 +87,8 @@ void Weights::load(const std::string & path, const GgufSummary & summary, const 
         log::write(log::info, "the file aligns its tensors to " + std::to_string(summary.alignment) +
                                   " bytes, too few to map it: it is read instead");
     }
-    params.load_mode = mmap ? LLAMA_LOAD_MODE_MMAP : LLAMA_LOAD_MODE_NONE;
+    params.load_mode = mmap && !dry_ ? LLAMA_LOAD_MODE_MMAP : LLAMA_LOAD_MODE_NONE;
+    params.no_alloc = dry_;
     params.check_tensors = options_.check_tensors;
     // Layers left to the CPU get our kernels, not memory that a GPU could read.
     params.no_host = plan.n_gpu_layers > 0 && plan.n_gpu_layers <= static_cast<int32_t>(summary.layers.size());
@@ -167,7 +172,7 @@ ContextPtr Weights::make_context(llama_context_params params, const std::string 
     // only move activations back and forth.
     params.op_offload = !options_.kernels;
     params.abort_callback = abort_requested;
-    params.abort_callback_data = const_cast<std::atomic<bool> *>(&abort_);
+    params.abort_callback_data = const_cast<Abort *>(&abort_);
     params.no_perf = true;
     ContextPtr context(nullptr, FreeContext{this});
     try {
@@ -178,7 +183,9 @@ ContextPtr Weights::make_context(llama_context_params params, const std::string 
     if (!context) {
         throw Error("out_of_memory", name + " could not be created: " + log::complaint());
     }
-    llama_attach_threadpool(context.get(), pool_.get(), pool_.get());
+    if (pool_) {
+        llama_attach_threadpool(context.get(), pool_.get(), pool_.get());
+    }
     if (!adapters_.empty()) {
         llama_set_adapters_lora(context.get(), adapters_.data(), adapters_.size(), adapter_scales_.data());
     }

@@ -2,9 +2,9 @@
 // of.
 #pragma once
 
+#include "llama/abort.h"
 #include "request.h"
 
-#include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
@@ -37,12 +37,13 @@ using ContextPtr = std::unique_ptr<llama_context, FreeContext>;  // must not out
 
 class Weights {
   public:
-    // `options`: n_threads is settled. `gpus`: those that the plan's layers_of_gpu speaks of. `on_progress(0..1)`
+    // `options`: n_threads is settled. `gpus`: those that the plan's layers_of_gpu speaks of. `dry`: nothing is read or
+    // allocated but the header, so that nothing can be computed: for contexts that tell their size. `on_progress(0..1)`
     // returns false to stop. `abort` is polled between the nodes of every computation of every context (CPU); it must
     // outlive them. Throws Error: invalid_model, out_of_memory, invalid_request, cancelled; not_found for an adapter.
     Weights(const std::string & path, const GgufSummary & summary, const EngineOptions & options,
             const MemoryPlan & plan, const std::vector<ggml_backend_device *> & gpus,
-            const std::function<bool(float)> & on_progress, const std::atomic<bool> & abort);
+            const std::function<bool(float)> & on_progress, const Abort & abort, bool dry = false);
     ~Weights();
     Weights(const Weights &) = delete;
     Weights & operator=(const Weights &) = delete;
@@ -68,7 +69,8 @@ class Weights {
     void start_threads();
 
     const EngineOptions & options_;
-    const std::atomic<bool> & abort_;
+    const Abort & abort_;
+    const bool dry_;
     std::vector<ggml_backend_device *> gpus_;
     std::map<std::string, uint64_t> on_gpus_;
     bool lost_ = false;

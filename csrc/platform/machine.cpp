@@ -151,6 +151,23 @@ int32_t usable_threads() {
     return std::clamp(n, 1, 512);
 }
 
+uint64_t resident_bytes() {
+#if defined(__linux__)
+    std::ifstream statm("/proc/self/statm");
+    uint64_t size = 0, resident = 0;
+    statm >> size >> resident;
+    return resident * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+#elif defined(__APPLE__)
+    mach_task_basic_info_data_t info{};
+    mach_msg_type_number_t count = MACH_TASK_BASIC_INFO_COUNT;
+    const bool known = task_info(mach_task_self(), MACH_TASK_BASIC_INFO, reinterpret_cast<task_info_t>(&info),
+                                 &count) == KERN_SUCCESS;
+    return known ? info.resident_size : 0;
+#else
+    return 0;
+#endif
+}
+
 uint64_t available_bytes() {
     uint64_t bytes = kUnlimited;
 #if defined(_WIN32)

@@ -17,6 +17,9 @@ uint64_t available_bytes();
 // Asked about every 50 ms by a caller that waits: true = it wants to leave.
 using Poll = std::function<bool()>;
 
+// Bytes of memory that this process has in use at this moment; 0 where the system does not tell.
+uint64_t resident_bytes();
+
 // Runs `work` to its end on a thread whose stack holds `stack_bytes`, and rethrows what it throws. The caller's own
 // stack may be small (512 KiB on a macOS secondary thread) where std::regex recurses once per character.
 // With `poll` the caller may leave before the end: Error("interrupted"). The work then goes on by itself, so it must

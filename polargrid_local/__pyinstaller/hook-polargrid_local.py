@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 from pathlib import Path
 
+from PyInstaller.compat import is_win
 from PyInstaller.utils.hooks import collect_data_files, copy_metadata
 
 from polargrid_local.models.catalog import shipped_catalog
@@ -15,6 +16,8 @@ native = find_spec("polargrid_local._core")
 if native is None or native.origin is None:
     raise ImportError("polargrid_local is not built: its native module is missing")
 binaries = [(native.origin, "polargrid_local")]  # in an editable install it lies elsewhere than the package
+worker = Path(native.origin).with_name("polargrid-worker.exe" if is_win else "polargrid-worker")
+binaries += [(str(worker), "polargrid_local")]
 backends = Path(native.origin).parent / "backends"
 binaries += [(str(part), "polargrid_local/backends") for part in backends.glob("*")]
 datas = [(str(shipped_catalog()), "polargrid_local"), *collect_data_files("polargrid_local", includes=["web/**"])]

@@ -484,6 +484,7 @@ class NativeInfo(TypedDict):
     weights_bytes: int
     cache_bytes: int
     prefix_cache_bytes: int
+    compute_bytes: int  # buffers of a pass
     draft_model_bytes: int
     n_ctx: int
     n_ctx_train: int
@@ -499,6 +500,8 @@ class NativeInfo(TypedDict):
     cache_type: Literal["f16", "q8_0"]
     kernels: str  # as in SystemInfo
     build: str
+    process_id: int  # of the process that computes
+    sandbox: str  # what keeps that process from more than computing, "seccomp, landlock"; "" = nothing
     load_ms: float
     devices: list[Device]  # that the model uses: the CPU, then GPUs
     placement: str  # in words: which layers run on a GPU, and why not more
@@ -507,12 +510,29 @@ class NativeInfo(TypedDict):
     metadata: dict[str, str]
 
 
+class MemoryEstimate(TypedDict):
+    """What a model would take, in bytes, with all its streams in use. `other_bytes`: the vocabulary, the graph, the
+    program; `prefix_cache_bytes`: beyond the total, at most, once prompts were answered. `max_n_ctx`: what fits."""
+
+    n_ctx: int
+    weights_bytes: int
+    cache_bytes: int
+    compute_bytes: int
+    other_bytes: int
+    total_bytes: int
+    prefix_cache_bytes: int
+    available_bytes: int
+    max_n_ctx: int
+    fits: bool
+
+
 class LoadedModelInfo(NativeInfo):
     """What `info()` gives. `chat_format`: whose chat template it is, or the name of a known one. `tool_format`: how
     calls of tools are written; "generic" for a notation of ours, which the model is told of in the prompt."""
 
     chat_format: str
     tool_format: str
+    isolation: Literal["thread", "process"]  # where the engine runs: in this process, or in one of its own
 
 
 class ModelStats(TypedDict):

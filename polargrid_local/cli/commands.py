@@ -250,7 +250,7 @@ def bench(
 
 
 @app.command()
-@engine_flags({})
+@engine_flags({"isolation": "process"})
 def serve(
     model: Annotated[Optional[list[str]], typer.Option("--model", "-m", help="Load at the start; repeatable.")] = None,
     models_dir: ModelsDir = None,

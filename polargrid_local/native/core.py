@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -66,6 +66,9 @@ class Core(Protocol):
     """The native module."""
 
     def Engine(self, path: str, options: dict[str, Any], /) -> NativeEngine: ...
+
+    RemoteEngine: Any  # (path, options, worker) -> a NativeEngine that also knows whether it `crashed`
+
     def inspect(self, path: str, /) -> dict[str, Any]: ...
     def system(self) -> dict[str, Any]: ...
     def drain_log(self) -> list[tuple[int, str]]: ...
@@ -73,22 +76,34 @@ class Core(Protocol):
 
 def core() -> Core:
     """The native module, imported when first needed."""
+    settings = compute_settings(os.environ)
     # ggml would otherwise run gdb on this process when it aborts.
-    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+    os.environ.setdefault("GGML_NO_BACKTRACE", settings.pop("GGML_NO_BACKTRACE"))
+    os.environ.update(settings)
+    try:
+        from polargrid_local import _core
+    finally:
+        for name in settings:
+            del os.environ[name]  # the host's other programs choose for themselves
+    return _core
+
+
+def compute_settings(chosen: Mapping[str, str]) -> dict[str, str]:
+    """What ggml and libgomp are to find in the environment when they are loaded, where the user chose nothing."""
     # libgomp reads its settings when it is loaded. Its default is milliseconds of spinning at each of hundreds of
     # barriers per token when another program holds a core; a thousand rounds lose nothing on a quiet machine. "Active"
     # keeps those thousand when a second engine in this process makes more threads than there are CPUs: the default is
     # then a hundred, which sleep and wake at nearly every barrier.
     brief = {"GOMP_SPINCOUNT": "1000", "OMP_WAIT_POLICY": "active"}
-    if brief.keys() & os.environ.keys():
-        brief = {}  # the user chose
-    os.environ.update(brief)
-    try:
-        from polargrid_local import _core
-    finally:
-        for name in brief:
-            del os.environ[name]  # the host's other programs choose for themselves
-    return _core
+    return {"GGML_NO_BACKTRACE": "1", **({} if brief.keys() & chosen.keys() else brief)}
+
+
+def worker_program() -> Path:
+    """The executable of a worker, which lies beside the native module."""
+    core()
+    native = find_spec("polargrid_local._core")
+    folder = Path(native.origin).parent if native is not None and native.origin is not None else Path()
+    return folder / ("polargrid-worker.exe" if os.name == "nt" else "polargrid-worker")
 
 
 def guidance_library() -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from polargrid_local.api.replies import ModelStats, NativeInfo
 from polargrid_local.chat.grammar import Constraint
-from polargrid_local.errors import ModelFileChanged, NotFoundError, from_code
+from polargrid_local.errors import EngineCrashed, InvalidModelError, ModelFileChanged, NotFoundError, from_code
 from polargrid_local.native.core import NativeEngine, core, guidance_library, native_path, refused, translated
 from polargrid_local.native.delivery import SLICE_MS, Reader
 from polargrid_local.native.handle import Handle
+from polargrid_local.native.worker import Worker
 from polargrid_local.shards import model_files
 
 
@@ -21,13 +23,23 @@ class LoadedModel:
     """A native engine with one model. Safe from any thread. `load()` before anything else."""
 
     def __init__(
-        self, path: str | Path, options: dict[str, Any], factory: Callable[..., NativeEngine] | None = None
+        self,
+        path: str | Path,
+        options: dict[str, Any],
+        factory: Callable[..., NativeEngine] | None = None,
+        *,
+        isolated: bool = False,
+        most_memory_bytes: int = 0,
     ) -> None:
+        """`isolated`: in a process of its own, with no more than `most_memory_bytes` of private memory (0: as it
+        needs)."""
         self.path = Path(path)
         self.info = cast(NativeInfo, {})  # until it is loaded
         drain_common = None
         if factory is None:
             factory, drain_common = core().Engine, core().drain_log
+            if isolated:
+                factory = partial(Worker, most_memory_bytes=most_memory_bytes)
             options = {**options, "guidance": guidance_library()}
         self._adapters = [str(adapter) for adapter, _ in options.get("lora", ())]
         text = native_path(self.path)
@@ -62,6 +74,8 @@ class LoadedModel:
             self.abort()
             self.close()
             handle.pass_log_on()
+            if isinstance(error, EngineCrashed) and by_the_file(error):
+                error = ended_by_file(error)
             if isinstance(error, Exception):
                 raise refused(error, self.path, self._adapters) from None
             raise
@@ -135,13 +149,23 @@ class LoadedModel:
         self.handle.check_process()
 
     @property
+    def isolated(self) -> bool:
+        """The engine runs in a process of its own."""
+        return hasattr(self.handle.native, "crashed")
+
+    @property
+    def crashed(self) -> bool:
+        """That process is gone, and not because it was closed."""
+        return bool(getattr(self.handle.native, "crashed", False))
+
+    @property
     def closed(self) -> bool:
         return self.handle.closed
 
     @property
     def running(self) -> bool:
         """False once the native engine has ended, closed or by a failure."""
-        return not self.handle.closed and self.handle.failure is None
+        return not self.handle.closed and self.handle.failure is None and not self.crashed
 
     def close(self) -> None:
         """Running streams end with EngineClosed. Idempotent."""
@@ -171,3 +195,19 @@ class LoadedModel:
                 details={"path": str(self.path)},
                 path=str(self.path),
             )
+
+
+def by_the_file(error: EngineCrashed) -> bool:
+    """Whether it was the file that ended the process. A process that was killed from outside says nothing of it."""
+    details = error.details or {}
+    return "reason" in details or details.get("signal", 9) != 9
+
+
+def ended_by_file(error: EngineCrashed) -> InvalidModelError:
+    """For a file that ended the process it was tried in."""
+    details = error.details or {}
+    reason = details.get("reason") or error.message
+    told = {"trial_signal": details["signal"]} if "signal" in details else {}
+    return InvalidModelError(
+        f"this file ends the process that uses it: {reason}", param="model", details={**told, "reason": reason}
+    )

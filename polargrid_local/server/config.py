@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from polargrid_local.options import EngineOptions
 from polargrid_local.service.settings import ServiceSettings, Words
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -17,6 +18,9 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class ServeConfig(ServiceSettings):
     """Settings of `polargrid-local serve`; a flag wins over a variable, a variable over the file. Seconds and bytes."""
 
+    isolation: Literal["auto", "thread", "process"] = Field(
+        default="process", description=EngineOptions.model_fields["isolation"].description
+    )
     max_tokens_limit: int = Field(
         default=0, ge=0, lt=2**31, description="the most tokens of an answer; 0: what the context leaves"
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from polargrid_local.errors import (
     DeviceLostError,
+    EngineCrashed,
     InvalidModelError,
     NotFoundError,
     PolarGridError,
@@ -77,7 +78,7 @@ class ModelPool:
             self._engine.info(model)
         except (NotFoundError, InvalidModelError):  # unloaded by another user of the engine; perhaps its file is broken
             return False
-        except DeviceLostError:  # it has ended, which is no matter of the other models
+        except (DeviceLostError, EngineCrashed):  # it has ended, which is no matter of the other models
             return False
         return True
 
@@ -154,7 +155,7 @@ class ModelPool:
     def _bytes(self, model: str) -> int:
         info = self._engine.info(model)
         held = info.get("weights_bytes", 0) + info.get("cache_bytes", 0) + info.get("prefix_cache_bytes", 0)
-        return held + info.get("draft_model_bytes", 0)
+        return held + info.get("compute_bytes", 0) + info.get("draft_model_bytes", 0)
 
     async def unload(self, model: str) -> None:
         """At once, whoever uses it; their requests end with EngineClosed."""

@@ -80,7 +80,7 @@ def test_an_embedding_that_does_not_fit_is_an_error(kind: str, tmp_path: Path) -
     path = tiny_archs.write(tmp_path / "m.gguf", kind)
     said = run(
         """
-        with Engine(path) as engine:
+        with Engine(path, isolation="thread") as engine:
             for extra in (2, 20, 60, 100):
                 leave(extra * MiB)
                 try:

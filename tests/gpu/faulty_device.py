@@ -61,8 +61,8 @@ def placed(path: str, mib: str, options: str) -> Any:
 
 def lost(path: str, device: str) -> Any:
     """A device that is lost while one stream is read and another request waits; then more requests, and a new
-    engine."""
-    with Engine(path, device=device, n_ctx=512, max_streams=1) as engine:
+    engine. In this process, which then knows of the loss: a new worker would not."""
+    with Engine(path, device=device, n_ctx=512, max_streams=1, isolation="thread") as engine:
         before = engine.info()
         healthy = ask(engine)
         stream = engine.completion_stream(prompt="the of and", max_tokens=400, temperature=0, ignore_eos=True)
@@ -90,7 +90,7 @@ def lost(path: str, device: str) -> Any:
 
 
 def _another(path: str, device: str) -> str:
-    with Engine(path, device=device, n_ctx=512) as engine:
+    with Engine(path, device=device, n_ctx=512, isolation="thread") as engine:
         return engine.info()["placement"]
 
 

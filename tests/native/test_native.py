@@ -1,4 +1,4 @@
-"""Builds the C++ tests and runs each as one test: as shipped, and again under ASan and UBSan."""
+"""Builds the C++ tests and runs each as one test: as shipped, under ASan and UBSan, some under TSan."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def run(command: list[str], stdin: str = "") -> str:
 
 
 @lru_cache
-def build_dir(sanitize: bool) -> Path:
+def build_dir(sanitize: str) -> Path:
     """A configured build tree inside the repository's ignored build/, kept between runs."""
-    path = REPO / "build" / ("native_sanitize" if sanitize else "native")
+    path = REPO / "build" / {"OFF": "native", "ON": "native_sanitize", "thread": "native_threads"}[sanitize]
     command = [str(CMAKE), "-S", str(REPO), "-B", str(path), "-DPGL_NATIVE_TESTS=ON", "-DPGL_PYTHON=OFF"]
-    command.append(f"-DPGL_SANITIZE={'ON' if sanitize else 'OFF'}")
+    command.append(f"-DPGL_SANITIZE={sanitize}")
     if not (path / "CMakeCache.txt").exists() and NINJA:
         command += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={NINJA}"]
     if "PGL_LLAMA_CPP_DIR" in os.environ:
@@ -48,7 +48,7 @@ def build_dir(sanitize: bool) -> Path:
     return path
 
 
-def build(name: str, sanitize: bool) -> str:
+def build(name: str, sanitize: str = "OFF") -> str:
     """The path of one built test."""
     path = build_dir(sanitize)
     run([str(CMAKE), "--build", str(path), "--target", name, "--parallel", str(os.cpu_count() or 1)])
@@ -57,13 +57,19 @@ def build(name: str, sanitize: bool) -> str:
 
 @pytest.mark.parametrize("name", TESTS)
 def test_native(name: str) -> None:
-    assert " 0 failed" in run([build(name, sanitize=False)])
+    assert " 0 failed" in run([build(name)])
 
 
 @pytest.mark.parametrize("name", TESTS)
 @pytest.mark.skipif(os.name == "nt", reason="sanitizers as configured are GCC's and Clang's")
 def test_native_sanitized(name: str) -> None:
-    assert " 0 failed" in run([build(name, sanitize=True)])
+    assert " 0 failed" in run([build(name, "ON")])
+
+
+@pytest.mark.parametrize("name", ["test_crew", "test_outbox", "test_wire"])
+@pytest.mark.skipif(os.name == "nt", reason="sanitizers as configured are GCC's and Clang's")
+def test_threads_do_not_race(name: str) -> None:
+    assert " 0 failed" in run([build(name, "thread")])
 
 
 def test_text_decodes_as_python_does() -> None:
@@ -73,14 +79,14 @@ def test_text_decodes_as_python_does() -> None:
     cases = [bytes(rng.choices(edges, k=rng.randrange(12))) for _ in range(20_000)]
     cases += [rng.randbytes(rng.randrange(12)) for _ in range(20_000)]
     cases = [case + b"x" for case in cases]
-    answers = run([build("test_text", sanitize=False), "--decode"], "".join(f"{case.hex()}\n" for case in cases))
+    answers = run([build("test_text"), "--decode"], "".join(f"{case.hex()}\n" for case in cases))
     assert answers.split("\n")[:-1] == [case.decode("utf-8", "replace").encode().hex() for case in cases]
 
 
 def test_real_files_pass() -> None:
     """Every vocabulary file of the pinned llama.cpp tree and the embedded model: a false rejection is a bug."""
-    program = build("test_gguf_check", sanitize=False)
-    cache = (build_dir(sanitize=False) / "CMakeCache.txt").read_text()
+    program = build("test_gguf_check")
+    cache = (build_dir("OFF") / "CMakeCache.txt").read_text()
     (tree,) = (line.split("=", 1)[1] for line in cache.splitlines() if line.startswith("llama.cpp_SOURCE_DIR:"))
     files = sorted(Path(tree, "models").glob("ggml-vocab-*.gguf"))
     assert len(files) > 15

@@ -47,7 +47,8 @@ IMPURE = {"os", "time", "socket", "threading", "asyncio", "random", "secrets"}
 
 # The same for the folders of csrc, and the headers of others that each may include.
 INCLUDES = {
-    "bindings.cpp": {"engine", "llama", "gguf", "platform", "kernels", "border"},
+    "bindings.cpp": {"worker", "engine", "llama", "gguf", "platform", "kernels", "border"},
+    "worker": {"engine", "llama", "platform", "border"},
     "backends": {"platform", "border"},
     "border": set(),
     "platform": {"border"},

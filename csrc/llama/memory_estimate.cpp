@@ -1,0 +1,77 @@
+#include "llama/memory_estimate.h"
+
+#include "gguf/check.h"
+#include "llama/abort.h"
+#include "llama/devices.h"
+#include "llama/memory_plan.h"
+#include "llama/memory_use.h"
+#include "llama/model.h"
+#include "llama/pooler.h"
+#include "llama/weights.h"
+#include "platform/machine.h"
+#include "ranges.h"
+
+#include <llama.h>
+
+#include <algorithm>
+
+namespace pgl {
+
+MemoryEstimate estimate_memory(const std::string & path, EngineOptions options) {
+    check_ranges(options);
+    const GgufSummary summary = check_gguf(path);
+    check_usable(summary);
+    const bool generates =
+        std::find(summary.tasks.begin(), summary.tasks.end(), Task::generate) != summary.tasks.end();
+    initialise_backends();
+    if (options.n_threads == 0) {
+        options.n_threads = machine::usable_threads();
+    }
+    const bool use_gpu = options.device != Device::cpu && options.n_gpu_layers != 0;
+    const std::vector<ggml_backend_dev_t> gpus = use_gpu ? gpu_devices() : std::vector<ggml_backend_dev_t>{};
+    MemoryAvailable available = memory_available(gpus);
+    MemoryEstimate estimate;
+    estimate.available_bytes = available.host;
+    MemoryPlan plan;
+    try {
+        plan = plan_memory(summary, generates, options, available);
+        estimate.fits = true;
+    } catch (const Error & e) {
+        if (e.code != "out_of_memory") {
+            throw;
+        }
+        available.host = UINT64_MAX / 2;
+        plan = plan_memory(summary, generates, options, available);
+    }
+    estimate.max_n_ctx = plan.max_n_ctx;
+    options.n_ctx = plan.n_ctx;
+    options.n_gpu_layers = plan.n_gpu_layers;
+    const Abort abort;
+    const auto go_on = [](float) { return true; };
+    Weights weights(path, summary, options, plan, gpus, go_on, abort, true);
+    const Tokenizer tokenizer(llama_model_get_vocab(weights.model()), summary.pre_tokenizer);
+    MemoryParts parts;
+    Pooler pooler(weights, summary, options);
+    ContextPtr context(nullptr, FreeContext{&weights});
+    if (generates) {
+        context = weights.make_context(context_params(options), "the context");
+        parts = memory_parts(context.get());
+        const int32_t n_cells = static_cast<int32_t>(llama_n_ctx_seq(context.get()));
+        estimate.n_ctx = std::min(n_cells, options.n_ctx);
+        estimate.prefix_cache_bytes = prefix_cache_limit(options, summary.tensor_bytes,
+                                                         plan.cache_bytes_per_token * static_cast<uint64_t>(n_cells));
+    } else {
+        estimate.n_ctx = llama_model_n_ctx_train(weights.model());
+        pooler.prepare(estimate.n_ctx);
+        parts = memory_parts(pooler.context());
+    }
+    estimate.weights_bytes = parts.weights;
+    estimate.cache_bytes = parts.cache;
+    estimate.compute_bytes = parts.compute;
+    estimate.other_bytes = machine::resident_bytes();
+    estimate.total_bytes =
+        estimate.weights_bytes + estimate.cache_bytes + estimate.compute_bytes + estimate.other_bytes;
+    return estimate;
+}
+
+}  // namespace pgl
