@@ -107,6 +107,11 @@ class Engine:
     def loading(self) -> Outbox:
         ...
 class RemoteEngine:
+    @staticmethod
+    def estimate(path: typing.Any, options: dict[str, typing.Any], worker: dict[str, typing.Any]) -> dict[str, typing.Any]:
+        """
+        What a model would take of memory, by a dry run.
+        """
     def __init__(self, path: typing.Any, options: dict[str, typing.Any], worker: dict[str, typing.Any]) -> None:
         """
         An engine in a process of its own, which was started: `worker` has its id, our ends of its pipes, and how long it may take.

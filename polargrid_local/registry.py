@@ -56,7 +56,7 @@ from polargrid_local.models.store import ResolvedModel, Store
 from polargrid_local.models.verdicts import Verdicts
 from polargrid_local.native.core import inspect, native_path, refused, system, translated
 from polargrid_local.native.isolation import Isolation, choose, try_out
-from polargrid_local.native.loaded_model import LoadedModel, ended_by_file
+from polargrid_local.native.loaded_model import LoadedModel, by_the_file, ended_by_file
 from polargrid_local.native.worker import estimate
 from polargrid_local.shards import model_files
 
@@ -133,11 +133,13 @@ class Models:
                 found = replace(found, id=str(found.path))
             if found.id in self._loads:
                 return _load_reply("loading", name, force, f"Model {name} is already loading")
-            crashed = namesake is not None and namesake.model.crashed
-            if found.id in self._ready and not force and not crashed:
+            old = self._ready.get(found.id)
+            crashed = old is not None and old.model.crashed
+            if old is not None and not force and not crashed:
                 return _load_reply("success", name, force, f"Model {name} loaded successfully")
             pause_s = self._pause_before_restart(found.id) if crashed and not force else 0.0
-            old = self._ready.pop(found.id, None)
+            if not crashed:  # one whose process died takes no memory, and stays for those who wait for the next one
+                self._ready.pop(found.id, None)
             load = self._loads[found.id] = Load(found.path)
             self._status[found.id] = "loading"
 
@@ -148,7 +150,7 @@ class Models:
 
         status: LoadStatus = "failed"
         try:
-            if old is not None:
+            if old is not None and not crashed:
                 old.model.close()
             time.sleep(pause_s)
             model = load.model = self._engine_for(found)
@@ -160,6 +162,8 @@ class Models:
             if self.closed:
                 model.close()
                 raise EngineClosed("the engine was closed while a model was loading")
+            if old is not None and crashed:
+                old.model.close()
             status = "loaded"
         finally:
             with self._lock:
@@ -204,7 +208,9 @@ class Models:
             return estimate(native_path(found.path), self._native_options())
         except Exception as error:
             error = translated(error)
-            raise refused(ended_by_file(error) if isinstance(error, EngineCrashed) else error, found.path) from None
+            if isinstance(error, EngineCrashed) and by_the_file(error):
+                error = ended_by_file(error)
+            raise refused(error, found.path) from None
 
     def _files(self, found: ResolvedModel, options: Mapping[str, Any]) -> list[Path]:
         """All that are read with the model."""

@@ -21,8 +21,7 @@ MemoryEstimate estimate_memory(const std::string & path, EngineOptions options) 
     check_ranges(options);
     const GgufSummary summary = check_gguf(path);
     check_usable(summary);
-    const bool generates =
-        std::find(summary.tasks.begin(), summary.tasks.end(), Task::generate) != summary.tasks.end();
+    const bool generates = std::find(summary.tasks.begin(), summary.tasks.end(), Task::generate) != summary.tasks.end();
     initialise_backends();
     if (options.n_threads == 0) {
         options.n_threads = machine::usable_threads();
@@ -44,7 +43,9 @@ MemoryEstimate estimate_memory(const std::string & path, EngineOptions options) 
         plan = plan_memory(summary, generates, options, available);
     }
     estimate.max_n_ctx = plan.max_n_ctx;
-    options.n_ctx = plan.n_ctx;
+    // Even an empty context takes some bytes a token, so that one which does not fit is computed from a small one.
+    constexpr int32_t kSmallContext = 4096;
+    options.n_ctx = estimate.fits ? plan.n_ctx : std::min(plan.n_ctx, kSmallContext);
     options.n_gpu_layers = plan.n_gpu_layers;
     const Abort abort;
     const auto go_on = [](float) { return true; };
@@ -57,7 +58,10 @@ MemoryEstimate estimate_memory(const std::string & path, EngineOptions options) 
         context = weights.make_context(context_params(options), "the context");
         parts = memory_parts(context.get());
         const int32_t n_cells = static_cast<int32_t>(llama_n_ctx_seq(context.get()));
-        estimate.n_ctx = std::min(n_cells, options.n_ctx);
+        if (!estimate.fits) {
+            parts.cache = static_cast<uint64_t>(static_cast<double>(parts.cache) * plan.n_ctx / n_cells);
+        }
+        estimate.n_ctx = plan.n_ctx;
         estimate.prefix_cache_bytes = prefix_cache_limit(options, summary.tensor_bytes,
                                                          plan.cache_bytes_per_token * static_cast<uint64_t>(n_cells));
     } else {
@@ -66,6 +70,10 @@ MemoryEstimate estimate_memory(const std::string & path, EngineOptions options) 
         parts = memory_parts(pooler.context());
     }
     estimate.weights_bytes = parts.weights;
+    if (options.mmap && options.kernels && plan.n_gpu_layers == 0) {
+        // Of a mapped token table only the rows of tokens that occur come into memory; half of them is a fair guess.
+        estimate.weights_bytes -= std::min(parts.weights, summary.input_bytes / 2);
+    }
     estimate.cache_bytes = parts.cache;
     estimate.compute_bytes = parts.compute;
     estimate.other_bytes = machine::resident_bytes();

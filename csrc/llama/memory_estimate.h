@@ -1,4 +1,5 @@
-// Memory estimate: what a model would take, found by a dry run: everything is made as for a load, and nothing allocated.
+// Memory estimate: what a model would take, found by a dry run: everything is made as for a load, and nothing
+// allocated.
 #pragma once
 
 #include "request.h"

@@ -160,8 +160,8 @@ uint64_t resident_bytes() {
 #elif defined(__APPLE__)
     mach_task_basic_info_data_t info{};
     mach_msg_type_number_t count = MACH_TASK_BASIC_INFO_COUNT;
-    const bool known = task_info(mach_task_self(), MACH_TASK_BASIC_INFO, reinterpret_cast<task_info_t>(&info),
-                                 &count) == KERN_SUCCESS;
+    const bool known =
+        task_info(mach_task_self(), MACH_TASK_BASIC_INFO, reinterpret_cast<task_info_t>(&info), &count) == KERN_SUCCESS;
     return known ? info.resident_size : 0;
 #else
     return 0;

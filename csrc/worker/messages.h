@@ -33,8 +33,8 @@ enum class Verb : uint8_t {
     ended,  // code, message and details of an Error: why the engine takes no more requests; the last message
 };
 constexpr auto names(Verb) {
-    return std::array{"open",  "estimate", "submit", "cancel", "compile", "tokenize", "info", "stats",
-                      "close", "reply",  "events", "log",     "beat",     "ended"};
+    return std::array{"open",  "estimate", "submit", "cancel", "compile", "tokenize", "info",
+                      "stats", "close",    "reply",  "events", "log",     "beat",     "ended"};
 }
 
 // The first message.

@@ -9,6 +9,7 @@
 #include "worker/messages.h"
 #include "worker/sandbox.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <exception>
@@ -120,9 +121,14 @@ class Server {
 
     // The same on a thread of its own: to tokenize or to compile may take long, and a cancel must not wait for it.
     template <typename Work> void beside(CallId call, Work work) {
+        ++n_begun_;
         try {
-            std::thread([this, call, work = std::move(work)]() mutable { answer(call, work); }).detach();
+            std::thread([this, call, work = std::move(work)]() mutable {
+                answer(call, work);
+                ++n_ended_;
+            }).detach();
         } catch (const std::system_error &) {
+            ++n_ended_;
             channel_.send(reply_error(call, Error("out_of_memory", "no thread could be started for this call")));
         }
     }
@@ -154,8 +160,8 @@ class Server {
     // Shows that this process lives, and ends it where its engine hangs or its parent is gone. Its own naps are what it
     // counts, so that time in which the whole machine or this process stood still is no reproach.
     void watch() {
-        uint64_t n_done = 0;
-        milliseconds still{0};
+        uint64_t n_done = 0, n_ended = 0;
+        milliseconds still{0}, unanswered{0};
         for (;;) {
             std::this_thread::sleep_for(kBeat);
             channel_.send(message(Verb::beat, 0, engine_.stats()));
@@ -165,8 +171,11 @@ class Server {
             const uint64_t now = engine_.n_done();
             still = engine_.working() && now == n_done ? still + kBeat : milliseconds(0);
             n_done = now;
-            if (patience_.count() > 0 && still >= patience_) {
-                last_words("a computation hangs: nothing was finished for " + std::to_string(still.count() / 1000) +
+            const uint64_t ended = n_ended_;
+            unanswered = n_begun_ > ended && ended == n_ended ? unanswered + kBeat : milliseconds(0);
+            n_ended = ended;
+            if (patience_.count() > 0 && std::max(still, unanswered) >= patience_) {
+                last_words("a computation hangs: nothing was finished for " + std::to_string(patience_.count() / 1000) +
                            " seconds");
                 platform::leave(kHung);
             }
@@ -177,6 +186,7 @@ class Server {
     const milliseconds patience_;
     Engine engine_;
     const std::shared_ptr<Outbox> outbox_ = engine_.outbox(false, false);
+    std::atomic<uint64_t> n_begun_{0}, n_ended_{0};  // calls that got a thread of their own
 };
 
 // The reply to an `estimate`.

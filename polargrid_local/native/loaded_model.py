@@ -198,9 +198,12 @@ class LoadedModel:
 
 
 def by_the_file(error: EngineCrashed) -> bool:
-    """Whether it was the file that ended the process. A process that was killed from outside says nothing of it."""
+    """Whether it was the file that ended the process, and neither somebody else nor a lack of memory."""
     details = error.details or {}
-    return "reason" in details or details.get("signal", 9) != 9
+    reason = str(details.get("reason", ""))
+    if "bad_alloc" in reason or "memory" in reason:
+        return False
+    return bool(reason) or details.get("signal", 9) != 9
 
 
 def ended_by_file(error: EngineCrashed) -> InvalidModelError:

@@ -1,6 +1,6 @@
-// Fuzz targets: LLVMFuzzerTestOneInput() over any bytes, and the first inputs. With -DPGL_LIBFUZZER=ON (Clang) libFuzzer
-// drives a target for as long as one likes; else the target is an ordinary test, which alters the first inputs a fixed
-// number of times, the same ones in every run.
+// Fuzz targets: LLVMFuzzerTestOneInput() over any bytes, and the first inputs. With -DPGL_LIBFUZZER=ON (Clang)
+// libFuzzer drives a target for as long as one likes; else the target is an ordinary test, which alters the first
+// inputs a fixed number of times, the same ones in every run.
 #pragma once
 
 #include "check.h"

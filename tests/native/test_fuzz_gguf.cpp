@@ -21,8 +21,7 @@ std::vector<std::string> first_inputs() {
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
-    const std::string path =
-        folder().write("input.gguf", std::string(reinterpret_cast<const char *>(data), size));
+    const std::string path = folder().write("input.gguf", std::string(reinterpret_cast<const char *>(data), size));
     for (const GgufRole role : {GgufRole::model, GgufRole::adapter}) {
         try {
             check_gguf(path, role);

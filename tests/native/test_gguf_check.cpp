@@ -91,6 +91,85 @@ Gguf wpm() {
     return g;
 }
 
+// The same file as a model of another architecture.
+void as(Gguf & g, const std::string & architecture) {
+    for (builder::Key & k : g.keys) {
+        if (k.name.rfind("llama.", 0) == 0) {
+            k.name = architecture + k.name.substr(5);
+        }
+    }
+    g.set("general.architecture", architecture.c_str());
+}
+
+// Rules of some architectures only: the keys that break them there, and that one of another kind may have.
+void architecture_rules() {
+    struct Rule {
+        const char * architecture;
+        std::vector<std::pair<const char *, std::vector<int32_t>>> keys;   // one value: a scalar
+        const char * refused;                                              // the key named; "" = accepted
+    };
+    // Four heads of 16 numbers, an embedding of 64, two layers.
+    const std::vector<Rule> rules = {
+        {"llama", {{"attention.value_length", {8}}}, "attention.value_length"},
+        {"qwen3", {{"attention.key_length", {8}}}, "attention.key_length"},
+        {"gemma", {{"attention.value_length", {8}}}, ""},
+        {"deepseek2", {{"attention.key_length", {24}}, {"attention.value_length", {16}}}, ""},
+        {"cohere2", {{"attention.key_length_swa", {8}}}, "attention.key_length_swa"},
+        {"cohere2", {{"attention.value_length_swa", {16}}}, ""},
+        {"gemma4", {{"attention.key_length_swa", {8}}, {"attention.value_length_swa", {8}}}, ""},
+        {"llama", {{"rope.dimension_count", {0}}}, "rope.dimension_count"},
+        {"qwen35", {{"rope.dimension_count", {0}}}, "rope.dimension_count"},
+        {"gpt2", {{"rope.dimension_count", {0}}}, ""},
+        {"llama", {{"rope.dimension_count", {8}}}, "rope.dimension_count"},
+        {"phi2", {{"rope.dimension_count", {8}}}, ""},
+        {"qwen2vl", {{"rope.dimension_sections", {8, 8, 8, 0}}}, "rope.dimension_sections"},
+        {"qwen2vl", {{"rope.dimension_sections", {4, 2, 2, 0}}}, ""},
+        {"starcoder",
+         {{"attention.head_count", {8}}, {"attention.key_length", {16}}, {"attention.value_length", {16}}},
+         "attention.head_count"},
+        {"qwen3",
+         {{"attention.head_count", {8}}, {"attention.key_length", {16}}, {"attention.value_length", {16}}},
+         ""},
+        {"olmoe", {{"expert_gating_func", {5}}}, "expert_gating_func"},
+        {"olmoe", {{"expert_gating_func", {4}}}, ""},
+        {"gemma3",
+         {{"attention.sliding_window", {32}}, {"attention.sliding_window_pattern", {0, 0}}},
+         "attention.sliding_window_pattern"},
+        {"gemma3", {{"attention.sliding_window", {32}}, {"attention.sliding_window_pattern", {1, 0}}}, ""},
+        {"llama", {{"attention.sliding_window", {32}}, {"attention.sliding_window_pattern", {0, 0}}}, ""},
+        {"jamba", {{"ssm.inner_size", {100}}}, "ssm.inner_size"},
+        {"jamba", {{"ssm.inner_size", {128}}}, ""},
+        {"qwen3next",
+         {{"ssm.inner_size", {100}}, {"ssm.state_size", {16}}, {"ssm.time_step_rank", {8}}, {"ssm.group_count", {4}}},
+         "ssm.inner_size"},
+        {"qwen3next",
+         {{"ssm.inner_size", {128}}, {"ssm.state_size", {16}}, {"ssm.time_step_rank", {8}}, {"ssm.group_count", {3}}},
+         "ssm.group_count"},
+        {"qwen3next",
+         {{"ssm.inner_size", {128}}, {"ssm.state_size", {16}}, {"ssm.time_step_rank", {8}}, {"ssm.group_count", {4}}},
+         ""},
+        {"deepseek4", {{"hyper_connection.count", {2}}}, "hyper_connection.count"},
+        {"deepseek4", {{"hyper_connection.count", {4}}}, ""},
+    };
+    for (const Rule & rule : rules) {
+        Gguf g = tiny_llama();
+        as(g, rule.architecture);
+        check::context = rule.architecture;
+        for (const auto & [name, values] : rule.keys) {
+            const std::string key = std::string(rule.architecture) + '.' + name;
+            check::context += std::string(" ") + name;
+            if (values.size() == 1) {
+                g.set(key, static_cast<uint32_t>(values[0]));
+            } else {
+                g.set(key, builder::i32, values);
+            }
+        }
+        const std::string name =
+            *rule.refused != '\0' ? std::string("key ") + rule.architecture + '.' + rule.refused : "";
+        CHECK_EQ(refusal(g), name.empty() ? "accepted" : name);
+    }
+}
+
 // What has been seen to end the process in the loader, at the first text and in the first computation.
 void kill_classes() {
     const float nan = std::numeric_limits<float>::quiet_NaN();
@@ -420,13 +499,6 @@ void accepted() {
         for (const char * k : {"block_count", "context_length", "embedding_length"})
             g.erase(std::string("llama.") + k);
     });
-    const auto as = [](Gguf & g, const std::string & architecture) {
-        for (builder::Key & k : g.keys) {
-            if (k.name.rfind("llama.", 0) == 0)
-                k.name = architecture + k.name.substr(5);
-        }
-        g.set("general.architecture", architecture.c_str());
-    };
     accept("0 KV heads on a recurrent layer", tiny, [&](Gguf & g) {
         as(g, "lfm2");
         g.set("lfm2.attention.head_count_kv", builder::u32, std::vector<uint32_t>{0, 2});
@@ -720,6 +792,7 @@ int main(int argc, char ** argv) {
         return accept_files(argc - 2, argv + 2);
     }
     kill_classes();
+    architecture_rules();
     container();
     meaning();
     accepted();

@@ -46,7 +46,7 @@ class Filler {
     }
     void fill(std::string & text) { text = some_text(); }
     template <typename T> void fill(std::vector<T> & items) {
-        items.resize(depth_ < 3 ? below(4) : 0);   // a log probability holds a list of its own kind
+        items.resize(depth_ < 3 ? below(4) : 0);  // a log probability holds a list of its own kind
         ++depth_;
         for (T & item : items) {
             fill(item);
@@ -132,7 +132,7 @@ void check_channel() {
     for (std::thread & writer : writers) {
         writer.join();
     }
-    near.reset();   // the other end hears of it
+    near.reset();  // the other end hears of it
     reader.join();
     CHECK_EQ(n_sent.load(), n_threads * n_messages);
     CHECK_EQ(n_received, n_threads * n_messages);
@@ -146,7 +146,7 @@ void check_nobody_reads() {
     platform::Channel lonely(back[0], there[1]);
     platform::close_fd(there[0]);
     platform::close_fd(back[1]);
-    CHECK(!lonely.send("a message"));   // and no signal ends this process
+    CHECK(!lonely.send("a message"));  // and no signal ends this process
     std::string message;
     CHECK(!lonely.receive(message));
 }

@@ -49,7 +49,7 @@ def places(root, name):
         ),
         ("max_queue", {"engine/engine"}, False),
         ("check_tensors", {"llama/weights"}, False),
-        ("n_gpu_layers", {"llama/model", "llama/memory_plan", "llama/weights"}, True),
+        ("n_gpu_layers", {"llama/model", "llama/memory_plan", "llama/memory_estimate", "llama/weights"}, True),
     ],
 )
 def test_an_option_is_one_entry_and_one_member(root, name, uses, shown):
