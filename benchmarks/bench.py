@@ -312,7 +312,7 @@ class Bench:
             "isolation",
             "The engine in a process of its own and in the caller's",
             samples,
-            [here, there],
+            [there, here],
             against=here,
         )
 

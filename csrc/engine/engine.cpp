@@ -289,6 +289,13 @@ std::shared_ptr<Outbox> Engine::outbox(bool quiet, bool rings) {
     return shared_.outboxes.make(quiet, rings);
 }
 
+std::shared_ptr<Outbox> Engine::outbox_passing(Outbox::Sink sink) {
+    check_process(process_id_);
+    std::shared_ptr<Outbox> outbox = Outbox::make_passing(std::move(sink));
+    shared_.outboxes.add(outbox);
+    return outbox;
+}
+
 std::vector<OutboxId> Engine::listen(int32_t timeout_ms) {
     check_process(process_id_);
     return shared_.bell.listen(timeout_ms);

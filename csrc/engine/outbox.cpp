@@ -25,7 +25,12 @@ void append(Event & gathered, Event event) {
 
 }  // namespace
 
-Outbox::Outbox(bool quiet, OutboxId id) : quiet_(quiet), id_(id), process_id_(machine::process_id()) {}
+Outbox::Outbox(bool quiet, OutboxId id, Sink sink)
+    : quiet_(quiet), id_(id), process_id_(machine::process_id()), sink_(std::move(sink)) {}
+
+std::shared_ptr<Outbox> Outbox::make_passing(Sink sink) {
+    return std::shared_ptr<Outbox>(new Outbox(false, 0, std::move(sink)));
+}
 
 std::shared_ptr<Outbox> Outbox::make(bool quiet, OutboxId id) {
     // A forked child may hold one that a thread of its parent waited on: a condition variable's destructor would wait
@@ -38,6 +43,10 @@ std::shared_ptr<Outbox> Outbox::make(bool quiet, OutboxId id) {
 }
 
 bool Outbox::push(std::vector<Event> events) {
+    if (sink_) {
+        sink_(std::move(events));
+        return false;
+    }
     std::unique_lock lock(mutex_);
     const bool told = ready_;
     for (Event & event : events) {
@@ -111,16 +120,24 @@ void Outbox::close() {
 }
 
 std::shared_ptr<Outbox> Outboxes::make(bool quiet, bool rings) {
+    std::shared_ptr<Outbox> outbox;
+    {
+        const std::lock_guard lock(mutex_);
+        outbox = Outbox::make(quiet, rings ? ++last_id_ : 0);
+    }
+    add(outbox);
+    return outbox;
+}
+
+void Outboxes::add(const std::shared_ptr<Outbox> & outbox) {
     const std::lock_guard lock(mutex_);
-    std::shared_ptr<Outbox> outbox = Outbox::make(quiet, rings ? ++last_id_ : 0);
     if (closed_) {
         outbox->close();
-        return outbox;
+        return;
     }
     const auto gone = [](const std::weak_ptr<Outbox> & other) { return other.expired(); };
     all_.erase(std::remove_if(all_.begin(), all_.end(), gone), all_.end());
     all_.push_back(outbox);
-    return outbox;
 }
 
 void Outboxes::close_all() {

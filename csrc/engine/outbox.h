@@ -4,6 +4,7 @@
 #include "request.h"
 
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
@@ -17,6 +18,11 @@ class Outbox {
     // `quiet`: the reader wants whole answers, and is told of last events only. `id`: its name on a bell; 0 = none, the
     // reader waits here itself.
     static std::shared_ptr<Outbox> make(bool quiet = false, OutboxId id = 0);
+
+    // One whose events are handed on at once, in the thread that pushes them, and never lie here. `sink` does not
+    // throw.
+    using Sink = std::function<void(std::vector<Event>)>;
+    static std::shared_ptr<Outbox> make_passing(Sink sink);
 
     OutboxId id() const { return id_; }
 
@@ -36,13 +42,14 @@ class Outbox {
     void close();
 
   private:
-    Outbox(bool quiet, OutboxId id);
+    Outbox(bool quiet, OutboxId id, Sink sink = nullptr);
     void check_process() const;
     std::vector<Event> take(bool told);
 
     const bool quiet_;
     const OutboxId id_;
     const int64_t process_id_;
+    const Sink sink_;
     std::mutex mutex_;
     std::condition_variable changed_;
     std::vector<Event> events_;
@@ -56,6 +63,7 @@ class Outboxes {
   public:
     // As Outbox::make; `rings`: with a name of its own. Closed at once after close_all().
     std::shared_ptr<Outbox> make(bool quiet, bool rings);
+    void add(const std::shared_ptr<Outbox> & outbox);
     void close_all();
 
   private:

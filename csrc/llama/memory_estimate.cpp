@@ -39,10 +39,14 @@ MemoryEstimate estimate_memory(const std::string & path, EngineOptions options) 
         if (e.code != "out_of_memory") {
             throw;
         }
+        const auto longest = e.details.find("max_n_ctx");
+        estimate.max_n_ctx = longest != e.details.end() ? std::stoi(longest->second) : 0;
         available.host = UINT64_MAX / 2;
         plan = plan_memory(summary, generates, options, available);
     }
-    estimate.max_n_ctx = plan.max_n_ctx;
+    if (estimate.fits) {
+        estimate.max_n_ctx = plan.max_n_ctx;
+    }
     // Even an empty context takes some bytes a token, so that one which does not fit is computed from a small one.
     constexpr int32_t kSmallContext = 4096;
     options.n_ctx = estimate.fits ? plan.n_ctx : std::min(plan.n_ctx, kSmallContext);

@@ -133,7 +133,7 @@ class Server {
         }
     }
 
-    // All that an outbox gets, until it is closed. What lies there together is one message.
+    // All that an outbox gets and does not pass on by itself, until it is closed, and the log.
     void pass_on(Outbox & outbox) {
         try {
             for (;;) {
@@ -185,7 +185,15 @@ class Server {
     platform::Channel & channel_;
     const milliseconds patience_;
     Engine engine_;
-    const std::shared_ptr<Outbox> outbox_ = engine_.outbox(false, false);
+    // Straight from the engine's thread to the pipe: another thread in between would take a core from the computation.
+    const std::shared_ptr<Outbox> outbox_ = engine_.outbox_passing([this](const std::vector<Event> & events) {
+        try {
+            channel_.send(message(Verb::events, 0, events));
+        } catch (const std::exception & e) {  // no memory for them: they would be missing
+            last_words(e.what());
+            platform::leave(kMalformed);
+        }
+    });
     std::atomic<uint64_t> n_begun_{0}, n_ended_{0};  // calls that got a thread of their own
 };
 

@@ -215,9 +215,36 @@ void no_ring_is_lost() {
     CHECK_EQ(n_read, size_t{n});
 }
 
+void passes_events_on() {
+    std::vector<std::string> seen;
+    const auto outbox = Outbox::make_passing([&](const std::vector<Event> & events) {
+        for (const Event & event : events) {
+            seen.push_back(event.text);
+        }
+    });
+    for (int i = 0; i < 1000; ++i) {
+        Event event;
+        event.id = 1;
+        event.text = std::to_string(i);
+        CHECK(!outbox->push({event}));   // nobody is to be told
+    }
+    CHECK_EQ(seen.size(), 1000u);
+    CHECK_EQ(seen.back(), "999");
+    CHECK(outbox->drain().empty());
+    outbox->close();
+    bool closed = false;
+    try {
+        outbox->wait(0);
+    } catch (const Error & e) {
+        closed = e.code == "engine_closed";
+    }
+    CHECK(closed);
+}
+
 }  // namespace
 
 int main() {
+    passes_events_on();
     gathered_text_stays_whole();
     a_quiet_reader_hears_of_ends_only();
     a_closed_outbox_says_so_once_it_is_empty();
