@@ -197,9 +197,19 @@ class Models:
         if choose(self._isolation, verified, architecture) == "process":
             return LoadedModel(found.path, options, isolated=True)
         if not verified:
-            try_out(str(found.path), options, sum(os.path.getsize(file) for file in files))
-            self._verdicts.note(files)
+            self._try_out(found, options, files)
         return LoadedModel(found.path, options)
+
+    def _try_out(self, found: ResolvedModel, options: dict[str, Any], files: Sequence[Path]) -> None:
+        """Raises InvalidModelError for a file that ends the process it is tried in."""
+        try:
+            try_out(str(found.path), options, sum(os.path.getsize(file) for file in files))
+        except ServerError as error:
+            if error.code != "worker_missing":
+                raise
+            _log.warning("%s runs in this process without having been tried: %s", found.id, error.message)
+        else:
+            self._verdicts.note(files)
 
     def estimate(self, name: str | Path) -> MemoryEstimate:
         """What the model would take of memory. Raises NotFoundError, InvalidModelError."""

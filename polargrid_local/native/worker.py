@@ -79,7 +79,8 @@ def _start() -> subprocess.Popen[bytes]:
     except OSError as error:
         name = worker_program().name
         raise ServerError(
-            f"the engine's process cannot be started: {name}: {error.strerror}", code="worker_missing"
+            f"the engine's process cannot be started: {name}: {error.strerror}; isolation='thread' does without it",
+            code="worker_missing",
         ) from None
 
 

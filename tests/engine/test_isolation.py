@@ -21,7 +21,15 @@ import tiny_archs
 import tiny_model
 from helpers import HOLD, chat, content_of, stats_of
 
-from polargrid_local import AsyncEngine, Engine, EngineClosed, EngineCrashed, ForkedEngineError, ServerError
+from polargrid_local import (
+    AsyncEngine,
+    Engine,
+    EngineClosed,
+    EngineCrashed,
+    ForkedEngineError,
+    InvalidModelError,
+    ServerError,
+)
 from polargrid_local import registry as models_of_engines
 from polargrid_local.native import worker
 
@@ -334,6 +342,43 @@ def test_a_worker_that_cannot_be_started_is_named(tiny: Path, tmp_path: Path, mo
     with pytest.raises(ServerError, match="polargrid-worker") as caught:
         Engine(tiny, isolation="process")
     assert caught.value.code == "worker_missing"
+    with Engine(tiny, isolation="thread") as engine:  # there is nothing to try it in, which a warning says
+        assert engine.chat_completion(**chat("hello", max_tokens=2))["usage"]["completion_tokens"] == 2
+
+
+def test_a_file_nobody_knows_is_tried_before_it_runs_in_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tried: list[str] = []
+    real = models_of_engines.try_out
+    monkeypatch.setattr(models_of_engines, "try_out", lambda path, *rest: (tried.append(path), real(path, *rest))[1])
+    path = tiny_model.write_random(tmp_path / "m.gguf")
+    for _ in range(2):
+        with Engine(path, isolation="thread") as engine:
+            assert engine.info()["isolation"] == "thread"
+    assert tried == [str(path)]  # the second time it was known
+    with Engine(path) as engine:
+        assert engine.info()["isolation"] == "thread"
+    os.utime(path)
+    with Engine(path) as engine:  # it may have changed
+        assert engine.info()["isolation"] == "process"
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process", "auto"])
+def test_a_file_that_ends_the_process_is_refused_with_the_reason(isolation: Any, tmp_path: Path) -> None:
+    """Values half as long as keys, which no rule knows of for this architecture, and llama.cpp stops at."""
+    narrow: dict[str, Any] = {f"blk.{i}.attn_v.weight": (32, 64) for i in range(2)}
+    path = tiny_archs.write(
+        tmp_path / "m.gguf",
+        "gemma3",
+        metadata={"gemma3.attention.key_length": 16, "gemma3.attention.value_length": 8},
+        tensors=narrow,
+    )
+    with pytest.raises(InvalidModelError, match=r"m\.gguf.*GGML_ASSERT") as caught:
+        Engine(path, isolation=isolation)
+    assert caught.value.details["trial_signal"] == signal.SIGABRT
+    assert "/" not in caught.value.details["reason"]
 
 
 def test_a_worker_that_says_nonsense_is_ended(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
