@@ -265,6 +265,7 @@ struct OwnRange {
 constexpr OwnRange own_ranges[] = {
     {"deepseek4", "hyper_connection.count", 4, 4},
     {"glm5-next", "hyper_connection.count", 4, 4},
+    {"plamo2", "ssm.group_count", 0, 0},
 };
 
 // By number of general.file_type; the names users know files by.

@@ -148,6 +148,7 @@ void architecture_rules() {
         {"qwen3next",
          {{"ssm.inner_size", {128}}, {"ssm.state_size", {16}}, {"ssm.time_step_rank", {8}}, {"ssm.group_count", {4}}},
          ""},
+        {"plamo2", {{"ssm.group_count", {1}}}, "ssm.group_count"},
         {"deepseek4", {{"hyper_connection.count", {2}}}, "hyper_connection.count"},
         {"deepseek4", {{"hyper_connection.count", {4}}}, ""},
     };

@@ -11,6 +11,7 @@ descriptors have grown to. Exits with status 1 where a text was wrong, a stream 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -114,6 +115,7 @@ def main() -> int:
     soak.reload()
     whole = [ask(engine, PROMPTS[0]) == soak.expected[PROMPTS[0]] for engine in engines]
     running = sum(stats["n_running"] + stats["n_waiting"] for engine in engines for stats in engine.stats().values())
+    gc.collect()  # engines that failed to load lie in cycles of their errors
     grown = len(os.listdir("/proc/self/fd")) - n_descriptors
     after = resident_mib()
     for engine in engines:

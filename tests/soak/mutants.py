@@ -11,6 +11,7 @@ at the end. With --report every mutant that ended its process is a line of JSON 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -179,6 +180,7 @@ def main() -> int:
                 report.flush()
             if sum(counts.values()) % 500 == 0:
                 print(dict(counts), f"{time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    gc.collect()  # engines that failed to load lie in cycles of their errors
     grown = len(os.listdir("/proc/self/fd")) - n_descriptors
     print(json.dumps({"mutants": sum(counts.values()), **counts, "descriptors left open": grown}))
     return int(grown > 2)
