@@ -153,7 +153,7 @@ class Models:
             if old is not None and not crashed:
                 old.model.close()
             time.sleep(pause_s)
-            model = load.model = self._engine_for(found)
+            model = load.model = self._engine_for(found, load)
             model.load(note)
             ready = ReadyModel(model, self._target(found.id, model.info, model.compile), int(time.time()))
             with self._lock:
@@ -185,7 +185,7 @@ class Models:
         self._restarts[id] = [*recent, now]
         return BACKOFF_S * float(2 ** len(recent) - 1)
 
-    def _engine_for(self, found: ResolvedModel) -> LoadedModel:
+    def _engine_for(self, found: ResolvedModel, load: Load) -> LoadedModel:
         """Not loaded yet; in this process or in one of its own. A file that is to run in this one, and of which nothing
         is known, is tried in another first."""
         options = self._native_options()
@@ -197,13 +197,17 @@ class Models:
         if choose(self._isolation, verified, architecture) == "process":
             return LoadedModel(found.path, options, isolated=True)
         if not verified:
-            self._try_out(found, options, files)
+            self._try_out(found, options, files, load)
         return LoadedModel(found.path, options)
 
-    def _try_out(self, found: ResolvedModel, options: dict[str, Any], files: Sequence[Path]) -> None:
+    def _try_out(self, found: ResolvedModel, options: dict[str, Any], files: Sequence[Path], load: Load) -> None:
         """Raises InvalidModelError for a file that ends the process it is tried in."""
+
+        def note(model: LoadedModel) -> None:
+            load.model = model  # an abort of the load ends its trial
+
         try:
-            try_out(str(found.path), options, sum(os.path.getsize(file) for file in files))
+            try_out(str(found.path), options, sum(os.path.getsize(file) for file in files), note)
         except ServerError as error:
             if error.code != "worker_missing":
                 raise

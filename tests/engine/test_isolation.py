@@ -32,6 +32,7 @@ from polargrid_local import (
 )
 from polargrid_local import registry as models_of_engines
 from polargrid_local.native import worker
+from polargrid_local.native.isolation import TESTED
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -130,6 +131,28 @@ def test_vectors_and_scores_are_the_same(tmp_path: Path) -> None:
         told.append((np.stack([row["embedding"] for row in data]), scores))
     assert np.array_equal(told[0][0], told[1][0])
     assert told[0][1] == told[1][1]
+
+
+@pytest.mark.parametrize("architecture", sorted(TESTED))
+def test_every_architecture_that_may_run_in_process_computes_the_same_there(architecture: str, tmp_path: Path) -> None:
+    kind = "qwen3-reranker" if architecture == "qwen3" else architecture
+    path = tiny_archs.write(tmp_path / "m.gguf", kind)
+    told = []
+    for isolation in ("thread", "process"):
+        with Engine(path, isolation=isolation) as engine:
+            assert engine.info()["architecture"] == architecture
+            said: list[Any] = []
+            for task in engine.info()["tasks"]:
+                if task == "generate":
+                    said.append(engine.completion(prompt="the of and", max_tokens=6, temperature=0)["choices"])
+                elif task == "embed":
+                    vectors = engine.embeddings(input=["one text", "another"])["data"]
+                    said.append([row["embedding"] for row in vectors])
+                else:
+                    said.append(engine.rerank("a query", ["a document", "none"])["results"])
+            assert said
+            told.append(said)
+    assert told[0] == told[1]
 
 
 def test_tokens_and_errors_are_the_same(both: tuple[Engine, Engine]) -> None:
