@@ -31,24 +31,32 @@ def health_reply(healthy: bool, version: str, now: datetime) -> HealthResponse:
     }
 
 
-def gpu_status_reply(devices: Sequence[Device], held: Mapping[str, int], pid: int, now: datetime) -> GPUStatusResponse:
-    """`devices`: as the native module lists them; those that are no GPUs are left out. `held`: bytes that the models of
-    this process, `pid`, hold of each, by its name; other processes are not known."""
+def gpu_status_reply(
+    devices: Sequence[Device], held: Mapping[int, Mapping[str, int]], now: datetime
+) -> GPUStatusResponse:
+    """`devices`: as the native module lists them; those that are no GPUs are left out. `held`: bytes that our models
+    hold of each, by the id of the process that computes and the name of the device; other processes are not known."""
     gpus = [
-        _gpu(index, device, held.get(device["name"], 0))
+        _gpu(index, device, sum(of_process.get(device["name"], 0) for of_process in held.values()))
         for index, device in enumerate(device for device in devices if device.get("gpu"))
     ]
-    ours = sum(held.values())
+    ours = {pid: sum(of_process.values()) for pid, of_process in held.items()}
     return {
         "status": "success",
         "timestamp": now.isoformat(),
         "gpus": gpus,
-        "processes": [{"pid": pid, "name": "polargrid-local", "memory_mb": ours >> 20}] if ours else [],
+        "processes": [
+            {"pid": pid, "name": "polargrid-local", "memory_mb": n_bytes >> 20}
+            for pid, n_bytes in ours.items()
+            if n_bytes
+        ],
         "total_gpus": len(gpus),
     }
 
 
-def gpu_memory_reply(devices: Sequence[Device], held: Mapping[str, int], now: datetime) -> GPUMemoryResponse:
+def gpu_memory_reply(
+    devices: Sequence[Device], held: Mapping[int, Mapping[str, int]], now: datetime
+) -> GPUMemoryResponse:
     """The memory of each GPU among `devices`, in GiB."""
     memory: list[GPUMemorySimple] = [
         {
@@ -58,7 +66,7 @@ def gpu_memory_reply(devices: Sequence[Device], held: Mapping[str, int], now: da
             "percent_used": gpu["memory"]["percent_used"],
             "percent_free": round(100 - gpu["memory"]["percent_used"], 2),
         }
-        for gpu in gpu_status_reply(devices, held, 0, now)["gpus"]
+        for gpu in gpu_status_reply(devices, held, now)["gpus"]
     ]
     return {"status": "success", "timestamp": now.isoformat(), "memory": memory}
 

@@ -9,7 +9,7 @@ import os
 import secrets
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -481,12 +481,13 @@ class Models:
             devices = system().get("devices", [])
         return devices
 
-    def _held(self) -> dict[str, int]:
-        """Bytes that the loaded models hold of each GPU, by its name."""
-        held: Counter[str] = Counter()
+    def _held(self) -> dict[int, Counter[str]]:
+        """Bytes that the loaded models hold of each GPU, by the process that computes and the GPU's name."""
+        held: dict[int, Counter[str]] = defaultdict(Counter)
         for ready in list(self._ready.values()):
             with contextlib.suppress(PolarGridError):  # closed meanwhile
-                held.update(ready.model.stats().get("device_bytes", {}))
+                process = ready.model.info.get("process_id", os.getpid())
+                held[process].update(ready.model.stats().get("device_bytes", {}))
         return held
 
     def gpu_bytes(self) -> int:
@@ -496,7 +497,7 @@ class Models:
         return sum(device["memory_bytes"] for device in self._devices() if device.get("gpu"))
 
     def gpu_status(self) -> GPUStatusResponse:
-        return gpu_status_reply(self._devices(), self._held(), os.getpid(), datetime.now())
+        return gpu_status_reply(self._devices(), self._held(), datetime.now())
 
     def gpu_memory(self) -> GPUMemoryResponse:
         return gpu_memory_reply(self._devices(), self._held(), datetime.now())

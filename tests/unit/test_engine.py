@@ -193,7 +193,7 @@ def test_what_models_hold_of_a_gpu_is_in_use_whatever_the_driver_says(driver_say
     """All in GiB of 8."""
     device = {"name": "Vulkan0", "description": "", "gpu": True, "memory_bytes": 8 << 30}
     device["free_bytes"] = driver_says << 30
-    reply = gpu_status_reply([device], {"Vulkan0": held << 30}, 7, datetime.now())
+    reply = gpu_status_reply([device], {7: {"Vulkan0": held << 30}}, datetime.now())
     assert reply["gpus"][0]["memory"]["used_gb"] == used and reply["gpus"][0]["memory"]["free_gb"] == 8 - used
     assert reply["processes"] == [{"pid": 7, "name": "polargrid-local", "memory_mb": held << 10}]
 
