@@ -291,6 +291,7 @@ void RemoteEngine::take(const std::string & message) {
             stats_ = unpacker.get<Stats>();
         } else if (verb == Verb::ended) {
             Error why = unpack_error(unpacker);
+            said_why_ = true;
             if (why.code != "engine_closed") {
                 failure_ = std::move(why);
             }
@@ -399,8 +400,7 @@ void RemoteEngine::end() {
     std::unordered_map<RequestId, std::shared_ptr<Outbox>> readers;
     {
         const std::lock_guard lock(mutex_);
-        const bool by_itself = ending.signal == 0 && ending.in_words == "ended with status 0";
-        if (!failure_ && (!by_itself || !closing_)) {
+        if (!failure_ && !said_why_) {
             std::string why = "the engine's process " + ending.in_words;
             if (silent_) {
                 why = "the engine's process was ended, for it had said nothing for " +
@@ -414,9 +414,7 @@ void RemoteEngine::end() {
             if (ending.signal != 0) {
                 details["signal"] = std::to_string(ending.signal);
             }
-            if (!by_itself || loaded_) {
-                failure_ = Error("engine_crashed", why, details);
-            }
+            failure_ = Error("engine_crashed", why, details);
         }
         const Error why = why_ended();
         code = why.code;

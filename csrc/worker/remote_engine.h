@@ -116,6 +116,7 @@ class RemoteEngine {
     bool closing_ = false, ended_ = false, loaded_ = false;
     bool heard_ = false;  // anything, since the watcher last looked
     bool silent_ = false;  // it was ended for that
+    bool said_why_ = false;  // it told that it was about to end
     std::string reason_;  // the last of what the worker wrote to its standard error
     std::optional<Error> failure_;  // why it ended, if it was not closed
     std::mutex close_mutex_;

@@ -404,6 +404,20 @@ def test_a_file_that_ends_the_process_is_refused_with_the_reason(isolation: Any,
     assert "/" not in caught.value.details["reason"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="the impostor is a script")
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_worker_that_just_leaves_has_crashed(
+    status: int, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impostor = tmp_path / "polargrid-worker"
+    impostor.write_text(f"#!/bin/sh\nexit {status}\n")
+    impostor.chmod(0o755)
+    monkeypatch.setattr(worker, "worker_program", lambda: impostor)
+    for use in (Engine, Engine.estimate):
+        with pytest.raises(EngineCrashed, match=f"ended with status {status}"):
+            use(tiny, isolation="process")
+
+
 def test_a_worker_that_says_nonsense_is_ended(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     impostor = tmp_path / "polargrid-worker"
     impostor.write_text(f"#!{sys.executable}\nimport sys, time\nsys.stdout.buffer.write(bytes(range(8)) * 2000)\n"
