@@ -202,20 +202,23 @@ constexpr std::string_view uniform_heads[] = {
 
 // Whose attention takes one length for keys and values of all layers; with others it stops at an assertion.
 constexpr std::string_view one_head_length[] = {
-    "afmoe",          "apertus",   "arcee",        "arctic",     "baichuan",    "bailingmoe2",   "bert",
-    "bitnet",         "bloom",     "chameleon",    "chatglm",    "codeshell",   "cogvlm",        "cohere2",
-    "cohere2moe",     "command-r", "dbrx",         "deci",       "deepseek",    "deepseek4",     "dots1",
-    "dream",          "ernie4_5",  "ernie4_5-moe", "eurobert",   "exaone",      "falcon",        "glm4",
-    "glm4moe",        "gpt2",      "gptneox",      "granite",    "granite_swa", "granitehybrid", "graniteswitch",
-    "grok",           "grovemoe",  "hunyuan-moe",  "hunyuan_vl", "hy_v3",       "internlm2",     "jais",
-    "jais2",          "laguna",    "lfm2",         "lfm2moe",    "llada",       "llada-moe",     "llama",
-    "llama4",         "maincoder", "mellum",       "minimax-01", "minimax-m2",  "minimax-m3",    "mistral3",
-    "modern-bert",    "mpt",       "muse-glimmer", "nanbeige",   "nemotron",    "nemotron_h",    "nemotron_h_moe",
-    "neo-bert",       "olmo",      "olmo2",        "olmoe",      "openelm",     "orion",         "paddleocr",
-    "pangu-embedded", "phi2",      "phi3",         "plamo",      "qwen",        "qwen2",         "qwen2moe",
-    "qwen2vl",        "qwen3",     "qwen35",       "qwen35moe",  "qwen3moe",    "qwen3next",     "qwen3vl",
-    "qwen3vlmoe",     "qwen4exp",  "refact",       "rnd1",       "seed_oss",    "smallthinker",  "smollm3",
-    "spark2_5",       "stablelm",  "starcoder",    "starcoder2", "t5",          "xverse",
+    "afmoe",         "apertus",        "arcee",        "arctic",      "baichuan",    "bailingmoe2",
+    "bert",          "bitnet",         "bloom",        "chameleon",   "chatglm",     "codeshell",
+    "cogvlm",        "cohere2",        "cohere2moe",   "command-r",   "dbrx",        "deci",
+    "deepseek",      "deepseek4",      "dots1",        "dream",       "ernie4_5",    "ernie4_5-moe",
+    "eurobert",      "exaone",         "exaone-moe",   "exaone4",     "falcon",      "glm4",
+    "glm4moe",       "gpt2",           "gptneox",      "granite",     "granite_swa", "granitehybrid",
+    "graniteswitch", "grok",           "grovemoe",     "hunyuan-moe", "hunyuan_vl",  "hy_v3",
+    "internlm2",     "jais",           "jais2",        "laguna",      "lfm2",        "lfm2moe",
+    "llada",         "llada-moe",      "llama",        "llama4",      "maincoder",   "maple",
+    "mellum",        "minimax-01",     "minimax-m2",   "minimax-m3",  "mistral3",    "modern-bert",
+    "mpt",           "muse-glimmer",   "nanbeige",     "nemotron",    "nemotron_h",  "nemotron_h_moe",
+    "neo-bert",      "olmo",           "olmo2",        "olmoe",       "openelm",     "orion",
+    "paddleocr",     "pangu-embedded", "phi2",         "phi3",        "plamo",       "qwen",
+    "qwen2",         "qwen2moe",       "qwen2vl",      "qwen3",       "qwen35",      "qwen35moe",
+    "qwen3moe",      "qwen3next",      "qwen3vl",      "qwen3vlmoe",  "qwen4exp",    "refact",
+    "rnd1",          "seed_oss",       "smallthinker", "smollm3",     "spark2_5",    "stablelm",
+    "starcoder",     "starcoder2",     "t5",           "talkie",      "xverse",
 };
 
 // Which rotate every number of a head: rope.dimension_count is the length of a head.

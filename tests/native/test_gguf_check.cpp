@@ -112,6 +112,7 @@ void architecture_rules() {
     const std::vector<Rule> rules = {
         {"llama", {{"attention.value_length", {8}}}, "attention.value_length"},
         {"qwen3", {{"attention.key_length", {8}}}, "attention.key_length"},
+        {"exaone4", {{"attention.value_length", {8}}}, "attention.value_length"},
         {"gemma", {{"attention.value_length", {8}}}, ""},
         {"deepseek2", {{"attention.key_length", {24}}, {"attention.value_length", {16}}}, ""},
         {"cohere2", {{"attention.key_length_swa", {8}}}, "attention.key_length_swa"},

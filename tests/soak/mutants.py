@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from polargrid_local.errors import InvalidModelError, PolarGridError
-from polargrid_local.native import worker
+from polargrid_local.native import isolation, worker
 from polargrid_local.native.core import core, inspect
 from polargrid_local.native.isolation import try_out
 
@@ -151,9 +151,13 @@ def main() -> int:
     arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--part", default="0/1", help="I/N: every N-th mutant from the I-th on, for N processes")
     arguments.add_argument("--report", type=Path)
+    arguments.add_argument("--worker", type=Path, help="another build of polargrid-worker, as one with sanitizers")
     given = arguments.parse_args()
     part, n_parts = map(int, given.part.split("/"))
     worker.HANG_S = 10
+    if given.worker is not None:
+        worker.worker_program = lambda: given.worker
+        isolation._TRIAL_MEMORY = 1 << 60  # a sanitizer maps terabytes that it does not use
     core()
     n_descriptors = len(os.listdir("/proc/self/fd"))
     counts: Counter[str] = Counter()
