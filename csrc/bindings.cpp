@@ -334,6 +334,7 @@ PYBIND11_MODULE(_core, m) {
         py::arg("path"), py::arg("options"), py::arg("worker"), "What a model would take of memory, by a dry run.");
     remote.def_property_readonly("crashed", &RemoteEngine::crashed, "It has ended, and nobody asked it to.");
 
+    m.attr("build") = build_id();
     m.def(
         "inspect",
         [](const py::object & path) {

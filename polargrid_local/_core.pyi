@@ -5,7 +5,7 @@ The native border: one engine, the outboxes of its calls, and what can be said o
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['Engine', 'Error', 'Event', 'Outbox', 'RemoteEngine', 'drain_log', 'inspect', 'system']
+__all__: list[str] = ['Engine', 'Error', 'Event', 'Outbox', 'RemoteEngine', 'build', 'drain_log', 'inspect', 'system']
 class Error(Exception):
     """
     A refusal or failure by name: args = (code, message, details).
@@ -158,3 +158,4 @@ def system() -> dict[str, typing.Any]:
     """
     Devices, CPU features, usable threads and memory of this machine, as this process may use them.
     """
+build: str = 'llama.cpp 0.5.0-dev'

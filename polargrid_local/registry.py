@@ -54,9 +54,9 @@ from polargrid_local.errors import (
 from polargrid_local.machine import gpu_memory_reply, gpu_memory_state, gpu_status_reply, health_reply
 from polargrid_local.models.store import ResolvedModel, Store
 from polargrid_local.models.verdicts import Verdicts
-from polargrid_local.native.core import inspect, native_path, refused, system, translated
+from polargrid_local.native.core import core, inspect, native_path, refused, system
 from polargrid_local.native.isolation import Isolation, choose, try_out
-from polargrid_local.native.loaded_model import LoadedModel, by_the_file, ended_by_file
+from polargrid_local.native.loaded_model import LoadedModel
 from polargrid_local.native.worker import estimate
 from polargrid_local.shards import model_files
 
@@ -221,9 +221,6 @@ class Models:
         try:
             return estimate(native_path(found.path), self._native_options())
         except Exception as error:
-            error = translated(error)
-            if isinstance(error, EngineCrashed) and by_the_file(error):
-                error = ended_by_file(error)
             raise refused(error, found.path) from None
 
     def _files(self, found: ResolvedModel, options: Mapping[str, Any]) -> list[Path]:
@@ -234,7 +231,7 @@ class Models:
 
     @functools.cached_property
     def _verdicts(self) -> Verdicts:
-        return Verdicts(str(system().get("build")))
+        return Verdicts(core().build)
 
     def _native_options(self) -> dict[str, Any]:
         """With the draft model's file in place of its name. Raises as resolving any name does."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 from polargrid_local.api.events import Event
 from polargrid_local.api.replies import FileSummary, SystemInfo
 from polargrid_local.errors import (
+    EngineCrashed,
     InvalidModelError,
     NotFoundError,
     PolarGridError,
@@ -68,6 +69,7 @@ class Core(Protocol):
     def Engine(self, path: str, options: dict[str, Any], /) -> NativeEngine: ...
 
     RemoteEngine: Any  # (path, options, worker) -> a NativeEngine that also knows whether it `crashed`
+    build: str  # llama.cpp's version
 
     def inspect(self, path: str, /) -> dict[str, Any]: ...
     def system(self) -> dict[str, Any]: ...
@@ -76,31 +78,30 @@ class Core(Protocol):
 
 def core() -> Core:
     """The native module, imported when first needed."""
-    settings = compute_settings(os.environ)
     # ggml would otherwise run gdb on this process when it aborts.
-    os.environ.setdefault("GGML_NO_BACKTRACE", settings.pop("GGML_NO_BACKTRACE"))
-    os.environ.update(settings)
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+    brief = thread_settings(os.environ)
+    os.environ.update(brief)
     try:
         from polargrid_local import _core
     finally:
-        for name in settings:
+        for name in brief:
             del os.environ[name]  # the host's other programs choose for themselves
     return _core
 
 
-def compute_settings(chosen: Mapping[str, str]) -> dict[str, str]:
-    """What ggml and libgomp are to find in the environment when they are loaded, where the user chose nothing."""
-    # libgomp reads its settings when it is loaded. Its default is milliseconds of spinning at each of hundreds of
+def thread_settings(chosen: Mapping[str, str]) -> dict[str, str]:
+    """What libgomp is to find in the environment when it is loaded; nothing where the user chose."""
+    # Its default is milliseconds of spinning at each of hundreds of
     # barriers per token when another program holds a core; a thousand rounds lose nothing on a quiet machine. "Active"
     # keeps those thousand when a second engine in this process makes more threads than there are CPUs: the default is
     # then a hundred, which sleep and wake at nearly every barrier.
     brief = {"GOMP_SPINCOUNT": "1000", "OMP_WAIT_POLICY": "active"}
-    return {"GGML_NO_BACKTRACE": "1", **({} if brief.keys() & chosen.keys() else brief)}
+    return {} if brief.keys() & chosen.keys() else brief
 
 
 def worker_program() -> Path:
     """The executable of a worker, which lies beside the native module."""
-    core()
     native = find_spec("polargrid_local._core")
     folder = Path(native.origin).parent if native is not None and native.origin is not None else Path()
     return folder / ("polargrid-worker.exe" if os.name == "nt" else "polargrid-worker")
@@ -148,8 +149,11 @@ def native_path(path: Path) -> str:
 
 
 def refused(error: Exception, path: Path, adapters: Sequence[str] = ()) -> Exception:
-    """A native refusal of a model file, saying which file and what that looks like."""
+    """A native refusal of a model file, or the end of the process that opened it, saying which file and what that looks
+    like."""
     error = translated(error)
+    if isinstance(error, EngineCrashed):
+        error = _blamed(error)
     if not isinstance(error, (InvalidModelError, NotFoundError, ServerError)) or error.code == "cancelled":
         return error
     message = f"{' with adapter '.join([str(path), *adapters])}: {error.message}"
@@ -160,6 +164,20 @@ def refused(error: Exception, path: Path, adapters: Sequence[str] = ()) -> Excep
                 break
     error.message, error.args, error.path = message, (message,), str(path)
     return error
+
+
+def _blamed(error: EngineCrashed) -> PolarGridError:
+    """InvalidModelError where the file ended the process that used it, and neither somebody else nor a lack of
+    memory."""
+    details = error.details or {}
+    reason = str(details.get("reason", ""))
+    if "bad_alloc" in reason or "memory" in reason or not (reason or details.get("signal", 9) != 9):
+        return error
+    told = {"trial_signal": details["signal"]} if "signal" in details else {}
+    reason = reason or error.message
+    return InvalidModelError(
+        f"this file ends the process that uses it: {reason}", param="model", details={**told, "reason": reason}
+    )
 
 
 def _looks_like(path: Path, why: dict[str, Any]) -> str | None:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from polargrid_local.errors import EngineCrashed, PolarGridError, from_code
+from polargrid_local.native.core import refused
 from polargrid_local.native.delivery import TERMINAL, ThreadReader
-from polargrid_local.native.loaded_model import LoadedModel, by_the_file, ended_by_file
+from polargrid_local.native.loaded_model import LoadedModel
 
 Isolation = Literal["auto", "thread", "process"]
 
@@ -49,7 +50,7 @@ def try_out(
         for task in model.info["tasks"]:
             _ask(model, task)
     except EngineCrashed as error:
-        raise (ended_by_file(error) if by_the_file(error) else error) from None
+        raise refused(error, model.path) from None
     finally:
         model.close()
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from polargrid_local.api.replies import ModelStats, NativeInfo
 from polargrid_local.chat.grammar import Constraint
-from polargrid_local.errors import EngineCrashed, InvalidModelError, ModelFileChanged, NotFoundError, from_code
+from polargrid_local.errors import ModelFileChanged, NotFoundError, from_code
 from polargrid_local.native.core import NativeEngine, core, guidance_library, native_path, refused, translated
 from polargrid_local.native.delivery import SLICE_MS, Reader
 from polargrid_local.native.handle import Handle
@@ -74,8 +74,6 @@ class LoadedModel:
             self.abort()
             self.close()
             handle.pass_log_on()
-            if isinstance(error, EngineCrashed) and by_the_file(error):
-                error = ended_by_file(error)
             if isinstance(error, Exception):
                 raise refused(error, self.path, self._adapters) from None
             raise
@@ -195,22 +193,3 @@ class LoadedModel:
                 details={"path": str(self.path)},
                 path=str(self.path),
             )
-
-
-def by_the_file(error: EngineCrashed) -> bool:
-    """Whether it was the file that ended the process, and neither somebody else nor a lack of memory."""
-    details = error.details or {}
-    reason = str(details.get("reason", ""))
-    if "bad_alloc" in reason or "memory" in reason:
-        return False
-    return bool(reason) or details.get("signal", 9) != 9
-
-
-def ended_by_file(error: EngineCrashed) -> InvalidModelError:
-    """For a file that ended the process it was tried in."""
-    details = error.details or {}
-    reason = details.get("reason") or error.message
-    told = {"trial_signal": details["signal"]} if "signal" in details else {}
-    return InvalidModelError(
-        f"this file ends the process that uses it: {reason}", param="model", details={**told, "reason": reason}
-    )

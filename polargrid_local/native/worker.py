@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from polargrid_local.api.replies import MemoryEstimate
 from polargrid_local.errors import ServerError
-from polargrid_local.native.core import compute_settings, core, worker_program
+from polargrid_local.native.core import core, thread_settings, worker_program
 
 HANG_S = 120  # a computation in which nothing is finished for so long is taken for endless
 SILENCE_S = 60  # a worker that says nothing for so long is taken for dead; a living one says something every second
@@ -36,10 +36,6 @@ class Worker:
         self.outbox, self.submit, self.cancel, self.listen = native.outbox, native.submit, native.cancel, native.listen
         self.compile, self.tokenize = native.compile, native.tokenize
         self.info, self.stats, self.drain_log = native.info, native.stats, native.drain_log
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     @property
     def crashed(self) -> bool:
@@ -116,7 +112,7 @@ def _environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if name.upper() in _PASSED_ON or name.upper().startswith(_PASSED_ON_FAMILIES)
     }
-    return {**compute_settings(kept), **kept}
+    return {"GGML_NO_BACKTRACE": "1", **thread_settings(kept), **kept}
 
 
 def _with_whole_paths(options: dict[str, Any]) -> dict[str, Any]:
