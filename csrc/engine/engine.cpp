@@ -13,13 +13,6 @@
 namespace pgl {
 namespace {
 
-void check_process(int64_t process_id) {
-    if (machine::process_id() != process_id) {
-        throw Error("forked_engine", "this engine belongs to process " + std::to_string(process_id) +
-                                         "; open another one in the forked process");
-    }
-}
-
 void check_sampling(const SamplingParams & params, int32_t n_vocab) {
     check_ranges(params);
     for (const auto & [token, bias] : params.logit_bias) {

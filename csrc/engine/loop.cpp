@@ -678,32 +678,14 @@ void Loop::publish(Event event) {
 
 void Loop::flush() {
     count();
-    std::map<std::shared_ptr<Outbox>, std::vector<Event>> mail;   // a reader is woken once per step
-    for (Event & event : events_) {
-        // An outbox must not hold events that hold the outbox: it would never be freed.
-        std::shared_ptr<Outbox> outbox = std::move(event.outbox);
-        if (event.id == 0) {
-            outbox = shared_.loading;
-        }
-        mail[outbox].push_back(std::move(event));
-    }
-    events_.clear();
-    std::vector<OutboxId> rung;
-    for (auto & [outbox, events] : mail) {
-        if (outbox->push(std::move(events)) && outbox->id() != 0) {
-            rung.push_back(outbox->id());
-        }
-    }
-    if (!rung.empty()) {
-        shared_.bell.ring(rung);
-    }
+    deliver(std::exchange(events_, {}), shared_.loading, shared_.bell);
 }
 
 void Loop::count() {
     const std::lock_guard lock(shared_.mutex);
     for (const Event & event : events_) {
         const bool finished = event.kind == EventKind::finished || event.kind == EventKind::embedding;
-        if (event.id != 0 && (finished || event.kind == EventKind::error)) {
+        if (event.id != 0 && is_last(event)) {
             --shared_.n_live;
             ++(finished                    ? shared_.stats.n_finished
                : event.code == "cancelled" ? shared_.stats.n_cancelled

@@ -5,15 +5,12 @@
 #include <algorithm>
 #include <chrono>
 #include <iterator>
+#include <map>
 
 namespace pgl {
 namespace {
 
 constexpr size_t kMaxPending = 256;
-
-bool is_last(const Event & event) {
-    return event.kind == EventKind::finished || event.kind == EventKind::embedding || event.kind == EventKind::error;
-}
 
 void append(Event & gathered, Event event) {
     gathered.text += event.text;
@@ -24,6 +21,17 @@ void append(Event & gathered, Event event) {
 }
 
 }  // namespace
+
+void check_process(int64_t process_id) {
+    if (machine::process_id() != process_id) {
+        throw Error("forked_engine", "this engine belongs to process " + std::to_string(process_id) +
+                                         "; open another one in the forked process");
+    }
+}
+
+bool is_last(const Event & event) {
+    return event.kind == EventKind::finished || event.kind == EventKind::embedding || event.kind == EventKind::error;
+}
 
 Outbox::Outbox(bool quiet, OutboxId id, Sink sink)
     : quiet_(quiet), id_(id), process_id_(machine::process_id()), sink_(std::move(sink)) {}
@@ -97,7 +105,7 @@ std::vector<Event> Outbox::drain() {
 // Under the lock. `told`: there is something for this reader to know.
 std::vector<Event> Outbox::take(bool told) {
     if (closed_ && events_.empty()) {
-        throw Error("engine_closed", "the engine is closed");
+        throw engine_closed();
     }
     if (!told) {
         return {};
@@ -166,7 +174,7 @@ std::vector<OutboxId> Bell::listen(int32_t timeout_ms) {
     std::unique_lock lock(mutex_);
     rung_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [this] { return !outboxes_.empty() || closed_; });
     if (closed_ && outboxes_.empty()) {
-        throw Error("engine_closed", "the engine is closed");
+        throw engine_closed();
     }
     return std::exchange(outboxes_, {});
 }
@@ -175,6 +183,24 @@ void Bell::close() {
     const std::lock_guard lock(mutex_);
     closed_ = true;
     rung_.notify_all();
+}
+
+void deliver(std::vector<Event> events, const std::shared_ptr<Outbox> & loading, Bell & bell) {
+    std::map<std::shared_ptr<Outbox>, std::vector<Event>> mail;
+    for (Event & event : events) {
+        // An outbox must not hold events that hold the outbox: it would never be freed.
+        std::shared_ptr<Outbox> outbox = std::move(event.outbox);
+        mail[event.id == 0 ? loading : outbox].push_back(std::move(event));
+    }
+    std::vector<OutboxId> rung;
+    for (auto & [outbox, letters] : mail) {
+        if (outbox->push(std::move(letters)) && outbox->id() != 0) {
+            rung.push_back(outbox->id());
+        }
+    }
+    if (!rung.empty()) {
+        bell.ring(rung);
+    }
 }
 
 }  // namespace pgl

@@ -12,6 +12,16 @@
 
 namespace pgl {
 
+inline Error engine_closed() {
+    return Error("engine_closed", "the engine is closed");
+}
+
+// Throws Error("forked_engine") in any process but the one that made the engine.
+void check_process(int64_t process_id);
+
+// The last event of its request.
+bool is_last(const Event & event);
+
 // Of one reader at a time; everything else may come from any thread.
 class Outbox {
   public:
@@ -91,5 +101,9 @@ class Bell {
     std::vector<OutboxId> outboxes_;
     bool closed_ = false;
 };
+
+// Each event to its outbox, those of none (the load's, id 0) to `loading`. An outbox gets all of its own at once, so
+// that a reader is woken once.
+void deliver(std::vector<Event> events, const std::shared_ptr<Outbox> & loading, Bell & bell);
 
 }  // namespace pgl

@@ -23,10 +23,6 @@ class Model;
 
 using SequencePtr = std::unique_ptr<Sequence>;
 
-inline Error engine_closed() {
-    return Error("engine_closed", "the engine is closed");
-}
-
 struct SharedState {
     const std::string path;   // of the model file
     const EngineOptions options;

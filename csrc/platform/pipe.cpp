@@ -9,7 +9,6 @@
 #include <io.h>
 #else
 #include <csignal>
-#include <ctime>
 #include <pthread.h>
 #include <unistd.h>
 #endif

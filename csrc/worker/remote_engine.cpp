@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <system_error>
+#include <utility>
 
 namespace pgl {
 namespace {
@@ -42,8 +42,8 @@ std::string without_folders(const std::string & text) {
 }  // namespace
 
 RemoteEngine::RemoteEngine(std::string path, EngineOptions options, WorkerProcess worker) : RemoteEngine(worker) {
-    const Opening opening{wire_build(), std::move(path), std::move(options), worker.hang_ms, worker.most_memory_bytes};
-    channel_.send(message(Verb::open, 0, opening));  // where it fails, the reader finds out why
+    const Opening first = opening(std::move(path), std::move(options));
+    channel_.send(message(Verb::open, 0, first));  // where it fails, the reader finds out why
 }
 
 RemoteEngine::RemoteEngine(WorkerProcess worker)
@@ -61,9 +61,13 @@ RemoteEngine::RemoteEngine(WorkerProcess worker)
 
 MemoryEstimate RemoteEngine::estimate(std::string path, EngineOptions options, WorkerProcess worker) {
     RemoteEngine engine(worker);
-    const Opening opening{wire_build(), std::move(path), std::move(options), worker.hang_ms, worker.most_memory_bytes};
-    const std::string reply = engine.call(nullptr, Verb::estimate, opening);
+    const Opening first = engine.opening(std::move(path), std::move(options));
+    const std::string reply = engine.call(nullptr, Verb::estimate, first);
     return wire::Unpacker(reply).get<MemoryEstimate>();
+}
+
+Opening RemoteEngine::opening(std::string path, EngineOptions options) const {
+    return {wire_build(), std::move(path), std::move(options), worker_.hang_ms, worker_.most_memory_bytes};
 }
 
 RemoteEngine::~RemoteEngine() {
@@ -77,19 +81,12 @@ void RemoteEngine::Release::operator()(RemoteEngine * engine) const {
     }
 }
 
-void RemoteEngine::check_process() const {
-    if (machine::process_id() != process_id_) {
-        throw Error("forked_engine", "this engine belongs to process " + std::to_string(process_id_) +
-                                         "; open another one in the forked process");
-    }
-}
-
 Error RemoteEngine::why_ended() const {
-    return failure_ && !closing_ ? *failure_ : Error("engine_closed", "the engine is closed");
+    return failure_ && !closing_ ? *failure_ : engine_closed();
 }
 
 void RemoteEngine::close() {
-    check_process();
+    check_process(process_id_);
     bool running = false;
     {
         const std::lock_guard lock(mutex_);
@@ -128,10 +125,11 @@ CallId RemoteEngine::begin_call() {
 std::string RemoteEngine::wait_for_reply(CallId id, const machine::Poll & poll, int32_t timeout_ms, RequestId request) {
     const auto deadline = steady_clock::now() + milliseconds(timeout_ms);
     std::unique_lock lock(mutex_);
+    Call & call = calls_[id];
     for (;;) {
         const auto slice = timeout_ms < 0 ? kSlice : std::min(kSlice, milliseconds(timeout_ms));
-        changed_.wait_for(lock, slice, [&] { return calls_[id].done || ended_; });
-        if (calls_[id].done) {
+        changed_.wait_for(lock, slice, [&] { return call.done || ended_; });
+        if (call.done) {
             break;
         }
         if (ended_) {
@@ -147,8 +145,8 @@ std::string RemoteEngine::wait_for_reply(CallId id, const machine::Poll & poll, 
             const bool leave = poll();
             lock.lock();
             if (leave) {
-                if (request != 0 && !calls_[id].done) {
-                    calls_[id].abandoned = request;
+                if (request != 0 && !call.done) {
+                    call.abandoned = request;
                 } else {
                     calls_.erase(id);
                 }
@@ -156,7 +154,7 @@ std::string RemoteEngine::wait_for_reply(CallId id, const machine::Poll & poll, 
             }
         }
     }
-    std::string reply = std::move(calls_[id].reply);
+    std::string reply = std::move(call.reply);
     calls_.erase(id);
     lock.unlock();
     wire::Unpacker unpacker(reply);
@@ -168,14 +166,14 @@ std::string RemoteEngine::wait_for_reply(CallId id, const machine::Poll & poll, 
 
 template <typename... Parts>
 std::string RemoteEngine::call(const machine::Poll & poll, Verb verb, const Parts &... parts) {
-    check_process();
+    check_process(process_id_);
     const CallId id = begin_call();
     channel_.send(message(verb, id, parts...));
     return wait_for_reply(id, poll, -1, 0);
 }
 
 RequestId RemoteEngine::submit(Request request, const machine::Poll & poll) {
-    check_process();
+    check_process(process_id_);
     if (!request.outbox) {
         throw Error("invalid_request", "a request needs an outbox for its events");
     }
@@ -198,7 +196,7 @@ RequestId RemoteEngine::submit(Request request, const machine::Poll & poll) {
 }
 
 void RemoteEngine::cancel(RequestId id) {
-    check_process();
+    check_process(process_id_);
     {
         const std::lock_guard lock(mutex_);
         if (ended_) {
@@ -209,12 +207,12 @@ void RemoteEngine::cancel(RequestId id) {
 }
 
 std::shared_ptr<Outbox> RemoteEngine::outbox(bool quiet, bool rings) {
-    check_process();
+    check_process(process_id_);
     return outboxes_.make(quiet, rings);
 }
 
 std::vector<OutboxId> RemoteEngine::listen(int32_t timeout_ms) {
-    check_process();
+    check_process(process_id_);
     try {
         return bell_.listen(timeout_ms);
     } catch (const Error &) {   // closed
@@ -238,7 +236,7 @@ ModelInfo RemoteEngine::info() {
 }
 
 Stats RemoteEngine::stats() {
-    check_process();
+    check_process(process_id_);
     try {
         const CallId id = begin_call();
         channel_.send(message(Verb::stats, id));
@@ -277,7 +275,7 @@ void RemoteEngine::take(const std::string & message) {
     const auto verb = unpacker.get<Verb>();
     const auto id = unpacker.get<CallId>();
     if (verb == Verb::events) {
-        deliver(unpacker.get<std::vector<Event>>());
+        pass_on(unpacker.get<std::vector<Event>>());
     } else if (verb == Verb::log) {
         for (auto & [level, line] : unpacker.get<std::vector<std::pair<int, std::string>>>()) {
             log_.push(level, std::move(line));
@@ -313,41 +311,27 @@ void RemoteEngine::take(const std::string & message) {
     }
 }
 
-// To the outboxes of their requests, one push each, so that a reader is woken once.
-void RemoteEngine::deliver(std::vector<Event> events) {
-    std::vector<std::pair<std::shared_ptr<Outbox>, std::vector<Event>>> mail;
+// Gives each event the outbox of its request. One whose reader gave up before is dropped.
+void RemoteEngine::pass_on(std::vector<Event> events) {
+    std::vector<Event> wanted;
     {
         const std::lock_guard lock(mutex_);
         for (Event & event : events) {
-            std::shared_ptr<Outbox> outbox = loading_;
+            loaded_ = loaded_ || event.kind == EventKind::loaded;
             if (event.id != 0) {
                 const auto reader = readers_.find(event.id);
                 if (reader == readers_.end()) {
                     continue;
                 }
-                outbox = reader->second;
-                if (event.kind == EventKind::finished || event.kind == EventKind::embedding ||
-                    event.kind == EventKind::error) {
+                event.outbox = reader->second;
+                if (is_last(event)) {
                     readers_.erase(reader);
                 }
             }
-            loaded_ = loaded_ || event.kind == EventKind::loaded;
-            auto to = std::find_if(mail.begin(), mail.end(), [&](const auto & one) { return one.first == outbox; });
-            if (to == mail.end()) {
-                to = mail.insert(mail.end(), {outbox, {}});
-            }
-            to->second.push_back(std::move(event));
+            wanted.push_back(std::move(event));
         }
     }
-    std::vector<OutboxId> rung;
-    for (auto & [outbox, letters] : mail) {
-        if (outbox->push(std::move(letters)) && outbox->id() != 0) {
-            rung.push_back(outbox->id());
-        }
-    }
-    if (!rung.empty()) {
-        bell_.ring(rung);
-    }
+    deliver(std::move(wanted), loading_, bell_);
 }
 
 void RemoteEngine::read_reason() {
@@ -395,13 +379,11 @@ void RemoteEngine::end() {
         reasons_.join();
     }
     std::vector<Event> last;
-    std::string code, text;
-    std::map<std::string, std::string> details;
-    std::unordered_map<RequestId, std::shared_ptr<Outbox>> readers;
     {
         const std::lock_guard lock(mutex_);
         if (!failure_ && !said_why_) {
             std::string why = "the engine's process " + ending.in_words;
+            std::map<std::string, std::string> details;
             if (silent_) {
                 why = "the engine's process was ended, for it had said nothing for " +
                       std::to_string(worker_.silence_ms / 1000) + " seconds";
@@ -417,32 +399,25 @@ void RemoteEngine::end() {
             failure_ = Error("engine_crashed", why, details);
         }
         const Error why = why_ended();
-        code = why.code;
-        text = why.code == "engine_closed" ? "the engine was closed while this request ran" : why.what();
-        details = why.details;
-        readers = std::move(readers_);
-        for (const auto & [id, outbox] : readers) {
-            last.emplace_back();
-            last.back().id = id;
-        }
+        Event event;
+        event.kind = EventKind::error;
+        event.code = why.code;
+        event.text = why.code == "engine_closed" ? "the engine was closed while this request ran" : why.what();
+        event.details = why.details;
+        stats_.n_failed += readers_.size();
         if (!loaded_) {
-            last.emplace_back();
+            last.push_back(event);
         }
-        stats_.n_failed += readers.size();
+        for (auto & [id, outbox] : std::exchange(readers_, {})) {
+            event.id = id;
+            event.outbox = outbox;
+            last.push_back(event);
+        }
         stats_.n_running = stats_.n_waiting = 0;
         stats_.device_bytes.clear();
         ended_ = true;   // before any reader learns of it, so that the next request finds the engine ended
     }
-    for (Event & event : last) {
-        event.kind = EventKind::error;
-        event.code = code;
-        event.text = text;
-        event.details = details;
-        const std::shared_ptr<Outbox> outbox = event.id == 0 ? loading_ : readers[event.id];
-        if (outbox->push({std::move(event)}) && outbox->id() != 0) {
-            bell_.ring({outbox->id()});
-        }
-    }
+    deliver(std::move(last), loading_, bell_);
     changed_.notify_all();
     outboxes_.close_all();
     loading_->close();

@@ -89,12 +89,12 @@ class RemoteEngine {
     std::string wait_for_reply(CallId id, const machine::Poll & poll, int32_t timeout_ms, RequestId request);
     CallId begin_call();
 
-    void check_process() const;
+    Opening opening(std::string path, EngineOptions options) const;
     void read_messages();
     void read_reason();
     void watch();
     void take(const std::string & message);
-    void deliver(std::vector<Event> events);
+    void pass_on(std::vector<Event> events);
     void end();
     Error why_ended() const;  // under the mutex
 

@@ -23,7 +23,6 @@ namespace pgl {
 namespace {
 
 using std::chrono::milliseconds;
-using std::chrono::steady_clock;
 
 constexpr auto kBeat = milliseconds(1000);
 constexpr int kHung = 70, kMalformed = 71;   // exit statuses, beside the reason
