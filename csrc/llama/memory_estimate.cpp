@@ -35,6 +35,7 @@ MemoryEstimate estimate_memory(const std::string & path, EngineOptions options) 
     try {
         plan = plan_memory(summary, generates, options, available);
         estimate.fits = true;
+        estimate.max_n_ctx = plan.max_n_ctx;
     } catch (const Error & e) {
         if (e.code != "out_of_memory") {
             throw;
@@ -43,9 +44,6 @@ MemoryEstimate estimate_memory(const std::string & path, EngineOptions options) 
         estimate.max_n_ctx = longest != e.details.end() ? std::stoi(longest->second) : 0;
         available.host = UINT64_MAX / 2;
         plan = plan_memory(summary, generates, options, available);
-    }
-    if (estimate.fits) {
-        estimate.max_n_ctx = plan.max_n_ctx;
     }
     // Even an empty context takes some bytes a token, so that one which does not fit is computed from a small one.
     constexpr int32_t kSmallContext = 4096;

@@ -29,8 +29,12 @@ class Worker:
 
     def __init__(self, path: str, options: dict[str, Any], most_memory_bytes: int = 0) -> None:
         self._process = _start()
-        settings = _settings(self._process, most_memory_bytes)
-        native = core().RemoteEngine(os.path.abspath(path), _with_whole_paths(options), settings)
+        try:
+            settings = _settings(self._process, most_memory_bytes)
+            native = core().RemoteEngine(os.path.abspath(path), _with_whole_paths(options), settings)
+        except BaseException:  # nobody else knows of the process yet
+            _end(self._process)
+            raise
         self._native = native
         self.loading = native.loading
         self.outbox, self.submit, self.cancel, self.listen = native.outbox, native.submit, native.cancel, native.listen
@@ -57,7 +61,13 @@ def estimate(path: str, options: dict[str, Any]) -> MemoryEstimate:
             core().RemoteEngine.estimate(os.path.abspath(path), _with_whole_paths(options), _settings(process)),
         )
     finally:
-        process.wait()
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Whatever it does; nothing of it stays behind."""
+    process.kill()
+    process.wait()
 
 
 def _start() -> subprocess.Popen[bytes]:
