@@ -69,9 +69,10 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Raw:
-    """A metadata value already in file form (type code and payload), as `read_metadata` returns it."""
+    """A metadata value already in file form (type code and payload), as Reader.metadata has it, and where it lies."""
 
     data: bytes
+    at: int = 0  # in its file: of the type code, right behind the key's name
 
 
 def _text(value: str | bytes) -> bytes:
@@ -138,7 +139,7 @@ class Reader:
             key = self._string().decode()
             start = self._at
             self._skip(self._take("<I")[0])
-            self.metadata[key] = Raw(bytes(self._data[start : self._at]))
+            self.metadata[key] = Raw(bytes(self._data[start : self._at]), start)
         self.tensors: dict[str, tuple[tuple[int, ...], int]] = {}  # name -> shape (rows first), type code
         for _ in range(n_tensors):
             name = self._string().decode()

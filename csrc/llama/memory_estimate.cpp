@@ -1,15 +1,11 @@
 #include "llama/memory_estimate.h"
 
-#include "gguf/check.h"
 #include "llama/abort.h"
-#include "llama/devices.h"
-#include "llama/memory_plan.h"
 #include "llama/memory_use.h"
 #include "llama/model.h"
 #include "llama/pooler.h"
 #include "llama/weights.h"
 #include "platform/machine.h"
-#include "ranges.h"
 
 #include <llama.h>
 
@@ -17,23 +13,15 @@
 
 namespace pgl {
 
-MemoryEstimate estimate_memory(const std::string & path, EngineOptions options) {
-    check_ranges(options);
-    const GgufSummary summary = check_gguf(path);
-    check_usable(summary);
-    const bool generates = std::find(summary.tasks.begin(), summary.tasks.end(), Task::generate) != summary.tasks.end();
-    initialise_backends();
-    if (options.n_threads == 0) {
-        options.n_threads = machine::usable_threads();
-    }
-    const bool use_gpu = options.device != Device::cpu && options.n_gpu_layers != 0;
-    const std::vector<ggml_backend_dev_t> gpus = use_gpu ? gpu_devices() : std::vector<ggml_backend_dev_t>{};
-    MemoryAvailable available = memory_available(gpus);
+MemoryEstimate estimate_memory(const std::string & path, const EngineOptions & given) {
+    LoadSetup setup = set_up(path, given);
+    const GgufSummary & summary = setup.summary;
+    EngineOptions & options = setup.options;
     MemoryEstimate estimate;
-    estimate.available_bytes = available.host;
+    estimate.available_bytes = setup.available.host;
     MemoryPlan plan;
     try {
-        plan = plan_memory(summary, generates, options, available);
+        plan = plan_memory(summary, setup.generates, options, setup.available);
         estimate.fits = true;
         estimate.max_n_ctx = plan.max_n_ctx;
     } catch (const Error & e) {
@@ -42,8 +30,8 @@ MemoryEstimate estimate_memory(const std::string & path, EngineOptions options) 
         }
         const auto longest = e.details.find("max_n_ctx");
         estimate.max_n_ctx = longest != e.details.end() ? std::stoi(longest->second) : 0;
-        available.host = UINT64_MAX / 2;
-        plan = plan_memory(summary, generates, options, available);
+        setup.available.host = UINT64_MAX / 2;
+        plan = plan_memory(summary, setup.generates, options, setup.available);
     }
     // Even an empty context takes some bytes a token, so that one which does not fit is computed from a small one.
     constexpr int32_t kSmallContext = 4096;
@@ -51,12 +39,12 @@ MemoryEstimate estimate_memory(const std::string & path, EngineOptions options) 
     options.n_gpu_layers = plan.n_gpu_layers;
     const Abort abort;
     const auto go_on = [](float) { return true; };
-    Weights weights(path, summary, options, plan, gpus, go_on, abort, true);
+    Weights weights(path, summary, options, plan, setup.gpus, go_on, abort, true);
     const Tokenizer tokenizer(llama_model_get_vocab(weights.model()), summary.pre_tokenizer);
     MemoryParts parts;
     Pooler pooler(weights, summary, options);
     ContextPtr context(nullptr, FreeContext{&weights});
-    if (generates) {
+    if (setup.generates) {
         context = weights.make_context(context_params(options), "the context");
         parts = memory_parts(context.get());
         const int32_t n_cells = static_cast<int32_t>(llama_n_ctx_seq(context.get()));

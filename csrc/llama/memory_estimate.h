@@ -9,6 +9,6 @@
 namespace pgl {
 
 // Takes about as long as reading the file's header. Throws Error: not_found, invalid_model, invalid_request.
-MemoryEstimate estimate_memory(const std::string & path, EngineOptions options);
+MemoryEstimate estimate_memory(const std::string & path, const EngineOptions & options);
 
 }  // namespace pgl

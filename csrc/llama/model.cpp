@@ -20,8 +20,6 @@ namespace {
 
 constexpr int32_t kContextStep = 256;   // tokens: llama.cpp pads a context to a multiple of it
 
-}  // namespace
-
 void check_usable(const GgufSummary & summary) {
     if (summary.vocab_only || summary.type != "model") {
         throw Error("invalid_model", "the file holds no model weights",
@@ -45,6 +43,28 @@ MemoryAvailable memory_available(const std::vector<ggml_backend_dev_t> & gpus) {
     }
     memory.no_gpu_reason = no_gpu_reason();
     return memory;
+}
+
+}  // namespace
+
+LoadSetup set_up(const std::string & path, const EngineOptions & options) {
+    check_ranges(options);
+    LoadSetup setup;
+    setup.options = options;
+    setup.summary = check_gguf(path);
+    check_usable(setup.summary);
+    const std::vector<Task> & tasks = setup.summary.tasks;
+    setup.generates = std::find(tasks.begin(), tasks.end(), Task::generate) != tasks.end();
+    initialise_backends();
+    if (options.n_threads == 0) {
+        setup.options.n_threads = machine::usable_threads();
+    }
+    // Not asked for where they are not wanted: a driver takes memory and time to say what it has.
+    if (options.device != Device::cpu && options.n_gpu_layers != 0) {
+        setup.gpus = gpu_devices();
+    }
+    setup.available = memory_available(setup.gpus);
+    return setup;
 }
 
 llama_context_params context_params(const EngineOptions & options) {
@@ -71,34 +91,26 @@ uint64_t prefix_cache_limit(const EngineOptions & options, uint64_t weights_byte
 Model::~Model() = default;
 
 Model::Model(const std::string & path, const EngineOptions & options, const std::function<bool(float)> & on_progress,
-             const Abort & abort)
-    : options_(options) {
+             const Abort & abort) {
     const auto start = std::chrono::steady_clock::now();
-    check_ranges(options_);
-    const GgufSummary summary = check_gguf(path);
-    check_usable(summary);
+    const LoadSetup setup = set_up(path, options);
+    const GgufSummary & summary = setup.summary;
+    options_ = setup.options;
     info_.tasks = summary.tasks;
     if (!options_.embeddings) {
         info_.tasks.erase(std::remove(info_.tasks.begin(), info_.tasks.end(), Task::embed), info_.tasks.end());
-    }
-    initialise_backends();
-    if (options_.n_threads == 0) {
-        options_.n_threads = machine::usable_threads();
     }
     const int32_t n_trained = trained_context(summary);
     if (options_.n_ctx > n_trained) {
         log::write(log::warning, "n_ctx=" + std::to_string(options_.n_ctx) + " is beyond the " +
                                      std::to_string(n_trained) + " tokens this model was trained for");
     }
-    // Not asked for where they are not wanted: a driver takes memory and time to say what it has.
-    const bool use_gpu = options_.device != Device::cpu && options_.n_gpu_layers != 0;
-    const std::vector<ggml_backend_dev_t> gpus = use_gpu ? gpu_devices() : std::vector<ggml_backend_dev_t>{};
-    const MemoryPlan plan = plan_memory(summary, can(Task::generate), options_, memory_available(gpus));
+    const MemoryPlan plan = plan_memory(summary, setup.generates, options_, setup.available);
     options_.n_ctx = plan.n_ctx;
     options_.n_gpu_layers = plan.n_gpu_layers;
     cache_bytes_per_token_ = plan.cache_bytes_per_token;
     info_.placement = plan.placement;
-    weights_ = std::make_unique<Weights>(path, summary, options_, plan, gpus, on_progress, abort);
+    weights_ = std::make_unique<Weights>(path, summary, options_, plan, setup.gpus, on_progress, abort);
     if (options_.kernels) {
         kernels::measure_forms();
     }

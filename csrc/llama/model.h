@@ -16,7 +16,6 @@
 namespace pgl {
 
 class Pooler;
-struct GgufSummary;
 
 // Tokens of one llama_decode, all of one shape: every sequence brings the same number of tokens, and sequence ids are
 // consecutive, so that the non-unified KV cache runs them in a single pass over the weights.
@@ -30,11 +29,17 @@ struct Batch {
     std::vector<Row> rows;
 };
 
-// Throws Error("invalid_model") for a file that is no model by itself.
-void check_usable(const GgufSummary & summary);
+// What a load begins with: the file, the options with n_threads settled, and what this machine has.
+struct LoadSetup {
+    GgufSummary summary;
+    EngineOptions options;
+    bool generates = false;
+    std::vector<ggml_backend_device *> gpus;  // that layers may be placed on
+    MemoryAvailable available;
+};
 
-// What there is of memory, on the host and on these GPUs.
-MemoryAvailable memory_available(const std::vector<ggml_backend_device *> & gpus);
+// Throws Error: not_found, invalid_model (also for a file that is no model by itself), invalid_request.
+LoadSetup set_up(const std::string & path, const EngineOptions & options);
 
 // Of the context that generates. `options`: n_ctx is settled.
 llama_context_params context_params(const EngineOptions & options);

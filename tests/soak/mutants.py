@@ -27,6 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import gguf_file
+
 from polargrid_local.errors import InvalidModelError, PolarGridError
 from polargrid_local.native import isolation, worker
 from polargrid_local.native.core import core, inspect
@@ -39,7 +42,7 @@ STRING, ARRAY = 8, 9
 
 @dataclass
 class Key:
-    """Where a key lies in its file. `at`: of the name's last byte, of the type, of the value or its first element."""
+    """Where a key lies in its file: its name's last byte, its type code, its value or that one's first element."""
 
     name: str
     name_end: int
@@ -47,37 +50,18 @@ class Key:
     type: int
     value_at: int
     n: int  # elements; 1 for a scalar
-    value: Any  # of a scalar, or the first element
+    value: Any  # of the first element; of a text its length
 
 
-def keys(data: bytes) -> list[Key]:
-    (n_keys,) = struct.unpack_from("<Q", data, 16)
-    at, found = 24, []
-
-    def text() -> str:
-        nonlocal at
-        (n,) = struct.unpack_from("<Q", data, at)
-        at += 8 + n
-        return data[at - n : at].decode("utf-8", "replace")
-
-    for _ in range(n_keys):
-        name = text()
-        name_end, type_at = at - 1, at
-        (kind,) = struct.unpack_from("<I", data, at)
-        at += 4
-        n = 1
+def keys(path: Path) -> list[Key]:
+    found = []
+    for name, raw in gguf_file.Reader(path).metadata.items():
+        (kind,), value_at, n = struct.unpack_from("<I", raw.data), 4, 1
         if kind == ARRAY:
-            kind, n = struct.unpack_from("<IQ", data, at)
-            at += 12
-        value_at = at
-        if kind == STRING:
-            value = None
-            for _ in range(n):
-                value = text()
-        else:
-            value = struct.unpack_from(FORMATS[kind], data, at)[0] if n else None
-            at += SIZES[kind] * n
-        found.append(Key(name, name_end, type_at, kind, value_at, n, value))
+            (kind, n), value_at = struct.unpack_from("<IQ", raw.data, 4), 16
+        form = FORMATS.get(kind, "<Q")
+        value = struct.unpack_from(form, raw.data, value_at)[0] if n else None
+        found.append(Key(name, raw.at - 1, raw.at, kind, raw.at + value_at, n, value))
     return found
 
 
@@ -86,7 +70,7 @@ def changes(key: Key, draw: random.Random) -> Iterator[tuple[str, int, bytes]]:
     yield "missing", key.name_end, b"~"
     if key.type == STRING:
         if key.value:
-            yield "another text", key.value_at + 8, b"zq"[: len(key.value)]
+            yield "another text", key.value_at + 8, b"zq"[: key.value]
         return
     form = FORMATS[key.type]
     if key.type in (6, 12):
@@ -114,8 +98,7 @@ def mutants(folder: Path, seed: int) -> list[tuple[Path, Key, str, int, bytes]]:
     draw = random.Random(seed)
     found = []
     for path in sorted(folder.glob("*.gguf")):
-        head = path.read_bytes()[: 4 << 20]
-        for key in keys(head):
+        for key in keys(path):
             if not key.name.startswith(("tokenizer.ggml.tokens", "general.name")):
                 found += [(path, key, *change) for change in changes(key, draw)]
     draw.shuffle(found)
