@@ -282,9 +282,9 @@ std::shared_ptr<Outbox> Engine::outbox(bool quiet, bool rings) {
     return shared_.outboxes.make(quiet, rings);
 }
 
-std::shared_ptr<Outbox> Engine::outbox_passing(Outbox::Sink sink) {
+std::shared_ptr<Outbox> Engine::forwarding_outbox(Outbox::Sink sink) {
     check_process(process_id_);
-    std::shared_ptr<Outbox> outbox = Outbox::make_passing(std::move(sink));
+    std::shared_ptr<Outbox> outbox = Outbox::make_forwarding(std::move(sink));
     shared_.outboxes.add(outbox);
     return outbox;
 }

@@ -40,8 +40,8 @@ class Engine {
     // is told by whoever listens to the bell. `quiet`: as Outbox::make.
     std::shared_ptr<Outbox> outbox(bool quiet, bool rings);
 
-    // One that hands events on as they come (Outbox::make_passing), on the engine's own thread.
-    std::shared_ptr<Outbox> outbox_passing(Outbox::Sink sink);
+    // One that hands events on as they come (Outbox::make_forwarding), on the engine's own thread.
+    std::shared_ptr<Outbox> forwarding_outbox(Outbox::Sink sink);
 
     // The events of the load.
     std::shared_ptr<Outbox> loading() const { return shared_.loading; }

@@ -36,7 +36,7 @@ bool is_last(const Event & event) {
 Outbox::Outbox(bool quiet, OutboxId id, Sink sink)
     : quiet_(quiet), id_(id), process_id_(machine::process_id()), sink_(std::move(sink)) {}
 
-std::shared_ptr<Outbox> Outbox::make_passing(Sink sink) {
+std::shared_ptr<Outbox> Outbox::make_forwarding(Sink sink) {
     return std::shared_ptr<Outbox>(new Outbox(false, 0, std::move(sink)));
 }
 

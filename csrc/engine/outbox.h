@@ -32,7 +32,7 @@ class Outbox {
     // One whose events are handed on at once, in the thread that pushes them, and never lie here. `sink` does not
     // throw.
     using Sink = std::function<void(std::vector<Event>)>;
-    static std::shared_ptr<Outbox> make_passing(Sink sink);
+    static std::shared_ptr<Outbox> make_forwarding(Sink sink);
 
     OutboxId id() const { return id_; }
 

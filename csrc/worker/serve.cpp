@@ -65,13 +65,13 @@ class Server {
             auto request = unpacker.get<Request>();
             request.id = id;
             request.outbox = outbox_;
-            beside(call, [this, request = std::move(request)]() mutable {
+            answer_on_thread(call, [this, request = std::move(request)]() mutable {
                 return wire::Packer().add(engine_.submit(std::move(request))).bytes();
             });
             break;
         }
         case Verb::compile:
-            beside(call, [this, constraint = unpacker.get<Constraint>()] {
+            answer_on_thread(call, [this, constraint = unpacker.get<Constraint>()] {
                 engine_.compile(constraint);
                 return std::string();
             });
@@ -79,7 +79,7 @@ class Server {
         case Verb::tokenize: {
             auto spans = unpacker.get<std::vector<Span>>();
             const bool add_bos = unpacker.get<bool>();
-            beside(call, [this, spans = std::move(spans), add_bos]() mutable {
+            answer_on_thread(call, [this, spans = std::move(spans), add_bos]() mutable {
                 return wire::Packer().add(engine_.tokenize(std::move(spans), add_bos)).bytes();
             });
             break;
@@ -119,7 +119,7 @@ class Server {
     }
 
     // The same on a thread of its own: to tokenize or to compile may take long, and a cancel must not wait for it.
-    template <typename Work> void beside(CallId call, Work work) {
+    template <typename Work> void answer_on_thread(CallId call, Work work) {
         ++n_begun_;
         try {
             std::thread([this, call, work = std::move(work)]() mutable {
@@ -185,7 +185,7 @@ class Server {
     const milliseconds patience_;
     Engine engine_;
     // Straight from the engine's thread to the pipe: another thread in between would take a core from the computation.
-    const std::shared_ptr<Outbox> outbox_ = engine_.outbox_passing([this](const std::vector<Event> & events) {
+    const std::shared_ptr<Outbox> outbox_ = engine_.forwarding_outbox([this](const std::vector<Event> & events) {
         try {
             channel_.send(message(Verb::events, 0, events));
         } catch (const std::exception & e) {  // no memory for them: they would be missing

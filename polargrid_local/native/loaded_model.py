@@ -149,12 +149,12 @@ class LoadedModel:
     @property
     def isolated(self) -> bool:
         """The engine runs in a process of its own."""
-        return hasattr(self.handle.native, "crashed")
+        return isinstance(self.handle.native, Worker)
 
     @property
     def crashed(self) -> bool:
         """That process is gone, and not because it was closed."""
-        return bool(getattr(self.handle.native, "crashed", False))
+        return isinstance(self.handle.native, Worker) and self.handle.native.crashed
 
     @property
     def closed(self) -> bool:

@@ -215,9 +215,9 @@ void no_ring_is_lost() {
     CHECK_EQ(n_read, size_t{n});
 }
 
-void passes_events_on() {
+void forwards_events() {
     std::vector<std::string> seen;
-    const auto outbox = Outbox::make_passing([&](const std::vector<Event> & events) {
+    const auto outbox = Outbox::make_forwarding([&](const std::vector<Event> & events) {
         for (const Event & event : events) {
             seen.push_back(event.text);
         }
@@ -244,7 +244,7 @@ void passes_events_on() {
 }  // namespace
 
 int main() {
-    passes_events_on();
+    forwards_events();
     gathered_text_stays_whole();
     a_quiet_reader_hears_of_ends_only();
     a_closed_outbox_says_so_once_it_is_empty();
