@@ -203,16 +203,14 @@ def test_the_worker_can_do_little_and_knows_little(tiny: Path, monkeypatch: pyte
 @LINUX
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS])
 def test_a_process_that_dies_ends_its_streams_with_an_error_and_the_next_request_works(
-    tiny: Path, busy_model: Path, number: int
+    busy_model: Path, number: int
 ) -> None:
     with Engine(busy_model, isolation="process", n_ctx=100_000) as other:
         going_on = other.chat_completion_stream(**chat("go on", max_tokens=400, ignore_eos=True))
         assert next(going_on)
-        with Engine(tiny, isolation="process", max_streams=2) as engine:
+        with Engine(busy_model, isolation="process", n_ctx=131_072, max_streams=2) as engine:
             expected = content_of(engine.chat_completion(**chat("hello")))
-            streams = [engine.chat_completion_stream(**chat("long", max_tokens=500, ignore_eos=True)) for _ in "abc"]
-            for stream in streams[:2]:
-                next(stream)
+            streams = [engine.completion_stream(prompt=HOLD, max_tokens=1) for _ in "abc"]  # two run, one waits
             pid = pid_of(engine)
             os.kill(pid, number)
             for stream in streams:
@@ -231,27 +229,22 @@ def test_a_process_that_dies_ends_its_streams_with_an_error_and_the_next_request
 
 
 def test_a_process_that_dies_again_and_again_is_not_started_for_ever(
-    isolated: Engine, monkeypatch: pytest.MonkeyPatch
+    busy_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models_of_engines, "BACKOFF_S", 0.01)
-
-    def die() -> None:
-        stream = isolated.chat_completion_stream(**chat("long", max_tokens=500, ignore_eos=True))
-        next(stream)
-        os.kill(pid_of(isolated), signal.SIGKILL)
-        with pytest.raises(EngineCrashed):
-            for _ in stream:
-                pass
-
-    for _ in range(models_of_engines.RESTARTS + 1):
-        die()
-    with pytest.raises(EngineCrashed, match="force_reload") as caught:
-        isolated.chat_completion(**chat("hello"))
-    assert caught.value.details["restarts"] == 3
-    assert isolated.health()["status"] != "healthy"
-    assert isolated.list_models()["data"]
-    assert isolated.load_model(isolated._models.find(None).model.path, force_reload=True)["status"] == "success"
-    assert isolated.chat_completion(**chat("hello"))["usage"]["completion_tokens"] > 0
+    with Engine(busy_model, isolation="process", n_ctx=131_072, max_streams=1) as engine:
+        for _ in range(models_of_engines.RESTARTS + 1):
+            stream = engine.completion_stream(prompt=HOLD, max_tokens=1)
+            os.kill(pid_of(engine), signal.SIGKILL)
+            with pytest.raises(EngineCrashed):
+                next(stream)
+        with pytest.raises(EngineCrashed, match="force_reload") as caught:
+            engine.chat_completion(**chat("hello"))
+        assert caught.value.details["restarts"] == 3
+        assert engine.health()["status"] != "healthy"
+        assert engine.list_models()["data"]
+        assert engine.load_model(busy_model, force_reload=True)["status"] == "success"
+        assert engine.chat_completion(**chat("hello"))["usage"]["completion_tokens"] > 0
 
 
 def test_requests_wait_while_a_model_whose_process_died_is_loaded_again(
@@ -281,21 +274,22 @@ def test_requests_wait_while_a_model_whose_process_died_is_loaded_again(
 
 @LINUX
 def test_a_process_that_stands_still_is_taken_for_dead(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "SILENCE_S", 3)
-    with Engine(tiny, isolation="process") as engine:
+    monkeypatch.setattr(worker, "SILENCE_S", 10)  # ten times as long as a living one is silent
+    with Engine(tiny, isolation="process", device="cpu") as engine:
         os.kill(pid_of(engine), signal.SIGSTOP)
-        with pytest.raises(EngineCrashed, match="said nothing for 3 seconds"):
+        with pytest.raises(EngineCrashed, match="said nothing for 10 seconds"):
             engine.chat_completion(**chat("hello"))
         assert engine.chat_completion(**chat("hello"))["usage"]["completion_tokens"] > 0
 
 
 def test_a_file_cut_short_under_a_mapped_model_ends_that_process_alone(tmp_path: Path) -> None:
-    path = tiny_model.write_random(tmp_path / "m.gguf")
-    with Engine(path, isolation="process", kernels=False) as engine:
+    path = tiny_model.write_random(tmp_path / "m.gguf", n_ctx_train=131_072)
+    with Engine(path, isolation="process", kernels=False, n_ctx=131_072, max_streams=1) as engine:
         engine.chat_completion(**chat("hello"))
+        stream = engine.completion_stream(prompt=HOLD, max_tokens=1)
+        os.truncate(path, 4096)
         with pytest.raises(ServerError) as caught:
-            for _ in engine.chat_completion_stream(**chat("long", max_tokens=4000, ignore_eos=True)):
-                os.truncate(path, 4096)
+            next(stream)
         assert caught.value.code in ("engine_crashed", "model_file_changed")
 
 
@@ -328,10 +322,18 @@ def test_close_ends_a_running_stream(busy_model: Path) -> None:
 
 
 def test_a_cancelled_load_ends_soon(smollm2: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(progress: float) -> None:
+        begun.set()
+        assert go_on.wait(60)
+
     async def cancel_it() -> None:
-        load = asyncio.create_task(AsyncEngine.create(smollm2, isolation="process"))
-        await asyncio.sleep(0.05)
+        load = asyncio.create_task(AsyncEngine.create(smollm2, isolation="process", on_load_progress=hold))
+        assert await asyncio.to_thread(begun.wait, 60)
         load.cancel()
+        await asyncio.sleep(0)  # it takes effect in the task's next step
+        go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await load
 

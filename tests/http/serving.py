@@ -52,6 +52,11 @@ class ServerProcess:
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
+    def workers(self) -> list[int]:
+        """The processes of its engines, the oldest first (Linux)."""
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return sorted(int(child) for task in tasks for child in task.read_text().split())
+
     def wait_ready(self, seconds: float = 120) -> ServerProcess:
         self.wait_for(lambda: self.get("/health").json()["status"] == "healthy", seconds)
         return self

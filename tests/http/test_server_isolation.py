@@ -18,17 +18,11 @@ from serving import ServerProcess
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
 
 
-def children(pid: int) -> list[int]:
-    """The workers of a server, the oldest first."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return sorted(int(child) for task in tasks for child in task.read_text().split())
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ServerProcess]:
     for name in ("one", "two"):
-        tiny_model.write_random(tmp_path / f"{name}.gguf")
-    running = ServerProcess(tmp_path, tmp_path / "log", model="one,two", n_ctx=8192)
+        tiny_model.write_random(tmp_path / f"{name}.gguf", n_ctx_train=32768)
+    running = ServerProcess(tmp_path, tmp_path / "log", model="one,two", n_ctx=32768)
     try:
         yield running.wait_ready()
     finally:
@@ -40,8 +34,8 @@ def body(model: str, **more: Any) -> dict[str, Any]:
 
 
 def test_a_process_that_dies_ends_its_streams_with_an_error_event_and_no_other_ones(server: ServerProcess) -> None:
-    long = {"stream": True, "max_tokens": 3000, "ignore_eos": True}
-    first, second = children(server.process.pid)
+    long = {"stream": True, "max_tokens": 32000, "ignore_eos": True}
+    first, second = server.workers()
     with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
         with (
             client.stream("POST", "/v1/chat/completions", json=body("one", **long)) as dying,
@@ -57,14 +51,14 @@ def test_a_process_that_dies_ends_its_streams_with_an_error_event_and_no_other_o
                 assert "error" not in next(other_lines)
     reply = server.post("/v1/chat/completions", body("one", max_tokens=3))
     assert reply.status_code == 200, reply.text
-    now = children(server.process.pid)
+    now = server.workers()
     assert second in now
     assert first not in now
     assert len(now) == 2
 
 
 def test_a_process_that_died_unseen_is_replaced_by_the_next_request(server: ServerProcess) -> None:
-    for pid in children(server.process.pid):
+    for pid in server.workers():
         os.kill(pid, signal.SIGKILL)
     for model in ("one", "two"):
         assert server.post("/v1/chat/completions", body(model, max_tokens=3)).status_code == 200
@@ -72,11 +66,11 @@ def test_a_process_that_died_unseen_is_replaced_by_the_next_request(server: Serv
 
 
 def test_too_many_deaths_are_a_503_that_says_so(server: ServerProcess) -> None:
-    other = children(server.process.pid)[1]
+    other = server.workers()[1]
     for _ in range(4):
         reply = server.post("/v1/chat/completions", body("one", max_tokens=3))
         assert reply.status_code == 200, reply.text
-        [victim] = set(children(server.process.pid)) - {other}
+        [victim] = set(server.workers()) - {other}
         os.kill(victim, signal.SIGKILL)
     reply = server.post("/v1/chat/completions", body("one", max_tokens=3))
     assert reply.status_code == 503
