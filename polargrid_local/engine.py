@@ -349,6 +349,11 @@ class Engine(_Settings, RunsTools):
         """Memory, in bytes, of all GPUs that models may be placed on: none with device="cpu"."""
         return self._models.gpu_bytes()
 
+    def bytes_to_load(self, model: str | os.PathLike[str]) -> int:
+        """Memory, in bytes, that a model would take with this engine's options and all its streams in use. Raises as
+        estimate() does."""
+        return self._models.bytes_to_load(model_name(model, "model"))
+
     def purge_gpu(
         self, request: bool | PurgeParams | Dumpable | None = None, *, force: bool = False
     ) -> GPUPurgeResponse:
@@ -586,6 +591,9 @@ class AsyncEngine(_Settings, AsyncRunsTools):
 
     def gpu_bytes(self) -> int:
         return self._models.gpu_bytes()
+
+    async def bytes_to_load(self, model: str | os.PathLike[str]) -> int:
+        return await asyncio.to_thread(self._models.bytes_to_load, model_name(model, "model"))
 
     async def purge_gpu(
         self, request: bool | PurgeParams | Dumpable | None = None, *, force: bool = False

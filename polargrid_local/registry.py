@@ -223,6 +223,16 @@ class Models:
         except Exception as error:
             raise refused(error, found.path) from None
 
+    def bytes_to_load(self, name: str | Path) -> int:
+        """The total of an estimate; where none can be made for want of the program that makes it, the files' size."""
+        if self._factory is None:
+            try:
+                return self.estimate(name)["total_bytes"]
+            except ServerError as error:
+                if error.code != "worker_missing":
+                    raise
+        return self._store.resolve(name).n_bytes
+
     def _files(self, found: ResolvedModel, options: Mapping[str, Any]) -> list[Path]:
         """All that are read with the model."""
         others = [options["draft_model"]] if options.get("draft_model") else []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from polargrid_local import engine
 from polargrid_local.cli.tables import size
 
 if TYPE_CHECKING:
-    from polargrid_local.api.replies import SystemInfo
+    from polargrid_local.api.replies import MemoryEstimate, SystemInfo
     from polargrid_local.models.store import ResolvedModel
 
 
@@ -26,13 +26,13 @@ def facts_of(found: ResolvedModel | None, n_ctx: int) -> dict[str, Any]:
         "sha256": found.sha256,
         "licence": found.entry.licence if found.entry else file["metadata"].get("general.license"),
         "model": file,
-        "estimate": {
-            "n_ctx": length,
-            "bytes_f16": file["tensor_bytes"] + length * file["cache_bytes_f16"],
-            "bytes_q8_0": file["tensor_bytes"] + length * file["cache_bytes_q8_0"],
-        },
+        "estimate": {form: _estimate(found, length, form) for form in ("f16", "q8_0")},
     }
     return facts
+
+
+def _estimate(found: ResolvedModel, n_ctx: int, cache_type: Literal["f16", "q8_0"]) -> MemoryEstimate:
+    return engine.Engine.estimate(found.path, n_ctx=n_ctx, cache_type=cache_type, max_streams=1)
 
 
 def rows_of(facts: dict[str, Any]) -> list[tuple[str, object]]:
@@ -41,7 +41,7 @@ def rows_of(facts: dict[str, Any]) -> list[tuple[str, object]]:
 
 
 def _model_rows(facts: dict[str, Any]) -> list[tuple[str, object]]:
-    file, need = facts["model"], facts["estimate"]
+    file, f16, q8_0 = facts["model"], facts["estimate"]["f16"], facts["estimate"]["q8_0"]
     return [
         ("model", facts["id"]),
         ("file", facts["path"]),
@@ -54,9 +54,13 @@ def _model_rows(facts: dict[str, Any]) -> list[tuple[str, object]]:
         ("context", f"{file['n_ctx_train']} tokens in training"),
         ("chat template", "yes" if file["chat_template"] else "no"),
         ("licence", facts["licence"] or "not stated"),
-        ("memory", f"{size(need['bytes_f16'])} with a cache of {need['n_ctx']} tokens, before compute buffers"),
-        ("", f"{size(need['bytes_q8_0'])} with that cache in q8_0"),
+        ("memory", f"{size(f16['total_bytes'])} with a context of {f16['n_ctx']} tokens{_room(f16)}"),
+        ("", f"{size(q8_0['total_bytes'])} with its cache in q8_0{_room(q8_0)}"),
     ]
+
+
+def _room(need: MemoryEstimate) -> str:
+    return "" if need["fits"] else f"; only {need['max_n_ctx']} tokens fit here"
 
 
 def _machine_rows(machine: SystemInfo) -> list[tuple[str, object]]:

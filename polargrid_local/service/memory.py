@@ -22,6 +22,9 @@ class MemoryBudget:
         """The first of the `idle` models, None where `model` fits with its `need` bytes beside the bytes `taken`.
 
         Raises MemoryEstimateError where it does not fit and nothing is idle."""
+        taken = list(taken)
+        if not self._n_bytes and not taken:
+            return None  # alone, it may have whatever is free, which its load finds out
         all_of_it = self._n_bytes or DEFAULT_SHARE * (machine_memory_bytes() + self._gpu_bytes())
         have = all_of_it - sum(taken)
         if have >= need:

@@ -50,7 +50,3 @@ class ModelNames:
     def source(self, model: str) -> str:
         """What the engine loads for an id: a configured model's own name or path."""
         return self.configured.get(model, model)
-
-    def n_bytes(self, model: str) -> int:
-        """Size of a model's files. Raises NotFoundError if one has gone."""
-        return self.store.resolve(self.source(model)).n_bytes

@@ -142,8 +142,9 @@ class ModelPool:
             raise
 
     async def _make_room(self, model: str) -> None:
-        """Unloads idle models, the longest unused first, until the file fits into what the budget leaves."""
-        need = self._names.n_bytes(model)
+        """Unloads idle models, the longest unused first, until what the model will take fits into what the budget
+        leaves."""
+        need = await self._engine.bytes_to_load(self._names.source(model))
         while True:
             loaded = self.loaded()
             idle = sorted((other for other in loaded if not self._users[other]), key=self._last_used.__getitem__)

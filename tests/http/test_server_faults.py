@@ -65,6 +65,9 @@ class BrokenEngine:
     def gpu_bytes(self) -> int:
         return 0
 
+    async def bytes_to_load(self, model: str) -> int:
+        return 0
+
     async def health(self) -> dict[str, Any]:
         return {"status": self.status}
 

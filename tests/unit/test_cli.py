@@ -198,15 +198,20 @@ def test_info_estimates_memory_at_a_context_length(run, monkeypatch):
     machine["available_bytes"] = 6e9
     monkeypatch.setattr("polargrid_local.engine.inspect_model", lambda path: file)
     monkeypatch.setattr("polargrid_local.engine.system_info", lambda: machine)
+
+    def estimate(path, n_ctx, cache_type, max_streams):
+        assert path.name == "SmolLM2-135M-Instruct.Q4_1.gguf" and max_streams == 1
+        total = 90_000_000 + n_ctx * (20_000 if cache_type == "f16" else 10_000)
+        return {"n_ctx": n_ctx, "total_bytes": total, "fits": total < 200_000_000, "max_n_ctx": 5500}
+
+    monkeypatch.setattr("polargrid_local.engine.Engine.estimate", estimate, raising=False)  # a FakeEngine
     text = run("info", "smollm2-135m", "--n-ctx", 1000).stdout
-    assert "110 MB with a cache of 1000 tokens" in text and "100 MB with that cache in q8_0" in text
+    assert "110 MB with a context of 1000 tokens\n" in text and "100 MB with its cache in q8_0\n" in text
     assert "GPU Some GPU, 5.0 GB of 8.0 GB free" in text and "Apache-2.0" in text
     facts = json.loads(run("info", "smollm2-135m", "--json").stdout)
-    assert facts["estimate"] == {
-        "n_ctx": 8192,
-        "bytes_f16": 90_000_000 + 8192 * 20_000,
-        "bytes_q8_0": 90_000_000 + 8192 * 10_000,
-    }
+    totals = {form: need["total_bytes"] for form, need in facts["estimate"].items()}
+    assert totals == {"f16": 90_000_000 + 8192 * 20_000, "q8_0": 90_000_000 + 8192 * 10_000}
+    assert "254 MB with a context of 8192 tokens; only 5500 tokens fit here" in run("info", "smollm2-135m").stdout
     assert "model" not in json.loads(run("info", "--json").stdout)
     assert run("info", "llama-3.1-8b").exit_code == 1
 

@@ -152,7 +152,14 @@ async def test_a_model_that_lost_its_gpu_is_not_there_and_the_others_are(
 
 def test_the_default_budget_counts_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polargrid_local.service.memory.machine_memory_bytes", lambda: 100.0)
-    assert MemoryBudget(0, lambda: 900).next_to_unload("new", 800, [], ["a"]) is None
-    assert MemoryBudget(0, lambda: 900).next_to_unload("new", 801, [], ["a"]) == "a"
-    assert MemoryBudget(0).next_to_unload("new", 81, [], ["a"]) == "a"
-    assert MemoryBudget(50, lambda: 900).next_to_unload("new", 51, [], ["a"]) == "a"  # a budget is taken at its word
+    assert MemoryBudget(0, lambda: 900).next_to_unload("new", 790, [10], ["a"]) is None
+    assert MemoryBudget(0, lambda: 900).next_to_unload("new", 791, [10], ["a"]) == "a"
+    assert MemoryBudget(0).next_to_unload("new", 71, [10], ["a"]) == "a"
+    assert MemoryBudget(50, lambda: 900).next_to_unload("new", 41, [10], ["a"]) == "a"  # a budget is taken at its word
+
+
+def test_a_model_alone_may_have_what_is_free_unless_a_budget_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polargrid_local.service.memory.machine_memory_bytes", lambda: 100.0)
+    assert MemoryBudget(0).next_to_unload("new", 95, [], []) is None
+    with pytest.raises(MemoryEstimateError, match="needs 51 bytes, the memory budget leaves 50"):
+        MemoryBudget(50).next_to_unload("new", 51, [], [])
