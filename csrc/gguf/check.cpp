@@ -177,6 +177,8 @@ class Check {
             heads(n_layer, n_embd);
             windows(n_layer);
             recurrence(n_embd);
+            repetition(n_layer);
+            count(key("n_deepstack_layers"), 0, n_layer);
             for (const facts::OwnRange & own : facts::own_ranges) {
                 if (own.architecture == out_.architecture) {
                     count(key(own.key), own.low, own.high);
@@ -192,8 +194,9 @@ class Check {
     }
 
     void experts(uint32_t n_layer) {
-        count(key("expert_gating_func"), 0, 4);
         uint32_t n_expert = count(key("expert_count"), 0, 1024);
+        const bool by_name = n_expert > 0 && facts::contains(facts::gate_by_name, out_.architecture);
+        count(key("expert_gating_func"), by_name ? 1 : 0, 4, by_name);
         const std::vector<uint32_t> used = per_layer(key("expert_used_count"), n_layer, 1024);
         uint32_t n_used = used.empty() ? 0 : *std::max_element(used.begin(), used.end());
         if ((out_.architecture == "hunyuan_vl" || out_.architecture == "hunyuan-dense") && n_expert <= 1) {
@@ -226,8 +229,10 @@ class Check {
         if (kv.empty()) {
             kv = heads;
         }
-        uint64_t k_dim = count(key("attention.key_length"), 0, most);
-        uint64_t v_dim = count(key("attention.value_length"), 0, most);
+        // The loader takes a 0 that is given for the length itself.
+        const uint32_t least = heads[0] > 0 && facts::contains(facts::one_head_length, out_.architecture) ? 1 : 0;
+        uint64_t k_dim = count(key("attention.key_length"), least, most);
+        uint64_t v_dim = count(key("attention.value_length"), least, most);
         if (heads[0] > 0) {
             if ((k_dim == 0 || v_dim == 0) && (n_embd % heads[0] != 0 || n_embd < heads[0])) {
                 refuse("key", head_key, std::to_string(heads[0]),
@@ -237,6 +242,7 @@ class Check {
             k_dim = k_dim > 0 ? k_dim : n_embd / heads[0];
             v_dim = v_dim > 0 ? v_dim : n_embd / heads[0];
             head_lengths(k_dim, v_dim, n_embd, heads);
+            latent_lengths(k_dim, v_dim);
         }
         const bool uniform = facts::contains(facts::uniform_heads, out_.architecture);
         for (uint32_t i = 0; i < n_layer; ++i) {   // 0 KV heads: a recurrent layer
@@ -306,6 +312,38 @@ class Check {
         }
     }
 
+    // Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434) keeps a compressed value, and beside it the rotated
+    // part of a key; the lengths of a head's own keys and values have keys of their own.
+    void latent_lengths(uint64_t k_dim, uint64_t v_dim) {
+        constexpr uint32_t most = 65536;
+        const uint32_t head = count(key("attention.key_length_mla"), 0, most);
+        if (head == 0 || count(key("attention.value_length_mla"), 0, most) == 0) {
+            return;
+        }
+        const uint64_t rotated = count(key("rope.dimension_count"), 0, most);
+        if (head <= rotated) {
+            refuse("key", key("attention.key_length_mla"), std::to_string(head),
+                   "more than rope.dimension_count " + std::to_string(rotated));
+        }
+        const auto must_be = [&](std::string_view name, uint64_t is, uint64_t wanted, const char * why) {
+            if (is != wanted) {
+                refuse("key", key(name), std::to_string(is), std::to_string(wanted) + why);
+            }
+        };
+        const uint64_t rank = count(key("attention.kv_lora_rank"), 0, most);
+        must_be("attention.key_length", k_dim, rank + rotated, ", kv_lora_rank and rope.dimension_count together");
+        must_be("attention.value_length", v_dim, rank, ", the kv_lora_rank");
+        if (const uint32_t windowed = count(key("attention.kv_lora_rank_swa"), 0, most); windowed > 0) {
+            const auto length = [&](std::string_view name, uint64_t otherwise) {
+                return file_.find(key(name)) != nullptr ? count(key(name), 0, most) : otherwise;
+            };
+            must_be("attention.key_length_swa", length("attention.key_length_swa", k_dim), windowed + rotated,
+                    ", kv_lora_rank_swa and rope.dimension_count together");
+            must_be("attention.value_length_swa", length("attention.value_length_swa", v_dim), windowed,
+                    ", the kv_lora_rank_swa");
+        }
+    }
+
     void rotation(std::string_view name, uint64_t head_dim, uint64_t most) {
         const Value * value = file_.find(key(name));
         if (value == nullptr || value->is_array) {
@@ -333,7 +371,8 @@ class Check {
         if ((architecture == "jamba" || architecture == "granitehybrid") && inner > 0 && inner != 2 * n_embd) {
             refuse("key", name, std::to_string(inner), std::to_string(2 * n_embd) + ", twice embedding_length");
         }
-        if (architecture == "qwen3next" || architecture == "qwen35" || architecture == "qwen35moe") {
+        if (architecture == "qwen3next" || architecture == "qwen35" || architecture == "qwen35moe" ||
+            architecture == "qwen4exp") {
             const uint64_t n_state = count(key("ssm.state_size"), 1, 65536, true);
             const uint64_t n_values = count(key("ssm.time_step_rank"), 1, 65536, true);
             const uint64_t n_keys = count(key("ssm.group_count"), 1, 65536, true);
@@ -345,6 +384,21 @@ class Check {
                 refuse("key", key("ssm.group_count"), std::to_string(n_keys),
                        "a divisor of time_step_rank " + std::to_string(n_values));
             }
+        }
+    }
+
+    // A model that runs through the same layers several times has a block for each time.
+    void repetition(uint32_t n_layer) const {
+        if (out_.architecture != "hrm_text") {
+            return;
+        }
+        constexpr uint64_t most = 512;
+        const uint64_t n_in_stack = count(key("hrm.layers_per_stack"), 1, most, true);
+        const uint64_t n_high = count(key("hrm.h_cycles"), 1, most, true);
+        const uint64_t n_low = count(key("hrm.l_cycles"), 1, most, true);
+        if (const uint64_t n_blocks = n_in_stack * n_high * (n_low + 1); n_blocks != n_layer) {
+            refuse("key", key("block_count"), std::to_string(n_layer),
+                   std::to_string(n_blocks) + ", hrm.layers_per_stack * hrm.h_cycles * (hrm.l_cycles + 1)");
         }
     }
 

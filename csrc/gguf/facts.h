@@ -202,36 +202,35 @@ constexpr std::string_view uniform_heads[] = {
 
 // Whose attention takes one length for keys and values of all layers; with others it stops at an assertion.
 constexpr std::string_view one_head_length[] = {
-    "afmoe",         "apertus",        "arcee",        "arctic",      "baichuan",    "bailingmoe2",
-    "bert",          "bitnet",         "bloom",        "chameleon",   "chatglm",     "codeshell",
-    "cogvlm",        "cohere2",        "cohere2moe",   "command-r",   "dbrx",        "deci",
-    "deepseek",      "deepseek4",      "dots1",        "dream",       "ernie4_5",    "ernie4_5-moe",
-    "eurobert",      "exaone",         "exaone-moe",   "exaone4",     "falcon",      "glm4",
-    "glm4moe",       "gpt2",           "gptneox",      "granite",     "granite_swa", "granitehybrid",
-    "graniteswitch", "grok",           "grovemoe",     "hunyuan-moe", "hunyuan_vl",  "hy_v3",
-    "internlm2",     "jais",           "jais2",        "laguna",      "lfm2",        "lfm2moe",
-    "llada",         "llada-moe",      "llama",        "llama4",      "maincoder",   "maple",
-    "mellum",        "minimax-01",     "minimax-m2",   "minimax-m3",  "mistral3",    "modern-bert",
-    "mpt",           "muse-glimmer",   "nanbeige",     "nemotron",    "nemotron_h",  "nemotron_h_moe",
-    "neo-bert",      "olmo",           "olmo2",        "olmoe",       "openelm",     "orion",
-    "paddleocr",     "pangu-embedded", "phi2",         "phi3",        "plamo",       "qwen",
-    "qwen2",         "qwen2moe",       "qwen2vl",      "qwen3",       "qwen35",      "qwen35moe",
-    "qwen3moe",      "qwen3next",      "qwen3vl",      "qwen3vlmoe",  "qwen4exp",    "refact",
-    "rnd1",          "seed_oss",       "smallthinker", "smollm3",     "spark2_5",    "stablelm",
-    "starcoder",     "starcoder2",     "t5",           "talkie",      "xverse",
+    "afmoe",      "apertus",        "arcee",          "arctic",      "baichuan",      "bailingmoe2",   "bert",
+    "bitnet",     "bloom",          "chameleon",      "chatglm",     "codeshell",     "cogvlm",        "cohere2",
+    "cohere2moe", "command-r",      "dbrx",           "deci",        "deepseek",      "deepseek4",     "dots1",
+    "dream",      "ernie4_5",       "ernie4_5-moe",   "eurobert",    "exaone",        "exaone-moe",    "exaone4",
+    "falcon",     "gemma",          "gemma2",         "gemma3",      "glm4",          "glm4moe",       "gpt-oss",
+    "gpt2",       "gptneox",        "granite",        "granite_swa", "granitehybrid", "graniteswitch", "grok",
+    "grovemoe",   "hunyuan-moe",    "hunyuan_vl",     "hy_v3",       "internlm2",     "jais",          "jais2",
+    "laguna",     "lfm2",           "lfm2moe",        "llada",       "llada-moe",     "llama",         "llama-embed",
+    "llama4",     "maincoder",      "maple",          "mellum",      "minicpm",       "minimax-01",    "minimax-m2",
+    "minimax-m3", "mistral3",       "modern-bert",    "mpt",         "muse-glimmer",  "nanbeige",      "nemotron",
+    "nemotron_h", "nemotron_h_moe", "neo-bert",       "olmo",        "olmo2",         "olmoe",         "openelm",
+    "orion",      "paddleocr",      "pangu-embedded", "phi2",        "phi3",          "plamo",         "plamo3",
+    "qwen",       "qwen2",          "qwen2moe",       "qwen2vl",     "qwen3",         "qwen35",        "qwen35moe",
+    "qwen3moe",   "qwen3next",      "qwen3vl",        "qwen3vlmoe",  "qwen4exp",      "refact",        "rnd1",
+    "seed_oss",   "smallthinker",   "smollm3",        "spark2_5",    "stablelm",      "starcoder",     "starcoder2",
+    "t5",         "talkie",         "xverse",
 };
 
 // Which rotate every number of a head: rope.dimension_count is the length of a head.
 constexpr std::string_view whole_head_rotated[] = {
-    "apertus",       "arcee",  "arctic",     "baichuan",     "chameleon",  "codeshell",  "cogvlm",
-    "cohere2moe",    "dbrx",   "deci",       "deepseek",     "dots1",      "dream",      "ernie4_5",
-    "ernie4_5-moe",  "exaone", "exaone-moe", "exaone4",      "falcon",     "granite",    "granite_swa",
-    "graniteswitch", "grok",   "grovemoe",   "hunyuan-moe",  "hunyuan_vl", "hy_v3",      "internlm2",
-    "jais2",         "llada",  "llada-moe",  "llama",        "llama4",     "maincoder",  "mellum",
-    "mistral3",      "olmo",   "olmo2",      "olmoe",        "orion",      "paddleocr",  "pangu-embedded",
-    "plamo",         "qwen2",  "qwen2moe",   "qwen2vl",      "qwen3",      "qwen3moe",   "qwen3vl",
-    "qwen3vlmoe",    "rnd1",   "seed_oss",   "smallthinker", "smollm3",    "starcoder2", "talkie",
-    "xverse",
+    "apertus",        "arcee",         "arctic",     "baichuan",  "chameleon",    "codeshell",  "cogvlm",
+    "cohere2moe",     "dbrx",          "deci",       "deepseek",  "dots1",        "dream",      "ernie4_5",
+    "ernie4_5-moe",   "exaone",        "exaone-moe", "exaone4",   "falcon",       "gpt-oss",    "granite",
+    "granite_swa",    "graniteswitch", "grok",       "grovemoe",  "hunyuan-moe",  "hunyuan_vl", "hy_v3",
+    "internlm2",      "jais2",         "llada",      "llada-moe", "llama",        "llama4",     "maincoder",
+    "mellum",         "mistral3",      "olmo",       "olmo2",     "olmoe",        "orion",      "paddleocr",
+    "pangu-embedded", "plamo",         "qwen2",      "qwen2moe",  "qwen2vl",      "qwen3",      "qwen3moe",
+    "qwen3vl",        "qwen3vlmoe",    "rnd1",       "seed_oss",  "smallthinker", "smollm3",    "starcoder2",
+    "talkie",         "xverse",
 };
 
 // Whose queries are as wide as the embedding, whatever head_count and key_length say.
@@ -252,6 +251,12 @@ constexpr std::string_view windowed[] = {
     "muse-glimmer",    "olmo2",   "plamo3",     "smallthinker", "spark2_5",  "step35",
 };
 
+// Whose experts' gate is a function that the file must name: these assume none.
+constexpr std::string_view gate_by_name[] = {
+    "bailingmoe2", "bailingmoe3", "deepseek32",  "deepseek4", "dots1",      "dots3note",  "exaone-moe",
+    "hy_v4",       "kimi-k3",     "kimi-linear", "lfm2moe",   "minimax-m2", "minimax-m3", "smallthinker",
+};
+
 // Which rotate nothing.
 constexpr std::string_view without_rotation[] = {
     "arwkv7",           "bloom",   "glm5-next",   "gpt2",       "gptj",   "jais", "jamba",
@@ -268,6 +273,7 @@ struct OwnRange {
 constexpr OwnRange own_ranges[] = {
     {"deepseek4", "hyper_connection.count", 4, 4},
     {"glm5-next", "hyper_connection.count", 4, 4},
+    {"minimax-m3", "attention.indexer.top_k", 1, 1 << 24},
     {"plamo2", "ssm.group_count", 0, 0},
 };
 

@@ -103,18 +103,37 @@ void as(Gguf & g, const std::string & architecture) {
 
 // Rules of some architectures only: the keys that break them there, and that one of another kind may have.
 void architecture_rules() {
+    using Key = std::pair<const char *, std::vector<int32_t>>;
     struct Rule {
         const char * architecture;
-        std::vector<std::pair<const char *, std::vector<int32_t>>> keys;   // one value: a scalar
+        std::vector<Key> keys;       // one value: a scalar
         const char * refused;                                              // the key named; "" = accepted
+    };
+    // The keys of multi-head latent attention as they fit each other, and one more or another one.
+    const auto latent = [](const Key & other) {
+        std::vector<Key> keys = {{"attention.kv_lora_rank", {32}},   {"rope.dimension_count", {16}},
+                                 {"attention.key_length", {48}},     {"attention.value_length", {32}},
+                                 {"attention.key_length_mla", {24}}, {"attention.value_length_mla", {16}}};
+        if (other.first != nullptr) {
+            keys.push_back(other);   // the later one counts
+        }
+        return keys;
     };
     // Four heads of 16 numbers, an embedding of 64, two layers.
     const std::vector<Rule> rules = {
         {"llama", {{"attention.value_length", {8}}}, "attention.value_length"},
         {"qwen3", {{"attention.key_length", {8}}}, "attention.key_length"},
         {"exaone4", {{"attention.value_length", {8}}}, "attention.value_length"},
-        {"gemma", {{"attention.value_length", {8}}}, ""},
+        {"gemma", {{"attention.value_length", {8}}}, "attention.value_length"},
+        {"minicpm3", {{"attention.value_length", {8}}}, ""},
+        {"llama", {{"attention.key_length", {0}}}, "attention.key_length"},
         {"deepseek2", {{"attention.key_length", {24}}, {"attention.value_length", {16}}}, ""},
+        {"deepseek2", latent({}), ""},
+        {"deepseek2", latent({"attention.key_length", {24}}), "attention.key_length"},
+        {"deepseek2", latent({"attention.value_length", {16}}), "attention.value_length"},
+        {"deepseek2", latent({"attention.key_length_mla", {16}}), "attention.key_length_mla"},
+        {"dots3note", latent({"attention.kv_lora_rank_swa", {32}}), ""},
+        {"dots3note", latent({"attention.kv_lora_rank_swa", {16}}), "attention.key_length_swa"},
         {"cohere2", {{"attention.key_length_swa", {8}}}, "attention.key_length_swa"},
         {"cohere2", {{"attention.value_length_swa", {16}}}, ""},
         {"gemma4", {{"attention.key_length_swa", {8}}, {"attention.value_length_swa", {8}}}, ""},
@@ -131,6 +150,14 @@ void architecture_rules() {
         {"qwen3",
          {{"attention.head_count", {8}}, {"attention.key_length", {16}}, {"attention.value_length", {16}}},
          ""},
+        {"dots1", {{"expert_count", {4}}, {"expert_used_count", {2}}}, "expert_gating_func"},
+        {"dots1", {{"expert_count", {4}}, {"expert_used_count", {2}}, {"expert_gating_func", {2}}}, ""},
+        {"olmoe", {{"expert_count", {4}}, {"expert_used_count", {2}}}, ""},
+        {"hrm_text", {{"hrm.layers_per_stack", {1}}, {"hrm.h_cycles", {1}}, {"hrm.l_cycles", {1}}}, ""},
+        {"hrm_text", {{"hrm.layers_per_stack", {1}}, {"hrm.h_cycles", {2}}, {"hrm.l_cycles", {1}}}, "block_count"},
+        {"hrm_text", {{"hrm.layers_per_stack", {1}}, {"hrm.h_cycles", {0}}, {"hrm.l_cycles", {1}}}, "hrm.h_cycles"},
+        {"qwen3vl", {{"n_deepstack_layers", {3}}}, "n_deepstack_layers"},
+        {"qwen3vl", {{"n_deepstack_layers", {2}}}, ""},
         {"olmoe", {{"expert_gating_func", {5}}}, "expert_gating_func"},
         {"olmoe", {{"expert_gating_func", {4}}}, ""},
         {"gemma3",
