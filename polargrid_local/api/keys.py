@@ -110,9 +110,9 @@ RESPONSE_FORMAT = keys_of(("type", "json_schema", "schema"))
 PREDICTION = keys_of(Prediction.model_fields)
 
 
-def known(value: Any, keys: Keys, loc: tuple[Any, ...], strict: bool) -> Any:
+def known(value: Any, keys: Keys, loc: tuple[Any, ...], ignored: list[str] | None = None) -> Any:
     """A mapping's known keys, camelCase renamed (snake_case wins) and nulls dropped; anything else as it is. Other keys
-    are refused when `strict`, dropped when not and nothing is lost with them."""
+    are refused; with a list `ignored`, they are dropped where nothing is lost with them, and their paths go there."""
     if not isinstance(value, dict):
         return value
     kept: dict[str, Any] = {}
@@ -126,19 +126,21 @@ def known(value: Any, keys: Keys, loc: tuple[Any, ...], strict: bool) -> Any:
         given = _key(key)
         where = f"{path(loc)}.{given}" if loc else given or "request"
         if name in keys.idle:
-            if (strict or name in SPOKEN) and not (isinstance(item, (str, list, dict)) and not item):
+            if (ignored is None or name in SPOKEN) and not (isinstance(item, (str, list, dict)) and not item):
                 raise refused(where, "not supported by this engine")
-        elif strict:
+        elif ignored is None:
             raise refused(where, f"unknown key{did_you_mean(given, keys.fields)}")
+        else:
+            ignored.append(where)
     return kept
 
 
-def known_fields(kind: str, sources: Iterable[dict[Any, Any]], strict: bool) -> dict[str, Any]:
+def known_fields(kind: str, sources: Iterable[dict[Any, Any]], ignored: list[str] | None) -> dict[str, Any]:
     """The fields of a request of `kind` out of several dicts of plain data, later ones on top; the mappings in them
     have known keys only, as `known` says. Raises ValidationError for a key or a value that would otherwise be lost."""
     data: dict[str, Any] = {}
     for source in sources:
-        fields = known(source, REQUEST[kind], (), strict)
+        fields = known(source, REQUEST[kind], (), ignored)
         if "max_completion_tokens" in fields:  # as at OpenAI it wins over max_tokens, its older name
             fields["max_tokens"] = fields.pop("max_completion_tokens")
         data |= fields
@@ -147,19 +149,19 @@ def known_fields(kind: str, sources: Iterable[dict[Any, Any]], strict: bool) -> 
             only = f"; only {' or '.join(map(repr, nothing))} is accepted" if nothing else ""
             raise refused(field, f"not supported by this engine{only}")
     if isinstance(data.get("messages"), list):
-        data["messages"] = [_message(message, ("messages", i), strict) for i, message in enumerate(data["messages"])]
+        data["messages"] = [_message(message, ("messages", i), ignored) for i, message in enumerate(data["messages"])]
     if isinstance(data.get("documents"), list):
         data["documents"] = [
-            known(text, DOCUMENT, ("documents", i), strict) for i, text in enumerate(data["documents"])
+            known(text, DOCUMENT, ("documents", i), ignored) for i, text in enumerate(data["documents"])
         ]
     if isinstance(data.get("tools"), list):
         data["tools"] = [
-            _with_function(tool, TOOL, FUNCTION_DEFINITION, ("tools", i), strict)
+            _with_function(tool, TOOL, FUNCTION_DEFINITION, ("tools", i), ignored)
             for i, tool in enumerate(data["tools"])
         ]
     if isinstance(data.get("functions"), list):
         data["functions"] = [
-            known(item, FUNCTION_DEFINITION, ("functions", i), strict) for i, item in enumerate(data["functions"])
+            known(item, FUNCTION_DEFINITION, ("functions", i), ignored) for i, item in enumerate(data["functions"])
         ]
     for field, keys in (
         ("stream_options", STREAM_OPTIONS),
@@ -167,10 +169,10 @@ def known_fields(kind: str, sources: Iterable[dict[Any, Any]], strict: bool) -> 
         ("prediction", PREDICTION),
     ):
         if field in data:
-            data[field] = known(data[field], keys, (field,), strict)
+            data[field] = known(data[field], keys, (field,), ignored)
     prediction = data.get("prediction")
     if isinstance(prediction, dict):
-        _known_parts(prediction, ("prediction",), strict)
+        _known_parts(prediction, ("prediction",), ignored)
     return {field: value for field, value in data.items() if field in KINDS[kind].model_fields}
 
 
@@ -178,15 +180,15 @@ def _key(key: str | int) -> str:
     return key[:80] if isinstance(key, str) else shown(key)
 
 
-def _message(given: Any, loc: tuple[Any, ...], strict: bool) -> Any:
-    message = known(given, MESSAGE, loc, strict)
+def _message(given: Any, loc: tuple[Any, ...], ignored: list[str] | None) -> Any:
+    message = known(given, MESSAGE, loc, ignored)
     if not isinstance(message, dict):
         return message
     _modernize(message, loc)
-    _known_parts(message, loc, strict)
+    _known_parts(message, loc, ignored)
     if isinstance(message.get("tool_calls"), list):
         message["tool_calls"] = [
-            _with_function(call, TOOL_CALL, FUNCTION, (*loc, "tool_calls", i), strict)
+            _with_function(call, TOOL_CALL, FUNCTION, (*loc, "tool_calls", i), ignored)
             for i, call in enumerate(message["tool_calls"])
         ]
     # A message without content is a mistake, or has it under an unknown key; only an answer may be empty.
@@ -226,25 +228,25 @@ def _check_no_words(given: dict[Any, Any], keys: Keys, loc: tuple[Any, ...], fie
             raise refused(f"{path(loc)}.{_key(key)}", f"unknown key, and {field} is empty; did you mean '{field}'?")
 
 
-def _known_parts(holder: dict[str, Any], loc: tuple[Any, ...], strict: bool) -> None:
+def _known_parts(holder: dict[str, Any], loc: tuple[Any, ...], ignored: list[str] | None) -> None:
     """The parts of a `content` that comes in parts."""
     if isinstance(holder.get("content"), list):
-        holder["content"] = [_part(part, (*loc, "content", i), strict) for i, part in enumerate(holder["content"])]
+        holder["content"] = [_part(part, (*loc, "content", i), ignored) for i, part in enumerate(holder["content"])]
 
 
-def _part(part: Any, loc: tuple[Any, ...], strict: bool) -> Any:
+def _part(part: Any, loc: tuple[Any, ...], ignored: list[str] | None) -> Any:
     kind = part.get("type") if isinstance(part, dict) else None
     keys = PARTS.get(kind) if isinstance(kind, str) else None
     if keys is None:
         return part
     if kind == "text" and part.get("text") == "":
         _check_no_words(part, keys, loc, "text")
-    return known(part, keys, loc, strict)
+    return known(part, keys, loc, ignored)
 
 
-def _with_function(value: Any, keys: Keys, of_function: Keys, loc: tuple[Any, ...], strict: bool) -> Any:
+def _with_function(value: Any, keys: Keys, of_function: Keys, loc: tuple[Any, ...], ignored: list[str] | None) -> Any:
     """A tool, or a call of one: a mapping around that of a function."""
-    value = known(value, keys, loc, strict)
+    value = known(value, keys, loc, ignored)
     if isinstance(value, dict) and "function" in value:
-        value["function"] = known(value["function"], of_function, (*loc, "function"), strict)
+        value["function"] = known(value["function"], of_function, (*loc, "function"), ignored)
     return value

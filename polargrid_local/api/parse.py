@@ -41,7 +41,7 @@ def parse_fields(obj: Any, *fields: str) -> dict[str, Any]:
     obj = plain(obj)
     if not isinstance(obj, dict):
         raise refused("request", f"must be a dict or a request object, got {type(obj).__name__}")
-    return dict(known(obj, keys_of(fields), (), strict=True))
+    return dict(known(obj, keys_of(fields), ()))
 
 
 def parse_request(
@@ -50,13 +50,13 @@ def parse_request(
     kwargs: Mapping[str, Any] | None = None,
     *,
     max_tokens_limit: int | None = MAX_TOKENS,
-    strict: bool = True,
+    ignored: list[str] | None = None,
 ) -> Any:
     """The request model of `kind` ("chat", "completion", "embedding", "rerank", "generate") for a dict, an SDK object,
     keyword arguments, or a positional object with keywords on top. None means omitted; camelCase is an alias; nothing
     the caller passed is changed. `response_format` may be a class (pydantic model, TypedDict, dataclass). Unknown keys,
-    at any level, are refused with the nearest known one; `strict=False` tolerates them, as the remote API does. A
-    request parsed before is returned as it is. Without `max_tokens` an answer has the SDK's 150 (chat) or 100
+    at any level, are refused with the nearest known one; with a list `ignored` they are tolerated, and their paths go
+    there. A request parsed before is returned as it is. Without `max_tokens` an answer has the SDK's 150 (chat) or 100
     (completion) tokens at most; -1 is as many as the context leaves.
 
     Raises ValidationError naming the field's path and its limit; `param` and `details["field"]` hold the path."""
@@ -73,7 +73,7 @@ def parse_request(
     obj = plain(obj)
     if obj is not None and not isinstance(obj, dict):
         raise refused("request", f"must be a dict or a request object, got {type(obj).__name__}")
-    data = known_fields(kind, (obj or {}, plain(kwargs or {})), strict)
+    data = known_fields(kind, (obj or {}, plain(kwargs or {})), ignored)
     try:
         request = cls.model_validate(data)
     except PydanticError as error:

@@ -266,6 +266,9 @@ def serve(
     memory_budget: Annotated[
         Optional[int], typer.Option(min=0, help="Bytes for all loaded models; else 80 % of the machine's.")
     ] = None,
+    strict_fields: Annotated[
+        Optional[bool], typer.Option("--strict-fields", help="Refuse fields that nobody knows.")
+    ] = None,
     config: Annotated[Optional[Path], typer.Option(help="TOML file of settings.", show_default=False)] = None,
     log_level: Annotated[Optional[str], typer.Option(help="debug, info, warning or error.")] = None,
     **options: Any,
@@ -286,6 +289,7 @@ def serve(
         aliases=alias,
         keep_alive_s=keep_alive,
         memory_budget_bytes=memory_budget,
+        strict_fields=strict_fields,
         log_level=log_level,
         **options,
     )

@@ -39,6 +39,9 @@ class ServeConfig(ServiceSettings):
         default="", description="the path below which a proxy serves this server, where it leaves that on"
     )
 
+    strict_fields: bool = Field(
+        default=False, description="refuse fields that nobody knows, instead of naming them in a header of the answer"
+    )
     max_body_bytes: int = Field(default=4 << 20, ge=1024)
     max_json_depth: int = Field(default=64, ge=8, le=512)
     idle_connection_s: Seconds = Field(default=75, description="a connection without a request is kept open this long")

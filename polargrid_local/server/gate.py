@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from polargrid_local.errors import AuthenticationError, PolarGridError
 from polargrid_local.server.config import ServeConfig, is_loopback
 from polargrid_local.server.metrics import Metrics
-from polargrid_local.server.replies import DROPPED, error_reply, forbidden, internal_error
+from polargrid_local.server.replies import DROPPED, IGNORED, error_reply, forbidden, internal_error
 from polargrid_local.server.sse import log_crash
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Gate:
                 self._check_origin(origin, headers)
                 extra += [
                     (b"access-control-allow-origin", origin),
-                    (b"access-control-expose-headers", f"x-request-id, retry-after, {DROPPED}".encode()),
+                    (b"access-control-expose-headers", f"x-request-id, retry-after, {DROPPED}, {IGNORED}".encode()),
                 ]
                 if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
                     extra += _preflight(headers)
@@ -131,6 +131,8 @@ class Gate:
         if not self.config.api_key or scope["path"] in self.public:
             return
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if not given and b"x-api-key" in headers:  # of Anthropic's clients
+            kind, given = b"bearer", headers[b"x-api-key"]
         right = hmac.compare_digest(given.strip(), self.config.api_key.encode())
         if not right or kind.lower() != b"bearer":
             raise AuthenticationError("missing or wrong API key: send Authorization: Bearer KEY")

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.responses import Response
 
+from polargrid_local.dialects.exchange import Refusal, dump, error_words
 from polargrid_local.errors import AuthenticationError, NotFoundError, PolarGridError, RateLimitError, ServerError
-
-dump = json.JSONEncoder(
-    separators=(",", ":"), allow_nan=False
-).encode  # in ASCII, for clients that break lines at U+2028
 
 
 class JsonReply(Response):
@@ -28,38 +24,37 @@ class JsonReply(Response):
 
 
 DROPPED = "x-polargrid-dropped-keywords"
-MAX_DROPPED_BYTES = 4096  # of that header: clients and proxies take no more than 8 KB or so of all of them
+IGNORED = "x-polargrid-ignored"
+MAX_LIST_BYTES = 4096  # of such a header: clients and proxies take no more than 8 KB or so of all of them
 
 
-def dropped_header(paths: Sequence[str]) -> dict[str, str]:
-    """Says what a schema asks for in vain: its keywords' paths as a JSON list, in ASCII. If they are too many, the last
-    item tells how many are left out. No header without any."""
+def list_header(name: str, paths: Sequence[str]) -> dict[str, str]:
+    """Says which paths of a request nothing was made of, as a JSON list in ASCII: DROPPED, a schema's keywords, or
+    IGNORED, fields. If they are too many, the last item tells how many are left out. No header without any."""
     if not paths:
         return {}
     said: list[str] = []
     for i, path in enumerate(paths):
         more = [f"and {len(paths) - i} more"]
-        if len(dump([*said, path, *more])) > MAX_DROPPED_BYTES:
+        if len(dump([*said, path, *more])) > MAX_LIST_BYTES:
             said += more
             break
         said.append(path)
-    return {DROPPED: dump(said)}
+    return {name: dump(said)}
 
 
 _PATH = re.compile(r"(?<![\w./])/(?:[^\s/:;,'\"]+/)+(?=[^\s/])")
 
 
-def error_body(error: PolarGridError) -> dict[str, Any]:
-    """What clients of both kinds read: PolarGrid's SDKs `detail`, OpenAI's `error`. Files go by names, not by paths."""
+def refusal_of(error: PolarGridError) -> Refusal:
+    """Files go by names, not by paths."""
     message = error.message
     if error.path is not None:  # whatever signs are in it
         message = message.replace(error.path, os.path.basename(error.path))
-    message = _PATH.sub("", message)
-    inner = {"message": message, "type": error.type, "code": error.code, "param": error.param}
-    return {"detail": message, "error": inner}
+    return Refusal(_PATH.sub("", message), error.type, error.code, error.param, error.status)
 
 
-def error_reply(error: PolarGridError) -> JsonReply:
+def error_reply(error: PolarGridError, words: Callable[[Refusal], dict[str, Any]] = error_words) -> JsonReply:
     headers = {}
     if isinstance(error, RateLimitError):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after or 1)))
@@ -67,7 +62,7 @@ def error_reply(error: PolarGridError) -> JsonReply:
         headers["connection"] = "close"  # the rest of the body may come at any time
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    return JsonReply(error_body(error), status_code=error.status, headers=headers)
+    return JsonReply(words(refusal_of(error)), status_code=error.status, headers=headers)
 
 
 def forbidden(message: str) -> AuthenticationError:

@@ -5,23 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 from polargrid_local.api.parse import parse_request
+from polargrid_local.dialects.exchange import Exchange
 from polargrid_local.errors import refused
+from polargrid_local.server.config import ServeConfig
 
 ENCODINGS = ("float", "base64")
 
 
-def read_request(kind: str, body: dict[str, Any], *, always_stream: bool = False, max_tokens_limit: int = 0) -> Any:
-    """The request model of `kind` (chat, completion, embedding, rerank). Unknown keys are ignored.
+def read_request(exchange: Exchange, config: ServeConfig) -> Any:
+    """The request model of what `exchange` asks. The paths of unknown keys go to what it ignores; with
+    `strict_fields` they are refused.
 
     Without `max_tokens` an answer may fill the context; `max_tokens_limit`, where it is not 0, is the most that one may
     have. Raises ValidationError naming the field."""
-    request = parse_request(kind, body, max_tokens_limit=None, strict=False)
+    kind, max_tokens_limit = exchange.kind, config.max_tokens_limit
+    if config.strict_fields and exchange.ignored:
+        raise refused(exchange.ignored[0], "unknown field, and this server takes none (strict_fields)")
+    ignored = None if config.strict_fields else exchange.ignored
+    request = parse_request(kind, exchange.body, max_tokens_limit=None, ignored=ignored)
     if kind == "embedding" and request.encoding_format not in ENCODINGS:
         raise refused("encoding_format", f"must be 'float' or 'base64' over HTTP, got {request.encoding_format!r}")
     if kind not in ("chat", "completion"):
         return request
     sent = request.model_fields_set
-    if "stream_options" in sent and not (request.stream or always_stream):
+    if "stream_options" in sent and not exchange.streaming:
         raise refused("stream_options", "only allowed with stream: true")
     asked = request.max_tokens if "max_tokens" in sent else -1
     if max_tokens_limit:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import secrets
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,16 +13,19 @@ from fastapi import APIRouter, Request
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.responses import Response
 
+from polargrid_local.dialects.exchange import Moment
 from polargrid_local.errors import PolarGridError, TimeoutError
 from polargrid_local.server.body import read_json
 from polargrid_local.server.config import ServeConfig
 from polargrid_local.server.metrics import Metrics
 from polargrid_local.server.openapi import describe
-from polargrid_local.server.replies import JsonReply, dropped_header, not_supported
+from polargrid_local.server.replies import DROPPED, IGNORED, JsonReply, error_reply, list_header, not_supported
 from polargrid_local.server.requests import read_request
 from polargrid_local.server.sse import EventStream, while_connected
 from polargrid_local.service.endpoints import ENDPOINTS, Endpoint
 from polargrid_local.service.service import Service
+
+log = logging.getLogger(__name__)
 
 # In which states an endpoint about health answers 503: readiness and liveness, as Kubernetes asks for them.
 NOT_OK = {"/health": ("degraded", "unhealthy"), "/livez": ("unhealthy",)}
@@ -62,23 +68,31 @@ def api(
 
     async def generate(request: Request, endpoint: Endpoint) -> Response:
         assert endpoint.kind is not None
-        always_stream = endpoint.always_streams
-        asked = read_request(
-            endpoint.kind, await body(request), always_stream=always_stream, max_tokens_limit=config.max_tokens_limit
-        )
+        moment = Moment(secrets.token_hex(12), time.time())
+        exchange = endpoint.exchange(await body(request), moment, endpoint.kind)
+        asked = read_request(exchange, config)
+        if exchange.ignored:
+            log.info("%s: nothing was made of %s", endpoint.path, ", ".join(exchange.ignored)[:1000])
         lease = await bounded(request, service.lease(asked.model))
         tokens, streaming = 0, False
         try:
-            if always_stream or getattr(asked, "stream", False):
-                chunks = service.stream(endpoint.kind, asked, lease)
+            if exchange.streaming:
+                chunks = service.stream(exchange.kind, asked, lease)
                 await bounded(request, chunks.start())
                 streaming = True
                 return EventStream(
-                    chunks, lease.started, config, metrics, lambda: lease.release(chunks.usage["total_tokens"])
+                    exchange,
+                    chunks,
+                    lease.started,
+                    config,
+                    metrics,
+                    lambda: lease.release(chunks.usage["total_tokens"]),
                 )
-            answer = await bounded(request, service.answer(endpoint.kind, asked, lease))
+            answer = await bounded(request, service.answer(exchange.kind, asked, lease))
             tokens = answer["usage"]["total_tokens"]
-            return JsonReply(answer, headers=dropped_header(answer.get("pg_metadata", {}).get("dropped_keywords", ())))
+            headers = list_header(IGNORED, exchange.ignored)
+            headers |= list_header(DROPPED, answer.get("pg_metadata", {}).get("dropped_keywords", ()))
+            return JsonReply(exchange.reply(answer), headers=headers)
         finally:
             if not streaming:
                 lease.release(tokens)
@@ -96,7 +110,10 @@ def api(
 
     def add(endpoint: Endpoint, handle: Callable[[Request, Endpoint], Awaitable[Response]]) -> None:
         async def route(request: Request) -> Response:
-            return await handle(request, endpoint)
+            try:
+                return await handle(request, endpoint)
+            except PolarGridError as error:
+                return error_reply(error, endpoint.exchange.error)
 
         path = endpoint.path.replace("{model_id}", "{model_id:model_name}")
         router.add_api_route(path, route, methods=[endpoint.method], **describe(endpoint))

@@ -1,4 +1,4 @@
-"""EventStream: a generation written as Server-Sent Events, and the watch over clients that leave."""
+"""EventStream: a generation written as it comes, in its exchange's words, and the watch over clients that leave."""
 
 from __future__ import annotations
 
@@ -11,38 +11,41 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from polargrid_local.dialects.exchange import Exchange
 from polargrid_local.errors import PolarGridError, TimeoutError
 from polargrid_local.server.body import ClientGone
 from polargrid_local.server.config import ServeConfig
 from polargrid_local.server.metrics import Metrics
-from polargrid_local.server.replies import dropped_header, dump, error_body, internal_error
+from polargrid_local.server.replies import DROPPED, IGNORED, internal_error, list_header, refusal_of
 from polargrid_local.service.chunks import ChunkStream
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-DONE = b"data: [DONE]\n\n"
 COMMENT = b": keep-alive\n\n"
 PREFILL_TICK_S = 0.2  # how often a comment may tell how much of a long prompt was read
-HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),
-]
+HEADERS = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 
 
 class EventStream(Response):
-    """One event per chunk, flushed as it comes.
+    """What the exchange says of each chunk, flushed as it comes.
 
-    A comment when nothing else was written for `heartbeat_s`; `: prefill DONE TOTAL`, in tokens, while a long prompt is
-    read. Ends with [DONE], or with an error event and no [DONE]. The generation is cancelled when the client leaves,
-    takes nothing for `write_timeout_s`, or the request exceeds its time.
+    Where its words have comments: one when nothing else was written for `heartbeat_s`; `: prefill DONE TOTAL`, in
+    tokens, while a long prompt is read. Ends with the exchange's end, or with its failure and no end. The generation is
+    cancelled when the client leaves, takes nothing for `write_timeout_s`, or the request exceeds its time.
     `started`: when the request came, monotonic. `on_end` is called once, whatever happened.
     """
 
     def __init__(
-        self, chunks: ChunkStream, started: float, config: ServeConfig, metrics: Metrics, on_end: Callable[[], None]
+        self,
+        exchange: Exchange,
+        chunks: ChunkStream,
+        started: float,
+        config: ServeConfig,
+        metrics: Metrics,
+        on_end: Callable[[], None],
     ) -> None:
+        self.exchange = exchange
         self.status_code = 200
         self.background = None
         self.chunks = chunks
@@ -97,26 +100,31 @@ class EventStream(Response):
             if self._failure.done():
                 pump.cancel()
                 await asyncio.wait({pump})
-                last = asyncio.create_task(self._write(send, _event(error_body(self._failure.result())), more=False))
+                last = asyncio.create_task(self._write(send, self._failed(self._failure.result()), more=False))
                 await asyncio.wait({last, gone}, timeout=config.write_timeout_s, return_when=asyncio.FIRST_COMPLETED)
                 last.cancel()
                 return
             prefill = self.chunks.prefill
-            if prefill is not None and prefill != told and not self._writing:
+            if self._writing or not self.exchange.comments:
+                continue
+            if prefill is not None and prefill != told:
                 told = prefill
                 await self._write(send, b": prefill %d %d\n\n" % prefill)
-            elif not self._writing and now - self._written >= config.heartbeat_s:
+            elif now - self._written >= config.heartbeat_s:
                 await self._write(send, COMMENT)
 
     async def _pump(self, send: Send) -> None:
-        dropped = dropped_header(self.chunks.dropped_keywords)
-        headers = HEADERS + [(name.encode(), value.encode()) for name, value in dropped.items()]
+        told = {"content-type": self.exchange.media_type, **list_header(IGNORED, self.exchange.ignored)}
+        told |= list_header(DROPPED, self.chunks.dropped_keywords)
+        headers = [(name.encode(), value.encode()) for name, value in told.items()] + HEADERS
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
             before = 0.0
             async for chunk in self.chunks:
-                await self._write(send, _event(chunk))
-                if _carries_text(chunk):
+                text = _carries_text(chunk)
+                if said := b"".join(self.exchange.chunk(chunk)):
+                    await self._write(send, said)
+                if text:
                     self._silent = False
                     now = time.monotonic()
                     if before:
@@ -124,13 +132,13 @@ class EventStream(Response):
                     else:
                         self.metrics.first_token.observe(now - self.started)
                     before = now
-            last = DONE
+            last = b"".join(self.exchange.end())
         except PolarGridError as error:
             log.warning("stream ended by %s", error.code)
-            last = _event(error_body(error))
+            last = self._failed(error)
         except Exception as error:  # the client is told that something broke; only the log says where
             log_crash(error)
-            last = _event(error_body(internal_error()))
+            last = self._failed(internal_error())
         await self._write(send, last, more=False)
 
     async def _write(self, send: Send, data: bytes, more: bool = True) -> None:
@@ -139,12 +147,11 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": data, "more_body": more})
         self._writing = False
 
+    def _failed(self, error: PolarGridError) -> bytes:
+        return b"".join(self.exchange.failure(refusal_of(error)))
+
     def _stalled(self) -> bool:
         return self._writing and time.monotonic() - self._written > self.config.write_timeout_s
-
-
-def _event(value: Any) -> bytes:
-    return b"data: " + dump(value).encode("ascii") + b"\n\n"
 
 
 def _carries_text(chunk: Mapping[str, Any]) -> bool:

@@ -31,6 +31,7 @@ from polargrid_local.api.replies import (
     UnloadModelResponse,
 )
 from polargrid_local.api.requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, RerankRequest
+from polargrid_local.dialects.exchange import AlwaysStreams, Exchange
 from polargrid_local.errors import ValidationError
 from polargrid_local.service.service import Kind, Service, StatusResponse
 from polargrid_local.service.usage import UsageResponse
@@ -66,7 +67,7 @@ class Endpoint(NamedTuple):
     reply: Any = None  # None: it is not JSON
     chunk: Any = None
     text: str = ""  # what else the documentation says
-    always_streams: bool = False
+    exchange: type[Exchange] = Exchange  # whose words these are
     dates: tuple[str, ...] = ()  # parameters of the query
     other_path: str | None = None  # served too, not documented
 
@@ -113,7 +114,7 @@ ENDPOINTS = (
     ),
     Endpoint(
         "completions_stream", "POST", "/v1/completions/stream", "Text", "Text completion, always streamed",
-        kind="completion", always_streams=True, request=CompletionRequest, chunk=CompletionChunk,
+        kind="completion", exchange=AlwaysStreams, request=CompletionRequest, chunk=CompletionChunk,
     ),
     Endpoint(
         "embeddings", "POST", "/v1/embeddings", "Text", "Embeddings: one vector of floats per input",

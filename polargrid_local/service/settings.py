@@ -30,8 +30,8 @@ ENV_NAMES = {"models_dir": "MODELS"}  # the name under which the store reads it 
 # settings passes over these, and still refuses a name that is nobody's.
 SERVER_SETTINGS = {
     "max_tokens_limit", "host", "port", "unix_socket", "api_key", "no_api_key", "allow_hosts", "allow_origins",
-    "root_path", "max_body_bytes", "max_json_depth", "idle_connection_s", "header_timeout_s", "body_timeout_s",
-    "write_timeout_s", "request_timeout_s", "heartbeat_s", "drain_s", "log_level",
+    "root_path", "strict_fields", "max_body_bytes", "max_json_depth", "idle_connection_s", "header_timeout_s",
+    "body_timeout_s", "write_timeout_s", "request_timeout_s", "heartbeat_s", "drain_s", "log_level",
 }  # fmt: skip
 
 # Kubernetes puts the addresses of every service into the environment of every container. A service called

@@ -27,7 +27,7 @@ from polargrid_local.errors import (
     ValidationError,
 )
 from polargrid_local.server import ServeConfig, create_app
-from polargrid_local.server.replies import error_body
+from polargrid_local.server.replies import refusal_of
 
 SECRET = "xyzzy"
 CHAT = {"model": "random", "messages": [{"role": "user", "content": SECRET}]}
@@ -264,14 +264,14 @@ async def test_a_limit_caps_what_was_left_open_and_refuses_more(tiny_dir: Path) 
 
 
 def test_errors_name_files_not_paths() -> None:
-    body = error_body(ModelFileChanged("/home/ann/models/a b.gguf was replaced since it was loaded"))
-    assert "/home" not in json.dumps(body)
-    assert "b.gguf was replaced" in body["detail"]
+    told = refusal_of(ModelFileChanged("/home/ann/models/a b.gguf was replaced since it was loaded"))
+    assert "/home" not in repr(told)
+    assert "b.gguf was replaced" in told.message
     assert (
-        error_body(NotFoundError("cannot read the model file /srv/m/x.gguf: gone"))["detail"]
+        refusal_of(NotFoundError("cannot read the model file /srv/m/x.gguf: gone")).message
         == "cannot read the model file x.gguf: gone"
     )
     assert (
-        error_body(NotFoundError("see /docs, or HuggingFaceTB/SmolLM2"))["detail"]
+        refusal_of(NotFoundError("see /docs, or HuggingFaceTB/SmolLM2")).message
         == "see /docs, or HuggingFaceTB/SmolLM2"
     )

@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -155,8 +156,28 @@ def test_unknown_keys_pass_where_nothing_is_lost(
 ) -> None:
     reply = server.post(CHAT, chat(messages=[message], max_tokens=1, max_token=5))
     assert reply.status_code == (200 if field is None else 400), reply.text
-    if field is not None:
+    if field is None:
+        assert "max_token" in json.loads(reply.headers["x-polargrid-ignored"])
+    else:
         assert reply.json()["error"]["param"] == field
+
+
+def test_what_was_ignored_is_named_by_its_path(server: ServerProcess) -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]}]
+    body = chat(messages=messages, max_tokens=1, store=True, nothing=None) | {"caf\u00e9": 1}
+    expected = ["caf\u00e9", "messages[0].content[0].cache_control"]
+    assert json.loads(server.post(CHAT, body).headers["x-polargrid-ignored"]) == expected
+    with httpx.stream("POST", f"{server.url}{CHAT}", json={**body, "stream": True}, trust_env=False) as reply:
+        assert json.loads(reply.headers["x-polargrid-ignored"]) == expected
+    assert "x-polargrid-ignored" not in server.post(CHAT, chat(max_tokens=1)).headers
+    assert "nothing was made of caf\u00e9" in server.log
+
+
+def test_a_strict_server_refuses_fields_that_nobody_knows(start: Callable[..., ServerProcess]) -> None:
+    server = start(strict_fields=True, n_ctx=512).wait_ready()
+    reply = server.post(CHAT, chat(model="random", max_tokens=1, max_token=5))
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "max_token")
+    assert server.post(CHAT, chat(model="random", max_tokens=1, store=True)).status_code == 200
 
 
 def test_chat_answer_shape(server: ServerProcess) -> None:

@@ -23,6 +23,7 @@ MAY = {
     "chat": BASE,
     "api": BASE | {"chat"},
     "types": {"api"},
+    "dialects": WORDS,
     "native": WORDS | {"_core"},
     "models": WORDS,
     "machine": {"api"},
@@ -33,8 +34,8 @@ MAY = {
     "arguments": WORDS,
     "engine": WORDS | {"arguments", "native", "registry", "streams", "text", "tool_run"},
     "__init__": {"engine", "errors"},
-    "service": FACADE | {"models"},
-    "server": FACADE | {"service"},
+    "service": FACADE | {"models", "dialects"},
+    "server": FACADE | {"service", "dialects"},
     "sdk": FACADE | {"service"},
     "cli": FACADE | {"models", "server"},
     "__main__": {"cli"},
@@ -42,7 +43,7 @@ MAY = {
     "_core": set(),
 }
 # Folders whose modules are functions of their arguments: no clock, no file, no environment, no thread.
-PURE = ("api", "chat", "types", "errors", "options", "shards", "machine")
+PURE = ("api", "chat", "dialects", "types", "errors", "options", "shards", "machine")
 IMPURE = {"os", "time", "socket", "threading", "asyncio", "random", "secrets"}
 
 # The same for the folders of csrc, and the headers of others that each may include.

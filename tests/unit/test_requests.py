@@ -306,8 +306,8 @@ def test_what_asks_for_another_answer_is_refused_by_name(field, nothing, somethi
 )
 def test_a_prediction_is_a_text_in_any_of_its_forms(kind, given, text):
     base = {"messages": HI} if kind == "chat" else {"prompt": "x"}
-    for strict in (True, False):
-        assert parse_request(kind, {**base, "prediction": given}, strict=strict).prediction.text == text
+    for ignored in (None, []):
+        assert parse_request(kind, {**base, "prediction": given}, ignored=ignored).prediction.text == text
     assert parse_request(kind, {**base, "prediction": None}).prediction is None
 
 
@@ -318,7 +318,7 @@ def test_unknown_keys_of_a_prediction_are_refused_here_and_dropped_over_http():
         ({"type": "content", "content": [part]}, "prediction.content[0].cache"),
     ]:
         assert refused(prediction=prediction).param == path
-        tolerated = parse_request("chat", {"messages": HI, "prediction": prediction}, strict=False)
+        tolerated = parse_request("chat", {"messages": HI, "prediction": prediction}, ignored=[])
         assert tolerated.prediction.text == "x"
 
 
@@ -442,9 +442,9 @@ def test_an_unknown_key_is_refused_by_its_path_and_tolerated_over_http(kind, fie
     lost = ("messages[0].text", "response_format.typ")  # what cannot be dropped without another answer
     if path in lost:
         with pytest.raises(ValidationError):
-            parse_request(kind, {**base[kind], **fields}, strict=False)
+            parse_request(kind, {**base[kind], **fields}, ignored=[])
     else:
-        parse_request(kind, {**base[kind], **fields}, strict=False)
+        parse_request(kind, {**base[kind], **fields}, ignored=[])
 
 
 def test_keywords_are_held_to_the_same_names():
@@ -476,10 +476,10 @@ def test_keywords_are_held_to_the_same_names():
 )
 def test_a_message_says_something(strict, message, fine):
     if fine:
-        parse_request("chat", {"messages": [message]}, strict=strict)
+        parse_request("chat", {"messages": [message]}, ignored=None if strict else [])
         return
     with pytest.raises(ValidationError, match=r"^messages\[0\].content: required") as caught:
-        parse_request("chat", {"messages": [message]}, strict=strict)
+        parse_request("chat", {"messages": [message]}, ignored=None if strict else [])
     assert caught.value.param == "messages[0].content"
 
 
@@ -489,7 +489,7 @@ def test_text_under_a_wrong_key_is_not_lost_over_http(key):
         with pytest.raises(
             ValidationError, match=rf"^messages\[0\].content: required; '{key}' is no key of a message$"
         ):
-            parse_request("chat", {"messages": [{"role": role, key: "words"}]}, strict=False)
+            parse_request("chat", {"messages": [{"role": role, key: "words"}]}, ignored=[])
 
 
 def test_answers_of_other_clients_may_be_sent_back():
@@ -500,7 +500,7 @@ def test_answers_of_other_clients_may_be_sent_back():
     theirs = ChatCompletionMessage.model_validate(raw)
     for message in (raw, ours, theirs, theirs.model_dump()):
         for strict in (True, False):
-            request = parse_request("chat", {"messages": [*HI, message, *HI]}, strict=strict)
+            request = parse_request("chat", {"messages": [*HI, message, *HI]}, ignored=None if strict else [])
             assert request.messages[1].content == "x"
     calls = {"role": "assistant", "content": None, "tool_calls": [{"index": 0, **CALL}], "reasoning": "hm"}
     request = parse_request("chat", {"messages": [calls]})
@@ -513,7 +513,7 @@ def test_calls_and_results_in_the_older_form_are_those_of_tools():
         {"role": "function", "name": "f", "content": "r"},
     ]
     for strict in (True, False):
-        call, result = parse_request("chat", {"messages": [*HI, *old]}, strict=strict).messages[1:]
+        call, result = parse_request("chat", {"messages": [*HI, *old]}, ignored=None if strict else []).messages[1:]
         assert result.role == "tool" and result.tool_call_id == call.tool_calls[0].id
         assert call.tool_calls[0].function.name == result.name == "f"
 
@@ -521,7 +521,7 @@ def test_calls_and_results_in_the_older_form_are_those_of_tools():
 @pytest.mark.parametrize("more", [{"function_call": "f"}, {"function_call": CALL["function"], "tool_calls": [CALL]}])
 def test_a_call_in_the_older_form_is_never_lost(more):
     with pytest.raises(ValidationError) as caught:
-        parse_request("chat", {"messages": [*HI, {"role": "assistant", "content": None, **more}]}, strict=False)
+        parse_request("chat", {"messages": [*HI, {"role": "assistant", "content": None, **more}]}, ignored=[])
     assert caught.value.param == "messages[1].function_call"
 
 
@@ -536,7 +536,11 @@ def test_a_call_in_the_older_form_is_never_lost(more):
 def test_what_a_model_should_have_been_told_is_refused_everywhere(key, value):
     for strict in (True, False):
         with pytest.raises(ValidationError, match=rf"^messages\[0\].{key}: not supported"):
-            parse_request("chat", {"messages": [{"role": "assistant", "content": "x", key: value}]}, strict=strict)
+            parse_request(
+                "chat",
+                {"messages": [{"role": "assistant", "content": "x", key: value}]},
+                ignored=None if strict else [],
+            )
 
 
 def test_metadata_of_a_message_is_refused_here_and_dropped_over_http():
@@ -545,7 +549,7 @@ def test_metadata_of_a_message_is_refused_here_and_dropped_over_http():
     ]
     with pytest.raises(ValidationError):
         parse_request("chat", {"messages": messages})
-    assert parse_request("chat", {"messages": messages}, strict=False).messages[0].content[0].text == "x"
+    assert parse_request("chat", {"messages": messages}, ignored=[]).messages[0].content[0].text == "x"
 
 
 @pytest.mark.parametrize("value", ["yes", 1, None, []])
@@ -817,7 +821,7 @@ def test_any_json_is_a_request_or_a_validation_error(fields):
 )
 def test_words_under_an_unknown_key_beside_an_empty_content_are_not_lost(message, param):
     with pytest.raises(ValidationError, match="did you mean '(content|text)'") as error:
-        parse_request("chat", {"messages": [message]}, strict=False)
+        parse_request("chat", {"messages": [message]}, ignored=[])
     assert error.value.param == param
 
 
@@ -838,7 +842,7 @@ def test_words_under_an_unknown_key_beside_an_empty_content_are_not_lost(message
     ],
 )
 def test_an_unknown_key_that_says_nothing_is_tolerated_where_strangers_send(message):
-    assert parse_request("chat", {"messages": [message]}, strict=False)
+    assert parse_request("chat", {"messages": [message]}, ignored=[])
 
 
 @pytest.mark.parametrize(
@@ -855,9 +859,9 @@ def test_an_unknown_key_that_says_nothing_is_tolerated_where_strangers_send(mess
     ],
 )
 def test_what_other_engines_clients_ask_for_is_refused_by_name_over_http_too(field, nothing, something):
-    assert parse_request("chat", {"messages": HI, field: nothing}, strict=False)
+    assert parse_request("chat", {"messages": HI, field: nothing}, ignored=[])
     with pytest.raises(ValidationError, match="not supported") as error:
-        parse_request("chat", {"messages": HI, field: something}, strict=False)
+        parse_request("chat", {"messages": HI, field: something}, ignored=[])
     assert error.value.param == field
 
 

@@ -1,0 +1,1 @@
+"""Dialects: the APIs that clients already speak, in the words of this one. Pure."""

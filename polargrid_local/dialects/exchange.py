@@ -1,0 +1,86 @@
+"""Exchange: one request in the words of some API, and the answer to it in the same words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
+
+Kind = Literal["chat", "completion", "embedding", "rerank"]
+Words = dict[str, Any]  # a JSON object
+
+dump = json.JSONEncoder(
+    separators=(",", ":"), allow_nan=False
+).encode  # in ASCII, for clients that break lines at U+2028
+
+
+class Moment(NamedTuple):
+    """What an exchange may not find out by itself."""
+
+    id: str  # 24 hex digits, of this request alone
+    created: float  # seconds since 1970
+
+
+class Refusal(NamedTuple):
+    """An error as clients are told of it, by file names and not by paths."""
+
+    message: str
+    type: str  # invalid_request_error, server_error, ...
+    code: str
+    param: str | None
+    status: int
+
+
+class Exchange:
+    """This API's own words. Those of another API are a subclass: it makes `body`, the fields of one of our requests, in
+    its constructor, and says the answer in its own words. A constructor raises ValidationError for what it cannot ask.
+
+    One exchange answers once: by reply(), or by chunk() for each chunk and then end(). failure() in place of whatever
+    comes next, at any time."""
+
+    media_type: ClassVar[str] = "text/event-stream; charset=utf-8"
+    comments: ClassVar[bool] = True  # whether a line beginning with a colon means nothing in its streams
+    streams: ClassVar[bool | None] = None  # whether an answer is a stream; None: where `stream` says so
+
+    def __init__(self, body: Words, moment: Moment, kind: Kind) -> None:
+        self.kind: Kind = kind
+        self.body = body
+        self.ignored: list[str] = []  # paths of fields that nothing was made of
+        self.streaming: bool = body.get("stream") is True if self.streams is None else self.streams
+
+    def reply(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The whole answer, out of one of our own."""
+        return answer
+
+    def chunk(self, chunk: Mapping[str, Any]) -> Iterable[bytes]:
+        """What goes over the wire for one chunk of ours."""
+        yield event(chunk)
+
+    def end(self) -> Iterable[bytes]:
+        """What follows the last chunk."""
+        yield b"data: [DONE]\n\n"
+
+    def failure(self, refusal: Refusal) -> Iterable[bytes]:
+        """What ends a stream that has begun, in place of end()."""
+        yield event(error_words(refusal))
+
+    @staticmethod
+    def error(refusal: Refusal) -> Words:
+        """The body of a refusal."""
+        return error_words(refusal)
+
+
+class AlwaysStreams(Exchange):
+    streams = True
+
+
+def event(data: Mapping[str, Any], name: str = "") -> bytes:
+    """One Server-Sent Event."""
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {dump(data)}\n\n".encode("ascii")
+
+
+def error_words(refusal: Refusal) -> Words:
+    """What clients of both kinds read: PolarGrid's SDKs `detail`, OpenAI's `error`."""
+    inner = {"message": refusal.message, "type": refusal.type, "code": refusal.code, "param": refusal.param}
+    return {"detail": refusal.message, "error": inner}
