@@ -247,6 +247,13 @@ template <typename AnyEngine, typename Holder> void define_verbs(py::class_<AnyE
                 return without_gil([&] { return engine.tokenize(std::move(native), add_bos, poll); });
             },
             py::arg("spans"), py::arg("add_bos") = true)
+        .def(
+            "detokenize",
+            [](AnyEngine & engine, const std::vector<Token> & tokens, bool special) {
+                return py::bytes(without_gil([&] { return engine.detokenize(tokens, special); }));
+            },
+            py::arg("tokens"), py::arg("special") = true,
+            "The bytes that tokens stand for; control tokens by their names, or left out.")
         .def("info", [](AnyEngine & engine) { return to_python(without_gil([&] { return engine.info(); })); })
         .def("stats", [](AnyEngine & engine) { return to_python(without_gil([&] { return engine.stats(); })); })
         .def(
@@ -290,6 +297,9 @@ PYBIND11_MODULE(_core, m) {
         .def_property_readonly("reason", [](const Event & e) { return name_of(e.reason); })
         .def_readonly("progress", &Event::progress)
         .def_property_readonly("logprobs", [](const Event & e) { return to_python(e.logprobs); })
+        .def_property_readonly("prompt_logprobs", [](const Event & e) { return to_python(e.prompt_logprobs); })
+        .def_property_readonly("stop", [](const Event & e) { return to_python(e.stop); })
+        .def_readonly("stop_token", &Event::stop_token)
         .def_property_readonly("embedding", [](const Event & e) -> py::object {
             if (e.kind != EventKind::embedding) {
                 return py::none();

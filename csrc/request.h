@@ -55,6 +55,22 @@ struct SamplingParams {
     float repetition_penalty = 1.0f;  // > 0, 1 = off; over prompt and answer
     float frequency_penalty = 0.0f;   // -2..2; over the answer
     float presence_penalty = 0.0f;    // -2..2; over the answer
+    int32_t repeat_last_n = -1;         // tokens that repetition_penalty looks back at; -1 = all, 0 = none
+    float dry_multiplier = 0.0f;      // 0 = off
+    float dry_base = 1.75f;
+    int32_t dry_allowed_length = 2;     // tokens that may be repeated freely
+    int32_t dry_penalty_last_n = -1;    // tokens that are searched for repetitions; -1 = all, 0 = none
+    std::vector<std::string> dry_sequence_breakers;   // texts that no repetition reaches across
+    float dynatemp_range = 0.0f;      // temperature - range .. temperature + range, by entropy; 0 = off
+    float dynatemp_exponent = 1.0f;
+    float top_n_sigma = 0.0f;         // standard deviations of the logits below the best; <= 0 = off
+    float xtc_probability = 0.0f;     // 0 = off
+    float xtc_threshold = 0.1f;       // > 0.5 = off
+    int32_t mirostat = 0;               // version 1 or 2; 0 = off
+    float mirostat_tau = 5.0f;        // surprise aimed at, in bits
+    float mirostat_eta = 0.1f;        // learning rate
+    std::vector<Token> allowed_token_ids;   // nothing else is chosen; empty = off
+    std::vector<std::string> bad_words;     // texts that are not said, as far as their own tokens go
     uint64_t seed = 0;
     int32_t n_logprobs = -1;            // -1 = none; else the chosen token plus this many alternatives
     std::vector<std::pair<Token, float>> logit_bias;
@@ -68,6 +84,22 @@ struct SamplingParams {
         field("repetition_penalty", &SamplingParams::repetition_penalty, Range{0, 100, true});
         field("frequency_penalty", &SamplingParams::frequency_penalty, Range{-100, 100});
         field("presence_penalty", &SamplingParams::presence_penalty, Range{-100, 100});
+        field("repeat_last_n", &SamplingParams::repeat_last_n, Range{-1, 1 << 30});
+        field("dry_multiplier", &SamplingParams::dry_multiplier, Range{0, 100});
+        field("dry_base", &SamplingParams::dry_base, Range{1, 100});
+        field("dry_allowed_length", &SamplingParams::dry_allowed_length, Range{1, 1 << 30});
+        field("dry_penalty_last_n", &SamplingParams::dry_penalty_last_n, Range{-1, 1 << 30});
+        field("dry_sequence_breakers", &SamplingParams::dry_sequence_breakers);
+        field("dynatemp_range", &SamplingParams::dynatemp_range, Range{0, 100});
+        field("dynatemp_exponent", &SamplingParams::dynatemp_exponent, Range{0, 100});
+        field("top_n_sigma", &SamplingParams::top_n_sigma, Range{-1, 100});
+        field("xtc_probability", &SamplingParams::xtc_probability, Range{0, 1});
+        field("xtc_threshold", &SamplingParams::xtc_threshold, Range{0, 1});
+        field("mirostat", &SamplingParams::mirostat, Range{0, 2});
+        field("mirostat_tau", &SamplingParams::mirostat_tau, Range{0, 100});
+        field("mirostat_eta", &SamplingParams::mirostat_eta, Range{0, 1});
+        field("allowed_token_ids", &SamplingParams::allowed_token_ids);
+        field("bad_words", &SamplingParams::bad_words);
         field("seed", &SamplingParams::seed);
         field("n_logprobs", &SamplingParams::n_logprobs, Range{-1, 100});
         field("logit_bias", &SamplingParams::logit_bias);
@@ -95,8 +127,14 @@ struct Request {
     RequestId id = 0;  // chosen by who passes it on from another process; 0: the engine's to choose
     Task task = Task::generate;
     std::vector<Span> prompt;  // to rank: query and document, or a template of the model filled in
-    int32_t max_tokens = 150;  // capped by the room left in the context
+    std::vector<Token> prompt_tokens;  // in place of a prompt in text
+    int32_t keep_last_tokens = 0;  // of the prompt: what comes before them is cut off; 0 = all are kept
+    int32_t n_prompt_logprobs = -1;  // as n_logprobs, of the prompt's own tokens: it is computed anew then
+    int32_t max_tokens = 150;  // capped by the room left in the context; 0 = the prompt is read, and that is all
+    int32_t min_tokens = 0;  // before so many no token ends the answer, and no stop string
     std::vector<std::string> stop;  // matched in the text, never delivered
+    std::vector<Token> stop_token_ids;  // as an end-of-generation token
+    bool include_stop = false;  // what stopped the answer is delivered after all
     std::vector<std::string> filter;  // as stop, but ends with content_filter
     std::vector<std::string> marks;  // texts of control tokens: where one comes, an event ends with it and names it
     SamplingParams sampling;
@@ -109,8 +147,14 @@ struct Request {
     template <typename Visit> static constexpr void fields(Visit && field) {
         field("task", &Request::task);
         field("prompt", &Request::prompt);
+        field("prompt_tokens", &Request::prompt_tokens);
+        field("keep_last_tokens", &Request::keep_last_tokens, Range{0, 1 << 30});
+        field("n_prompt_logprobs", &Request::n_prompt_logprobs, Range{-1, 100});
         field("max_tokens", &Request::max_tokens);
+        field("min_tokens", &Request::min_tokens, Range{0, 1 << 30});
         field("stop", &Request::stop);
+        field("stop_token_ids", &Request::stop_token_ids);
+        field("include_stop", &Request::include_stop);
         field("filter", &Request::filter);
         field("marks", &Request::marks);
         field("ignore_eos", &Request::ignore_eos);
@@ -193,6 +237,9 @@ struct Event {
     Usage usage;
     Timings timings;
     std::vector<TokenLogprob> logprobs;  // of the tokens whose text this event completes
+    std::vector<TokenLogprob> prompt_logprobs;  // once, where asked for; of its first token the logprob means nothing
+    std::string stop;  // finished by a stop string: that one
+    Token stop_token = -1;  // finished by one of stop_token_ids: that one
     std::vector<float> embedding;
     std::shared_ptr<Outbox> outbox;  // where it is to be delivered; null: the engine's own
 
@@ -208,6 +255,9 @@ struct Event {
         field("usage", &Event::usage);
         field("timings", &Event::timings);
         field("logprobs", &Event::logprobs);
+        field("prompt_logprobs", &Event::prompt_logprobs);
+        field("stop", &Event::stop);
+        field("stop_token", &Event::stop_token);
         field("embedding", &Event::embedding);
     }
 };

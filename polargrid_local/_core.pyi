@@ -57,10 +57,19 @@ class Event:
     def progress(self) -> float:
         ...
     @property
+    def prompt_logprobs(self) -> list[typing.Any]:
+        ...
+    @property
     def queue_ms(self) -> float:
         ...
     @property
     def reason(self) -> str:
+        ...
+    @property
+    def stop(self) -> str:
+        ...
+    @property
+    def stop_token(self) -> int:
         ...
     @property
     def text(self) -> str:
@@ -87,6 +96,10 @@ class Engine:
         ...
     def compile(self, constraint: dict[str, typing.Any]) -> None:
         ...
+    def detokenize(self, tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], special: bool = True) -> bytes:
+        """
+        The bytes that tokens stand for; control tokens by their names, or left out.
+        """
     def drain_log(self) -> list[typing.Any]:
         """
         What llama.cpp said while it worked for this engine, since the last call: (level as in logging, text).
@@ -122,6 +135,10 @@ class RemoteEngine:
         ...
     def compile(self, constraint: dict[str, typing.Any]) -> None:
         ...
+    def detokenize(self, tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], special: bool = True) -> bytes:
+        """
+        The bytes that tokens stand for; control tokens by their names, or left out.
+        """
     def drain_log(self) -> list[typing.Any]:
         """
         What llama.cpp said while it worked for this engine, since the last call: (level as in logging, text).

@@ -81,6 +81,7 @@ from polargrid_local.tool_run import AsyncRunsTools, AsyncToolRun, RunsTools, To
 
 if TYPE_CHECKING:
     from polargrid_local.api.replies import FloatArray
+    from polargrid_local.api.requests import ChatCompletionRequest
 
 __all__ = [
     "AsyncChatStream",
@@ -364,13 +365,30 @@ class Engine(_Settings, RunsTools):
         self,
         text: str | None = None,
         *,
-        messages: Messages | None = None,
+        messages: Messages | ChatCompletionRequest | None = None,
         model: str | None = None,
         unlimited: bool = False,
+        add_special: bool = True,
+        parse_special: bool = False,
     ) -> list[int]:
-        """Token ids of a text (where nothing is a control token), or of messages through the chat template. More
-        characters than the context could hold are a ContextLengthError, unless `unlimited`."""
-        return self._models.tokens(text, messages, model, unlimited)
+        """Token ids of a text (where nothing is a control token, unless `parse_special`), or of messages through the
+        chat template; those of a whole request are its prompt's, tools and all. `add_special`: with the token that
+        begins every text, where the model has one. More characters than the context could hold are a
+        ContextLengthError, unless `unlimited`."""
+        return self._models.tokens(text, messages, model, unlimited, add_special, parse_special)
+
+    def detokenize(self, tokens: Sequence[int], *, model: str | None = None, special: bool = True) -> str:
+        """The text of token ids; `special`: control tokens by their names, else left out. A piece of a character is
+        U+FFFD. Raises ValidationError for an id that the vocabulary has not."""
+        return self._models.text_of(tokens, model, special)
+
+    @overload
+    def apply_template(self, **fields: Unpack[ChatParams]) -> str: ...
+    @overload
+    def apply_template(self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]) -> str: ...
+    def apply_template(self, request: Any = None, **kwargs: Any) -> str:
+        """The prompt of a chat request as the model's template writes it, tools and all."""
+        return self._models.prompt_text(request, kwargs)
 
     def stats(self) -> dict[str, ModelStats]:
         """Counters of every loaded model, by name."""
@@ -604,11 +622,25 @@ class AsyncEngine(_Settings, AsyncRunsTools):
         self,
         text: str | None = None,
         *,
-        messages: Messages | None = None,
+        messages: Messages | ChatCompletionRequest | None = None,
         model: str | None = None,
         unlimited: bool = False,
+        add_special: bool = True,
+        parse_special: bool = False,
     ) -> list[int]:
-        return await asyncio.to_thread(self._models.tokens, text, messages, model, unlimited)
+        return await asyncio.to_thread(
+            self._models.tokens, text, messages, model, unlimited, add_special, parse_special
+        )
+
+    async def detokenize(self, tokens: Sequence[int], *, model: str | None = None, special: bool = True) -> str:
+        return await asyncio.to_thread(self._models.text_of, tokens, model, special)
+
+    @overload
+    async def apply_template(self, **fields: Unpack[ChatParams]) -> str: ...
+    @overload
+    async def apply_template(self, request: ChatParams | Dumpable, **changes: Unpack[ChatChanges]) -> str: ...
+    async def apply_template(self, request: Any = None, **kwargs: Any) -> str:
+        return await asyncio.to_thread(self._models.prompt_text, request, kwargs)
 
     def stats(self) -> dict[str, ModelStats]:
         return self._models.stats()

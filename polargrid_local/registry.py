@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from polargrid_local.api.parse import parse_request
 from polargrid_local.api.plain import plain
-from polargrid_local.api.prepare import Job, Kind, Target, chat_prompt, check_length, prepare
+from polargrid_local.api.prepare import CHAT, Job, Kind, Target, chat_prompt, check_length, prepare
 from polargrid_local.api.replies import (
     Device,
     GPUMemoryResponse,
@@ -38,6 +38,7 @@ from polargrid_local.api.replies import (
     UnloadAllModelsResponse,
     UnloadModelResponse,
 )
+from polargrid_local.api.requests import ChatCompletionRequest
 from polargrid_local.chat.grammar import Compile, accept_all
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import (
@@ -381,21 +382,43 @@ class Models:
             _log.warning("an answer is not held to all of its schema: %s", ", ".join(job.assembler.dropped_keywords))
         return ready.model, job
 
-    def tokens(self, text: Any, messages: Any, model: str | None, unlimited: bool) -> list[int]:
+    def prompt_text(self, request: Any, kwargs: Mapping[str, Any]) -> str:
+        """The prompt of a chat."""
+        _, job = self.begin(CHAT, request, kwargs)
+        return "".join(text for text, _ in job.requests[0]["prompt"])
+
+    def tokens(
+        self,
+        text: Any,
+        messages: Any,
+        model: str | None,
+        unlimited: bool,
+        add_special: bool = True,
+        parse_special: bool = False,
+    ) -> list[int]:
         ready = self.usable(model)
         if (text is None) == (messages is None):
             raise ValidationError("tokenize: give either text or messages", param="text")
+        if isinstance(messages, ChatCompletionRequest):
+            loaded, job = self.begin(CHAT, messages, {})
+            return loaded.tokenize(job.requests[0]["prompt"])
         if messages is not None:
             request = parse_request("chat", None, {"messages": messages})
             now = datetime.now().astimezone()
             spans = chat_prompt(request.messages, ready.target, now=now, limited=not unlimited, hint=UNLIMITED)
         elif isinstance(text, str):
-            spans = [(plain(text, "text"), False)]
+            spans = [(plain(text, "text"), parse_special)]
             if not unlimited:
                 check_length(spans, ready.target, "text", hint=UNLIMITED)
         else:
             raise ValidationError(f"text: must be a string, got {type(text).__name__}", param="text")
-        return ready.model.tokenize(spans)
+        return ready.model.tokenize(spans, add_special)
+
+    def text_of(self, tokens: Any, model: str | None, special: bool) -> str:
+        given = plain(tokens, "tokens")
+        if not isinstance(given, list) or not all(isinstance(token, int) and 0 <= token < 2**31 for token in given):
+            raise ValidationError("tokens: must be a list of token ids, each 0 or more", param="tokens")
+        return self.usable(model).model.detokenize(given, special).decode("utf-8", "replace")
 
     def models(self) -> ListModelsResponse:
         """Loaded models first, then what else is on disk."""

@@ -29,6 +29,8 @@ class Event:
         self.n_prompt = self.n_cached = self.n_generated = self.n_accepted = self.n_rejected = 0
         self.queue_ms = self.prefill_ms = self.first_token_ms = self.total_ms = -1.0
         self.logprobs: list[dict[str, Any]] = []
+        self.prompt_logprobs: list[dict[str, Any]] = []
+        self.stop, self.stop_token = "", -1
         self.embedding: Any = None
         for name, value in fields.items():
             assert hasattr(self, name), name
@@ -170,6 +172,12 @@ class Engine:
             "ignore_eos",
             "constraint",
             "prediction",
+            "prompt_tokens",
+            "keep_last_tokens",
+            "n_prompt_logprobs",
+            "min_tokens",
+            "stop_token_ids",
+            "include_stop",
         }
         assert not set(request) - known, set(request) - known
         n_prompt = sum(len(text.split()) for text, _ in request["prompt"])

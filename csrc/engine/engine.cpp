@@ -78,6 +78,39 @@ std::vector<Token> tokens_for(Task task, const std::vector<Span> & spans, const 
     return tokenizer.tokenize_pair(spans[0].text, spans[1].text);
 }
 
+// What the sampler must know of the request's texts in tokens. Tokens of a text are those it has at the beginning of an
+// answer and those it has after a space.
+SamplerTokens sampler_tokens(const Request & request, const Tokenizer & tokenizer) {
+    SamplerTokens tokens;
+    for (const std::string & word : request.sampling.bad_words) {
+        for (const std::string & text : {word, ' ' + word}) {
+            std::vector<Token> bad = tokenizer.tokenize({{text, false}}, false);
+            if (!bad.empty()) {
+                tokens.bad.push_back(std::move(bad));
+            }
+        }
+    }
+    if (request.min_tokens > 0) {
+        tokens.ends = request.stop_token_ids;
+        for (Token token = 0; token < tokenizer.n_vocab() && !request.ignore_eos; ++token) {
+            if (tokenizer.is_end(token)) {
+                tokens.ends.push_back(token);
+            }
+        }
+    }
+    const std::vector<std::string> & breakers = request.sampling.dry_sequence_breakers;
+    if (request.sampling.dry_multiplier > 0 && !breakers.empty()) {
+        for (Token token = 0; token < tokenizer.n_vocab(); ++token) {
+            const std::string bytes = tokenizer.bytes(token);
+            const auto within = [&](const std::string & text) { return bytes.find(text) != std::string::npos; };
+            if (std::any_of(breakers.begin(), breakers.end(), within)) {
+                tokens.breakers.insert(token);
+            }
+        }
+    }
+    return tokens;
+}
+
 std::string names_of(const std::vector<Task> & tasks) {
     std::string names;
     for (const Task task : tasks) {
@@ -181,15 +214,24 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
                     std::string("this model cannot ") + name_of(task) + "; it can " + names_of(info.tasks),
                     {{"field", "model"}, {"tasks", names_of(info.tasks)}});
     }
+    check_ranges(request);
     check_sampling(request.sampling, info.n_vocab);
     if (!request.outbox) {
         throw Error("invalid_request", "a request needs an outbox for its events");
     }
-    if (request.max_tokens < 1) {
-        throw Error("invalid_request", "max_tokens must be at least 1, got " + std::to_string(request.max_tokens));
+    if (request.max_tokens < 0) {
+        throw Error("invalid_request", "max_tokens must be at least 0, got " + std::to_string(request.max_tokens));
     }
-    for (const Token token : request.replay) {
-        check_range("replay", token, {0, info.n_vocab - 1.0});
+    const std::pair<const char *, const std::vector<Token> *> lists[] = {
+        {"replay", &request.replay},
+        {"prompt", &request.prompt_tokens},
+        {"stop_token_ids", &request.stop_token_ids},
+        {"allowed_token_ids", &request.sampling.allowed_token_ids},
+    };
+    for (const auto & [name, tokens] : lists) {
+        for (const Token token : *tokens) {
+            check_range(name, token, {0, info.n_vocab - 1.0});
+        }
     }
     if (!request.replay.empty() && !request.constraint.kind.empty()) {
         throw Error("invalid_request", "replay: an answer that is held to a grammar cannot be replayed");
@@ -211,13 +253,18 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
                     {{"n_prompt", std::to_string(n_prompt)}, {"n_ctx", std::to_string(n_ctx)}});
     };
     const size_t least = n_bytes(request.prompt) / model->tokenizer().longest_piece();
-    if (least > static_cast<size_t>(n_ctx)) {
+    if (least > static_cast<size_t>(n_ctx) && request.keep_last_tokens == 0) {
         refuse(static_cast<int64_t>(least), "at least ");
     }
-    std::vector<Token> prompt =
-        on_large_stack(std::move(request.prompt), shared_.log, poll, [model, task](const std::vector<Span> & spans) {
-            return tokens_for(task, spans, model->tokenizer());
-        });
+    std::vector<Token> prompt = std::exchange(request.prompt_tokens, {});
+    if (prompt.empty()) {
+        prompt = on_large_stack(
+            std::move(request.prompt), shared_.log, poll,
+            [model, task](const std::vector<Span> & spans) { return tokens_for(task, spans, model->tokenizer()); });
+    }
+    if (const auto n = static_cast<size_t>(request.keep_last_tokens); n > 0 && prompt.size() > n) {
+        prompt.erase(prompt.begin(), prompt.end() - static_cast<std::ptrdiff_t>(n));
+    }
     if (prompt.empty()) {
         throw Error("invalid_request", "the prompt is empty");
     }
@@ -241,6 +288,7 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
         }
         drafter = std::make_unique<Drafter>(prompt, prediction);
     }
+    SamplerTokens tokens = sampler_tokens(request, model->tokenizer());
     request.prediction.clear();
     std::unique_ptr<Guide> guide;
     if (generate && !request.constraint.kind.empty()) {
@@ -260,7 +308,8 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
     }
     const RequestId id = request.id != 0 ? request.id : ++shared_.last_id;
     shared_.inbox.push_back(std::make_unique<Sequence>(id, std::move(request), std::move(prompt), n_ctx - n_prompt,
-                                                       info.n_vocab, std::move(guide), std::move(drafter)));
+                                                       info.n_vocab, std::move(guide), std::move(drafter),
+                                                       std::move(tokens)));
     ++shared_.n_live;
     ++shared_.stats.n_requests;
     shared_.wake_engine.notify_one();
@@ -299,6 +348,16 @@ std::vector<Token> Engine::tokenize(std::vector<Span> spans, bool add_bos, const
                           [model = loaded_model(), add_bos](const std::vector<Span> & text) {
                               return model->tokenizer().tokenize(text, add_bos);
                           });
+}
+
+std::string Engine::detokenize(const std::vector<Token> & tokens, bool special) const {
+    const std::shared_ptr<Model> model = loaded_model();
+    std::string text;
+    for (const Token token : tokens) {
+        const std::string bytes = model->tokenizer().bytes(token);
+        text += bytes.empty() && special ? model->tokenizer().literal(token) : bytes;
+    }
+    return text;
 }
 
 Error Engine::why_ended() const {

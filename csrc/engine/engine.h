@@ -53,6 +53,9 @@ class Engine {
     void compile(const Constraint & constraint);
 
     std::vector<Token> tokenize(std::vector<Span> spans, bool add_bos, const machine::Poll & poll = nullptr) const;
+    // The bytes that tokens stand for, one after the other. `special`: control tokens by their names, else nothing.
+    // Throws Error("invalid_request") for a token that the vocabulary has not.
+    std::string detokenize(const std::vector<Token> & tokens, bool special) const;
     ModelInfo info() const;
     Stats stats() const;
 

@@ -26,7 +26,7 @@ std::vector<int32_t> KvCache::used_slots() const {
     return slots;
 }
 
-std::optional<KvCache::Claim> KvCache::claim(const std::vector<Token> & prompt) {
+std::optional<KvCache::Claim> KvCache::claim(const std::vector<Token> & prompt, int32_t most_cached) {
     std::vector<int32_t> free, empty;
     for (size_t slot = 0; slot < used_.size(); ++slot) {
         if (!used_[slot]) {
@@ -40,7 +40,7 @@ std::optional<KvCache::Claim> KvCache::claim(const std::vector<Token> & prompt) 
         return std::nullopt;
     }
     // The last prompt token is always computed: its logits are the answer's first.
-    const auto limit = static_cast<int32_t>(prompt.size()) - 1;
+    const auto limit = std::min(static_cast<int32_t>(prompt.size()) - 1, most_cached);
     PrefixCache::Match match;
     for (PrefixCache::Match candidate : index_.matches(prompt)) {
         candidate.n_shared = std::min(candidate.n_shared, limit);

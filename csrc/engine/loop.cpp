@@ -300,7 +300,8 @@ void Loop::admit() {
             ++next;
             continue;
         }
-        const auto claim = cache_->claim((*next)->prompt());
+        // A prompt that is to be described is computed whole.
+        const auto claim = cache_->claim((*next)->prompt(), (*next)->describes_prompt() ? 0 : INT32_MAX);
         if (!claim) {
             return;
         }
@@ -544,10 +545,12 @@ void Loop::prefill(const StepPlan & plan) {
         return;
     }
     Batch batch;
-    for (int32_t i = 0; i < plan.n_prefill; ++i) {
+    const bool describes = sequence->describes_prompt();
+    const int32_t n_prefill = describes ? std::min(plan.n_prefill, kMaxRows) : plan.n_prefill;
+    for (int32_t i = 0; i < n_prefill; ++i) {
         const int32_t position = sequence->n_past + i;
-        const bool last = position == sequence->n_prompt() - 1;
-        batch.rows.push_back({sequence->prompt()[static_cast<size_t>(position)], position, sequence->slot, last});
+        const bool logits = describes || position == sequence->n_prompt() - 1;
+        batch.rows.push_back({sequence->prompt()[static_cast<size_t>(position)], position, sequence->slot, logits});
     }
     const auto start = Sequence::Clock::now();
     if (!compute(batch, {sequence})) {
@@ -557,15 +560,23 @@ void Loop::prefill(const StepPlan & plan) {
     for (const Batch::Row & row : batch.rows) {
         cache_->append(sequence->slot, row.token);
     }
-    sequence->n_past += plan.n_prefill;
-    if (sequence->n_remaining() == 0) {
-        float * logits = model_->logits(plan.n_prefill - 1);
+    for (int32_t i = 0; describes && i < n_prefill; ++i) {
+        sequence->describe_prompt(model_->logits(i), sequence->n_past + i, model_->tokenizer());
+    }
+    sequence->n_past += n_prefill;
+    if (sequence->n_remaining() > 0) {
+        publish(sequence->progress());
+    } else if (sequence->says_nothing()) {
+        sequence->prefilled();
+        publish(sequence->closed());
+    } else {
+        float * logits = model_->logits(n_prefill - 1);
         sequence->prefilled();
         sample({{sequence, logits}});
-    } else {
-        publish(sequence->progress());
     }
-    scheduler_->observe_prefill(plan.n_prefill, Sequence::ms_since(start));
+    if (!describes) {
+        scheduler_->observe_prefill(n_prefill, Sequence::ms_since(start));
+    }
 }
 
 // Sequences know nothing of each other, so that their tokens can be chosen side by side. What follows from them is told

@@ -1,10 +1,12 @@
 #include "engine/sampler.h"
 
+#include "engine/dry.h"
 #include "engine/guide.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 namespace pgl {
 namespace {
@@ -48,14 +50,22 @@ double uniform(uint64_t seed, uint64_t index) {
 
 }  // namespace
 
-Sampler::Sampler(const SamplingParams & params, const std::vector<Token> & prompt, int32_t n_vocab)
-    : params_(params), n_vocab_(n_vocab) {
-    if (params_.repetition_penalty != 1.0f) {
+Sampler::Sampler(const SamplingParams & params, const std::vector<Token> & prompt, int32_t n_vocab,
+                 SamplerTokens tokens)
+    : params_(params), n_vocab_(n_vocab), tokens_(std::move(tokens)),
+      allowed_(params.allowed_token_ids.begin(), params.allowed_token_ids.end()),
+      looks_back_((params.repetition_penalty != 1.0f && params.repeat_last_n > 0) || params.dry_multiplier > 0 ||
+                  !tokens_.bad.empty()),
+      n_prompt_(prompt.size()), aim_(2 * params.mirostat_tau) {
+    if (params_.repetition_penalty != 1.0f && params_.repeat_last_n < 0) {
         seen_.insert(prompt.begin(), prompt.end());
+    }
+    if (looks_back_) {
+        history_ = prompt;
     }
 }
 
-Token Sampler::sample(float * logits, TokenLogprob * logprob, Guide * guide) {
+Token Sampler::sample(float * logits, TokenLogprob * logprob, Guide * guide, bool goes_on) {
     std::vector<float> raw;
     if (logprob != nullptr) {
         raw.assign(logits, logits + n_vocab_);
@@ -63,6 +73,7 @@ Token Sampler::sample(float * logits, TokenLogprob * logprob, Guide * guide) {
     if (guide != nullptr) {
         guide->mask(logits);
     }
+    rule_out(logits, goes_on);
     penalise(logits);
     const float best = maximum(logits, n_vocab_);
     if (!std::isfinite(best)) {
@@ -74,46 +85,133 @@ Token Sampler::sample(float * logits, TokenLogprob * logprob, Guide * guide) {
     const bool greedy = params_.temperature <= 0 || params_.top_k == 1 || params_.top_p <= 0;
     if (greedy) {
         chosen = static_cast<Token>(std::find(logits, logits + n_vocab_, best) - logits);
+    } else if (params_.mirostat > 0) {
+        gather(logits, best);
+        chosen = draw_by_surprise();
     } else {
         gather(logits, best);
         filter();
+        exclude_top_choices();
         chosen = draw();
     }
     if (guide != nullptr) {
         guide->chosen(chosen);
     }
-    if (params_.repetition_penalty != 1.0f) {
-        seen_.insert(chosen);
-    }
-    if (params_.frequency_penalty != 0 || params_.presence_penalty != 0) {
-        ++counts_[chosen];
-    }
+    remember(chosen);
     if (logprob != nullptr) {
-        *logprob = describe(raw, chosen);
+        *logprob = describe(raw.data(), n_vocab_, chosen, params_.n_logprobs);
     }
     return chosen;
+}
+
+void Sampler::remember(Token token) {
+    if (params_.repetition_penalty != 1.0f && params_.repeat_last_n < 0) {
+        seen_.insert(token);
+    }
+    if (params_.frequency_penalty != 0 || params_.presence_penalty != 0) {
+        ++counts_[token];
+    }
+    if (looks_back_) {
+        history_.push_back(token);
+    }
+}
+
+void Sampler::rule_out(float * logits, bool goes_on) const {
+    constexpr float kNever = -std::numeric_limits<float>::infinity();
+    if (!allowed_.empty()) {
+        for (Token token = 0; token < n_vocab_; ++token) {
+            if (allowed_.count(token) == 0) {
+                logits[token] = kNever;
+            }
+        }
+    }
+    if (goes_on) {
+        for (const Token token : tokens_.ends) {
+            logits[token] = kNever;
+        }
+    }
+    for (const std::vector<Token> & bad : tokens_.bad) {
+        const size_t n_before = bad.size() - 1, n_said = history_.size() - n_prompt_;
+        if (n_before <= n_said &&
+            std::equal(bad.begin(), bad.end() - 1, history_.end() - static_cast<std::ptrdiff_t>(n_before))) {
+            logits[bad.back()] = kNever;
+        }
+    }
 }
 
 void Sampler::penalise(float * logits) const {
     for (const auto & [token, bias] : params_.logit_bias) {
         logits[token] += bias;
     }
-    for (const Token token : seen_) {
-        float & logit = logits[token];
-        logit = logit > 0 ? logit / params_.repetition_penalty : logit * params_.repetition_penalty;
+    const auto repeated = [&](const std::unordered_set<Token> & tokens) {
+        for (const Token token : tokens) {
+            float & logit = logits[token];
+            logit = logit > 0 ? logit / params_.repetition_penalty : logit * params_.repetition_penalty;
+        }
+    };
+    repeated(seen_);
+    if (params_.repetition_penalty != 1.0f && params_.repeat_last_n > 0) {
+        const auto n = std::min(history_.size(), static_cast<size_t>(params_.repeat_last_n));
+        repeated({history_.end() - static_cast<std::ptrdiff_t>(n), history_.end()});
     }
     for (const auto & [token, count] : counts_) {
         logits[token] -= params_.frequency_penalty * static_cast<float>(count) + params_.presence_penalty;
     }
+    if (params_.dry_multiplier > 0) {
+        penalise_repetition(logits, params_, history_, tokens_.breakers);
+    }
+}
+
+// The temperature itself, or one that grows with how undecided the model is: entropy over its greatest possible value.
+float Sampler::temperature(const float * logits, float best) const {
+    if (params_.dynatemp_range <= 0) {
+        return params_.temperature;
+    }
+    double total = 0, weighted = 0;
+    int32_t n = 0;
+    for (Token token = 0; token < n_vocab_; ++token) {
+        if (std::isfinite(logits[token])) {
+            const double distance = static_cast<double>(logits[token]) - best, weight = std::exp(distance);
+            total += weight;
+            weighted += weight * distance;
+            ++n;
+        }
+    }
+    const double entropy = std::log(total) - weighted / total, most = std::log(std::max(n, 2));
+    const float low = std::max(0.0f, params_.temperature - params_.dynatemp_range);
+    const float high = params_.temperature + params_.dynatemp_range;
+    const auto part = static_cast<float>(std::pow(std::clamp(entropy / most, 0.0, 1.0), params_.dynatemp_exponent));
+    return std::max(low + (high - low) * part, 1e-3f);
+}
+
+// The least logit that may be drawn.
+float Sampler::floor(const float * logits, float best, float temperature) const {
+    const float negligible = best - kNegligible * temperature;
+    if (params_.top_n_sigma <= 0 || params_.mirostat > 0) {
+        return negligible;
+    }
+    double sum = 0, squares = 0;
+    int32_t n = 0;
+    for (Token token = 0; token < n_vocab_; ++token) {
+        if (std::isfinite(logits[token])) {
+            const double distance = static_cast<double>(logits[token]) - best;
+            sum += distance;
+            squares += distance * distance;
+            ++n;
+        }
+    }
+    const double variance = std::max(0.0, squares / n - (sum / n) * (sum / n));
+    return std::max(negligible, best - params_.top_n_sigma * static_cast<float>(std::sqrt(variance)));
 }
 
 // Everything not negligible against the best, in token order.
 void Sampler::gather(const float * logits, float best) {
-    const float floor = best - kNegligible * params_.temperature;
-    const float scale = 1 / params_.temperature;
+    const float degrees = temperature(logits, best);
+    const float least = floor(logits, best, degrees);
+    const float scale = 1 / degrees;
     candidates_.clear();
     for (Token token = 0; token < n_vocab_; ++token) {
-        if (logits[token] >= floor) {
+        if (logits[token] >= least) {
             const float logit = (logits[token] - best) * scale;
             candidates_.push_back({logit, token, std::exp(logit)});
         }
@@ -184,6 +282,25 @@ void Sampler::filter() {
     }
 }
 
+// With some probability, all that are likely enough but for the least likely of them.
+void Sampler::exclude_top_choices() {
+    if (params_.xtc_probability <= 0 || params_.xtc_threshold > 0.5f || candidates_.size() < 2 ||
+        uniform(params_.seed, n_drawn_++) >= params_.xtc_probability) {
+        return;
+    }
+    double total = 0;
+    for (const Candidate & c : candidates_) {
+        total += c.weight;
+    }
+    std::stable_sort(candidates_.begin(), candidates_.end(),
+                     [](const Candidate & a, const Candidate & b) { return a.weight > b.weight; });
+    const auto likely = [&](const Candidate & c) { return c.weight / total >= params_.xtc_threshold; };
+    const auto end = std::find_if_not(candidates_.begin(), candidates_.end(), likely);
+    if (end - candidates_.begin() > 1) {
+        candidates_.erase(candidates_.begin(), end - 1);
+    }
+}
+
 Token Sampler::draw() {
     double total = 0;
     for (const Candidate & c : candidates_) {
@@ -199,28 +316,67 @@ Token Sampler::draw() {
     return candidates_.back().token;
 }
 
-TokenLogprob Sampler::describe(const std::vector<float> & raw, Token chosen) const {
-    const float best = maximum(raw.data(), n_vocab_);
+// Mirostat: from tokens that surprise no more than aimed at; the aim follows what was drawn. Version 1 finds how many
+// tokens those are from Zipf's law, fitted to the likeliest hundred; version 2 looks at each.
+Token Sampler::draw_by_surprise() {
+    std::stable_sort(candidates_.begin(), candidates_.end(),
+                     [](const Candidate & a, const Candidate & b) { return a.weight > b.weight; });
     double total = 0;
-    for (const float logit : raw) {
-        total += std::exp(static_cast<double>(logit - best));
+    for (const Candidate & c : candidates_) {
+        total += c.weight;
+    }
+    size_t n = 0;
+    if (params_.mirostat == 1) {
+        constexpr size_t kFitted = 100;
+        double products = 0, squares = 0;
+        for (size_t i = 0; i + 1 < std::min(kFitted, candidates_.size()); ++i) {
+            const double rank = std::log(static_cast<double>(i + 2) / static_cast<double>(i + 1));
+            products += rank * (candidates_[i].logit - candidates_[i + 1].logit);
+            squares += rank * rank;
+        }
+        const double exponent = squares > 0 ? products / squares : 1, above_one = exponent - 1;
+        const double most = (above_one * std::exp2(aim_)) / (1 - std::pow(static_cast<double>(n_vocab_), -above_one));
+        const double wanted = std::pow(most, 1 / exponent);
+        n = wanted >= 1 ? static_cast<size_t>(std::min(wanted, 1e9)) : 1;
+    } else {
+        while (n < candidates_.size() && -std::log2(candidates_[n].weight / total) <= aim_) {
+            ++n;
+        }
+    }
+    candidates_.resize(std::clamp<size_t>(n, 1, candidates_.size()));
+    const Token chosen = draw();
+    total = 0;
+    double weight = 0;
+    for (const Candidate & c : candidates_) {
+        total += c.weight;
+        weight = c.token == chosen ? static_cast<double>(c.weight) : weight;
+    }
+    aim_ -= params_.mirostat_eta * static_cast<float>(-std::log2(weight / total) - params_.mirostat_tau);
+    return chosen;
+}
+
+TokenLogprob Sampler::describe(const float * logits, int32_t n_vocab, Token chosen, int32_t n_top) {
+    const float best = maximum(logits, n_vocab);
+    double total = 0;
+    for (Token token = 0; token < n_vocab; ++token) {
+        total += std::exp(static_cast<double>(logits[token] - best));
     }
     const double log_total = static_cast<double>(best) + std::log(total);
     const auto logprob = [&](Token token) {
         TokenLogprob entry;
         entry.token = token;
-        entry.logprob = static_cast<float>(raw[static_cast<size_t>(token)] - log_total);
+        entry.logprob = static_cast<float>(logits[token] - log_total);
         return entry;
     };
     TokenLogprob result = logprob(chosen);
-    const auto n = static_cast<size_t>(std::clamp(params_.n_logprobs, 0, n_vocab_));
-    std::vector<Token> order(raw.size());
+    const auto n = static_cast<size_t>(std::clamp(n_top, 0, n_vocab));
+    std::vector<Token> order(static_cast<size_t>(n_vocab));
     for (size_t i = 0; i < order.size(); ++i) {
         order[i] = static_cast<Token>(i);
     }
     std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(n), order.end(),
                       [&](Token a, Token b) {
-                          const float x = raw[static_cast<size_t>(a)], y = raw[static_cast<size_t>(b)];
+                          const float x = logits[a], y = logits[b];
                           return x > y || (x == y && a < b);
                       });
     for (size_t i = 0; i < n; ++i) {

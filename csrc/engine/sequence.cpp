@@ -1,15 +1,16 @@
 #include "engine/sequence.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace pgl {
 
 Sequence::Sequence(RequestId id, Request request, std::vector<Token> prompt, int32_t n_room, int32_t n_vocab,
-                   std::shared_ptr<Guide> guide, std::unique_ptr<Drafter> drafter)
+                   std::shared_ptr<Guide> guide, std::unique_ptr<Drafter> drafter, SamplerTokens tokens)
     : id_(id), request_(std::move(request)), prompt_(std::move(prompt)),
       max_tokens_(std::min(request_.max_tokens, n_room)), guide_(std::move(guide)),
-      sampler_(request_.sampling, prompt_, n_vocab), text_(request_.stop, request_.filter),
-      drafter_(std::move(drafter)) {
+      sampler_(request_.sampling, prompt_, n_vocab, std::move(tokens)),
+      text_(request_.stop, request_.filter, request_.include_stop), drafter_(std::move(drafter)) {
     usage_.n_prompt = n_prompt();
 }
 
@@ -67,10 +68,44 @@ void Sequence::end_draft() {
     forget_draft();
 }
 
+void Sequence::describe_prompt(const float * logits, int32_t position, const Tokenizer & tokenizer) {
+    const auto named = [&](TokenLogprob entry) {
+        entry.bytes = tokenizer.bytes(entry.token);
+        return entry;
+    };
+    if (position == 0) {
+        TokenLogprob first;
+        first.token = prompt_.front();
+        prompt_logprobs_.push_back(named(first));   // nothing came before it that would have foretold it
+    }
+    const auto next = static_cast<size_t>(position) + 1;
+    if (next < prompt_.size()) {
+        const int32_t n_vocab = tokenizer.n_vocab();
+        prompt_logprobs_.push_back(
+            named(Sampler::describe(logits, n_vocab, prompt_[next], request_.n_prompt_logprobs)));
+        for (TokenLogprob & alternative : prompt_logprobs_.back().top) {
+            alternative.bytes = tokenizer.bytes(alternative.token);
+        }
+    }
+}
+
+Event Sequence::closed() {
+    Event result = event(EventKind::text);
+    result.prompt_logprobs = std::exchange(prompt_logprobs_, {});
+    result.reason = FinishReason::length;
+    return stamped(std::move(result));
+}
+
+bool Sequence::is_stop(Token token) const {
+    const std::vector<Token> & ids = request_.stop_token_ids;
+    return std::find(ids.begin(), ids.end(), token) != ids.end();
+}
+
 Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
     TokenLogprob logprob;
     const bool wants_logprobs = request_.sampling.n_logprobs >= 0;
-    next_token_ = sampler_.sample(logits, wants_logprobs ? &logprob : nullptr, guide_.get());
+    const bool goes_on = usage_.n_generated < request_.min_tokens;
+    next_token_ = sampler_.sample(logits, wants_logprobs ? &logprob : nullptr, guide_.get(), goes_on);
     if (timings_.first_token_ms < 0) {
         timings_.first_token_ms = elapsed_ms();
     }
@@ -87,13 +122,21 @@ Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
         end_draft();
     }
     Event result = event(EventKind::text);
-    if ((!request_.ignore_eos || guide_ != nullptr) && tokenizer.is_end(next_token_)) {
+    result.prompt_logprobs = std::exchange(prompt_logprobs_, {});
+    const bool stops = is_stop(next_token_);
+    if (stops || ((!request_.ignore_eos || guide_ != nullptr) && tokenizer.is_end(next_token_))) {
+        if (stops && request_.include_stop) {
+            const std::string bytes = tokenizer.bytes(next_token_);
+            take(text_.push(bytes.empty() ? tokenizer.literal(next_token_) : bytes), result);
+        }
         take(text_.finish(), result);
         if (result.reason == FinishReason::none) {
             result.reason = FinishReason::stop;
+            result.stop_token = stops ? next_token_ : -1;
         }
     } else {
         ++usage_.n_generated;
+        text_.hold_stops(usage_.n_generated < request_.min_tokens);
         usage_.n_accepted += foretold ? 1 : 0;
         if (wants_logprobs) {
             logprob.bytes = tokenizer.bytes(next_token_);
@@ -163,6 +206,7 @@ Event Sequence::stamped(Event event) {
 void Sequence::take(const TextStream::Out & out, Event & event) {
     event.text += out.text;
     event.reason = out.reason;
+    event.stop = out.reason == FinishReason::stop ? out.match : event.stop;
     for (int32_t i = 0; i < out.n_tokens_done && !undecided_.empty(); ++i) {
         event.logprobs.push_back(std::move(undecided_.front()));
         undecided_.pop_front();

@@ -25,9 +25,10 @@ class Sequence {
     }
 
     // `prompt`: the request's ids. `n_room`: tokens the context has left after it. `guide`: null = a free answer.
-    // `drafter`: null = none.
+    // `drafter`: null = none. `tokens`: what the request's texts are in tokens.
     Sequence(RequestId id, Request request, std::vector<Token> prompt, int32_t n_room, int32_t n_vocab,
-             std::shared_ptr<Guide> guide = nullptr, std::unique_ptr<Drafter> drafter = nullptr);
+             std::shared_ptr<Guide> guide = nullptr, std::unique_ptr<Drafter> drafter = nullptr,
+             SamplerTokens tokens = {});
     ~Sequence();  // stops what is still computed for it
     Sequence(const Sequence &) = delete;
     Sequence & operator=(const Sequence &) = delete;
@@ -45,6 +46,15 @@ class Sequence {
 
     void admitted(int32_t slot_, int32_t n_cached);
     void prefilled();
+
+    // Whether the prompt's own tokens are to be described, from logits at every position but the last.
+    bool describes_prompt() const { return request_.n_prompt_logprobs >= 0; }
+    // `logits`: what the model expected after the prompt's token at `position`, and so of the next one.
+    void describe_prompt(const float * logits, int32_t position, const Tokenizer & tokenizer);
+
+    // Whether the prompt is all that is read: then closed() in place of a sample().
+    bool says_nothing() const { return request_.max_tokens == 0; }
+    Event closed();
 
     // Samples from `logits` and turns the token into an event. Afterwards ended() says whether it was the last.
     // The guide, if any, must be ready. Throws Error("numeric_error") and what the guide throws.
@@ -90,6 +100,7 @@ class Sequence {
     double elapsed_ms() const;
     void take(const TextStream::Out & out, Event & event);
     bool is_marked(Token token, const Tokenizer & tokenizer) const;
+    bool is_stop(Token token) const;
     void end_where_due(Event & event);
     Event stamped(Event event);
 
@@ -106,6 +117,7 @@ class Sequence {
     Token next_token_ = -1;
     bool ended_ = false, settling_ = false;
     std::vector<float> held_;
+    std::vector<TokenLogprob> prompt_logprobs_;  // not told yet
     std::deque<TokenLogprob> undecided_;  // logprobs of tokens whose text is still held back
     Usage usage_;
     Timings timings_;

@@ -92,7 +92,9 @@ class TextStream::Patterns {
     std::vector<Edge> order_;   // while building
 };
 
-TextStream::TextStream(const std::vector<std::string> & stop, const std::vector<std::string> & filter) {
+TextStream::TextStream(const std::vector<std::string> & stop, const std::vector<std::string> & filter,
+                       bool include_stop)
+    : include_stop_(include_stop) {
     if (!stop.empty() || !filter.empty()) {
         patterns_ = std::make_unique<const Patterns>(stop, filter);
     }
@@ -164,8 +166,10 @@ void TextStream::append(const char * bytes, size_t n) {
             ++n_decoded_;
             state_ = patterns_->step(state_, static_cast<unsigned char>(bytes[i]));
             const Patterns::Node & node = patterns_->node(state_);
-            if (node.match > 0 && n_decoded_ - node.match < match_start_) {
+            const bool on_hold = stops_on_hold_ && node.reason == FinishReason::stop;
+            if (node.match > 0 && n_decoded_ - node.match < match_start_ && !on_hold) {
                 match_start_ = n_decoded_ - node.match;
+                match_length_ = node.match;
                 match_reason_ = node.reason;
             }
             // The state is the longest undecided candidate, so none that is still open starts before this.
@@ -218,8 +222,15 @@ TextStream::Out TextStream::finish() {
 TextStream::Out TextStream::take() {
     Out out;
     const uint64_t open = patterns_ == nullptr ? n_decoded_ : n_decoded_ - patterns_->node(state_).depth;
-    const uint64_t until = std::min(ended_ != FinishReason::none ? match_start_ : open, match_start_);
     const uint64_t start = n_decoded_ - (held_.size() - head_);   // position of the first byte not yet delivered
+    uint64_t until = std::min(open, match_start_);
+    if (ended_ != FinishReason::none) {
+        until = match_start_;
+        out.match = held_.substr(head_ + (match_start_ - start), match_length_);
+        if (include_stop_ && ended_ == FinishReason::stop) {
+            until += match_length_;
+        }
+    }
     if (until > start) {
         out.text.assign(held_, head_, until - start);
         head_ += until - start;

@@ -30,9 +30,12 @@ class TextStream {
         // once the answer has ended, they sum to the tokens pushed.
         int32_t n_tokens_done = 0;
         FinishReason reason = FinishReason::none;  // stop or content_filter: the answer has ended
+        std::string match;  // what ended it
     };
 
-    TextStream(const std::vector<std::string> & stop, const std::vector<std::string> & filter);
+    // `include_stop`: a stop string that ends the answer is delivered too.
+    TextStream(const std::vector<std::string> & stop, const std::vector<std::string> & filter,
+               bool include_stop = false);
     ~TextStream();
     TextStream(TextStream &&) noexcept;
     TextStream & operator=(TextStream &&) noexcept;
@@ -40,6 +43,9 @@ class TextStream {
     // One token's bytes: maybe none, part of a character, or invalid (U+FFFD as Python's decode("utf-8", "replace")).
     // After an end, further tokens are dropped and the reason is repeated. Constant amortised cost per byte.
     Out push(std::string_view bytes);
+
+    // While on hold, stop strings that become complete are text like any other.
+    void hold_stops(bool on_hold) { stops_on_hold_ = on_hold; }
 
     // The text ends here: what is held and no match is released; an unfinished last character is dropped. The reason is
     // none unless a match was waiting for a longer pattern that never completed (or the answer had ended already).
@@ -66,7 +72,9 @@ class TextStream {
     uint64_t n_decoded_ = 0;  // bytes of decoded text so far = position of held_'s end
 
     uint64_t match_start_ = UINT64_MAX;  // earliest match so far, waiting or final
+    uint64_t match_length_ = 0;
     FinishReason match_reason_ = FinishReason::none;
+    bool include_stop_ = false, stops_on_hold_ = false;
 
     std::deque<uint64_t> token_ends_;  // undecided tokens: position where each one's text ends
     int32_t n_open_tokens_ = 0;  // newest tokens that end inside the unfinished character

@@ -22,6 +22,7 @@ enum class Verb : uint8_t {
     cancel,  // RequestId
     compile,  // Constraint; replied to
     tokenize,  // spans, add_bos; replied to with tokens
+    detokenize,  // tokens, special; replied to with bytes
     info,  // replied to with ModelInfo
     stats,  // replied to with Stats
     close,
@@ -33,7 +34,7 @@ enum class Verb : uint8_t {
     ended,  // code, message and details of an Error: why the engine takes no more requests; the last message
 };
 constexpr auto names(Verb) {
-    return std::array{"open",  "estimate", "submit", "cancel", "compile", "tokenize", "info",
+    return std::array{"open",  "estimate", "submit", "cancel", "compile", "tokenize", "detokenize", "info",
                       "stats", "close",    "reply",  "events", "log",     "beat",     "ended"};
 }
 

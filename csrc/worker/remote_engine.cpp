@@ -230,6 +230,11 @@ std::vector<Token> RemoteEngine::tokenize(std::vector<Span> spans, bool add_bos,
     return wire::Unpacker(reply).get<std::vector<Token>>();
 }
 
+std::string RemoteEngine::detokenize(const std::vector<Token> & tokens, bool special) {
+    const std::string reply = call(nullptr, Verb::detokenize, tokens, special);
+    return wire::Unpacker(reply).get<std::string>();
+}
+
 ModelInfo RemoteEngine::info() {
     const std::string reply = call(nullptr, Verb::info);
     return wire::Unpacker(reply).get<ModelInfo>();

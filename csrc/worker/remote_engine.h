@@ -65,6 +65,7 @@ class RemoteEngine {
     std::vector<OutboxId> listen(int32_t timeout_ms);
     void compile(const Constraint & constraint);
     std::vector<Token> tokenize(std::vector<Span> spans, bool add_bos, const machine::Poll & poll = nullptr);
+    std::string detokenize(const std::vector<Token> & tokens, bool special);
     ModelInfo info();
     Stats stats();
     std::vector<std::pair<int, std::string>> drain_log() { return log_.drain(); }

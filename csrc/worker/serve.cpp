@@ -84,6 +84,14 @@ class Server {
             });
             break;
         }
+        case Verb::detokenize: {
+            auto tokens = unpacker.get<std::vector<Token>>();
+            const bool special = unpacker.get<bool>();
+            answer(call, [this, tokens = std::move(tokens), special] {
+                return wire::Packer().add(engine_.detokenize(tokens, special)).bytes();
+            });
+            break;
+        }
         case Verb::cancel:
             engine_.cancel(unpacker.get<RequestId>());
             break;

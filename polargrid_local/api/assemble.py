@@ -7,13 +7,15 @@ plain answer by construction.
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from polargrid_local.api.answer_type import ParsedReply, parsed_as
 from polargrid_local.api.events import Event
-from polargrid_local.api.logprobs import PlacedLogprob, text_logprobs
+from polargrid_local.api.logprobs import PlacedLogprob, placed_in_prompt, text_logprobs
 from polargrid_local.api.replies import (
+    CompletionChoice,
     CompletionChunk,
     CompletionChunkChoice,
     CompletionResponse,
@@ -48,12 +50,13 @@ class Counts(NamedTuple):
 class Choice:
     """One answer while it grows."""
 
-    __slots__ = ("event", "logprobs", "parts", "reason")
+    __slots__ = ("event", "logprobs", "parts", "reason", "stop_reason")
 
     def __init__(self) -> None:
         self.parts: list[str] = []
         self.logprobs: list[PlacedLogprob] = []
         self.reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None  # the stop string or token that ended it
         self.event: Event | None = None  # the latest: counts and times so far
 
     @property
@@ -85,7 +88,9 @@ class Assembler(Generic[C, R]):
         seed: int,
         n: int,
         *,
+        n_per_prompt: int = 1,
         include_usage: bool = False,
+        continuous_usage: bool = False,
         predicted: bool = False,
         logprobs: bool = False,
         predicates: Sequence[Predicate] = (),
@@ -99,7 +104,9 @@ class Assembler(Generic[C, R]):
         self.choices = [Choice() for _ in range(n)]
         self.to_cancel: list[int] = []  # choices ended here (content filter) that the engine still works on
         self._open = n
+        self._n_per_prompt = n_per_prompt  # choices that have one prompt, which counts once
         self._include_usage = include_usage
+        self._continuous_usage = continuous_usage  # the counts so far in every chunk
         self._predicted = predicted  # whether the request had a prediction, whose worth its usage tells
         self._logprobs = logprobs
         self._predicates = predicates
@@ -154,7 +161,11 @@ class Assembler(Generic[C, R]):
 
     @property
     def _counts(self) -> Counts:
-        return Counts(*(sum(counts) for counts in zip(*(choice.counts for choice in self.choices))))
+        all_of_them = [choice.counts for choice in self.choices]
+        prompts = all_of_them[:: self._n_per_prompt]
+        return Counts(*(sum(counts) for counts in zip(*all_of_them)))._replace(
+            prompt=sum(counts.prompt for counts in prompts), cached=sum(counts.cached for counts in prompts)
+        )
 
     @property
     def usage(self) -> Usage:
@@ -216,6 +227,13 @@ class Assembler(Generic[C, R]):
 
     def feed(self, event: Event, index: int = 0) -> list[C]:
         """The chunks that `event`, about choice `index`, completes. Raises what an error event says."""
+        chunks: list[Any] = self._fed(event, index)
+        if self._continuous_usage:
+            for chunk in chunks:
+                chunk["usage"] = self.usage
+        return chunks
+
+    def _fed(self, event: Event, index: int) -> list[C]:
         choice = self.choices[index]
         if choice.reason is not None:
             return []  # what the engine had still to say when a filter had ended the choice
@@ -230,6 +248,7 @@ class Assembler(Generic[C, R]):
         if kind == "finished":
             chunks = self._deliver(choice, index, event)
             if choice.reason is None:
+                choice.stop_reason = event.stop or (event.stop_token if event.stop_token >= 0 else None)
                 choice.reason = self._reason(event)
                 chunks += self._end(choice, index)
             return chunks
@@ -250,7 +269,7 @@ class Assembler(Generic[C, R]):
         placed = None
         if logprobs is not None:
             offset = sum(map(len, choice.parts))
-            placed = [(offset, entry) for entry in logprobs]
+            placed = [PlacedLogprob(offset, entry) for entry in logprobs]
             choice.logprobs += placed
         choice.parts.append(text)
         return [self._chunk(index, text, placed, None)]
@@ -266,7 +285,9 @@ class Assembler(Generic[C, R]):
 
     def _end(self, choice: Choice, index: int) -> list[C]:
         self._open -= 1
-        chunks = [self._chunk(index, None, None, choice.reason)]
+        chunks: list[Any] = [self._chunk(index, None, None, choice.reason)]
+        if choice.stop_reason is not None:
+            chunks[0]["choices"][0]["stop_reason"] = choice.stop_reason
         if self._include_usage and self._open == 0:
             chunks.append(self._usage_chunk())
         return chunks
@@ -289,7 +310,25 @@ class Assembler(Generic[C, R]):
 
 
 class TextAssembler(Assembler[CompletionChunk, CompletionResponse]):
+    """`echo`: the prompt of each choice, which its text begins with; None for one that is known by its tokens alone."""
+
     prefix = "cmpl-"
+
+    def __init__(self, *args: Any, echo: Sequence[str | None] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._untold = dict(enumerate(echo))  # prompts by the choices that have not begun
+
+    def _deliver(self, choice: Choice, index: int, event: Event) -> list[CompletionChunk]:
+        if index not in self._untold:
+            return super()._deliver(choice, index, event)
+        prompt = self._untold.pop(index)
+        told = event.prompt_logprobs
+        if prompt is None:
+            prompt = b"".join(bytes(entry["bytes"]) for entry in told).decode("utf-8", "replace")
+        placed = placed_in_prompt(told) if self._logprobs else None
+        choice.logprobs += placed or []
+        choice.parts.append(prompt)
+        return [self._chunk(index, prompt, placed, None), *super()._deliver(choice, index, event)]
 
     def _with(self, choices: list[CompletionChunkChoice]) -> CompletionChunk:
         return {
@@ -319,27 +358,32 @@ class TextAssembler(Assembler[CompletionChunk, CompletionResponse]):
                 "object": "text_completion",
                 "created": self.created,
                 "model": self.model,
-                "choices": [
-                    {
-                        "text": "".join(choice.parts),
-                        "index": index,
-                        "logprobs": text_logprobs(choice.logprobs) if self._logprobs else None,
-                        "finish_reason": cast(FinishReason, choice.reason),  # the answer is done
-                    }
-                    for index, choice in enumerate(self.choices)
-                ],
+                "choices": [self._choice(index, choice) for index, choice in enumerate(self.choices)],
                 "usage": self.usage,
                 "pg_metadata": self.pg_metadata,
             }
         )
 
+    def _choice(self, index: int, choice: Choice) -> CompletionChoice:
+        told: CompletionChoice = {
+            "text": "".join(choice.parts),
+            "index": index,
+            "logprobs": text_logprobs(choice.logprobs) if self._logprobs else None,
+            "finish_reason": cast(FinishReason, choice.reason),  # the answer is done
+        }
+        if choice.stop_reason is not None:
+            told["stop_reason"] = choice.stop_reason
+        return told
+
 
 class EmbeddingAssembler(Assembler[dict[str, Any], EmbeddingResponse[Any]]):
     """The last event of each choice holds its vector; there is nothing to stream."""
 
-    def __init__(self, model: str, id: str, created: int, seed: int, n: int, encoding_format: str) -> None:
+    def __init__(
+        self, model: str, id: str, created: int, seed: int, n: int, encoding_format: str, dimensions: int | None
+    ) -> None:
         super().__init__(model, id, created, seed, n)
-        self._encoding_format = encoding_format
+        self._encoding_format, self._dimensions = encoding_format, dimensions
 
     def _chunk(self, index: int, text: str | None, logprobs: Any, reason: str | None) -> dict[str, Any]:
         return {}
@@ -352,7 +396,7 @@ class EmbeddingAssembler(Assembler[dict[str, Any], EmbeddingResponse[Any]]):
                 {
                     "object": "embedding",
                     "index": index,
-                    "embedding": _encoded(choice.event.embedding, self._encoding_format),
+                    "embedding": _encoded(_shortened(choice.event.embedding, self._dimensions), self._encoding_format),
                 }
                 for index, choice in enumerate(self.choices)
                 if choice.event is not None
@@ -360,6 +404,15 @@ class EmbeddingAssembler(Assembler[dict[str, Any], EmbeddingResponse[Any]]):
             "model": self.model,
             "usage": {"prompt_tokens": prompt, "total_tokens": prompt},
         }
+
+
+def _shortened(vector: Any, n: int | None) -> Any:
+    """The first `n` numbers of `vector` (n_embd,), made of length 1 again (Kusupati et al. 2022)."""
+    if n is None:
+        return vector
+    kept = vector[:n]
+    length = math.sqrt(sum(float(x) ** 2 for x in kept))
+    return kept / length if length > 0 else kept
 
 
 def _encoded(vector: Any, encoding_format: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any, cast
 
@@ -24,70 +25,78 @@ from polargrid_local.chat.tool_formats import mark_of
 
 
 class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
-    """`parts`: of an answer that may be more than content. `begun`: content that the prompt has said already."""
+    """`parts`: of answers that may be more than content, for each choice. `begun`: content that the prompt has said
+    already."""
 
     prefix = "chatcmpl-"
 
-    def __init__(self, *args: Any, parts: SegmentedAnswer | None = None, begun: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        parts: Sequence[SegmentedAnswer] = (),
+        begun: str = "",
+        min_tokens: int = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self._parts, self._begun = parts, begun
-        self._raw: list[str] = []  # all text, as the model wrote it
-        self._untold: list[PlacedLogprob] = []  # logprobs of text that waits
+        self._parts, self._begun, self._min_tokens = parts, begun, min_tokens
+        self._raw: list[list[str]] = [[] for _ in self.choices]  # all text, as the model wrote it
+        self._untold: list[list[PlacedLogprob]] = [[] for _ in self.choices]  # logprobs of text that waits
 
     def start(self) -> list[ChatCompletionChunk]:
-        chunks = [self._with([{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}])]
-        if self._begun:
-            self.choices[0].parts.append(self._begun)
-            chunks.append(self._chunk(0, self._begun, None, None))
+        chunks = []
+        for index, choice in enumerate(self.choices):
+            chunks.append(self._with([{"index": index, "delta": {"role": "assistant"}, "finish_reason": None}]))
+            if self._begun:
+                choice.parts.append(self._begun)
+                chunks.append(self._chunk(index, self._begun, None, None))
         return chunks
 
     @property
     def watches(self) -> bool:
-        return super().watches or (self._parts is not None and self._parts.may_stop)
+        return super().watches or any(parts.may_stop for parts in self._parts)
 
     @property
     def reasoning(self) -> str:
-        return "" if self._parts is None else self._parts.reasoning
+        return self._parts[0].reasoning if self._parts else ""
 
     @property
     def tool_calls(self) -> list[ToolCallReply]:
-        return [] if self._parts is None else self._parts.calls
-
-    def _reason(self, event: Event) -> FinishReason:
-        if event.reason == "stop" and self._parts is not None and self._parts.calls:
-            return self._parts.reason_of_calls
-        return super()._reason(event)
+        return self._parts[0].calls if self._parts else []
 
     def _end(self, choice: Choice, index: int) -> list[ChatCompletionChunk]:
+        if self._parts and choice.reason == "stop" and self._parts[index].calls:
+            choice.reason = self._parts[index].reason_of_calls
         chunks = super()._end(choice, index)
-        if self._untold:  # of tokens that gave no text of their own, such as the end of a call
-            choice.logprobs += self._untold
-            chunks[0]["choices"][0]["logprobs"] = chat_logprobs(self._untold)
+        if untold := self._untold[index]:  # of tokens that gave no text of their own, such as the end of a call
+            choice.logprobs += untold
+            chunks[0]["choices"][0]["logprobs"] = chat_logprobs(untold)
         return chunks
 
     def _deliver(self, choice: Choice, index: int, event: Event) -> list[ChatCompletionChunk]:
-        parts = self._parts
-        if parts is None:
+        if not self._parts:
             return super()._deliver(choice, index, event)
+        parts, raw = self._parts[index], self._raw[index]
         if self._predicates and event.text:
-            self._raw.append(event.text)
-            if self._is_filtered("".join(self._raw), choice, index, event):
-                self._untold = []
+            raw.append(event.text)
+            if self._is_filtered("".join(raw), choice, index, event):
+                self._untold[index] = []
                 return self._end(choice, index)
-        deltas = parts.push(event.text + (mark_of(event.mark) if event.mark else ""))
+        text = event.text + (mark_of(event.mark) if event.mark else "")
+        deltas = parts.push(text, on_hold=event.n_generated < self._min_tokens)
         if event.kind == "finished" and not parts.stopped:
             deltas += parts.finish()
         if self._logprobs:
             offset = sum(map(len, choice.parts))
-            self._untold += [(offset, entry) for entry in event.logprobs]
+            self._untold[index] += [PlacedLogprob(offset, entry) for entry in event.logprobs]
         chunks = []
         for delta in deltas:
             choice.parts.append(delta.get("content", ""))
-            placed, self._untold = self._untold, []
+            placed, self._untold[index] = self._untold[index], []
             choice.logprobs += placed
             chunks.append(self._delta_chunk(index, delta, placed if self._logprobs else None, None))
         if parts.stopped:
-            choice.reason = parts.reason_of_calls if parts.calls else "stop"
+            choice.reason, choice.stop_reason = "stop", parts.found
             if event.kind == "text":
                 self.to_cancel.append(index)
             chunks += self._end(choice, index)
@@ -134,17 +143,15 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
 
     def _choice(self, index: int, choice: Choice) -> ChatChoice:
         message: ChatMessage = {"role": "assistant", "content": "".join(choice.parts)}
-        if self._parts is not None:
-            self._parts.fill(message)
-        reason = cast(FinishReason, choice.reason)  # set, once the answer is done
-        if not self._logprobs:
-            return {"index": index, "message": message, "finish_reason": reason}
-        return {
-            "index": index,
-            "message": message,
-            "logprobs": chat_logprobs(choice.logprobs),
-            "finish_reason": reason,
-        }
+        if self._parts:
+            self._parts[index].fill(message)
+        told: Any = {"index": index, "message": message}
+        if self._logprobs:
+            told["logprobs"] = chat_logprobs(choice.logprobs)
+        told["finish_reason"] = choice.reason  # set, once the answer is done
+        if choice.stop_reason is not None:
+            told["stop_reason"] = choice.stop_reason
+        return cast(ChatChoice, told)
 
     def generate_response(self) -> GenerateResponse:
         """The reply of generate(): `created_at` is local time without a zone, as the SDK makes it."""

@@ -56,4 +56,10 @@ class Event(Protocol):
     @property
     def logprobs(self) -> list[TokenLogprob]: ...
     @property
+    def prompt_logprobs(self) -> list[TokenLogprob]: ...  # once, where asked for; the first one's logprob means nothing
+    @property
+    def stop(self) -> str: ...  # the stop string that ended the answer; "" = none did
+    @property
+    def stop_token(self) -> int: ...  # the one of stop_token_ids that did; -1 = none
+    @property
     def embedding(self) -> Any: ...  # a vector of float32

@@ -31,6 +31,8 @@ NO_EFFECT = frozenset(
         "store",
     )
 )
+# So do these, which clients of other engines send:
+OTHERS_NO_EFFECT = frozenset(("cache_prompt", "cache_salt", "id_slot", "request_id", "return_progress"))
 # These ask for another answer than the one given here, or than this kind of request has. Only the values that ask for
 # nothing are accepted:
 ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
@@ -39,7 +41,6 @@ ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "modalities": (["text"], []),
     "moderation": (),
-    "reasoning_effort": ("none",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "verbosity": ("medium",),
@@ -47,15 +48,41 @@ ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
 }
 # So do these fields of other engines, which their clients send:
 OTHERS_ASK: dict[str, tuple[Any, ...]] = {
-    "add_generation_prompt": (True,),
-    "bad_words": ([],),
+    "add_special_tokens": (),
     "chat_template": (),
-    "chat_template_kwargs": ({},),  # its one common entry, enable_thinking, is a field of the request here
-    "continue_final_message": (False,),
+    "documents": ([],),
+    "early_stopping": (False,),
     "ebnf": (),
-    "min_tokens": (0,),
+    "guided_decoding_backend": (),
+    "guided_whitespace_pattern": (),
+    "length_penalty": (1,),
+    "logits_processors": ([],),
+    "lora": ([],),
+    "lora_request": (),
+    "min_keep": (0,),
+    "mm_processor_kwargs": ({},),
+    "n_keep": (0,),
+    "n_probs": (0,),
+    "penalty_alpha": (0,),
+    "priority": (0,),
+    "prompt_embeds": (),
+    "prompt_logprobs": (),
+    "return_token_ids": (False,),
+    "return_tokens": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "samplers": (),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "tfs_z": (1,),
+    "timings_per_token": (False,),
+    "top_a": (0,),
+    "use_beam_search": (False,),
+    # Of chats alone: elsewhere only what asks for nothing.
+    "add_generation_prompt": (True,),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "reasoning_effort": ("none",),
     "reasoning_format": ("none",),
-    "stop_token_ids": ([],),
 }
 
 
@@ -78,8 +105,11 @@ def keys_of(fields: Iterable[str], idle: Iterable[str] = (), **aliases: str) -> 
     return Keys(fields, {_camel(name): name for name in fields if "_" in name} | aliases, frozenset(idle))
 
 
-_EXTRA = ("max_completion_tokens", *NO_EFFECT, *ASKS_NOTHING, *OTHERS_ASK)
-REQUEST = {kind: keys_of((*cls.model_fields, *_EXTRA)) for kind, cls in KINDS.items()}
+_EXTRA = ("max_completion_tokens", *NO_EFFECT, *OTHERS_NO_EFFECT, *ASKS_NOTHING, *OTHERS_ASK)
+REQUEST = {
+    kind: keys_of((*cls.model_fields, *_EXTRA), repeat_penalty="repetition_penalty", typ_p="typical_p")
+    for kind, cls in KINDS.items()
+}
 # An answer of this or another server may be sent back as it came.
 MESSAGE = keys_of(
     (*Message.model_fields, "function_call"),
@@ -105,7 +135,7 @@ FUNCTION_DEFINITION = keys_of(FunctionDefinition.model_fields)
 TOOL_CALL = keys_of(ToolCall.model_fields)
 FUNCTION = keys_of(FunctionCall.model_fields, ("parsed_arguments",))
 DOCUMENT = keys_of(("text",))
-STREAM_OPTIONS = keys_of(("include_usage",))
+STREAM_OPTIONS = keys_of(("include_usage", "continuous_usage_stats"))
 RESPONSE_FORMAT = keys_of(("type", "json_schema", "schema"))
 PREDICTION = keys_of(Prediction.model_fields)
 

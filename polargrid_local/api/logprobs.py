@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from polargrid_local.api.events import TokenLogprob
 from polargrid_local.api.replies import ChatLogprobs, ChatTopLogprob, TextLogprobs
 
-# A token's logprob with the offset, in characters of the answer, at which the text of its event begins.
-PlacedLogprob = tuple[int, TokenLogprob]
+
+class PlacedLogprob(NamedTuple):
+    """A token's logprob, with the offset, in characters of the answer, at which the text of its event begins."""
+
+    offset: int
+    entry: TokenLogprob
+    foretold: bool = True  # False: the first token of a prompt, before which there was nothing
 
 
 def _token_text(entry: TokenLogprob) -> str:
@@ -19,12 +27,22 @@ def _token_text(entry: TokenLogprob) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
+def placed_in_prompt(entries: Sequence[TokenLogprob]) -> list[PlacedLogprob]:
+    """Of a prompt's own tokens, each at its own place in the text."""
+    placed: list[PlacedLogprob] = []
+    before = b""
+    for entry in entries:
+        placed.append(PlacedLogprob(len(before.decode("utf-8", "ignore")), entry, foretold=bool(placed)))
+        before += bytes(entry["bytes"])
+    return placed
+
+
 def chat_logprobs(entries: list[PlacedLogprob]) -> ChatLogprobs:
     """As a choice of a chat or of its chunk has them."""
     return {
         "content": [
             {**_chat_logprob(entry), "top_logprobs": [_chat_logprob(top) for top in entry["top"]]}
-            for _, entry in entries
+            for _, entry, _ in entries
         ]
     }
 
@@ -36,10 +54,10 @@ def _chat_logprob(entry: TokenLogprob) -> ChatTopLogprob:
 def text_logprobs(entries: list[PlacedLogprob]) -> TextLogprobs:
     """As a choice of a completion or of its chunk has them."""
     return {
-        "tokens": [_token_text(entry) for _, entry in entries],
-        "token_logprobs": [entry["logprob"] for _, entry in entries],
-        "top_logprobs": [_top_logprobs(entry) for _, entry in entries],
-        "text_offset": [offset for offset, _ in entries],
+        "tokens": [_token_text(placed.entry) for placed in entries],
+        "token_logprobs": [placed.entry["logprob"] if placed.foretold else None for placed in entries],
+        "top_logprobs": [_top_logprobs(placed.entry) if placed.foretold else None for placed in entries],
+        "text_offset": [placed.offset for placed in entries],
     }
 
 

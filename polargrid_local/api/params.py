@@ -92,6 +92,7 @@ class ToolParam(_Tool):
 
 class StreamOptions(TypedDict, total=False):
     include_usage: bool | None
+    continuous_usage_stats: bool | None
 
 
 class _GeneratingParams(TypedDict, total=False):
@@ -106,9 +107,29 @@ class _GeneratingParams(TypedDict, total=False):
     repetition_penalty: float | None
     min_p: float | None
     typical_p: float | None
+    repeat_last_n: int | None
+    dry_multiplier: float | None
+    dry_base: float | None
+    dry_allowed_length: int | None
+    dry_penalty_last_n: int | None
+    dry_sequence_breakers: str | Sequence[str] | None
+    dynatemp_range: float | None
+    dynatemp_exponent: float | None
+    top_n_sigma: float | None
+    xtc_probability: float | None
+    xtc_threshold: float | None
+    mirostat: int | None
+    mirostat_tau: float | None
+    mirostat_eta: float | None
+    allowed_token_ids: Sequence[int] | None
+    bad_words: str | Sequence[str] | None
     logit_bias: Mapping[int, float] | Mapping[str, float] | None
     seed: int | None
     stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    include_stop_str_in_output: bool | None
+    min_tokens: int | None
+    truncate_prompt_tokens: int | None
     prediction: str | PredictionParam | None  # text that the answer may repeat: it comes faster, and stays the same
     stream_options: StreamOptions | None
     user: str | None
@@ -134,6 +155,10 @@ class ToolRunOptions(_GeneratingParams, total=False):
     logprobs: bool | None
     top_logprobs: int | None
     enable_thinking: bool | None
+    reasoning_effort: str | None
+    chat_template_kwargs: Mapping[str, Any] | None
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
     reasoning_format: Literal["none", "deepseek"] | None
     tool_choice: Literal["none", "auto", "required", "any"] | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
@@ -164,11 +189,11 @@ class _Completion(_GeneratingParams, total=False):
 
 
 class CompletionParams(_Completion):
-    prompt: str | Sequence[str]
+    prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 
 
 class CompletionChanges(_Completion, total=False):
-    prompt: str | Sequence[str] | None
+    prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | None
 
 
 class EmbeddingOptions(TypedDict, total=False):
@@ -184,7 +209,7 @@ class _Embedding(EmbeddingOptions, total=False):
 
 
 class EmbeddingParams(_Embedding):
-    input: str | Sequence[str]
+    input: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 
 
 class RerankOptions(TypedDict, total=False):

@@ -18,13 +18,14 @@ from polargrid_local.api.requests import (
     KINDS,
     ChatCompletionRequest,
     CompletionRequest,
-    EmbeddingRequest,
     ImagePart,
     check_filter,
 )
 from polargrid_local.api.tools import tools_asked
 from polargrid_local.errors import ValidationError, refused
 
+# What the rendering of a chat is given anyway.
+TEMPLATE_OWN = frozenset(("messages", "tools", "add_generation_prompt", "bos_token", "eos_token"))
 MAX_TOKENS = 4096  # the SDK's limit on max_tokens; a server passes None and lets the context be the limit
 
 
@@ -89,14 +90,17 @@ def parse_request(
 
 def _check_supported(request: Any) -> None:
     """What this engine cannot do yet is refused by name, never ignored."""
-    if getattr(request, "n", 1) != 1:
-        raise refused("n", f"only 1 is supported, got {shown(request.n)}", limit=1)
     if isinstance(request, (ChatCompletionRequest, CompletionRequest)):
         constraint_asked(request)
     if isinstance(request, ChatCompletionRequest):
         tools_asked(request)
         if request.top_logprobs and not request.logprobs:
             raise refused("top_logprobs", "needs logprobs: true")
+        asks_both = "add_generation_prompt" in request.model_fields_set and request.add_generation_prompt
+        if request.continue_final_message and asks_both:
+            raise refused("add_generation_prompt", "must be false with continue_final_message")
+        for name in TEMPLATE_OWN & request.chat_template_kwargs.keys():
+            raise refused(f"chat_template_kwargs.{name}", "has a field of its own in the request")
         for i, message in enumerate(request.messages):
             for j, part in enumerate(message.content if isinstance(message.content, list) else ()):
                 if isinstance(part, ImagePart):
@@ -107,14 +111,12 @@ def _check_supported(request: Any) -> None:
                         details={"field": f"messages[{i}].content[{j}]"},
                     )
     if isinstance(request, CompletionRequest):
-        if request.echo:
-            raise refused("echo", "not supported by this engine")
-        if request.best_of != 1:
-            raise refused("best_of", f"only 1 is supported, got {shown(request.best_of)}", limit=1)
+        if request.max_tokens == 0 and not request.echo:
+            raise refused("max_tokens", "must be 1 or more, or -1 for what the context leaves; 0 needs echo", ge=1)
+        if request.best_of not in (None, request.n):
+            raise refused("best_of", f"must be n, {request.n}: all answers are given; got {request.best_of}")
         if request.suffix:
             raise refused("suffix", "not supported by this engine")
-    if isinstance(request, EmbeddingRequest) and request.dimensions is not None:
-        raise refused("dimensions", "not supported by this engine")
 
 
 def _explain(error: PydanticError) -> ValidationError:
@@ -131,8 +133,6 @@ def _explain(error: PydanticError) -> ValidationError:
     given = first["input"]
     if isinstance(given, str):
         given = given[:80]
-    if first["type"] == "string_type" and first["loc"][0] in ("input", "prompt") and isinstance(given, (int, list)):
-        return refused(field, "token ids are not accepted: another tokenizer's would be another text; send the text")
     if first["type"] != "missing" and (given is None or isinstance(given, (bool, int, float, str))):
         problem += f", got {shown(given)}"
     return refused(field, problem, **limits)

@@ -5,9 +5,11 @@ Pure: the time, the id and the seed are arguments.
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from typing_extensions import NamedTuple  # generic, which typing's is since Python 3.11
@@ -23,6 +25,7 @@ from polargrid_local.api.assemble import (
 from polargrid_local.api.assemble_chat import ChatAssembler
 from polargrid_local.api.constraints import constraint_of
 from polargrid_local.api.messages import messages_of, texts_of
+from polargrid_local.api.plain import shown
 from polargrid_local.api.replies import (
     ChatCompletionChunk,
     ChatCompletionResponse,
@@ -102,11 +105,13 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         task = "rank"
     _check_task(task, target.info.get("tasks"), name)
     if isinstance(request, EmbeddingRequest):
-        spans = [[(text, False)] for text in request.inputs]
-        for prompt in spans:
-            check_length(prompt, target, "input", task)
-        requests = [{"task": "embed", "prompt": prompt} for prompt in spans]
-        return Job(requests, EmbeddingAssembler(name, id, created, seed, len(requests), request.encoding_format))
+        n_embd = target.info.get("n_embd") or 2**31
+        if request.dimensions is not None and request.dimensions > n_embd:
+            problem = f"must be between 1 and {n_embd}, the width of this model, got {request.dimensions}"
+            raise refused("dimensions", problem, le=n_embd)
+        requests = [{"task": "embed", **_prompt(given, False, target, "input", task)} for given in request.inputs]
+        encoding, dimensions = request.encoding_format, request.dimensions
+        return Job(requests, EmbeddingAssembler(name, id, created, seed, len(requests), encoding, dimensions))
     if isinstance(request, RerankRequest):
         check_length([(request.query, False)], target, "query", task)
         template = target.info.get("rerank_template", "")
@@ -121,52 +126,83 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
     seed = seed if request.seed is None or request.seed == -1 else request.seed % 2**64
     stop, marks = list(request.stop), list[str]()
     more: dict[str, Any] = {}
+    prompts: list[dict[str, Any]]
     if isinstance(request, ChatCompletionRequest):
         asked = tools_asked(request)
         prompt = chat_prompt(
-            request.messages, target, now=now, enable_thinking=request.enable_thinking, tools=asked.shown
+            request.messages,
+            target,
+            now=now,
+            options=template_options(request, target),
+            tools=asked.shown,
+            limited=request.truncate_prompt_tokens is None,
+            open_ended=request.continue_final_message,
         )
-        spans = [prompt]
+        prompts = [{"prompt": prompt}]
         form = answer_form(
             request, asked, target.template, prompt, target.info.get("control_tokens", {}), target.compile
         )
         constraint, dropped, marks = form.constraint, form.dropped, form.marks
-        more["begun"] = form.begun
+        more |= {"begun": form.begun, "min_tokens": request.min_tokens}
         if form.segments is not None:
-            more["parts"] = SegmentedAnswer(form.segments, stop, id, legacy=asked.legacy)
+            more["parts"] = [
+                SegmentedAnswer(
+                    copy.deepcopy(form.segments),
+                    stop,
+                    f"{(int(id, 16) + (i << 32)) % 16**24:024x}",  # each choice counts calls of its own
+                    legacy=asked.legacy,
+                    include_stop=request.include_stop_str_in_output,
+                )
+                for i in range(request.n)
+            ]
             stop = []  # those of content alone are not the engine's
         cls: type[ChatAssembler | TextAssembler] = ChatAssembler
     else:
         # The prompt of a completion is its caller's own program, as it is remotely: control tokens in it are honoured.
-        spans = [[(text, request.parse_special)] for text in request.prompts]
-        for prompt in spans:
-            check_length(prompt, target, "prompt")
+        limited = request.truncate_prompt_tokens is None
+        trusted = request.parse_special
+        prompts = [_prompt(given, trusted, target, "prompt", limited=limited) for given in request.prompts]
         constraint, dropped = constraint_of(request, target.compile)
+        if request.echo:
+            texts = [given if isinstance(given, str) else None for given in request.prompts]
+            more["echo"] = [text for text in texts for _ in range(request.n)]
+            if request.n_logprobs >= 0 or None in texts:  # a prompt of token ids is told by its tokens
+                prompts = [{**prompt, "n_prompt_logprobs": max(request.n_logprobs, 0)} for prompt in prompts]
         cls = TextAssembler
     phrases, predicates = split_filters(target.content_filter, request.content_filter)
     common = {
         "task": "generate",
-        "max_tokens": request.max_tokens
-        if request.max_tokens > 0
-        else 2**31 - 1,  # the engine stops at the end of the context
+        # -1: the engine stops at the end of the context
+        "max_tokens": request.max_tokens if request.max_tokens >= 0 else 2**31 - 1,
+        "min_tokens": request.min_tokens,
         "stop": stop,
+        "stop_token_ids": request.stop_token_ids,
+        "include_stop": request.include_stop_str_in_output,
         "filter": phrases,
-        "sampling": _sampling(request, target.info, seed),
         "ignore_eos": request.ignore_eos,
     }
+    if request.truncate_prompt_tokens is not None:
+        most = (target.info.get("n_ctx") or 2**30) - 1
+        n_kept = request.truncate_prompt_tokens
+        common["keep_last_tokens"] = most if n_kept == -1 else max(n_kept, 1)
     if marks:
         common["marks"] = marks
     if constraint is not None:
         common["constraint"] = constraint._asdict()
     if request.prediction is not None and request.prediction.text:
         common["prediction"] = request.prediction.text
+    # The first of several choices is the one that comes alone: same seed, same text.
+    samplings = [_sampling(request, target.info, (seed + i) % 2**64) for i in range(request.n)]
+    requests = [{**common, **prompt, "sampling": sampling} for prompt in prompts for sampling in samplings]
     assembler = cls(
         name,
         id,
         created,
         seed,
-        len(spans),
+        len(requests),
+        n_per_prompt=request.n,
         include_usage=request.include_usage,
+        continuous_usage=request.continuous_usage,
         predicted=request.prediction is not None,
         logprobs=request.n_logprobs >= 0,
         predicates=predicates,
@@ -174,7 +210,42 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         answer_type=request.answer_type,
         **more,
     )
-    return Job([{**common, "prompt": prompt} for prompt in spans], assembler)
+    return Job(requests, assembler)
+
+
+def _prompt(
+    given: str | list[int], trusted: bool, target: Target, field: str, task: Task = "generate", limited: bool = True
+) -> dict[str, Any]:
+    """A text or its tokens, as a native request has it."""
+    if not isinstance(given, str):
+        n_vocab = target.info.get("n_vocab", 2**31)
+        if (largest := max(given)) >= n_vocab:
+            raise refused(field, f"token id {largest} is not below the vocabulary's size, {n_vocab}", n_vocab=n_vocab)
+        return {"prompt": [], "prompt_tokens": given}
+    spans = [(given, trusted)]
+    if limited:
+        check_length(spans, target, field, task)
+    return {"prompt": spans}
+
+
+def template_options(request: ChatCompletionRequest, target: Target) -> dict[str, Any]:
+    """The variables that a template is given beside messages and tools. Raises ValidationError for an effort that it
+    does not know of."""
+    options = dict(request.chat_template_kwargs)
+    effort = request.reasoning_effort
+    if effort is not None:
+        if target.template.mentions("reasoning_effort"):
+            options["reasoning_effort"] = effort
+        elif effort != "none":
+            problem = f"this model's chat template knows none but 'none'; enable_thinking is there; got {shown(effort)}"
+            raise refused("reasoning_effort", problem)
+        elif target.template.mentions("enable_thinking"):
+            options["enable_thinking"] = False
+    if request.enable_thinking is not None:
+        options["enable_thinking"] = request.enable_thinking
+    if not request.add_generation_prompt or request.continue_final_message:
+        options["add_generation_prompt"] = False
+    return options
 
 
 def chat_of(request: GenerateRequest) -> ChatCompletionRequest:
@@ -188,18 +259,19 @@ def chat_prompt(
     target: Target,
     *,
     now: datetime,
-    enable_thinking: bool | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
     tools: Sequence[FunctionDefinition] = (),
     limited: bool = True,
+    open_ended: bool = False,
     hint: str = "",
 ) -> list[Span]:
-    """The prompt of a chat, by the model's template. Raises TemplateError and, where the prompt is `limited`,
-    ContextLengthError: for texts that cannot fit whatever the template makes of them already before it runs, which
-    would take long. `hint` is added to that error's message."""
+    """The prompt of a chat, by the model's template. `options`: variables for it. `open_ended`: it ends where the last
+    message's text does. Raises TemplateError and, where the prompt is `limited`, ContextLengthError: for texts that
+    cannot fit whatever the template makes of them already before it runs, which would take long. `hint` is added to
+    that error's message."""
     if limited:
         check_length(texts_of(messages), target, "messages", hint=hint)
     template = target.template
-    options: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
     spans, refusal = None, None
     if tools and template.shows_tools:
         given = messages_of(messages, template.capabilities, template.tool_format)
@@ -216,9 +288,29 @@ def chat_prompt(
             spans = template.render(given, now=now, **options)
         except TemplateError as error:
             raise refusal or error from None
+    if open_ended:
+        spans = _cut_behind(spans, messages[-1])
     if limited:
         check_length(spans, target, "messages", hint=hint)
     return spans
+
+
+def _cut_behind(spans: Sequence[Span], last: Message) -> list[Span]:
+    """The prompt up to the end of the last message's text, which the answer then continues."""
+    text = "".join(last.texts)
+    whole = "".join(text for text, _ in spans)
+    for said in dict.fromkeys((text, text.strip())):
+        if said and (at := whole.rfind(said)) >= 0:
+            end = at + len(said)
+            break
+    else:
+        raise refused("continue_final_message", "the last message has no text in this model's prompt to go on from")
+    cut: list[Span] = []
+    for piece, trusted in spans:
+        if end > 0:
+            cut.append((piece[:end], trusted))
+        end -= len(piece)
+    return cut
 
 
 def _completed(tools: Sequence[FunctionDefinition]) -> list[dict[str, Any]]:

@@ -109,6 +109,7 @@ class ChatChunkChoice(TypedDict):
     delta: ChatDelta
     logprobs: NotRequired[ChatLogprobs]
     finish_reason: FinishReason | None
+    stop_reason: NotRequired[str | int]  # the stop string or token that ended the answer
 
 
 class ChatCompletionChunk(TypedDict):
@@ -117,7 +118,7 @@ class ChatCompletionChunk(TypedDict):
     created: int
     model: str
     choices: list[ChatChunkChoice]
-    usage: NotRequired[Usage]  # in the last chunk, which has no choices, if `stream_options` asked for it
+    usage: NotRequired[Usage]  # where `stream_options` asked: in the last chunk, which has no choices, or in each
 
 
 class ChatMessage(TypedDict):
@@ -135,6 +136,7 @@ class ChatChoice(TypedDict):
     message: ChatMessage
     logprobs: NotRequired[ChatLogprobs]
     finish_reason: FinishReason
+    stop_reason: NotRequired[str | int]  # the stop string or token that ended the answer
 
 
 class ChatCompletionResponse(TypedDict):
@@ -177,8 +179,8 @@ class TextLogprobs(TypedDict):
     """Four lists with one entry per token; offsets are in characters of the answer's text."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]  # None: of the first token of a prompt, which nothing foretold
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -187,6 +189,7 @@ class CompletionChunkChoice(TypedDict):
     index: int
     logprobs: NotRequired[TextLogprobs]
     finish_reason: FinishReason | None
+    stop_reason: NotRequired[str | int]  # the stop string or token that ended the answer
 
 
 class CompletionChunk(TypedDict):
@@ -203,6 +206,7 @@ class CompletionChoice(TypedDict):
     index: int
     logprobs: TextLogprobs | None
     finish_reason: FinishReason
+    stop_reason: NotRequired[str | int]  # the stop string or token that ended the answer
 
 
 class CompletionResponse(TypedDict):

@@ -33,6 +33,9 @@ MAX_LOGIT_BIAS = 1024
 MAX_LOGPROBS = 20
 MAX_FILTER = 64
 MAX_TOOLS = 256
+MAX_CHOICES = 128
+MAX_TOKEN_IDS = 1024  # of a list of tokens to stop at or to choose from
+MAX_BAD_WORDS = 256
 
 # --- field types ------------------------------------------------------------------------------------------------------
 
@@ -87,6 +90,10 @@ def check_filter(value: Any) -> Any:
     return _strings(MAX_FILTER, "phrases")(list(value))
 
 
+def _as_stop(value: Any) -> Any:
+    return [value] if isinstance(value, str) else _as_list(value)
+
+
 def _max_tokens(value: int) -> int:
     if value == 0:
         raise PydanticCustomError("max_tokens", "must be 1 or more, or -1 for what the context leaves", {"ge": 1})
@@ -118,11 +125,13 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 TopK = Annotated[Whole, Field(ge=-(2**31), lt=2**31)]
 MaxTokens = Annotated[Whole, Field(ge=-1, lt=2**31), AfterValidator(_max_tokens)]
 Seed = Annotated[Whole, Field(ge=-(2**63), lt=2**64)]
-Stop = Annotated[
-    list[str],
-    BeforeValidator(lambda value: [value] if isinstance(value, str) else _as_list(value)),
-    AfterValidator(_strings(MAX_STOP, "stop strings")),
-]
+Stop = Annotated[list[str], BeforeValidator(_as_stop), AfterValidator(_strings(MAX_STOP, "stop strings"))]
+BadWords = Annotated[list[str], BeforeValidator(_as_stop), AfterValidator(_strings(MAX_BAD_WORDS, "words"))]
+Breakers = Annotated[list[str], BeforeValidator(_as_stop), AfterValidator(_strings(MAX_STOP, "sequence breakers"))]
+TokenId = Annotated[Whole, Field(ge=0, lt=2**31)]
+TokenIds = Annotated[list[TokenId], BeforeValidator(_as_list), Field(max_length=MAX_TOKEN_IDS)]
+PromptIds = Annotated[list[TokenId], BeforeValidator(_as_list), Field(min_length=1)]
+LookBack = Annotated[Whole, Field(ge=-1, lt=2**30)]
 LogitBias = Annotated[dict[int, float], BeforeValidator(_bias_keys), AfterValidator(_bias)]
 
 
@@ -221,15 +230,35 @@ Content = Annotated[
         "must be a string, null or a list of content parts",
     ),
 ]
-Strings = Annotated[
+_NO_PROMPT = "must be a string, a list of token ids, or a list of those"
+
+
+def _prompt_tag(value: Any) -> str | None:
+    if isinstance(value, (list, tuple)):
+        return "<ids>" if value and isinstance(value[0], (int, float)) else "<list>"
+    return "<str>" if isinstance(value, str) else None
+
+
+_Prompt = Annotated[
+    Union[Annotated[str, Field(min_length=1), Tag("<str>")], Annotated[PromptIds, Tag("<ids>")]],
+    Discriminator(_prompt_tag, custom_error_type="type", custom_error_message=_NO_PROMPT),
+]
+# A text, or its tokens as the caller's own tokenizer made them; or several of either.
+Prompts = Annotated[
     Union[
         Annotated[str, Field(min_length=1), Tag("<str>")],
-        Annotated[
-            list[NonEmptyText], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_PROMPTS), Tag("<list>")
-        ],
+        Annotated[PromptIds, Tag("<ids>")],
+        Annotated[list[_Prompt], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_PROMPTS), Tag("<list>")],
     ],
-    _one_of({str: "<str>", list: "<list>", tuple: "<list>"}, "must be a string or a list of strings"),
+    Discriminator(_prompt_tag, custom_error_type="type", custom_error_message=_NO_PROMPT),
 ]
+
+
+def _each(prompts: Any) -> list[str | list[int]]:
+    single = isinstance(prompts, str) or isinstance(prompts[0], int)
+    return [prompts] if single else prompts
+
+
 # A JSON schema, or its text.
 Schema = Annotated[
     Union[
@@ -291,6 +320,22 @@ class Sampling(StrictModel):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     min_p: Unit = 0.0
     typical_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    repeat_last_n: LookBack = -1  # tokens that repetition_penalty looks back at; -1 = prompt and answer
+    dry_multiplier: Annotated[float, Field(ge=0, le=100)] = 0.0
+    dry_base: Annotated[float, Field(ge=1, le=100)] = 1.75
+    dry_allowed_length: Annotated[Whole, Field(ge=1, lt=2**30)] = 2
+    dry_penalty_last_n: LookBack = -1
+    dry_sequence_breakers: Breakers = ["\n", ":", '"', "*"]
+    dynatemp_range: Annotated[float, Field(ge=0, le=2)] = 0.0
+    dynatemp_exponent: Annotated[float, Field(ge=0, le=100)] = 1.0
+    top_n_sigma: Annotated[float, Field(ge=-1, le=100)] = -1.0
+    xtc_probability: Unit = 0.0
+    xtc_threshold: Unit = 0.1
+    mirostat: Annotated[Whole, Field(ge=0, le=2)] = 0
+    mirostat_tau: Annotated[float, Field(ge=0, le=100)] = 5.0
+    mirostat_eta: Unit = 0.1
+    allowed_token_ids: Annotated[list[TokenId], BeforeValidator(_as_list)] = []  # nothing else is said
+    bad_words: BadWords = []
 
 
 class _GeneratingRequest(Sampling):
@@ -300,13 +345,17 @@ class _GeneratingRequest(Sampling):
     logit_bias: LogitBias = {}
     seed: Seed | None = None
     stop: Stop = []
+    stop_token_ids: TokenIds = []
+    include_stop_str_in_output: bool = False
+    min_tokens: Annotated[Whole, Field(ge=0, lt=2**30)] = 0  # before so many nothing but a filter ends the answer
+    truncate_prompt_tokens: Annotated[Whole, Field(ge=-1, lt=2**30)] | None = None  # keep the last; -1 = what fits
     prediction: Annotated[Prediction, BeforeValidator(_prediction)] | None = None
     stream: bool = False
     stream_options: dict[str, bool] = {}
     user: str | None = None
     ignore_eos: bool = False
     content_filter: Annotated[Any, BeforeValidator(check_filter)] = None
-    n: Whole = 1
+    n: Annotated[Whole, Field(ge=1, le=MAX_CHOICES)] = 1
     # At most one of these: api/constraints.py reads them.
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
@@ -329,6 +378,10 @@ class _GeneratingRequest(Sampling):
     def include_usage(self) -> bool:
         return self.stream_options.get("include_usage") is True
 
+    @property
+    def continuous_usage(self) -> bool:
+        return self.stream_options.get("continuous_usage_stats") is True
+
 
 class ChatCompletionRequest(_GeneratingRequest):
     messages: Annotated[list[Message], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -336,6 +389,10 @@ class ChatCompletionRequest(_GeneratingRequest):
     logprobs: bool = False
     top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] = 0
     enable_thinking: bool | None = None
+    reasoning_effort: str | None = None  # for templates that know it; "none" = without thinking
+    chat_template_kwargs: dict[str, Any] = {}  # variables for the template
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False  # the answer goes on where the last message ends
     reasoning_format: Literal["none", "deepseek"] = "none"  # inline as `<think>...</think>`, or in a field of its own
     tools: ToolList | None = None
     tool_choice: ToolChoice = None
@@ -350,18 +407,18 @@ class ChatCompletionRequest(_GeneratingRequest):
 
 
 class CompletionRequest(_GeneratingRequest):
-    prompt: Strings
-    max_tokens: MaxTokens = 100
+    prompt: Prompts
+    max_tokens: Annotated[Whole, Field(ge=-1, lt=2**31)] = 100  # 0 = the prompt alone, with echo
     top_k: TopK = 50
     logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    echo: bool = False
-    best_of: Whole = 1
+    echo: bool = False  # the prompt comes before the answer, and in logprobs too
+    best_of: Annotated[Whole, Field(ge=1, le=MAX_CHOICES)] | None = None
     suffix: str = ""
     parse_special: bool = True  # control tokens written in the prompt are honoured; False = they are text
 
     @property
-    def prompts(self) -> list[str]:
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+    def prompts(self) -> list[str | list[int]]:
+        return _each(self.prompt)
 
     @property
     def n_logprobs(self) -> int:
@@ -369,15 +426,15 @@ class CompletionRequest(_GeneratingRequest):
 
 
 class EmbeddingRequest(StrictModel):
-    input: Strings
+    input: Prompts
     model: ModelName | None = None
     user: str | None = None
     encoding_format: Annotated[Literal["float", "base64", "numpy"], WrapValidator(_encoding)] = "float"
-    dimensions: Whole | None = None
+    dimensions: Annotated[Whole, Field(ge=1, lt=2**31)] | None = None  # the first so many, of length 1 again
 
     @property
-    def inputs(self) -> list[str]:
-        return [self.input] if isinstance(self.input, str) else self.input
+    def inputs(self) -> list[str | list[int]]:
+        return _each(self.input)
 
 
 def _document(value: Any) -> Any:

@@ -11,11 +11,15 @@ from polargrid_local.chat.stop_text import StopText
 
 
 class SegmentedAnswer:
-    """Text in, deltas out. `stops` end the content, and nothing else. `id`: 24 hex digits, from which those of the
-    calls are made. `legacy`: calls are told in the older form, `function_call`."""
+    """Text in, deltas out. `stops` end the content, and nothing else; `include_stop`: the one that does is content
+    too. `id`: 24 hex digits, from which those of the calls are made. `legacy`: calls are told in the older form,
+    `function_call`."""
 
-    def __init__(self, segments: Segments, stops: Sequence[str], id: str, *, legacy: bool = False) -> None:
-        self._segments, self._stop, self._id, self._legacy = segments, StopText(stops), id, legacy
+    def __init__(
+        self, segments: Segments, stops: Sequence[str], id: str, *, legacy: bool = False, include_stop: bool = False
+    ) -> None:
+        self._segments, self._id, self._legacy = segments, id, legacy
+        self._stop = StopText(stops, include=include_stop)
         self.may_stop = bool(stops)
         self._reasoning: list[str] = []
         self._calls: list[tuple[str, list[str]]] = []  # name, and the arguments in pieces
@@ -24,6 +28,11 @@ class SegmentedAnswer:
     def stopped(self) -> bool:
         """Whether a stop string was found: nothing comes after it."""
         return self._stop.stopped
+
+    @property
+    def found(self) -> str | None:
+        """Which stop string that was."""
+        return self._stop.found
 
     @property
     def reason_of_calls(self) -> FinishReason:
@@ -45,8 +54,9 @@ class SegmentedAnswer:
             for i, function in enumerate(self.functions)
         ]
 
-    def push(self, text: str) -> list[ChatDelta]:
-        return self._told(self._segments.push(text))
+    def push(self, text: str, *, on_hold: bool = False) -> list[ChatDelta]:
+        """`on_hold`: no stop string ends the content yet."""
+        return self._told(self._segments.push(text), on_hold)
 
     def finish(self) -> list[ChatDelta]:
         """What waited."""
@@ -65,13 +75,13 @@ class SegmentedAnswer:
         else:
             message["tool_calls"] = self.calls
 
-    def _told(self, segments: Iterable[Segment]) -> list[ChatDelta]:
+    def _told(self, segments: Iterable[Segment], on_hold: bool = False) -> list[ChatDelta]:
         deltas: list[ChatDelta] = []
         for segment in segments:
             if self.stopped:
                 break
             if segment.kind == "content":
-                deltas += self._content(self._stop.push(segment.text))
+                deltas += self._content(self._stop.push(segment.text, on_hold=on_hold))
                 continue
             deltas += self._content(self._stop.finish())
             if not self.stopped:

@@ -6,6 +6,7 @@ do with messages is found by trying it (`capabilities`), once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import CodeType
@@ -88,6 +89,10 @@ class ChatTemplate:
         if self._tool_format is not None:
             return BY_NAME[self._tool_format]
         return BY_NAME[self.capabilities.tool_format or format_hinted(self.source) or GENERIC.name]
+
+    def mentions(self, variable: str) -> bool:
+        """Whether the template reads a variable of this name."""
+        return re.search(rf"\b{re.escape(variable)}\b", self.source) is not None
 
     @property
     def shows_tools(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 Kind = Literal["chat", "completion", "embedding", "rerank"]
@@ -19,6 +19,7 @@ class Moment(NamedTuple):
 
     id: str  # 24 hex digits, of this request alone
     created: float  # seconds since 1970
+    kept: MutableMapping[str, Words] | None = None  # what may be continued, by its id; None: nothing is
 
 
 class Refusal(NamedTuple):

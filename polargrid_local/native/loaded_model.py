@@ -118,6 +118,14 @@ class LoadedModel:
         except Exception as error:
             raise translated(error) from None
 
+    def detokenize(self, tokens: Sequence[int], special: bool = True) -> bytes:
+        """What they stand for; control tokens by their names, or left out."""
+        self.handle.check()
+        try:
+            return bytes(self.handle.native.detokenize(list(tokens), special))
+        except Exception as error:
+            raise translated(error) from None
+
     def info_now(self) -> NativeInfo:
         """`info`, read again where the engine loaded the model again: it left a GPU that is lost. Raises what ended the
         engine."""

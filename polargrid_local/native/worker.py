@@ -38,7 +38,7 @@ class Worker:
         self._native = native
         self.loading = native.loading
         self.outbox, self.submit, self.cancel, self.listen = native.outbox, native.submit, native.cancel, native.listen
-        self.compile, self.tokenize = native.compile, native.tokenize
+        self.compile, self.tokenize, self.detokenize = native.compile, native.tokenize, native.detokenize
         self.info, self.stats, self.drain_log = native.info, native.stats, native.drain_log
 
     @property

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter
 from starlette.responses import Response
 
+from polargrid_local.dialects.exchange import Exchange
 from polargrid_local.server.requests import ENCODINGS
 from polargrid_local.service.endpoints import ENDPOINTS, Endpoint, GPUPurgeRequest
 
@@ -51,7 +52,9 @@ def describe(endpoint: Endpoint) -> dict[str, Any]:
     good: dict[str, Any] = {}
     if endpoint.kind is None and endpoint.reply is not None:
         # All keys are always there over HTTP, those too that a call in this process may leave out.
-        good |= _json({**_ref(endpoint.reply.__name__), "required": list(endpoint.reply.__annotations__)})
+        (item,) = get_args(endpoint.reply) or (endpoint.reply,)
+        every = {**_ref(item.__name__), "required": list(item.__annotations__)}
+        good |= _json(every if item is endpoint.reply else {"type": "array", "items": every})
     elif endpoint.reply is not None:
         good |= _json(_ref(endpoint.reply.__name__))
     if endpoint.chunk is not None:
@@ -66,7 +69,10 @@ def describe(endpoint: Endpoint) -> dict[str, Any]:
         "openapi_extra": extra,
         "responses": {
             200: {"description": "Success", "content": good or {"text/plain": {}}},
-            "default": {"description": "Error", "content": _json(_ref("Error"))},
+            "default": {
+                "description": "Error",
+                "content": _json(_ref("Error") if endpoint.exchange.error is Exchange.error else {"type": "object"}),
+            },
         },
         "response_model": None,
         "response_class": Response,
@@ -86,8 +92,9 @@ def schemas() -> dict[str, Any]:
     kinds = {
         kind.__name__: kind
         for endpoint in ENDPOINTS
-        for kind in (endpoint.request, endpoint.reply, endpoint.chunk)
-        if kind is not None
+        for named in (endpoint.request, endpoint.reply, endpoint.chunk)
+        if named is not None
+        for kind in get_args(named) or (named,)
     }
     adapters: list[Any] = [(name, "validation", TypeAdapter(kind)) for name, kind in sorted(kinds.items())]
     _, definitions = TypeAdapter.json_schemas(adapters, ref_template="#/components/schemas/{model}")

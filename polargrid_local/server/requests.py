@@ -34,5 +34,5 @@ def read_request(exchange: Exchange, config: ServeConfig) -> Any:
     if max_tokens_limit:
         if asked > max_tokens_limit:
             raise refused("max_tokens", f"this server's limit is {max_tokens_limit}, got {asked}", le=max_tokens_limit)
-        asked = asked if asked > 0 else max_tokens_limit
+        asked = asked if asked >= 0 else max_tokens_limit
     return request.model_copy(update={"max_tokens": asked})

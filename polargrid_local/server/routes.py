@@ -68,7 +68,7 @@ def api(
 
     async def generate(request: Request, endpoint: Endpoint) -> Response:
         assert endpoint.kind is not None
-        moment = Moment(secrets.token_hex(12), time.time())
+        moment = Moment(secrets.token_hex(12), time.time(), service.kept)
         exchange = endpoint.exchange(await body(request), moment, endpoint.kind)
         asked = read_request(exchange, config)
         if exchange.ignored:

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from pydantic import BaseModel
 
+from polargrid_local.api.parse import parse_request
 from polargrid_local.api.replies import (
     ChatCompletionChunk,
     ChatCompletionResponse,
@@ -32,7 +33,28 @@ from polargrid_local.api.replies import (
 )
 from polargrid_local.api.requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, RerankRequest
 from polargrid_local.dialects.exchange import AlwaysStreams, Exchange
+from polargrid_local.dialects.llama_server import LlamaCompletion, LlamaCompletionReply, LlamaExchange
+from polargrid_local.dialects.message_events import MessageEvent, MessageReply, TokenCount
+from polargrid_local.dialects.message_request import chat_fields
+from polargrid_local.dialects.messages import MessagesExchange
+from polargrid_local.dialects.ollama import OllamaChat, OllamaEmbed, OllamaEmbeddings, OllamaExchange, OllamaGenerate
+from polargrid_local.dialects.ollama_replies import (
+    OllamaChatReply,
+    OllamaEmbeddingReply,
+    OllamaEmbedReply,
+    OllamaGenerateReply,
+    OllamaModel,
+    OllamaModels,
+    OllamaRunning,
+    OllamaVersion,
+)
+from polargrid_local.dialects.response_request import ResponseRequest
+from polargrid_local.dialects.responses import ResponseEvent, ResponseReply, ResponsesExchange
+from polargrid_local.dialects.score import Score, ScoreReply
 from polargrid_local.errors import ValidationError
+from polargrid_local.service import llama_server, ollama
+from polargrid_local.service.kept import DeletedResponse, ResponseItems
+from polargrid_local.service.llama_server import Prompt, Props, Slot, Tokens
 from polargrid_local.service.service import Kind, Service, StatusResponse
 from polargrid_local.service.usage import UsageResponse
 
@@ -57,19 +79,19 @@ class Endpoint(NamedTuple):
     both are None. `chunk` is what its event stream consists of, if it has one. Types are TypedDicts of the replies."""
 
     name: str
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE"]
     path: str  # {model_id} stands for the rest of the path
     tag: str
     summary: str
     kind: Kind | None = None
-    answer: Callable[[Service, Given], Coroutine[Any, Any, Mapping[str, Any]]] | None = None
+    answer: Callable[[Service, Given], Coroutine[Any, Any, Any]] | None = None
     request: type[BaseModel] | None = None
-    reply: Any = None  # None: it is not JSON
+    reply: Any = None  # or a list of them; None: it is not JSON
     chunk: Any = None
     text: str = ""  # what else the documentation says
     exchange: type[Exchange] = Exchange  # whose words these are
     dates: tuple[str, ...] = ()  # parameters of the query
-    other_path: str | None = None  # served too, not documented
+    other_path: str | None = None  # of clients whose base URL has no version; served too, not documented
 
     def match(self, method: str, path: str) -> dict[str, str] | None:
         """The parameters in `path` where it is this endpoint's, None where it is not."""
@@ -98,18 +120,25 @@ async def _load(service: Service, given: Given) -> LoadModelResponse:
     return await service.load_model(_model_name(given), force)
 
 
+async def _count_tokens(service: Service, given: Given) -> TokenCount:
+    fields = chat_fields(given, [], counted=True)
+    request = parse_request("chat", fields, max_tokens_limit=None)
+    return {"input_tokens": await service.count_tokens(request)}
+
+
+_LINES = "Lines of JSON, the last with `done: true`. With `stream: false`: one object."
 _STREAMS = "With `stream: true`: Server-Sent Events, one chunk each, then [DONE]."
 
 # The first that fits answers: /v1/models/status comes before /v1/models/{model_id}.
 ENDPOINTS = (
     Endpoint(
         "chat_completions", "POST", "/v1/chat/completions", "Text", "Chat completion",
-        kind="chat", text=_STREAMS,
+        kind="chat", text=_STREAMS, other_path="/chat/completions",
         request=ChatCompletionRequest, reply=ChatCompletionResponse, chunk=ChatCompletionChunk,
     ),
     Endpoint(
         "completions", "POST", "/v1/completions", "Text", "Text completion",
-        kind="completion", text=_STREAMS,
+        kind="completion", text=_STREAMS, other_path="/completions",
         request=CompletionRequest, reply=CompletionResponse, chunk=CompletionChunk,
     ),
     Endpoint(
@@ -117,17 +146,47 @@ ENDPOINTS = (
         kind="completion", exchange=AlwaysStreams, request=CompletionRequest, chunk=CompletionChunk,
     ),
     Endpoint(
+        "responses", "POST", "/v1/responses", "Responses", "An answer, as OpenAI's Responses API gives it",
+        kind="chat", exchange=ResponsesExchange, text="With `stream: true`: Server-Sent Events, to response.completed.",
+        request=ResponseRequest, reply=ResponseReply, chunk=ResponseEvent,
+    ),
+    Endpoint(
+        "response_input_items", "GET", "/v1/responses/{response_id}/input_items", "Responses", "What was asked",
+        answer=lambda service, given: service.kept.input_items(given), reply=ResponseItems,
+    ),
+    Endpoint(
+        "get_response", "GET", "/v1/responses/{response_id}", "Responses", "A response that is kept",
+        answer=lambda service, given: service.kept.retrieve(given), reply=ResponseReply,
+    ),
+    Endpoint(
+        "delete_response", "DELETE", "/v1/responses/{response_id}", "Responses", "Keep a response no longer",
+        answer=lambda service, given: service.kept.delete(given), reply=DeletedResponse,
+    ),
+    Endpoint(
+        "messages", "POST", "/v1/messages", "Anthropic", "An answer, as Anthropic's Messages API gives it",
+        kind="chat", exchange=MessagesExchange, text="With `stream: true`: Server-Sent Events, to message_stop.",
+        reply=MessageReply, chunk=MessageEvent,
+    ),
+    Endpoint(
+        "count_message_tokens", "POST", "/v1/messages/count_tokens", "Anthropic", "How many tokens a prompt has",
+        answer=_count_tokens, exchange=MessagesExchange, reply=TokenCount,
+    ),
+    Endpoint(
         "embeddings", "POST", "/v1/embeddings", "Text", "Embeddings: one vector of floats per input",
-        kind="embedding", request=EmbeddingRequest, reply=EmbeddingResponse,
+        kind="embedding", request=EmbeddingRequest, reply=EmbeddingResponse, other_path="/embeddings",
     ),
     Endpoint(
         "rerank", "POST", "/v1/rerank", "Text", "Documents by how well they answer a query",
         kind="rerank", request=RerankRequest, reply=RerankResponse,
-        other_path="/rerank",  # of clients whose base URL has no version
+        other_path="/rerank",
+    ),
+    Endpoint(
+        "score", "POST", "/v1/score", "Text", "How well each text goes with another one, as vLLM gives it",
+        kind="rerank", exchange=Score, reply=ScoreReply, other_path="/score",
     ),
     Endpoint(
         "list_models", "GET", "/v1/models", "Models", "Models of this machine",
-        answer=lambda service, given: service.list_models(), reply=ListModelsResponse,
+        answer=lambda service, given: service.list_models(), reply=ListModelsResponse, other_path="/models",
     ),
     Endpoint(
         "model_status", "GET", "/v1/models/status", "Models", "What is loaded, and how far a load has come",
@@ -183,6 +242,59 @@ ENDPOINTS = (
         reply=UsageResponse, dates=("start_date", "end_date"),
     ),
     Endpoint("metrics", "GET", "/metrics", "Machine", "Prometheus metrics"),
+    Endpoint(
+        "llama_completion", "POST", "/completion", "llama-server", "Text completion, as llama-server gives it",
+        kind="completion", exchange=LlamaCompletion, reply=LlamaCompletionReply, chunk=LlamaCompletionReply,
+        text="With `stream: true`: Server-Sent Events, the last with `stop: true`.",
+    ),
+    Endpoint(
+        "tokenize", "POST", "/tokenize", "llama-server", "The tokens of a text, or of a chat's prompt",
+        answer=llama_server.tokenize, exchange=LlamaExchange, reply=Tokens,
+    ),
+    Endpoint(
+        "apply_template", "POST", "/apply-template", "llama-server", "The prompt that is made of a chat",
+        answer=llama_server.apply_template, exchange=LlamaExchange, reply=Prompt,
+    ),
+    Endpoint(
+        "props", "GET", "/props", "llama-server", "How a model is served",
+        answer=llama_server.props, exchange=LlamaExchange, reply=Props,
+    ),
+    Endpoint(
+        "slots", "GET", "/slots", "llama-server", "The streams that a model may have",
+        answer=llama_server.slots, exchange=LlamaExchange, reply=list[Slot],
+    ),
+    Endpoint(
+        "ollama_chat", "POST", "/api/chat", "Ollama", "Chat, as Ollama's API gives it",
+        kind="chat", exchange=OllamaChat, text=_LINES, reply=OllamaChatReply,
+    ),
+    Endpoint(
+        "ollama_generate", "POST", "/api/generate", "Ollama", "An answer to one prompt",
+        kind="chat", exchange=OllamaGenerate, text=_LINES, reply=OllamaGenerateReply,
+    ),
+    Endpoint(
+        "ollama_embed", "POST", "/api/embed", "Ollama", "A vector for each input",
+        kind="embedding", exchange=OllamaEmbed, reply=OllamaEmbedReply,
+    ),
+    Endpoint(
+        "ollama_embeddings", "POST", "/api/embeddings", "Ollama", "The vector of one prompt",
+        kind="embedding", exchange=OllamaEmbeddings, reply=OllamaEmbeddingReply,
+    ),
+    Endpoint(
+        "ollama_tags", "GET", "/api/tags", "Ollama", "Models of this machine",
+        answer=lambda service, given: ollama.tags(service), exchange=OllamaExchange, reply=OllamaModels,
+    ),
+    Endpoint(
+        "ollama_show", "POST", "/api/show", "Ollama", "What a model's file says of itself",
+        answer=ollama.show, exchange=OllamaExchange, reply=OllamaModel,
+    ),
+    Endpoint(
+        "ollama_ps", "GET", "/api/ps", "Ollama", "Models in memory",
+        answer=lambda service, given: ollama.ps(service), exchange=OllamaExchange, reply=OllamaRunning,
+    ),
+    Endpoint(
+        "ollama_version", "GET", "/api/version", "Ollama", "The release of Ollama whose API this is",
+        answer=lambda service, given: ollama.version(), exchange=OllamaExchange, reply=OllamaVersion,
+    ),
 )  # fmt: skip
 
 

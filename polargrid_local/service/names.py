@@ -30,7 +30,12 @@ class ModelNames:
         Raises NotFoundError, code model_not_loaded, for an unknown name."""
         if name is None:
             name = next(iter(self.configured), None) or self.store.default()
-        model = self._known(self.aliases.get(name, name)) or self._known(self.aliases.get("*"))
+        untagged = name.removesuffix(":latest")  # Ollama's clients add this to every name without a tag
+        model = (
+            self._known(self.aliases.get(name, name))
+            or self._known(self.aliases.get(untagged, untagged))
+            or self._known(self.aliases.get("*"))
+        )
         if model is None:
             hint = f"; polargrid-local pull {name} would fetch it" if self.store.catalog.find(name) else ""
             raise NotFoundError(

@@ -88,6 +88,14 @@ class ModelPool:
     def loading(self) -> list[str]:
         return list(self._loads)
 
+    def idle_s_left(self, model: str) -> float | None:
+        """Until a loaded model is unloaded, if nobody uses it from now on; None: it stays."""
+        if self._keep_alive_s < 0:
+            return None
+        now = time.monotonic()
+        used = now if self._users[model] else self._last_used.get(model, now)
+        return max(0.0, used + self._keep_alive_s - now)
+
     async def lease(self, name: str | None) -> Lease:
         """Loads the model first where needed.
 
@@ -148,12 +156,13 @@ class ModelPool:
         while True:
             loaded = self.loaded()
             idle = sorted((other for other in loaded if not self._users[other]), key=self._last_used.__getitem__)
-            other = self._budget.next_to_unload(model, need, map(self._bytes, loaded), idle)
+            other = self._budget.next_to_unload(model, need, map(self.bytes_held, loaded), idle)
             if other is None:
                 return
             await self.unload(other)
 
-    def _bytes(self, model: str) -> int:
+    def bytes_held(self, model: str) -> int:
+        """Of memory, by a loaded model. Raises what engine.info() does."""
         info = self._engine.info(model)
         held = info.get("weights_bytes", 0) + info.get("cache_bytes", 0) + info.get("prefix_cache_bytes", 0)
         return held + info.get("compute_bytes", 0) + info.get("draft_model_bytes", 0)

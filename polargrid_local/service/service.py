@@ -29,6 +29,7 @@ from polargrid_local.api.replies import (
 from polargrid_local.api.requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, RerankRequest
 from polargrid_local.errors import InvalidModelError, NotFoundError, PolarGridError, TemplateError, ValidationError
 from polargrid_local.service.chunks import ChunkStream, RenamedStream
+from polargrid_local.service.kept import KeptResponses
 from polargrid_local.service.lease import Lease
 from polargrid_local.service.memory import MemoryBudget
 from polargrid_local.service.names import ModelNames
@@ -70,6 +71,7 @@ class Service:
         self.engine = engine
         self.names = ModelNames(settings)
         self.counter = UsageCounter(datetime.date.today())
+        self.kept = KeptResponses()
         budget = MemoryBudget(settings.memory_budget_bytes, engine.gpu_bytes)
         self.pool = ModelPool(engine, self.names, budget, settings.keep_alive_s, self._count)
         self.startup_error: PolarGridError | None = None
@@ -118,6 +120,15 @@ class Service:
         reply = await ask[kind](request.model_copy(update={"model": lease.model}))
         reply["model"] = lease.alias
         return reply
+
+    async def count_tokens(self, request: ChatCompletionRequest) -> int:
+        """Those of the chat's prompt, which is not computed."""
+        lease = await self.lease(request.model)
+        try:
+            asked = request.model_copy(update={"model": lease.model})
+            return len(await self.engine.tokenize(messages=asked, model=lease.model))
+        finally:
+            lease.release()
 
     # --- models ---
 

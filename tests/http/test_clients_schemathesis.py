@@ -29,7 +29,7 @@ def test_no_answer_is_a_crash(server: ServerProcess, mode: schemathesis.Generati
             asked += 1
             assert reply.status_code < 500, reply.text
             if reply.status_code >= 400:
-                assert set(reply.json()) == {"detail", "error"}
+                assert "error" in reply.json()  # in the words of its API
 
         try:
             ask()

@@ -125,7 +125,8 @@ def test_a_server_lets_the_context_be_the_limit():
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": 3}, "logprobs"),
-        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
         ({"n": 10**6}, "n"),
         ({"tools": [{"type": "web_search", "function": {"name": "f"}}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools[0].function.name"),
@@ -175,12 +176,12 @@ def test_a_bad_field_is_named_with_its_path(fields, path):
         ("completion", {"prompt": []}, "prompt"),
         ("completion", {"prompt": ["a", ""]}, "prompt[1]"),
         ("completion", {"prompt": 5}, "prompt"),
-        ("completion", {"echo": True}, "echo"),
+        ("completion", {"echo": 1}, "echo"),
         ("completion", {"best_of": 3}, "best_of"),
         ("completion", {"suffix": "x"}, "suffix"),
         ("completion", {"logprobs": True}, "logprobs"),
         ("embedding", {"input": ["a", 5]}, "input[1]"),
-        ("embedding", {"dimensions": 5}, "dimensions"),
+        ("embedding", {"dimensions": 0}, "dimensions"),
         ("generate", {"temperature": 3}, "temperature"),
         ("generate", {"prediction": 5}, "prediction"),
         ("completion", {"prediction": {"type": "content", "content": 5}}, "prediction.content"),
@@ -281,7 +282,6 @@ def test_what_never_changes_an_answer_is_accepted(field):
         ("audio", None, {"voice": "alloy", "format": "wav"}),
         ("modalities", ["text"], ["text", "audio"]),
         ("moderation", None, {"model": "m"}),
-        ("reasoning_effort", "none", "high"),
         ("verbosity", "medium", "low"),
         ("web_search_options", None, {}),
         ("webSearchOptions", None, {"search_context_size": "low"}),
@@ -341,6 +341,24 @@ def test_every_field_of_openais_client_is_honoured_harmless_or_refused():
     assert tables <= set(OPENAI_FIELDS["chat"].split())
 
 
+VLLM_FIELDS = """add_generation_prompt add_special_tokens allowed_token_ids bad_words cache_salt chat_template
+    chat_template_kwargs continue_final_message documents early_stopping ignore_eos include_stop_str_in_output
+    length_penalty logits_processors min_p min_tokens mm_processor_kwargs priority prompt_logprobs repetition_penalty
+    request_id return_token_ids return_tokens_as_token_ids skip_special_tokens spaces_between_special_tokens
+    stop_token_ids structured_outputs top_k truncate_prompt_tokens use_beam_search"""
+LLAMA_SERVER_FIELDS = """cache_prompt dry_allowed_length dry_base dry_multiplier dry_penalty_last_n
+    dry_sequence_breakers dynatemp_exponent dynatemp_range grammar id_slot ignore_eos json_schema lora min_keep min_p
+    mirostat mirostat_eta mirostat_tau n_keep n_probs repeat_last_n repeat_penalty return_progress return_tokens
+    samplers timings_per_token top_k top_n_sigma typical_p xtc_probability xtc_threshold"""
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+def test_every_field_of_vllm_and_llama_server_is_honoured_harmless_or_refused(kind):
+    known = keys.REQUEST[kind]
+    for field in f"{VLLM_FIELDS} {LLAMA_SERVER_FIELDS}".split():
+        assert known.aliases.get(field, field) in known.fields, field
+
+
 @pytest.mark.parametrize("value", ["float", "base64", "numpy"])
 def test_encodings_of_embeddings(value):
     assert parse_request("embedding", {"input": "x", "encoding_format": value}).encoding_format == value
@@ -390,7 +408,7 @@ def test_the_callers_objects_are_left_alone():
         ("chat", {"maxToken": 5}, "maxToken", "max_tokens"),
         ("chat", {"n_predict": 5}, "n_predict", "max_tokens"),
         ("chat", {"message": HI}, "message", "messages"),
-        ("chat", {"colour": 1}, "colour", None),
+        ("chat", {"zzzz": 1}, "zzzz", None),
         ("completion", {"max_tokns": 5}, "max_tokns", "max_tokens"),
         ("completion", {"messages": HI}, "messages", None),
         ("embedding", {"inputs": "x"}, "inputs", "input"),
@@ -849,13 +867,15 @@ def test_an_unknown_key_that_says_nothing_is_tolerated_where_strangers_send(mess
     ("field", "nothing", "something"),
     [
         ("ebnf", None, "root ::= x"),
-        ("continue_final_message", False, True),
-        ("add_generation_prompt", True, False),
-        ("stop_token_ids", [], [2]),
-        ("bad_words", [], ["x"]),
-        ("min_tokens", 0, 5),
         ("chat_template", None, "{{ x }}"),
-        ("chat_template_kwargs", {}, {"enable_thinking": False}),
+        ("length_penalty", 1.0, 1.1),
+        ("lora", [], [{"id": 0, "scale": 0.5}]),
+        ("n_probs", 0, 5),
+        ("prompt_logprobs", None, 1),
+        ("return_token_ids", False, True),
+        ("samplers", None, ["top_k"]),
+        ("skip_special_tokens", True, False),
+        ("use_beam_search", False, True),
     ],
 )
 def test_what_other_engines_clients_ask_for_is_refused_by_name_over_http_too(field, nothing, something):
@@ -872,9 +892,41 @@ def test_limits_in_messages_are_the_true_ones():
         parse_request("rerank", {"query": "x", "documents": ["a", ""]})
 
 
-@pytest.mark.parametrize("ids", [[1, 2], [[1, 2], [3]]])
-def test_token_ids_instead_of_text_are_refused_with_what_to_do(ids):
+@pytest.mark.parametrize(
+    ("given", "each"),
+    [
+        ("x", ["x"]),
+        (["x", "y"], ["x", "y"]),
+        ([1, 2], [[1, 2]]),
+        ((1, 2.0), [[1, 2]]),
+        ([[1, 2], [3]], [[1, 2], [3]]),
+        (["x", [3]], ["x", [3]]),
+    ],
+)
+def test_prompts_are_texts_or_their_tokens(given, each):
+    assert parse_request("completion", {"prompt": given}).prompts == each
+    assert parse_request("embedding", {"input": given}).inputs == each
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [([], ""), ([[]], "[0]"), ([-1], "[0]"), ([1, "x"], "[1]"), ([[1], [2**31]], "[1][0]"), ([True], "[0]"), (5, "")],
+)
+def test_what_is_no_prompt_is_refused_by_its_place(given, path):
     for kind, field in (("embedding", "input"), ("completion", "prompt")):
-        with pytest.raises(ValidationError, match="token ids are not accepted.*send the text") as error:
-            parse_request(kind, {field: ids})
-        assert error.value.param == f"{field}[0]"
+        assert refused(kind, **{field: given}).param == field + path
+
+
+def test_answers_that_contradict_each_other_are_refused():
+    assert refused("completion", n=2, best_of=3).param == "best_of"
+    assert parse_request("completion", {"prompt": "x", "n": 2, "best_of": 2}).n == 2
+    assert refused("completion", max_tokens=0).param == "max_tokens"
+    assert parse_request("completion", {"prompt": "x", "max_tokens": 0, "echo": True}).max_tokens == 0
+    assert refused(continue_final_message=True, add_generation_prompt=True).param == "add_generation_prompt"
+    assert refused(chat_template_kwargs={"messages": []}).param == "chat_template_kwargs.messages"
+
+
+def test_other_engines_names_of_the_same():
+    assert chat(repeat_penalty=1.5).repetition_penalty == 1.5
+    assert chat(typ_p=0.5).typical_p == 0.5
+    assert chat(stop_token_ids=(1, 2), bad_words="x").bad_words == ["x"]

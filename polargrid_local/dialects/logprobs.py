@@ -1,0 +1,32 @@
+"""Logprobs of a completion in the form of a chat's: an entry per token, with its bytes and its alternatives."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from polargrid_local.dialects.exchange import Words
+
+_BYTE = re.compile(r"\\x([0-9a-f]{2})")
+_NO_TEXT = re.compile(r"token_id:\d+")
+
+
+def token_entries(logprobs: Mapping[str, Any]) -> list[Words]:
+    """`logprobs`: the lists that a choice of a completion has."""
+    lists = zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"])
+    return [
+        {**_entry(token, logprob), "top_logprobs": [_entry(*likely) for likely in top.items()]}
+        for token, logprob, top in lists
+    ]
+
+
+def _entry(token: str, logprob: float) -> Words:
+    return {"token": token, "logprob": logprob, "bytes": list(_bytes(token))}
+
+
+def _bytes(token: str) -> bytes:
+    """Of a token by its name, which for a piece of a character spells them, and for a control token says its number."""
+    if token.startswith("bytes:\\x"):
+        return bytes(int(digits, 16) for digits in _BYTE.findall(token))
+    return b"" if _NO_TEXT.fullmatch(token) else token.encode()
