@@ -55,7 +55,7 @@ struct SamplingParams {
     float repetition_penalty = 1.0f;  // > 0, 1 = off; over prompt and answer
     float frequency_penalty = 0.0f;   // -2..2; over the answer
     float presence_penalty = 0.0f;    // -2..2; over the answer
-    int32_t repeat_last_n = -1;         // tokens that repetition_penalty looks back at; -1 = all, 0 = none
+    int32_t repeat_last_n = -1;         // tokens that the repetition penalty looks back at; -1 = all, 0 = none
     float dry_multiplier = 0.0f;      // 0 = off
     float dry_base = 1.75f;
     int32_t dry_allowed_length = 2;     // tokens that may be repeated freely

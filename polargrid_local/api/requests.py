@@ -320,7 +320,7 @@ class Sampling(StrictModel):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     min_p: Unit = 0.0
     typical_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    repeat_last_n: LookBack = -1  # tokens that repetition_penalty looks back at; -1 = prompt and answer
+    repeat_last_n: LookBack = -1  # tokens that the repetition penalty looks back at; -1 = prompt and answer
     dry_multiplier: Annotated[float, Field(ge=0, le=100)] = 0.0
     dry_base: Annotated[float, Field(ge=1, le=100)] = 1.75
     dry_allowed_length: Annotated[Whole, Field(ge=1, lt=2**30)] = 2

@@ -41,6 +41,7 @@ class Exchange:
 
     media_type: ClassVar[str] = "text/event-stream; charset=utf-8"
     comments: ClassVar[bool] = True  # whether a line beginning with a colon means nothing in its streams
+    timed: ClassVar[bool] = False  # whether its usage chunk has our `timings` too, and cached tokens where OpenAI does
     streams: ClassVar[bool | None] = None  # whether an answer is a stream; None: where `stream` says so
 
     def __init__(self, body: Words, moment: Moment, kind: Kind) -> None:

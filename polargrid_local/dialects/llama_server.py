@@ -54,6 +54,8 @@ class LlamaCompletionReply(TypedDict):
 class LlamaExchange(Exchange):
     """What its requests have in common: the form of errors."""
 
+    timed = True
+
     @staticmethod
     def error(refusal: Refusal) -> Words:
         message, param = refusal.message, refusal.param

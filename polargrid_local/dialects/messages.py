@@ -30,6 +30,8 @@ NAMES = (
 
 
 class MessagesExchange(Exchange):
+    timed = True
+
     def __init__(self, body: Words, moment: Moment, kind: Kind) -> None:
         ignored: list[str] = []
         fields = chat_fields(body, ignored)

@@ -27,6 +27,7 @@ class OllamaExchange(Exchange):
 
     media_type = "application/x-ndjson"
     comments = False
+    timed = True
     streams = False
 
     def __init__(self, body: Words, moment: Moment, kind: Kind) -> None:

@@ -91,6 +91,8 @@ class ResponsesExchange(Exchange):
     """`moment.kept` holds, by the ids of responses, what a next request may continue: the response, the items that came
     with its request, and those from before."""
 
+    timed = True
+
     def __init__(self, body: Words, moment: Moment, kind: Kind) -> None:
         asked = read_response_request(body)
         self._asked, self._moment = asked, moment

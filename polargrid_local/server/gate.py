@@ -160,7 +160,10 @@ def _tidy_path(scope: Scope, root_path: bytes) -> None:
 
 
 def _preflight(headers: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
-    allowed = [(b"access-control-allow-methods", b"GET, HEAD, POST, OPTIONS"), (b"access-control-max-age", b"600")]
+    allowed = [
+        (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE, OPTIONS"),
+        (b"access-control-max-age", b"600"),
+    ]
     wanted = headers.get(b"access-control-request-headers", b"")
     if wanted and _HEADER_NAMES.fullmatch(wanted):
         allowed.append((b"access-control-allow-headers", wanted))

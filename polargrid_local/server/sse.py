@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from polargrid_local.api.replies import Timings
 from polargrid_local.dialects.exchange import Exchange
 from polargrid_local.errors import PolarGridError, TimeoutError
 from polargrid_local.server.body import ClientGone
@@ -114,15 +115,17 @@ class EventStream(Response):
                 await self._write(send, COMMENT)
 
     async def _pump(self, send: Send) -> None:
-        told = {"content-type": self.exchange.media_type, **list_header(IGNORED, self.exchange.ignored)}
-        told |= list_header(DROPPED, self.chunks.dropped_keywords)
-        headers = [(name.encode(), value.encode()) for name, value in told.items()] + HEADERS
+        first = {"content-type": self.exchange.media_type, **list_header(IGNORED, self.exchange.ignored)}
+        first |= list_header(DROPPED, self.chunks.dropped_keywords)
+        headers = [(name.encode(), value.encode()) for name, value in first.items()] + HEADERS
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
             before = 0.0
             async for chunk in self.chunks:
                 text = _carries_text(chunk)
-                if said := b"".join(self.exchange.chunk(chunk)):
+                wanted = self.exchange.timed and chunk.get("usage")
+                told = _timed(chunk, self.chunks.timings) if wanted else chunk
+                if said := b"".join(self.exchange.chunk(told)):
                     await self._write(send, said)
                 if text:
                     self._silent = False
@@ -152,6 +155,11 @@ class EventStream(Response):
 
     def _stalled(self) -> bool:
         return self._writing and time.monotonic() - self._written > self.config.write_timeout_s
+
+
+def _timed(chunk: Mapping[str, Any], timings: Timings) -> Mapping[str, Any]:
+    details = {"cached_tokens": timings["cached_tokens"]}
+    return {**chunk, "usage": {**chunk["usage"], "prompt_tokens_details": details}, "timings": timings}
 
 
 def _carries_text(chunk: Mapping[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Protocol, TypeAlias
 
-from polargrid_local.api.replies import ChatCompletionChunk, CompletionChunk, Usage
+from polargrid_local.api.replies import ChatCompletionChunk, CompletionChunk, Timings, Usage
 
 Chunk: TypeAlias = "ChatCompletionChunk | CompletionChunk"
 
@@ -19,6 +19,8 @@ class ChunkStream(Protocol):
     async def aclose(self) -> None: ...
     @property
     def usage(self) -> Usage: ...
+    @property
+    def timings(self) -> Timings: ...
     @property
     def prefill(self) -> tuple[int, int] | None: ...
     @property
@@ -36,6 +38,10 @@ class RenamedStream:
     @property
     def usage(self) -> Usage:
         return self._chunks.usage
+
+    @property
+    def timings(self) -> Timings:
+        return self._chunks.timings
 
     @property
     def prefill(self) -> tuple[int, int] | None:

@@ -54,7 +54,7 @@ from polargrid_local.dialects.score import Score, ScoreReply
 from polargrid_local.errors import ValidationError
 from polargrid_local.service import llama_server, ollama
 from polargrid_local.service.kept import DeletedResponse, ResponseItems
-from polargrid_local.service.llama_server import Prompt, Props, Slot, Tokens
+from polargrid_local.service.llama_server import Prompt, Props, Slot, Text, Tokens
 from polargrid_local.service.service import Kind, Service, StatusResponse
 from polargrid_local.service.usage import UsageResponse
 
@@ -250,6 +250,10 @@ ENDPOINTS = (
     Endpoint(
         "tokenize", "POST", "/tokenize", "llama-server", "The tokens of a text, or of a chat's prompt",
         answer=llama_server.tokenize, exchange=LlamaExchange, reply=Tokens,
+    ),
+    Endpoint(
+        "detokenize", "POST", "/detokenize", "llama-server", "The text of tokens",
+        answer=llama_server.detokenize, exchange=LlamaExchange, reply=Text,
     ),
     Endpoint(
         "apply_template", "POST", "/apply-template", "llama-server", "The prompt that is made of a chat",

@@ -16,15 +16,30 @@ from polargrid_local.errors import ValidationError
 from polargrid_local.service.service import Service
 
 
+class Piece(TypedDict):
+    id: int
+    piece: str
+
+
 class Tokens(TypedDict):
-    tokens: list[int]
+    """With `with_pieces` each as a Piece."""
+
+    tokens: list[int] | list[Piece]
 
 
-class CountedTokens(Tokens):
+class CountedTokens(TypedDict):
     """As vLLM tells them."""
 
     count: int
     max_model_len: int
+    tokens: list[int]
+
+
+class Text(TypedDict):
+    """By its name at llama-server, and at vLLM."""
+
+    content: str
+    prompt: str
 
 
 class Prompt(TypedDict):
@@ -51,7 +66,7 @@ class Slot(TypedDict):
 async def tokenize(service: Service, given: Mapping[str, Any]) -> Tokens | CountedTokens:
     """`content` as llama-server has it; `prompt` or `messages` as vLLM does."""
     fields = Fields(given, "", [])
-    fields.refuse({"with_pieces": (False,), "return_token_strs": (False,)})
+    fields.refuse({"return_token_strs": (False,)})
     name = fields.get("model", str)
     if given.get("messages") is not None:
         fields.refuse({"add_special_tokens": (False,)})  # the template writes them
@@ -73,7 +88,22 @@ async def tokenize(service: Service, given: Mapping[str, Any]) -> Tokens | Count
             add_special=prompt is not None if add_special is None else add_special,
             parse_special=parse_special is not False,
         )
-        return {"tokens": tokens} if prompt is None else _counted(service, model, tokens)
+        if prompt is not None:
+            return _counted(service, model, tokens)
+        if not fields.get("with_pieces", bool):
+            return {"tokens": tokens}
+        pieces: list[Piece] = [
+            {"id": token, "piece": await service.engine.detokenize([token], model=model)} for token in tokens
+        ]
+        return {"tokens": pieces}
+
+
+async def detokenize(service: Service, given: Mapping[str, Any]) -> Text:
+    fields = Fields(given, "", [])
+    tokens = fields.need("tokens", list)
+    async with _leased(service, fields.get("model", str)) as model:
+        text = await service.engine.detokenize(tokens, model=model)
+    return {"content": text, "prompt": text}
 
 
 async def apply_template(service: Service, given: Mapping[str, Any]) -> Prompt:

@@ -96,7 +96,7 @@ def test_tokens(server: ServerProcess) -> None:
     for wrong, field in (
         ({}, "content"),
         ({"content": 5}, "content"),
-        ({"content": "x", "with_pieces": True}, "with_pieces"),
+        ({"content": "x", "with_pieces": "yes"}, "with_pieces"),
     ):
         assert server.post("/tokenize", wrong).json()["error"]["message"].startswith(f"{field}: ")
 
@@ -149,3 +149,14 @@ def test_scores_stand_in_the_order_of_the_texts(start: Callable[..., ServerProce
     ):
         refused = server.post("/v1/score", wrong)
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
+
+
+def test_tokens_are_a_text_again(server: ServerProcess) -> None:
+    text = "Hello, caf\u00e9 \U0001f600!"
+    tokens = server.post("/tokenize", {"content": text}).json()["tokens"]
+    assert server.post("/detokenize", {"tokens": tokens}).json() == {"content": text, "prompt": text}
+    pieces = server.post("/tokenize", {"content": "Hello, you", "with_pieces": True}).json()["tokens"]
+    assert "".join(piece["piece"] for piece in pieces) == "Hello, you"
+    for tokens in ([-1], [10**6], ["x"], None):
+        reply = server.post("/detokenize", {"tokens": tokens})
+        assert reply.status_code == 400, reply.text

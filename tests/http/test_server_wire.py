@@ -416,7 +416,7 @@ ERRORS = [
     ("no messages", CHAT, chat(messages=[]), 400, "invalid_request", "messages", "messages"),
     ("wrong type", CHAT, chat(temperature="hot"), 400, "invalid_request", "temperature", "temperature"),
     ("out of range", CHAT, chat(top_p=1.5), 400, "invalid_request", "top_p", "top_p"),
-    ("n", CHAT, chat(n=2), 400, "invalid_request", "n", "n:"),
+    ("n", CHAT, chat(n=0), 400, "invalid_request", "n", "n:"),
     ("no prompt", TEXT, {"model": SMOLLM2}, 400, "invalid_request", "prompt", "prompt"),
     ("overflow", TEXT, {"model": SMOLLM2, "prompt": "word " * 3000}, 400, "context_length_exceeded", None, ""),
     (

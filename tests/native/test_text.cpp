@@ -401,6 +401,39 @@ void long_text() {
     CHECK(out.text.empty());
 }
 
+// A stop string that is shown, is told, or does not count yet; cut into pieces of every size.
+void shown_and_on_hold() {
+    for (size_t size = 1; size <= 12; ++size) {
+        const auto run = [&](const string & text, TextStream stream) {
+            std::pair<string, string> said;
+            for (size_t at = 0; at < text.size(); at += size) {
+                const auto out = stream.push(std::string_view(text).substr(at, size));
+                said.first += out.text;
+                said.second += said.second.empty() ? out.match : "";
+            }
+            const auto out = stream.finish();
+            return std::pair(said.first + out.text, said.second.empty() ? out.match : said.second);
+        };
+        check::context = "pieces of " + std::to_string(size);
+        using Said = std::pair<string, string>;
+        CHECK(run("one two three", TextStream({"two"}, {})) == Said("one ", "two"));
+        CHECK(run("one two three", TextStream({"two"}, {}, true)) == Said("one two", "two"));
+        CHECK(run("one two three", TextStream({"x", "three"}, {}, true)) == Said("one two three", "three"));
+        CHECK(run("one two three", TextStream({}, {"two"}, true)) == Said("one ", "two"));   // a filter is not shown
+        CHECK(run("one two three", TextStream({"four"}, {}, true)) == Said("one two three", ""));
+    }
+    for (const size_t size : {1, 2, 4, 8}) {   // sizes of which the first eight bytes are whole pieces
+        TextStream stream({"one"}, {});
+        const string text = "one two one two";
+        string said;
+        for (size_t at = 0; at < text.size(); at += size) {
+            stream.hold_stops(at + size <= 8);
+            said += stream.push(std::string_view(text).substr(at, size)).text;
+        }
+        CHECK_EQ(said + stream.finish().text, "one two ");
+    }
+}
+
 int decode_lines() {
     for (string line; std::getline(std::cin, line);) {
         TextStream stream({}, {});
@@ -430,5 +463,6 @@ int main(int argc, char ** argv) {
     random_cases();
     texts_in_a_row();
     long_text();
+    shown_and_on_hold();
     return check::result("text");
 }

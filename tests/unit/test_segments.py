@@ -391,3 +391,18 @@ def test_the_option_names_every_format():
     words = EngineOptions.model_fields["tool_format"].annotation
     assert words.__args__ == ("auto", *BY_NAME)
     assert len(BY_NAME) == len(FORMATS) + 1  # no two of one name
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 50])
+def test_a_stop_string_may_be_shown_is_told_and_may_not_count_yet(size):
+    def said(stop, text, n_on_hold=0):
+        out = ""
+        for at in range(0, len(text), size):
+            out += stop.push(text[at : at + size], on_hold=at + size <= n_on_hold)
+        return out + stop.finish(), stop.found
+
+    assert said(StopText(["two"]), "one two three") == ("one ", "two")
+    assert said(StopText(["x", "two"], include=True), "one two three") == ("one two", "two")
+    assert said(StopText(["four"], include=True), "one two three") == ("one two three", None)
+    if 10 % size == 0:
+        assert said(StopText(["one"]), "one two xxone two", n_on_hold=10) == ("one two xx", "one")
