@@ -178,6 +178,7 @@ class Check {
             windows(n_layer);
             recurrence(n_embd);
             repetition(n_layer);
+            pooled_indexer();
             count(key("n_deepstack_layers"), 0, n_layer);
             for (const facts::OwnRange & own : facts::own_ranges) {
                 if (own.architecture == out_.architecture) {
@@ -220,7 +221,10 @@ class Check {
         constexpr uint32_t most = 65536;
         const std::vector<uint32_t> heads = per_layer(head_key, n_layer, most);
         if (heads.empty()) {
-            return;   // no attention, or the loader will miss its tensors
+            if (!facts::contains(facts::headless, out_.architecture)) {
+                refuse("key", head_key, "missing", range(1, most));
+            }
+            return;
         }
         if (!file_.find(head_key)->is_array && heads[0] == 0 && !facts::contains(facts::headless, out_.architecture)) {
             refuse("key", head_key, "0", range(1, most));
@@ -242,7 +246,7 @@ class Check {
             k_dim = k_dim > 0 ? k_dim : n_embd / heads[0];
             v_dim = v_dim > 0 ? v_dim : n_embd / heads[0];
             head_lengths(k_dim, v_dim, n_embd, heads);
-            latent_lengths(k_dim, v_dim);
+            latent_lengths(k_dim, v_dim, *std::max_element(kv.begin(), kv.end()));
         }
         const bool uniform = facts::contains(facts::uniform_heads, out_.architecture);
         for (uint32_t i = 0; i < n_layer; ++i) {   // 0 KV heads: a recurrent layer
@@ -314,7 +318,7 @@ class Check {
 
     // Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434) keeps a compressed value, and beside it the rotated
     // part of a key; the lengths of a head's own keys and values have keys of their own.
-    void latent_lengths(uint64_t k_dim, uint64_t v_dim) {
+    void latent_lengths(uint64_t k_dim, uint64_t v_dim, uint32_t n_kv) {
         constexpr uint32_t most = 65536;
         const uint32_t head = count(key("attention.key_length_mla"), 0, most);
         if (head == 0 || count(key("attention.value_length_mla"), 0, most) == 0) {
@@ -330,6 +334,7 @@ class Check {
                 refuse("key", key(name), std::to_string(is), std::to_string(wanted) + why);
             }
         };
+        must_be("attention.head_count_kv", n_kv, 1, ": all heads share what is kept");
         const uint64_t rank = count(key("attention.kv_lora_rank"), 0, most);
         must_be("attention.key_length", k_dim, rank + rotated, ", kv_lora_rank and rope.dimension_count together");
         must_be("attention.value_length", v_dim, rank, ", the kv_lora_rank");
@@ -387,6 +392,19 @@ class Check {
         }
     }
 
+    // An indexer that looks at several keys at once picks whole groups of them.
+    void pooled_indexer() const {
+        const std::string name = key("attention.indexer.kpool");
+        if (out_.architecture != "glm5-next" || file_.find(name) == nullptr) {
+            return;
+        }
+        const uint32_t n_pooled = count(name, 2, 65536),
+                       top_k = count(key("attention.indexer.top_k"), 1, 1u << 24, true);
+        if (top_k % n_pooled != 0) {
+            refuse("key", name, std::to_string(n_pooled), "a divisor of indexer.top_k " + std::to_string(top_k));
+        }
+    }
+
     // A model that runs through the same layers several times has a block for each time.
     void repetition(uint32_t n_layer) const {
         if (out_.architecture != "hrm_text") {
@@ -406,6 +424,8 @@ class Check {
     void windows(uint32_t n_layer) {
         const bool gemma = out_.architecture == "gemma-embedding";
         const std::string name = key("attention.sliding_window_pattern");
+        constexpr uint32_t longest = 1u << 30;   // tokens: what is added to it must not wrap around
+        count(key("attention.sliding_window"), 0, longest);
         const Value * listed = file_.find(name);
         if (listed != nullptr && listed->is_array && facts::contains(facts::windowed, out_.architecture) &&
             count(key("attention.sliding_window"), 0, UINT32_MAX) > 0) {

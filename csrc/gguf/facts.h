@@ -222,15 +222,15 @@ constexpr std::string_view one_head_length[] = {
 
 // Which rotate every number of a head: rope.dimension_count is the length of a head.
 constexpr std::string_view whole_head_rotated[] = {
-    "apertus",        "arcee",         "arctic",     "baichuan",  "chameleon",    "codeshell",  "cogvlm",
-    "cohere2moe",     "dbrx",          "deci",       "deepseek",  "dots1",        "dream",      "ernie4_5",
-    "ernie4_5-moe",   "exaone",        "exaone-moe", "exaone4",   "falcon",       "gpt-oss",    "granite",
-    "granite_swa",    "graniteswitch", "grok",       "grovemoe",  "hunyuan-moe",  "hunyuan_vl", "hy_v3",
-    "internlm2",      "jais2",         "llada",      "llada-moe", "llama",        "llama4",     "maincoder",
-    "mellum",         "mistral3",      "olmo",       "olmo2",     "olmoe",        "orion",      "paddleocr",
-    "pangu-embedded", "plamo",         "qwen2",      "qwen2moe",  "qwen2vl",      "qwen3",      "qwen3moe",
-    "qwen3vl",        "qwen3vlmoe",    "rnd1",       "seed_oss",  "smallthinker", "smollm3",    "starcoder2",
-    "talkie",         "xverse",
+    "apertus",      "arcee",          "arctic",     "baichuan", "chameleon",     "codeshell",    "cogvlm",
+    "cohere2moe",   "dbrx",           "deci",       "deepseek", "dots1",         "dream",        "ernie4_5",
+    "ernie4_5-moe", "exaone",         "exaone-moe", "exaone4",  "falcon",        "gpt-oss",      "granite",
+    "granite_swa",  "graniteswitch",  "grok",       "grovemoe", "hunyuan-dense", "hunyuan-moe",  "hunyuan_vl",
+    "hy_v3",        "internlm2",      "jais2",      "llada",    "llada-moe",     "llama",        "llama4",
+    "maincoder",    "mellum",         "mistral3",   "olmo",     "olmo2",         "olmoe",        "orion",
+    "paddleocr",    "pangu-embedded", "plamo",      "qwen2",    "qwen2moe",      "qwen2vl",      "qwen3",
+    "qwen3moe",     "qwen3vl",        "qwen3vlmoe", "rnd1",     "seed_oss",      "smallthinker", "smollm3",
+    "starcoder2",   "talkie",         "xverse",
 };
 
 // Whose queries are as wide as the embedding, whatever head_count and key_length say.
@@ -272,7 +272,9 @@ struct OwnRange {
 };
 constexpr OwnRange own_ranges[] = {
     {"deepseek4", "hyper_connection.count", 4, 4},
+    {"deepseek4", "hyper_connection.sinkhorn_iterations", 1, 1 << 20},
     {"glm5-next", "hyper_connection.count", 4, 4},
+    {"glm5-next", "hyper_connection.sinkhorn_iterations", 1, 1 << 20},
     {"minimax-m3", "attention.indexer.top_k", 1, 1 << 24},
     {"plamo2", "ssm.group_count", 0, 0},
 };

@@ -113,7 +113,8 @@ void architecture_rules() {
     const auto latent = [](const Key & other) {
         std::vector<Key> keys = {{"attention.kv_lora_rank", {32}},   {"rope.dimension_count", {16}},
                                  {"attention.key_length", {48}},     {"attention.value_length", {32}},
-                                 {"attention.key_length_mla", {24}}, {"attention.value_length_mla", {16}}};
+                                 {"attention.key_length_mla", {24}}, {"attention.value_length_mla", {16}},
+                                 {"attention.head_count_kv", {1}}};
         if (other.first != nullptr) {
             keys.push_back(other);   // the later one counts
         }
@@ -150,6 +151,12 @@ void architecture_rules() {
         {"qwen3",
          {{"attention.head_count", {8}}, {"attention.key_length", {16}}, {"attention.value_length", {16}}},
          ""},
+        {"deepseek2", latent({"attention.head_count_kv", {2}}), "attention.head_count_kv"},
+        {"deepseek4", {{"hyper_connection.sinkhorn_iterations", {0}}}, "hyper_connection.sinkhorn_iterations"},
+        {"glm5-next", {{"attention.indexer.kpool", {3}}, {"attention.indexer.top_k", {8}}}, "attention.indexer.kpool"},
+        {"glm5-next", {{"attention.indexer.kpool", {4}}, {"attention.indexer.top_k", {8}}}, ""},
+        {"hunyuan-dense", {{"rope.dimension_count", {8}}}, "rope.dimension_count"},
+        {"gpt-oss", {{"attention.sliding_window", {INT32_MAX}}}, "attention.sliding_window"},
         {"dots1", {{"expert_count", {4}}, {"expert_used_count", {2}}}, "expert_gating_func"},
         {"dots1", {{"expert_count", {4}}, {"expert_used_count", {2}}, {"expert_gating_func", {2}}}, ""},
         {"olmoe", {{"expert_count", {4}}, {"expert_used_count", {2}}}, ""},
@@ -210,6 +217,8 @@ void kill_classes() {
     expect(
         {
             {"no layers", "key llama.block_count", set("llama.block_count", 0u)},
+            {"no word of heads", "key llama.attention.head_count",
+             [](Gguf & g) { g.erase("llama.attention.head_count"); }},
             {"513 layers", "key llama.block_count", set("llama.block_count", 513u)},
             {"more prediction layers than layers", "key llama.nextn_predict_layers",
              set("llama.nextn_predict_layers", 3u)},
