@@ -19,9 +19,10 @@ from polargrid_local.server.body import ClientGone
 from polargrid_local.server.config import ServeConfig
 from polargrid_local.server.gate import Gate
 from polargrid_local.server.metrics import Metrics
-from polargrid_local.server.replies import JsonReply, error_reply, unknown_path
+from polargrid_local.server.replies import JsonReply, error_reply
 from polargrid_local.server.routes import api
 from polargrid_local.server.static import read_pages
+from polargrid_local.server.unknown import unknown_path
 from polargrid_local.service.service import Service
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def create_app(engine: AsyncEngine, config: ServeConfig) -> FastAPI:
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
         if error.status_code == 404:
-            return error_reply(unknown_path())
+            return error_reply(unknown_path(request.url.path))
         refusal = PolarGridError(f"{request.method} is not allowed here", code="method_not_allowed")
         refusal.status, refusal.type = error.status_code, "invalid_request_error"
         reply = error_reply(refusal)

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.responses import Response
 
 from polargrid_local.dialects.exchange import Refusal, dump, error_words
-from polargrid_local.errors import AuthenticationError, NotFoundError, PolarGridError, RateLimitError, ServerError
+from polargrid_local.errors import AuthenticationError, PolarGridError, RateLimitError, ServerError
 
 
 class JsonReply(Response):
@@ -43,7 +43,8 @@ def list_header(name: str, paths: Sequence[str]) -> dict[str, str]:
     return {name: dump(said)}
 
 
-_PATH = re.compile(r"(?<![\w./])/(?:[^\s/:;,'\"]+/)+(?=[^\s/])")
+# The folders of a file's path; an address of the API is none.
+_PATH = re.compile(r"(?<![\w./])/(?!(?:v1|api)/)(?:[^\s/:;,'\"]+/)+(?=[^\s/])")
 
 
 def refusal_of(error: PolarGridError) -> Refusal:
@@ -69,10 +70,6 @@ def forbidden(message: str) -> AuthenticationError:
     error = AuthenticationError(message, code="forbidden_origin")
     error.status = 403
     return error
-
-
-def unknown_path() -> NotFoundError:
-    return NotFoundError("no such path on this server: see /docs", code="not_found")
 
 
 def not_supported(what: str) -> ServerError:

@@ -275,3 +275,5 @@ def test_errors_name_files_not_paths() -> None:
         refusal_of(NotFoundError("see /docs, or HuggingFaceTB/SmolLM2")).message
         == "see /docs, or HuggingFaceTB/SmolLM2"
     )
+    told = refusal_of(NotFoundError("x is not here: POST /v1/models/unload, or /api/tags")).message
+    assert told == "x is not here: POST /v1/models/unload, or /api/tags"

@@ -648,3 +648,21 @@ def test_request_id_is_echoed(server: ServerProcess) -> None:
     assert server.get("/health", headers={"X-Request-ID": "req_1_abc"}).headers["x-request-id"] == "req_1_abc"
     assert server.get("/nope", headers={"X-Request-ID": "req_1_abc"}).headers["x-request-id"] == "req_1_abc"
     assert re.fullmatch("req_[0-9a-f]{32}", server.get("/health").headers["x-request-id"])
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/v1/chat/completion", "did you mean '/v1/chat/completions'?"),
+        ("/v1/assistants", "/v1/assistants is not offered here: POST /v1/responses"),
+        ("/v1/threads/thread_1/runs", "/v1/threads is not offered here"),
+        ("/v1/images/generations", "/v1/images is not offered here"),
+        ("/api/pull", "polargrid-local pull"),
+        ("/v1/imagesque", "no such path on this server"),
+        ("/\u2028", "no such path on this server"),
+    ],
+)
+def test_a_path_that_is_not_served_says_what_to_use(server: ServerProcess, path: str, said: str) -> None:
+    reply = server.post(path, {})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
+    assert said in reply.json()["detail"]
