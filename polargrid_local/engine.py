@@ -54,10 +54,12 @@ from polargrid_local.api.replies import (
     ModelStats,
     ModelStatusResponse,
     RerankResponse,
+    Score,
     SystemInfo,
     UnloadAllModelsResponse,
     UnloadModelResponse,
 )
+from polargrid_local.api.scoring import score_fields, scored
 from polargrid_local.arguments import (
     adapters_of,
     force_request,
@@ -377,6 +379,12 @@ class Engine(_Settings, RunsTools):
         ContextLengthError, unless `unlimited`."""
         return self._models.tokens(text, messages, model, unlimited, add_special, parse_special)
 
+    def score(self, prompt: str, continuation: str, *, model: str | None = None) -> Score:
+        """How likely the model finds `continuation` after `prompt`, without generating: of each token of it that
+        reaches beyond the prompt. Raises what completion() raises."""
+        fields = score_fields(prompt, continuation)
+        return scored(self.completion(fields, model=model), prompt)
+
     def detokenize(self, tokens: Sequence[int], *, model: str | None = None, special: bool = True) -> str:
         """The text of token ids; `special`: control tokens by their names, else left out. A piece of a character is
         U+FFFD. Raises ValidationError for an id that the vocabulary has not."""
@@ -631,6 +639,10 @@ class AsyncEngine(_Settings, AsyncRunsTools):
         return await asyncio.to_thread(
             self._models.tokens, text, messages, model, unlimited, add_special, parse_special
         )
+
+    async def score(self, prompt: str, continuation: str, *, model: str | None = None) -> Score:
+        fields = score_fields(prompt, continuation)
+        return scored(await self.completion(fields, model=model), prompt)
 
     async def detokenize(self, tokens: Sequence[int], *, model: str | None = None, special: bool = True) -> str:
         return await asyncio.to_thread(self._models.text_of, tokens, model, special)

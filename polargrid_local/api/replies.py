@@ -219,6 +219,15 @@ class CompletionResponse(TypedDict):
     pg_metadata: PGMetadata
 
 
+class Score(TypedDict):
+    """`logprob` is the sum of `token_logprobs`; `greedy`: each token was the likeliest at its place."""
+
+    logprob: float
+    tokens: list[str]
+    token_logprobs: list[float]
+    greedy: bool
+
+
 class GenerateResponse(TypedDict):
     id: str
     model: str

@@ -209,3 +209,25 @@ def test_an_embedding_is_shortened_to_a_vector_of_length_one(engine: Engine) -> 
 def test_an_embedding_of_token_ids_is_that_of_their_text(engine: Engine) -> None:
     text = "hello there"
     assert engine.embeddings(input=engine.tokenize(text))["data"] == engine.embeddings(input=text)["data"]
+
+
+# --- scores ---
+
+
+def test_a_score_is_what_the_model_said_of_its_own_words(engine: Engine) -> None:
+    written = said(engine, logprobs=1)
+    score = engine.score(CAPITAL, written["text"])
+    assert score["greedy"]
+    assert score["tokens"] == written["logprobs"]["tokens"]
+    assert score["token_logprobs"] == written["logprobs"]["token_logprobs"]
+    assert score["logprob"] == pytest.approx(sum(written["logprobs"]["token_logprobs"]))
+    worse = engine.score(CAPITAL, " a banana, as everybody knows")
+    assert not worse["greedy"]
+    assert worse["logprob"] < score["logprob"]
+
+
+async def test_a_score_is_the_same_in_a_task(smollm2: Any, engine: Engine) -> None:
+    from polargrid_local import AsyncEngine
+
+    async with AsyncEngine(smollm2, n_ctx=512, device="cpu") as other:
+        assert await other.score(CAPITAL, " Paris") == engine.score(CAPITAL, " Paris")
