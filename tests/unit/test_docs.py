@@ -31,3 +31,11 @@ def test_every_task_that_is_named_exists() -> None:
     tasks = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["poe"]["tasks"]
     named = re.findall(r"(?:`|^)poe ([a-z-]+)", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
     assert named and set(named) <= set(tasks)
+
+
+def test_every_test_that_is_named_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/reliability.md").read_text()))
+    files = {path.stem for path in (ROOT / "tests").glob("*/test_*")}
+    sources = "\n".join(path.read_text() for path in (ROOT / "tests").glob("*/test_*.py"))
+    assert len(named) > 20
+    assert {name for name in named - files if f"def {name}(" not in sources} == set()
