@@ -37,6 +37,7 @@ MAY = {
     "service": FACADE | {"models", "dialects"},
     "server": FACADE | {"service", "dialects"},
     "sdk": FACADE | {"service"},
+    "llama_cpp_compat": FACADE,
     "cli": FACADE | {"models", "server"},
     "__main__": {"cli"},
     "__pyinstaller": {"models"},

@@ -56,6 +56,7 @@ def test_an_option_is_one_entry_and_one_member(root, name, uses, shown):
     found = places(root, name)
     uses = {f"csrc/{unit}.{ending}" for unit in uses for ending in ("h", "cpp")}
     uses |= {"docs/gpu.md", "polargrid_local/registry.py"}  # a page of its own; what a server's memory budget counts
+    uses |= {"polargrid_local/llama_cpp_compat.py"}  # another package's names
     expected = {**OPTION, "csrc/request.h": 4 if shown else 2} | (
         {"polargrid_local/api/replies.py": 1} if shown else {}
     )  # info()'s type
@@ -70,6 +71,7 @@ def test_a_field_of_sampling_is_a_field_of_the_request_and_a_member(root, name):
     assert "csrc/engine/sampler.cpp" in found
     # Misspelt or other engines' names, and the one that was meant.
     words = {"polargrid_local/errors.py", "polargrid_local/api/keys.py", "docs/wire.md"}
+    words |= {"polargrid_local/llama_cpp_compat.py"}
     words |= {file for file in found if file.startswith("polargrid_local/dialects/")}  # other APIs' names, too
     assert {file: n for file, n in found.items() if file not in uses | words} == SAMPLING
 
