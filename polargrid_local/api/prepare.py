@@ -147,7 +147,7 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         if form.segments is not None:
             more["parts"] = [
                 SegmentedAnswer(
-                    copy.deepcopy(form.segments),
+                    form.segments if i == 0 else copy.deepcopy(form.segments),
                     stop,
                     f"{(int(id, 16) + (i << 32)) % 16**24:024x}",  # each choice counts calls of its own
                     legacy=asked.legacy,

@@ -591,3 +591,32 @@ def test_an_exception_in_a_predicate_reaches_the_caller():
 
     with pytest.raises(ZeroDivisionError):
         run(job(content_filter=broken), [Event(1, "text", "x")])
+
+
+# --- several choices --------------------------------------------------------------------------------------------------
+
+
+def test_each_choice_has_its_own_reasoning_and_stop():
+    made = job(n=2, reasoning_format="deepseek", stop=["END"], seed=5)
+    assert [request["sampling"]["seed"] for request in made.requests] == [5, 6]
+    chunks = made.assembler.start()
+    for index, said in enumerate(("<think>a</think>one END two", "<think>b</think>three")):
+        chunks += feed(made.assembler, [Event(1, "text", said, **COUNTS), end()], index)
+    first, second = made.assembler.response()["choices"]
+    assert first["message"] == {"role": "assistant", "content": "one ", "reasoning_content": "a"}
+    assert second["message"] == {"role": "assistant", "content": "three", "reasoning_content": "b"}
+    assert (first["stop_reason"], "stop_reason" in second) == ("END", False)
+    joined = ["", ""]
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            joined[choice["index"]] += choice["delta"].get("content", "")
+    assert joined == ["one ", "three"]
+    assert made.assembler.usage["prompt_tokens"] == COUNTS["n_prompt"]
+
+
+def test_what_ended_an_answer_is_told_in_its_last_chunk():
+    for fields, expected in (({"stop": "x"}, "x"), ({"stop_token": 7}, 7)):
+        made = job()
+        chunks = run(made, [end(**fields)])
+        assert chunks[-1]["choices"] == [{"index": 0, "delta": {}, "finish_reason": "stop", "stop_reason": expected}]
+        assert made.assembler.response()["choices"][0]["stop_reason"] == expected
