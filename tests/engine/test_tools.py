@@ -145,7 +145,9 @@ def joined(chunks: list[Any]) -> dict[str, Any]:
             logprobs += (choice.get("logprobs") or {}).get("content") or []
     if "tool_calls" in message or "function_call" in message:
         message["content"] = message["content"] or None
-    choice = {"index": 0, "message": message, "finish_reason": chunks[-1]["choices"][0]["finish_reason"]}
+    last = chunks[-1]["choices"][0]
+    ended = {key: last[key] for key in ("finish_reason", "stop_reason") if key in last}
+    choice = {"index": 0, "message": message, **ended}
     return {**choice, "logprobs": {"content": logprobs}} if logprobs else choice
 
 

@@ -175,7 +175,7 @@ def test_errors(client: openai.OpenAI) -> None:
     assert missing.value.message.startswith("Error code: 404")
     assert missing.value.request_id
     with pytest.raises(openai.BadRequestError) as bad:
-        client.chat.completions.create(model="scripted", messages=SAY, n=3)
+        client.chat.completions.create(model="scripted", messages=SAY, n=500)
     assert bad.value.param == "n"
     with pytest.raises(openai.BadRequestError) as unstreamed:
         client.chat.completions.create(model="scripted", messages=SAY, stream_options={"include_usage": True})
