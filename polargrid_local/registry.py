@@ -219,8 +219,9 @@ class Models:
     def estimate(self, name: str | Path) -> MemoryEstimate:
         """What the model would take of memory. Raises NotFoundError, InvalidModelError."""
         found = self._store.resolve(name)
+        path = native_path(found.path)
         try:
-            return estimate(native_path(found.path), self._native_options())
+            return estimate(path, self._native_options())
         except Exception as error:
             raise refused(error, found.path) from None
 
