@@ -53,7 +53,6 @@ double uniform(uint64_t seed, uint64_t index) {
 Sampler::Sampler(const SamplingParams & params, const std::vector<Token> & prompt, int32_t n_vocab,
                  SamplerTokens tokens)
     : params_(params), n_vocab_(n_vocab), tokens_(std::move(tokens)),
-      allowed_(params.allowed_token_ids.begin(), params.allowed_token_ids.end()),
       looks_back_((params.repetition_penalty != 1.0f && params.repeat_last_n > 0) || params.dry_multiplier > 0 ||
                   !tokens_.bad.empty()),
       n_prompt_(prompt.size()), aim_(2 * params.mirostat_tau) {
@@ -118,11 +117,14 @@ void Sampler::remember(Token token) {
 
 void Sampler::rule_out(float * logits, bool goes_on) const {
     constexpr float kNever = -std::numeric_limits<float>::infinity();
-    if (!allowed_.empty()) {
-        for (Token token = 0; token < n_vocab_; ++token) {
-            if (allowed_.count(token) == 0) {
-                logits[token] = kNever;
-            }
+    if (!params_.allowed_token_ids.empty()) {
+        std::vector<std::pair<Token, float>> allowed;
+        for (const Token token : params_.allowed_token_ids) {
+            allowed.emplace_back(token, logits[token]);
+        }
+        std::fill(logits, logits + n_vocab_, kNever);
+        for (const auto & [token, logit] : allowed) {
+            logits[token] = logit;
         }
     }
     if (goes_on) {

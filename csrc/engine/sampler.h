@@ -65,7 +65,6 @@ class Sampler {
     std::unordered_set<Token> seen_;                   // prompt and answer; only with a repetition penalty
     std::unordered_map<Token, int32_t> counts_;        // answer; only with frequency or presence penalties
     const SamplerTokens tokens_;
-    std::unordered_set<Token> allowed_;
     const bool looks_back_;        // at the order of what was said
     std::vector<Token> history_;   // prompt and answer; only if so
     const size_t n_prompt_;

@@ -60,6 +60,12 @@ class Choice:
         self.event: Event | None = None  # the latest: counts and times so far
 
     @property
+    def ended(self) -> dict[str, Any]:
+        """What is told of the end, once there is one."""
+        stopped = {} if self.stop_reason is None else {"stop_reason": self.stop_reason}
+        return {"finish_reason": self.reason, **stopped}
+
+    @property
     def counts(self) -> Counts:
         event = self.event
         if event is None:
@@ -249,15 +255,11 @@ class Assembler(Generic[C, R]):
             chunks = self._deliver(choice, index, event)
             if choice.reason is None:
                 choice.stop_reason = event.stop or (event.stop_token if event.stop_token >= 0 else None)
-                choice.reason = self._reason(event)
+                choice.reason = cast(FinishReason, event.reason)
                 chunks += self._end(choice, index)
             return chunks
         choice.reason = "stop"  # the last kind of event, an embedding, is the whole answer
         return self._end(choice, index)
-
-    def _reason(self, event: Event) -> FinishReason:
-        """Of an answer that ends with `event`."""
-        return cast(FinishReason, event.reason)
 
     def _deliver(self, choice: Choice, index: int, event: Event) -> list[C]:
         text = event.text
@@ -287,7 +289,7 @@ class Assembler(Generic[C, R]):
         self._open -= 1
         chunks: list[Any] = [self._chunk(index, None, None, choice.reason)]
         if choice.stop_reason is not None:
-            chunks[0]["choices"][0]["stop_reason"] = choice.stop_reason
+            chunks[0]["choices"][0] |= choice.ended
         if self._include_usage and self._open == 0:
             chunks.append(self._usage_chunk())
         return chunks
@@ -365,15 +367,13 @@ class TextAssembler(Assembler[CompletionChunk, CompletionResponse]):
         )
 
     def _choice(self, index: int, choice: Choice) -> CompletionChoice:
-        told: CompletionChoice = {
+        told = {
             "text": "".join(choice.parts),
             "index": index,
             "logprobs": text_logprobs(choice.logprobs) if self._logprobs else None,
-            "finish_reason": cast(FinishReason, choice.reason),  # the answer is done
+            **choice.ended,
         }
-        if choice.stop_reason is not None:
-            told["stop_reason"] = choice.stop_reason
-        return told
+        return cast(CompletionChoice, told)
 
 
 class EmbeddingAssembler(Assembler[dict[str, Any], EmbeddingResponse[Any]]):

@@ -148,10 +148,7 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
         told: Any = {"index": index, "message": message}
         if self._logprobs:
             told["logprobs"] = chat_logprobs(choice.logprobs)
-        told["finish_reason"] = choice.reason  # set, once the answer is done
-        if choice.stop_reason is not None:
-            told["stop_reason"] = choice.stop_reason
-        return cast(ChatChoice, told)
+        return cast(ChatChoice, told | choice.ended)
 
     def generate_response(self) -> GenerateResponse:
         """The reply of generate(): `created_at` is local time without a zone, as the SDK makes it."""

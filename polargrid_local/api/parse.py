@@ -78,7 +78,7 @@ def parse_request(
     try:
         request = cls.model_validate(data)
     except PydanticError as error:
-        raise _explain(error) from None
+        raise explained(error) from None
     limit = max_tokens_limit or math.inf
     if getattr(request, "max_tokens", 0) > limit:
         raise refused("max_tokens", f"must be between 1 and {limit}, got {request.max_tokens}", le=limit)
@@ -119,10 +119,10 @@ def _check_supported(request: Any) -> None:
             raise refused("suffix", "not supported by this engine")
 
 
-def _explain(error: PydanticError) -> ValidationError:
-    """The first thing that pydantic found wrong, by its path, in plainer words."""
+def explained(error: PydanticError, *where: str) -> ValidationError:
+    """The first thing that pydantic found wrong, by its path, in plainer words. `where`: what was read is a part of."""
     first = error.errors(include_url=False)[0]
-    field = path(first["loc"]) or "request"
+    field = path((*where, *first["loc"])) or "request"
     limits = {key: value for key, value in first.get("ctx", {}).items() if isinstance(value, (int, float))}
     problem = "required" if first["type"] == "missing" else first["msg"].replace(" after validation", "")
     for limit in first.get("ctx", {}).values():

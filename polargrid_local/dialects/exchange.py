@@ -76,6 +76,11 @@ class AlwaysStreams(Exchange):
     streams = True
 
 
+def account_of(said: Mapping[str, Any]) -> Words:
+    """What an answer of ours, or a chunk of one, tells beside the answer itself."""
+    return {key: said[key] for key in ("model", "usage", "timings", "pg_metadata") if key in said}
+
+
 def event(data: Mapping[str, Any], name: str = "") -> bytes:
     """One Server-Sent Event."""
     head = f"event: {name}\n" if name else ""

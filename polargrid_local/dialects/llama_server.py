@@ -9,7 +9,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from polargrid_local.api.plain import shown
 from polargrid_local.api.requests import Sampling
-from polargrid_local.dialects.exchange import Exchange, Kind, Moment, Refusal, Words, event
+from polargrid_local.dialects.exchange import Exchange, Kind, Moment, Refusal, Words, account_of, event
 from polargrid_local.dialects.fields import Fields
 from polargrid_local.dialects.logprobs import token_entries
 from polargrid_local.errors import refused
@@ -91,12 +91,12 @@ class LlamaCompletion(LlamaExchange):
         self._choice: Mapping[str, Any] = {}  # with the reason of the end
 
     def reply(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
-        self._note(answer)
+        self._known |= account_of(answer)
         (self._choice,) = answer["choices"]
         return self._last(self._choice["text"]) | _probabilities(self._choice)
 
     def chunk(self, chunk: Mapping[str, Any]) -> Iterable[bytes]:
-        self._note(chunk)
+        self._known |= account_of(chunk)
         for choice in chunk["choices"]:
             if choice["finish_reason"]:
                 self._choice = choice
@@ -105,9 +105,6 @@ class LlamaCompletion(LlamaExchange):
 
     def end(self) -> Iterable[bytes]:
         yield event(self._last(""))
-
-    def _note(self, said: Mapping[str, Any]) -> None:
-        self._known |= {key: said[key] for key in ("model", "usage", "timings", "pg_metadata") if key in said}
 
     def _counts(self) -> Words:
         usage = self._known.get("usage", {})

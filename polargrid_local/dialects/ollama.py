@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from polargrid_local.dialects.exchange import Exchange, Kind, Moment, Refusal, Words, dump
+from polargrid_local.dialects.exchange import Exchange, Kind, Moment, Refusal, Words, account_of, dump
 from polargrid_local.dialects.fields import Fields
 from polargrid_local.dialects.logprobs import token_entries
 from polargrid_local.dialects.ollama_request import (
@@ -79,7 +79,7 @@ class Generation(OllamaExchange):
         raise NotImplementedError
 
     def reply(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
-        self._note(answer)
+        self._known |= account_of(answer)
         if self._loads:
             return self._last(self._said(""))
         choice = answer["choices"][0]
@@ -93,7 +93,7 @@ class Generation(OllamaExchange):
         return self._last({**said, **_logprobs(choice)})
 
     def chunk(self, chunk: Mapping[str, Any]) -> Iterable[bytes]:
-        self._note(chunk)
+        self._known |= account_of(chunk)
         for choice in () if self._loads else chunk["choices"]:
             self._reason = choice["finish_reason"] or self._reason
             delta = choice.get("delta") or {"content": choice.get("text", "")}
@@ -110,9 +110,6 @@ class Generation(OllamaExchange):
 
     def end(self) -> Iterable[bytes]:
         yield _line(self._last(self._said("")))
-
-    def _note(self, said: Mapping[str, Any]) -> None:
-        self._known |= {key: said[key] for key in ("model", "usage", "timings", "pg_metadata") if key in said}
 
     def _finished_call(self) -> list[Words]:
         """The one that was begun. None of one that was cut: its arguments are no object."""

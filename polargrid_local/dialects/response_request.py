@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter
 from pydantic import ValidationError as PydanticError
 
+from polargrid_local.api.parse import explained
 from polargrid_local.api.plain import path, shown
 from polargrid_local.api.requests import (
     MAX_LOGPROBS,
@@ -253,15 +254,12 @@ def read_response_request(body: Words) -> ResponseRequest:
 
 
 def _explain(error: PydanticError, *where: str) -> ValidationError:
-    """The first thing that is wrong, by its path; `where`: what was read is a part of."""
+    """The first thing that is wrong, by its path; of an item of another kind, which that is."""
     first = error.errors(include_url=False)[0]
     given = first["input"]
-    problem = "required" if first["type"] == "missing" else first["msg"].replace("Input should ", "must ", 1)
     if first["type"] == "kind" and isinstance(given, dict):
-        problem += f", got {shown(given.get('type'))}"
-    elif first["type"] != "missing" and isinstance(given, (bool, int, float, str)):
-        problem += f", got {shown(given)}"
-    return refused(path((*where, *first["loc"])) or "request", problem)
+        return refused(path((*where, *first["loc"])), f"{first['msg']}, got {shown(given.get('type'))}")
+    return explained(error, *where)
 
 
 def unread(value: Any, where: str = "") -> Iterator[str]:

@@ -93,10 +93,10 @@ def core() -> Core:
 
 def thread_settings(chosen: Mapping[str, str]) -> dict[str, str]:
     """What libgomp is to find in the environment when it is loaded; nothing where the user chose."""
-    # Its default is milliseconds of spinning at each of hundreds of
-    # barriers per token when another program holds a core; a thousand rounds lose nothing on a quiet machine. "Active"
-    # keeps those thousand when a second engine in this process makes more threads than there are CPUs: the default is
-    # then a hundred, which sleep and wake at nearly every barrier.
+    # Its default is milliseconds of spinning at each of hundreds of barriers per token when another program holds a
+    # core; a thousand rounds lose nothing on a quiet machine. "Active" keeps those thousand when a second engine in
+    # this process makes more threads than there are CPUs: the default is then a hundred, which sleep and wake at nearly
+    # every barrier.
     brief = {"GOMP_SPINCOUNT": "1000", "OMP_WAIT_POLICY": "active"}
     return {} if brief.keys() & chosen.keys() else brief
 

@@ -18,13 +18,18 @@ class MemoryBudget:
     def __init__(self, n_bytes: int, gpu_bytes: Callable[[], int] = lambda: 0) -> None:
         self._n_bytes, self._gpu_bytes = n_bytes, gpu_bytes
 
+    def binds(self, any_loaded: bool) -> bool:
+        """Whether the next model has to fit into it. One that is alone may have whatever is free, which its load finds
+        out, unless a budget was given."""
+        return self._n_bytes > 0 or any_loaded
+
     def next_to_unload(self, model: str, need: int, taken: Iterable[int], idle: Sequence[str]) -> str | None:
         """The first of the `idle` models, None where `model` fits with its `need` bytes beside the bytes `taken`.
 
         Raises MemoryEstimateError where it does not fit and nothing is idle."""
         taken = list(taken)
-        if not self._n_bytes and not taken:
-            return None  # alone, it may have whatever is free, which its load finds out
+        if not self.binds(bool(taken)):
+            return None
         all_of_it = self._n_bytes or DEFAULT_SHARE * (machine_memory_bytes() + self._gpu_bytes())
         have = all_of_it - sum(taken)
         if have >= need:

@@ -152,6 +152,8 @@ class ModelPool:
     async def _make_room(self, model: str) -> None:
         """Unloads idle models, the longest unused first, until what the model will take fits into what the budget
         leaves."""
+        if not self._budget.binds(bool(self.loaded())):
+            return  # without an estimate, which takes some tenths of a second
         need = await self._engine.bytes_to_load(self._names.source(model))
         while True:
             loaded = self.loaded()

@@ -3,7 +3,6 @@ LangChain. Every schema is bounded, so that a small model comes to an end of it,
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any, Literal
 
 import httpx
@@ -35,18 +34,6 @@ def weather(city: Literal["Paris", "Rome"]) -> str:
         city: where
     """
     return f"sunny in {city}"
-
-
-@pytest.fixture
-def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
-async def async_client(server: ServerProcess) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
-        yield client
 
 
 @pytest.mark.parametrize("mode", ["JSON_SCHEMA", "TOOLS"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import httpx
@@ -16,12 +16,6 @@ import pytest
 from serving import ALIAS, SAID, SMOLLM2, ServerProcess
 
 SAY = [{"role": "user", "content": "\ue001"}]
-
-
-@pytest.fixture
-def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
-        yield client
 
 
 def test_chat(client: openai.OpenAI) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 from jsonschema import Draft202012Validator
-from serving import SMOLLM2, ServerProcess
+from serving import SMOLLM2
 
 
 def tool(name: str, properties: dict[str, Any], *required: str) -> dict[str, Any]:
@@ -31,12 +30,6 @@ TOOLS = [
     tool("now", {}),
 ]
 SCHEMAS = {tool["function"]["name"]: tool["function"]["parameters"] for tool in TOOLS}
-
-
-@pytest.fixture(scope="module")
-def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
-        yield client
 
 
 def options(choice: Any, seed: int = 1, tools: Any = TOOLS) -> dict[str, Any]:
