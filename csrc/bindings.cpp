@@ -13,7 +13,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <optional>
 #include <thread>
 #include <type_traits>
 
@@ -110,6 +115,80 @@ template <typename T> T from_dict(const py::dict & dict) {
     return object;
 }
 
+[[noreturn]] void rest() {
+    for (;;) {
+        std::this_thread::sleep_for(std::chrono::hours(1));
+    }
+}
+
+// The GIL, for a thread of the engine. Where the interpreter ends meanwhile, the thread rests as in ReleasedGil.
+class AcquiredGil {
+  public:
+    AcquiredGil() {
+        try {
+            gil_.emplace();
+        } catch (...) {
+            rest();
+        }
+    }
+
+  private:
+    std::optional<py::gil_scoped_acquire> gil_;
+};
+
+// Throws Error: what a callable did wrong.
+[[noreturn]] void refuse_processor(const std::string & why) {
+    refuse_field("logits_processor", why);
+}
+
+// Python's callable as the engine's threads call it. It raises: the request fails with the exception's words.
+LogitsProcessor processor_from(const py::object & callable) {
+    if (callable.is_none()) {
+        return nullptr;
+    }
+    const std::shared_ptr<py::object> kept(new py::object(callable), [](py::object * object) {
+        const AcquiredGil gil;
+        delete object;
+    });
+    return [kept](const std::vector<Token> & tokens, float * logits, int32_t n_vocab) {
+        const AcquiredGil gil;
+        try {
+            const py::array_t<Token> ids(static_cast<py::ssize_t>(tokens.size()), tokens.data());
+            py::array_t<float> values(n_vocab, logits);
+            const py::object returned = (*kept)(ids, values);
+            if (!returned.is_none()) {
+                values = py::cast<py::array_t<float, py::array::c_style | py::array::forcecast>>(returned);
+            }
+            if (values.ndim() != 1 || values.size() != n_vocab) {
+                refuse_processor("must return as many numbers as it was given, " + std::to_string(n_vocab) + ", got " +
+                                 std::to_string(values.size()));
+            }
+            const auto no_logit = [](float x) { return std::isnan(x) || x == std::numeric_limits<float>::infinity(); };
+            if (std::any_of(values.data(), values.data() + n_vocab, no_logit)) {
+                refuse_processor("gave NaN or infinity; -infinity rules a token out");
+            }
+            std::copy(values.data(), values.data() + n_vocab, logits);
+        } catch (const py::error_already_set & e) {
+            const std::string words = e.what();
+            refuse_processor(words.substr(0, words.find('\n')));  // without the traceback
+        } catch (const py::cast_error &) {
+            refuse_processor("must return an array of numbers, or None");
+        }
+    };
+}
+
+// The request of a dict, in which a callable may stand beside what its list of fields has.
+Request request_from(py::dict dict) {
+    py::object processor = py::none();
+    if (dict.contains("logits_processor")) {
+        dict = dict.attr("copy")();
+        processor = dict.attr("pop")("logits_processor");
+    }
+    auto request = from_dict<Request>(dict);
+    request.logits_processor = processor_from(processor);
+    return request;
+}
+
 // A struct as a dict, anything else as its like in Python.
 template <typename T> std::conditional_t<has_fields<T>, py::dict, py::object> to_python(const T & value);
 template <typename T> py::list to_python(const std::vector<T> & items);
@@ -183,9 +262,7 @@ class ReleasedGil {
         try {
             PyEval_RestoreThread(state_);
         } catch (...) {
-            for (;;) {
-                std::this_thread::sleep_for(std::chrono::hours(1));
-            }
+            rest();
         }
     }
 
@@ -219,7 +296,7 @@ template <typename AnyEngine, typename Holder> void define_verbs(py::class_<AnyE
         .def(
             "submit",
             [](AnyEngine & engine, const py::dict & request, std::shared_ptr<Outbox> outbox) {
-                auto native = from_dict<Request>(request);
+                auto native = request_from(request);
                 native.outbox = std::move(outbox);
                 const machine::Poll poll = signals();
                 return without_gil([&] { return engine.submit(std::move(native), poll); });
@@ -298,6 +375,8 @@ PYBIND11_MODULE(_core, m) {
         .def_readonly("progress", &Event::progress)
         .def_property_readonly("logprobs", [](const Event & e) { return to_python(e.logprobs); })
         .def_property_readonly("prompt_logprobs", [](const Event & e) { return to_python(e.prompt_logprobs); })
+        .def_readonly("tokens", &Event::tokens)
+        .def_readonly("prompt_tokens", &Event::prompt_tokens)
         .def_property_readonly("stop", [](const Event & e) { return to_python(e.stop); })
         .def_readonly("stop_token", &Event::stop_token)
         .def_property_readonly("embedding", [](const Event & e) -> py::object {

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -123,6 +124,13 @@ struct Constraint {
     }
 };
 
+// One factor for each adapter of the load, in its order; 0 = left out. Empty where no adapter was loaded.
+using AdapterScales = std::vector<float>;
+
+// Changes the logits [n_vocab] that follow `tokens`, prompt and answer so far, before anything else is done with them.
+// Called by the engine's threads. Throws Error.
+using LogitsProcessor = std::function<void(const std::vector<Token> & tokens, float * logits, int32_t n_vocab)>;
+
 struct Request {
     RequestId id = 0;  // chosen by who passes it on from another process; 0: the engine's to choose
     Task task = Task::generate;
@@ -137,11 +145,16 @@ struct Request {
     bool include_stop = false;  // what stopped the answer is delivered after all
     std::vector<std::string> filter;  // as stop, but ends with content_filter
     std::vector<std::string> marks;  // texts of control tokens: where one comes, an event ends with it and names it
+    bool show_special = false;  // other control tokens of the answer are text
+    bool return_tokens = false;  // events carry the ids of their tokens, the first of them those of the prompt
+    // Which adapters of the load (index, scale) it runs with, and no others. Without a value: all, as they were loaded.
+    std::optional<std::vector<std::pair<int32_t, float>>> lora;
     SamplingParams sampling;
     Constraint constraint;
     std::string prediction;  // what the answer may repeat: drafts are taken from it, the answer stays the same
     bool ignore_eos = false;  // benchmarks: run to max_tokens
     std::vector<Token> replay;  // benchmarks: the answer begins with these, whatever the model says
+    LogitsProcessor logits_processor;  // of a caller in this process; empty = none
     std::shared_ptr<Outbox> outbox;  // where its events go; never null
 
     template <typename Visit> static constexpr void fields(Visit && field) {
@@ -157,6 +170,9 @@ struct Request {
         field("include_stop", &Request::include_stop);
         field("filter", &Request::filter);
         field("marks", &Request::marks);
+        field("show_special", &Request::show_special);
+        field("return_tokens", &Request::return_tokens);
+        field("lora", &Request::lora);
         field("ignore_eos", &Request::ignore_eos);
         field("replay", &Request::replay);
         field("sampling", &Request::sampling);
@@ -189,7 +205,7 @@ struct Timings {  // milliseconds since submit, monotonic clock; < 0 = not reach
     double queue_ms = -1;  // left the queue
     double prefill_ms = -1;  // prompt in the cache
     double first_token_ms = -1;
-    double total_ms = -1;
+    double total_ms = -1;  // until the event that says so
 
     template <typename Visit> static constexpr void fields(Visit && field) {
         field("queue_ms", &Timings::queue_ms);
@@ -202,12 +218,14 @@ struct Timings {  // milliseconds since submit, monotonic clock; < 0 = not reach
 struct TokenLogprob {
     Token token = 0;
     float logprob = 0;
+    int32_t rank = 0;  // 1 = the most likely; of equals the one with the smaller id comes first
     std::string bytes;  // the token's own bytes: maybe half a character
     std::vector<TokenLogprob> top;
 
     template <typename Visit> static constexpr void fields(Visit && field) {
         field("token", &TokenLogprob::token);
         field("logprob", &TokenLogprob::logprob);
+        field("rank", &TokenLogprob::rank);
         field("bytes", &TokenLogprob::bytes, RawBytes{});
         field("top", &TokenLogprob::top);
     }
@@ -237,6 +255,9 @@ struct Event {
     Usage usage;
     Timings timings;
     std::vector<TokenLogprob> logprobs;  // of the tokens whose text this event completes
+    // Where asked for: the tokens whose text this event completes, and once those of the prompt. All events of an
+    // answer together have every token that it counts.
+    std::vector<Token> tokens, prompt_tokens;
     std::vector<TokenLogprob> prompt_logprobs;  // once, where asked for; of its first token the logprob means nothing
     std::string stop;  // finished by a stop string: that one
     Token stop_token = -1;  // finished by one of stop_token_ids: that one
@@ -256,6 +277,8 @@ struct Event {
         field("timings", &Event::timings);
         field("logprobs", &Event::logprobs);
         field("prompt_logprobs", &Event::prompt_logprobs);
+        field("tokens", &Event::tokens);
+        field("prompt_tokens", &Event::prompt_tokens);
         field("stop", &Event::stop);
         field("stop_token", &Event::stop_token);
         field("embedding", &Event::embedding);
@@ -343,6 +366,10 @@ struct ModelInfo {
     std::vector<Task> tasks;  // what this model can be asked for
     std::map<std::string, std::string> special_tokens;  // by the names that chat templates use: "bos_token", ...
     std::map<std::string, Token> control_tokens;  // by their texts; named ones too
+    // Where the vocabulary can fill in the middle of a text: "prefix", "suffix", "middle", and what it has of "pad",
+    // "repo" and "separator" (of files).
+    std::map<std::string, Token> infill_tokens;
+    std::vector<float> lora_scales;  // of the adapters, as they were loaded
     std::vector<std::string> labels;  // of a rank model's scores, where it names them
     uint64_t n_params = 0, file_bytes = 0, weights_bytes = 0;
     uint64_t cache_bytes = 0;  // of the running streams, when all are full
@@ -377,6 +404,8 @@ struct ModelInfo {
         field("eos_text", &ModelInfo::eos_text);
         field("special_tokens", &ModelInfo::special_tokens);
         field("control_tokens", &ModelInfo::control_tokens);
+        field("infill_tokens", &ModelInfo::infill_tokens);
+        field("lora_scales", &ModelInfo::lora_scales);
         field("longest_piece", &ModelInfo::longest_piece);
         field("n_params", &ModelInfo::n_params);
         field("file_bytes", &ModelInfo::file_bytes);

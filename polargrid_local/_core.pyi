@@ -60,6 +60,9 @@ class Event:
     def prompt_logprobs(self) -> list[typing.Any]:
         ...
     @property
+    def prompt_tokens(self) -> list[int]:
+        ...
+    @property
     def queue_ms(self) -> float:
         ...
     @property
@@ -73,6 +76,9 @@ class Event:
         ...
     @property
     def text(self) -> str:
+        ...
+    @property
+    def tokens(self) -> list[int]:
         ...
     @property
     def total_ms(self) -> float:

@@ -28,7 +28,7 @@ EngineOptions options_for(const Model & target, EngineOptions options) {
 
 DraftModel::DraftModel(const Model & target, const EngineOptions & options,
                        const std::function<bool(float)> & on_progress, const Abort & abort) {
-    if (!target.speculates()) {
+    if (!target.speculates({})) {
         refuse("the model is not drafted for: " + target.info().speculation);
     }
     try {

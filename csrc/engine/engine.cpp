@@ -111,6 +111,33 @@ SamplerTokens sampler_tokens(const Request & request, const Tokenizer & tokenize
     return tokens;
 }
 
+// The scales of all adapters of the load, for a request that names some.
+AdapterScales adapter_scales(const Request & request, const AdapterScales & loaded) {
+    if (!request.lora) {
+        return loaded;
+    }
+    AdapterScales scales(loaded.size(), 0.0f);
+    std::vector<bool> named(loaded.size(), false);
+    for (const auto & [index, scale] : *request.lora) {
+        const std::string given = std::to_string(index);
+        const auto refuse = [&](const std::string & why) {
+            throw Error("invalid_request", "lora: " + why, {{"field", "lora"}, {"value", given}});
+        };
+        if (index < 0 || static_cast<size_t>(index) >= loaded.size()) {
+            refuse("there is no adapter " + given + "; " + std::to_string(loaded.size()) + " were loaded");
+        }
+        if (!std::isfinite(scale)) {
+            refuse("the scale of adapter " + given + " must be a finite number");
+        }
+        if (named[static_cast<size_t>(index)]) {
+            refuse("adapter " + given + " is named twice");
+        }
+        named[static_cast<size_t>(index)] = true;
+        scales[static_cast<size_t>(index)] = scale;
+    }
+    return scales;
+}
+
 std::string names_of(const std::vector<Task> & tasks) {
     std::string names;
     for (const Task task : tasks) {
@@ -216,6 +243,10 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
     }
     check_ranges(request);
     check_sampling(request.sampling, info.n_vocab);
+    AdapterScales adapters = adapter_scales(request, info.lora_scales);
+    if (!generate && adapters != info.lora_scales) {
+        throw Error("invalid_request", "lora: only what generates can choose its adapters", {{"field", "lora"}});
+    }
     if (!request.outbox) {
         throw Error("invalid_request", "a request needs an outbox for its events");
     }
@@ -274,7 +305,7 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
     }
     request.prompt.clear();
     std::unique_ptr<Drafter> drafter;
-    if (generate && model->speculates()) {
+    if (generate && model->speculates(adapters)) {
         // No answer is longer than the context, so no more of a prediction can come true.
         const size_t most = static_cast<size_t>(n_ctx) * model->tokenizer().longest_piece();
         if (request.prediction.size() > most) {
@@ -309,7 +340,7 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
     const RequestId id = request.id != 0 ? request.id : ++shared_.last_id;
     shared_.inbox.push_back(std::make_unique<Sequence>(id, std::move(request), std::move(prompt), n_ctx - n_prompt,
                                                        info.n_vocab, std::move(guide), std::move(drafter),
-                                                       std::move(tokens)));
+                                                       std::move(tokens), std::move(adapters)));
     ++shared_.n_live;
     ++shared_.stats.n_requests;
     shared_.wake_engine.notify_one();

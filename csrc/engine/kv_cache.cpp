@@ -26,7 +26,8 @@ std::vector<int32_t> KvCache::used_slots() const {
     return slots;
 }
 
-std::optional<KvCache::Claim> KvCache::claim(const std::vector<Token> & prompt, int32_t most_cached) {
+std::optional<KvCache::Claim> KvCache::claim(const std::vector<Token> & prompt, const AdapterScales & adapters,
+                                             int32_t most_cached) {
     std::vector<int32_t> free, empty;
     for (size_t slot = 0; slot < used_.size(); ++slot) {
         if (!used_[slot]) {
@@ -42,7 +43,7 @@ std::optional<KvCache::Claim> KvCache::claim(const std::vector<Token> & prompt, 
     // The last prompt token is always computed: its logits are the answer's first.
     const auto limit = std::min(static_cast<int32_t>(prompt.size()) - 1, most_cached);
     PrefixCache::Match match;
-    for (PrefixCache::Match candidate : index_.matches(prompt)) {
+    for (PrefixCache::Match candidate : index_.matches(prompt, adapters)) {
         candidate.n_shared = std::min(candidate.n_shared, limit);
         if (candidate.n_shared > 0 && (model_.can_trim() || candidate.n_shared == candidate.n_tokens)) {
             match = candidate;
@@ -82,7 +83,7 @@ std::optional<KvCache::Claim> KvCache::claim(const std::vector<Token> & prompt, 
         index_.unpin(match.entry);
     }
     if (index_.slot_entry(slot) == 0) {
-        index_.put_slot(slot, {prompt.begin(), prompt.begin() + n_cached});
+        index_.put_slot(slot, {prompt.begin(), prompt.begin() + n_cached}, adapters);
     }
     used_[static_cast<size_t>(slot)] = true;
     index_.pin(index_.slot_entry(slot));
@@ -110,7 +111,7 @@ void KvCache::save(int32_t slot) {
     if (n_tokens < kMinSaved || index_.host_limit_bytes() == 0) {
         return;
     }
-    const std::vector<PrefixCache::Match> known = index_.matches(tokens);
+    const std::vector<PrefixCache::Match> known = index_.matches(tokens, index_.slot_adapters(slot));
     const bool elsewhere = std::any_of(known.begin(), known.end(), [&](const PrefixCache::Match & match) {
         return match.n_shared == n_tokens && match.slot != slot;
     });
@@ -118,7 +119,7 @@ void KvCache::save(int32_t slot) {
         return;
     }
     std::vector<uint8_t> data = model_.snapshot(slot);
-    const PrefixCache::EntryId entry = index_.put_host(tokens, data.size());
+    const PrefixCache::EntryId entry = index_.put_host(tokens, data.size(), index_.slot_adapters(slot));
     if (entry != 0) {
         snapshots_[entry] = std::move(data);
     }

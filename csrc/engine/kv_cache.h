@@ -21,9 +21,10 @@ class KvCache {
         int32_t n_cached;   // leading prompt tokens that are already in the slot; at most all but the last
     };
 
-    // A free slot, holding as much of the prompt as is known anywhere, no more than `most_cached` tokens of it.
-    // nullopt: every slot is in use.
-    std::optional<Claim> claim(const std::vector<Token> & prompt, int32_t most_cached = INT32_MAX);
+    // A free slot, holding as much of the prompt as is known anywhere with these adapters, no more than `most_cached`
+    // tokens of it. nullopt: every slot is in use.
+    std::optional<Claim> claim(const std::vector<Token> & prompt, const AdapterScales & adapters,
+                               int32_t most_cached = INT32_MAX);
 
     void append(int32_t slot, Token token);      // a decode put it there
     void rollback(int32_t slot);  // after an aborted decode or a padding token: back to what was appended

@@ -57,6 +57,16 @@ class Abortable {
     bool wanted_;
 };
 
+// The place of `adapters` in a list that gets it where it is not there yet.
+int32_t number_among(std::vector<AdapterScales> & list, const AdapterScales & adapters) {
+    const auto found = std::find(list.begin(), list.end(), adapters);
+    const auto n = static_cast<int32_t>(found - list.begin());
+    if (found == list.end()) {
+        list.push_back(adapters);
+    }
+    return n;
+}
+
 void add_generated(Stats & stats, const Usage & usage) {
     stats.n_generated_tokens += static_cast<uint64_t>(usage.n_generated);
     stats.n_accepted_tokens += static_cast<uint64_t>(usage.n_accepted);
@@ -188,9 +198,11 @@ bool Loop::step() {
         admit();
         std::vector<Running> running;
         running.reserve(running_.size());
+        std::vector<AdapterScales> adapters;   // in use
         for (const SequencePtr & sequence : running_) {
             if (!sequence->waits()) {
-                running.push_back({sequence->slot, sequence->n_remaining(), {}, 0});
+                const int32_t n = number_among(adapters, sequence->adapters());
+                running.push_back({sequence->slot, sequence->n_remaining(), {}, 0, n});
             }
         }
         propose(running);
@@ -198,7 +210,9 @@ bool Loop::step() {
         if (running.empty()) {
             wait_for_a_mask();
         }
-        decode(plan);
+        for (const DecodePass & pass : plan.decode) {
+            decode(pass, plan.n_draft);
+        }
         flush();  // decoded tokens leave before the prompt chunk is computed
         prefill(plan);
         remove_ended();
@@ -301,7 +315,8 @@ void Loop::admit() {
             continue;
         }
         // A prompt that is to be described is computed whole.
-        const auto claim = cache_->claim((*next)->prompt(), (*next)->describes_prompt() ? 0 : INT32_MAX);
+        const auto claim =
+            cache_->claim((*next)->prompt(), (*next)->adapters(), (*next)->describes_prompt() ? 0 : INT32_MAX);
         if (!claim) {
             return;
         }
@@ -387,27 +402,25 @@ void Loop::guess(Sequence & sequence) {
     sequence.budget.lost(Sequence::ms_since(start));
 }
 
-void Loop::decode(const StepPlan & plan) {
-    if (plan.decode.empty()) {
-        return;
-    }
+void Loop::decode(const DecodePass & pass, int32_t n_draft) {
     const int32_t n_ctx = model_->info().n_ctx;
     std::vector<Sequence *> participants;
     std::vector<int32_t> padding;
     Batch batch;
-    for (const int32_t slot : plan.decode) {
+    for (const int32_t slot : pass.slots) {
         participants.push_back(in_slot(slot));
         batch.rows.push_back({participants.back()->next_token(), participants.back()->n_past, slot, true});
     }
-    if (plan.n_draft > 0) {
+    batch.adapters = participants.front()->adapters();
+    if (n_draft > 0) {
         Sequence & sequence = *participants.front();
-        sequence.begin_draft({draft_.tokens.begin(), draft_.tokens.begin() + plan.n_draft});
+        sequence.begin_draft({draft_.tokens.begin(), draft_.tokens.begin() + n_draft});
         for (const Token token : sequence.draft()) {
             batch.rows.push_back({token, batch.rows.back().position + 1, sequence.slot, true});
         }
     }
     if (model_->can_trim()) {
-        for (const int32_t slot : plan.padding) {
+        for (const int32_t slot : pass.padding) {
             if (cache_->length(slot) < n_ctx) {
                 padding.push_back(slot);
                 batch.rows.push_back({batch.rows.front().token, cache_->length(slot), slot, false});
@@ -430,10 +443,10 @@ void Loop::decode(const StepPlan & plan) {
     }
     const double ms = Sequence::ms_since(start);
     if (participants.size() == 1) {
-        scheduler_->observe_decode(1 + plan.n_draft, ms);
+        scheduler_->observe_decode(1 + n_draft, ms);
         participants.front()->budget.passed(ms);
     }
-    if (plan.n_draft > 0) {
+    if (n_draft > 0) {
         verify(*participants.front(), ms);
         remove_ended();
         return;
@@ -545,6 +558,7 @@ void Loop::prefill(const StepPlan & plan) {
         return;
     }
     Batch batch;
+    batch.adapters = sequence->adapters();
     const bool describes = sequence->describes_prompt();
     const int32_t n_prefill = describes ? std::min(plan.n_prefill, kMaxRows) : plan.n_prefill;
     for (int32_t i = 0; i < n_prefill; ++i) {
@@ -621,7 +635,9 @@ template <typename Work> void Loop::tell(Sequence & sequence, const Work & work)
             masks_->compute(sequence.guide());
         }
     } catch (const Error & e) {
-        publish(sequence.failed(e.code, e.what()));
+        Event event = sequence.failed(e.code, e.what());
+        event.details = e.details;
+        publish(std::move(event));
         cache_->discard(sequence.slot);
         sequence.slot = -1;
     }
@@ -681,7 +697,7 @@ void Loop::end_all(const std::string & code, const std::string & message) {
 
 void Loop::publish(Event event) {
     if (event.kind == EventKind::text && event.text.empty() && event.mark.empty() && event.logprobs.empty() &&
-        event.usage.n_generated != 1) {
+        event.tokens.empty() && event.usage.n_generated != 1) {
         return;  // all of it is held back; the first token is told anyway, for its time
     }
     events_.push_back(std::move(event));

@@ -23,6 +23,7 @@ class KvCache;
 class Scheduler;
 struct Batch;
 struct Running;
+struct DecodePass;
 struct StepPlan;
 
 // Everything here runs on one thread, the only one that touches llama.cpp's state.
@@ -49,7 +50,7 @@ class Loop {
     void admit();
     void propose(std::vector<Running> & running);
     void guess(Sequence & sequence);
-    void decode(const StepPlan & plan);
+    void decode(const DecodePass & pass, int32_t n_draft);
     void verify(Sequence & sequence, double elapsed_ms);
     void prefill(const StepPlan & plan);
     void pool(Sequence & sequence);

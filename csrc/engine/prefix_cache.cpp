@@ -35,7 +35,7 @@ PrefixCache::Prefix * PrefixCache::find(EntryId entry) {
     return nullptr;
 }
 
-PrefixCache::EntryId PrefixCache::put_slot(int32_t slot, std::vector<Token> tokens) {
+PrefixCache::EntryId PrefixCache::put_slot(int32_t slot, std::vector<Token> tokens, AdapterScales adapters) {
     const auto index = static_cast<size_t>(slot);
     if (index >= slots_.size()) {
         slots_.resize(index + 1);
@@ -44,6 +44,7 @@ PrefixCache::EntryId PrefixCache::put_slot(int32_t slot, std::vector<Token> toke
     entry = {};
     entry.id = ++last_id_;
     entry.tokens = std::move(tokens);
+    entry.adapters = std::move(adapters);
     entry.last_use = ++clock_;
     return entry.id;
 }
@@ -77,6 +78,12 @@ const std::vector<Token> & PrefixCache::slot_tokens(int32_t slot) const {
     return index < slots_.size() ? slots_[index].tokens : none;
 }
 
+const AdapterScales & PrefixCache::slot_adapters(int32_t slot) const {
+    static const AdapterScales none;
+    const auto index = static_cast<size_t>(slot);
+    return index < slots_.size() ? slots_[index].adapters : none;
+}
+
 PrefixCache::EntryId PrefixCache::slot_entry(int32_t slot) const {
     const auto index = static_cast<size_t>(slot);
     return index < slots_.size() ? slots_[index].id : 0;
@@ -101,7 +108,7 @@ int32_t PrefixCache::lru_slot(const std::vector<int32_t> & candidates) const {
     return best;
 }
 
-PrefixCache::EntryId PrefixCache::put_host(std::vector<Token> tokens, uint64_t bytes) {
+PrefixCache::EntryId PrefixCache::put_host(std::vector<Token> tokens, uint64_t bytes, AdapterScales adapters) {
     if (tokens.empty()) {
         return 0;
     }
@@ -114,7 +121,7 @@ PrefixCache::EntryId PrefixCache::put_host(std::vector<Token> tokens, uint64_t b
     }
     for (auto it = host_.begin(); it != host_.end();) {
         const auto next = std::next(it);
-        if (it->second.n_pins == 0 && is_prefix(it->second.tokens, tokens)) {
+        if (it->second.n_pins == 0 && it->second.adapters == adapters && is_prefix(it->second.tokens, tokens)) {
             evict(it);
         }
         it = next;
@@ -131,6 +138,7 @@ PrefixCache::EntryId PrefixCache::put_host(std::vector<Token> tokens, uint64_t b
     Prefix entry;
     entry.id = ++last_id_;
     entry.tokens = std::move(tokens);
+    entry.adapters = std::move(adapters);
     entry.bytes = bytes;
     entry.last_use = ++clock_;
     host_bytes_ += bytes;
@@ -174,14 +182,15 @@ void PrefixCache::touch(EntryId entry) {
     }
 }
 
-std::vector<PrefixCache::Match> PrefixCache::matches(const std::vector<Token> & prompt) const {
+std::vector<PrefixCache::Match> PrefixCache::matches(const std::vector<Token> & prompt,
+                                                     const AdapterScales & adapters) const {
     struct Found {
         Match match;
         uint64_t last_use;
     };
     std::vector<Found> found;
     const auto add = [&](const Prefix & entry, Where where, int32_t slot) {
-        const int32_t n = n_shared_tokens(entry.tokens, prompt);
+        const int32_t n = entry.adapters == adapters ? n_shared_tokens(entry.tokens, prompt) : 0;
         if (n > 0) {
             const auto n_tokens = static_cast<int32_t>(entry.tokens.size());
             found.push_back({{entry.id, where, slot, n, n_tokens, entry.n_pins > 0}, entry.last_use});

@@ -371,6 +371,10 @@ TokenLogprob Sampler::describe(const float * logits, int32_t n_vocab, Token chos
         return entry;
     };
     TokenLogprob result = logprob(chosen);
+    result.rank = 1;
+    for (Token token = 0; token < n_vocab; ++token) {
+        result.rank += logits[token] > logits[chosen] || (logits[token] == logits[chosen] && token < chosen) ? 1 : 0;
+    }
     const auto n = static_cast<size_t>(std::clamp(n_top, 0, n_vocab));
     std::vector<Token> order(static_cast<size_t>(n_vocab));
     for (size_t i = 0; i < order.size(); ++i) {
@@ -383,6 +387,7 @@ TokenLogprob Sampler::describe(const float * logits, int32_t n_vocab, Token chos
                       });
     for (size_t i = 0; i < n; ++i) {
         result.top.push_back(logprob(order[i]));
+        result.top.back().rank = static_cast<int32_t>(i) + 1;
     }
     return result;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 
 namespace pgl {
 namespace {
@@ -15,24 +16,31 @@ constexpr double kWorthwhile = 1.03;   // times the rate without a draft
 StepPlan Scheduler::plan(const std::vector<Running> & running) {
     StepPlan plan;
     std::vector<Running> prompts;
+    std::map<int32_t, std::vector<int32_t>> decoding;   // slots, by their adapters
     const Running * last = nullptr;
+    int32_t n_decoding = 0;
     for (const Running & sequence : running) {
         if (sequence.n_remaining > 0) {
             prompts.push_back(sequence);
         } else {
-            plan.decode.push_back(sequence.slot);
+            decoding[sequence.adapters].push_back(sequence.slot);
             last = &sequence;
+            ++n_decoding;
         }
     }
-    if (plan.decode.size() == 1) {
+    if (n_decoding == 1) {
         plan.n_draft = always_draft_ ? static_cast<int32_t>(last->odds.size())
                                      : choose_draft(last->odds, last->may_lose_ms).n_draft;
     }
-    std::sort(plan.decode.begin(), plan.decode.end());
-    for (size_t i = 1; i < plan.decode.size(); ++i) {
-        for (int32_t slot = plan.decode[i - 1] + 1; slot < plan.decode[i]; ++slot) {
-            plan.padding.push_back(slot);
+    for (auto & [adapters, slots] : decoding) {
+        std::sort(slots.begin(), slots.end());
+        DecodePass pass{slots, {}};
+        for (size_t i = 1; i < slots.size(); ++i) {
+            for (int32_t slot = slots[i - 1] + 1; slot < slots[i]; ++slot) {
+                pass.padding.push_back(slot);
+            }
         }
+        plan.decode.push_back(std::move(pass));
     }
     if (!prompts.empty()) {
         std::sort(prompts.begin(), prompts.end(), [](const Running & a, const Running & b) { return a.slot < b.slot; });

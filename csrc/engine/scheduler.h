@@ -16,14 +16,20 @@ struct Running {
     int32_t n_remaining = 0;   // prompt tokens not yet in the cache; 0 = decoding
     std::vector<float> odds;   // of its draft: the chance that tokens 0..i all come true
     double may_lose_ms = 0;    // a draft that could cost more than this is too long
+    int32_t adapters = 0;      // a number for those that it runs with: a pass has one set
+};
+
+// A pass that gives each of its sequences a token.
+struct DecodePass {
+    std::vector<int32_t> slots;     // ascending
+    std::vector<int32_t> padding;   // slots between them that get a padding token: one pass wants consecutive slots
 };
 
 // A step: one token for each decoding sequence, then a chunk of one prompt. They are two passes over the weights: the
 // non-unified cache runs sequences of unequal length apart anyway, and between them the decoded tokens leave.
 struct StepPlan {
-    std::vector<int32_t> decode;    // slots, ascending
+    std::vector<DecodePass> decode;   // one for each set of adapters
     int32_t n_draft = 0;            // tokens of the draft of the only one that decodes, computed beside its own
-    std::vector<int32_t> padding;   // slots between them that get a padding token: one pass wants consecutive slots
     int32_t prefill = -1;           // slot, -1 = none
     int32_t n_prefill = 0;          // tokens of it
 };

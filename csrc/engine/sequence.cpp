@@ -6,11 +6,13 @@
 namespace pgl {
 
 Sequence::Sequence(RequestId id, Request request, std::vector<Token> prompt, int32_t n_room, int32_t n_vocab,
-                   std::shared_ptr<Guide> guide, std::unique_ptr<Drafter> drafter, SamplerTokens tokens)
+                   std::shared_ptr<Guide> guide, std::unique_ptr<Drafter> drafter, SamplerTokens tokens,
+                   AdapterScales adapters)
     : id_(id), request_(std::move(request)), prompt_(std::move(prompt)),
       max_tokens_(std::min(request_.max_tokens, n_room)), guide_(std::move(guide)),
       sampler_(request_.sampling, prompt_, n_vocab, std::move(tokens)),
-      text_(request_.stop, request_.filter, request_.include_stop), drafter_(std::move(drafter)) {
+      text_(request_.stop, request_.filter, request_.include_stop), drafter_(std::move(drafter)),
+      adapters_(std::move(adapters)) {
     usage_.n_prompt = n_prompt();
 }
 
@@ -29,9 +31,15 @@ Event Sequence::event(EventKind kind) const {
     event.id = id_;
     event.kind = kind;
     event.usage = usage_;
-    event.timings = timings_;
+    event.timings = timings();
     event.outbox = request_.outbox;
     return event;
+}
+
+Timings Sequence::timings() const {
+    Timings so_far = timings_;
+    so_far.total_ms = elapsed_ms();
+    return so_far;
 }
 
 void Sequence::admitted(int32_t slot_, int32_t n_cached) {
@@ -91,9 +99,33 @@ void Sequence::describe_prompt(const float * logits, int32_t position, const Tok
 
 Event Sequence::closed() {
     Event result = event(EventKind::text);
-    result.prompt_logprobs = std::exchange(prompt_logprobs_, {});
+    tell_prompt(result);
     result.reason = FinishReason::length;
     return stamped(std::move(result));
+}
+
+// Once, with the first event after it.
+void Sequence::tell_prompt(Event & event) {
+    event.prompt_logprobs = std::exchange(prompt_logprobs_, {});
+    if (request_.return_tokens && !told_prompt_) {
+        event.prompt_tokens = prompt_;
+        told_prompt_ = true;
+    }
+}
+
+void Sequence::process(float * logits, int32_t n_vocab) {
+    if (!request_.logits_processor) {
+        return;
+    }
+    std::vector<Token> tokens = prompt_;
+    tokens.insert(tokens.end(), answer_.begin(), answer_.end());
+    request_.logits_processor(tokens, logits, n_vocab);
+}
+
+// Of a token of the answer; "" for a control token that is not shown.
+std::string Sequence::bytes_of(Token token, const Tokenizer & tokenizer) const {
+    const std::string bytes = tokenizer.bytes(token);
+    return bytes.empty() && request_.show_special ? tokenizer.literal(token) : bytes;
 }
 
 bool Sequence::is_stop(Token token) const {
@@ -105,6 +137,7 @@ Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
     TokenLogprob logprob;
     const bool wants_logprobs = request_.sampling.n_logprobs >= 0;
     const bool goes_on = usage_.n_generated < request_.min_tokens;
+    process(logits, tokenizer.n_vocab());
     next_token_ = sampler_.sample(logits, wants_logprobs ? &logprob : nullptr, guide_.get(), goes_on);
     if (timings_.first_token_ms < 0) {
         timings_.first_token_ms = elapsed_ms();
@@ -115,6 +148,9 @@ Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
     if (drafter_) {
         drafter_->append(next_token_);
     }
+    if (request_.logits_processor) {
+        answer_.push_back(next_token_);
+    }
     const bool foretold = n_foretold_ < draft_.size() && draft_[n_foretold_] == next_token_;
     if (foretold) {
         ++n_foretold_;
@@ -122,7 +158,7 @@ Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
         end_draft();
     }
     Event result = event(EventKind::text);
-    result.prompt_logprobs = std::exchange(prompt_logprobs_, {});
+    tell_prompt(result);
     const bool stops = is_stop(next_token_);
     if (stops || ((!request_.ignore_eos || guide_ != nullptr) && tokenizer.is_end(next_token_))) {
         if (stops && request_.include_stop) {
@@ -143,6 +179,9 @@ Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
             for (TokenLogprob & alternative : logprob.top) {
                 alternative.bytes = tokenizer.bytes(alternative.token);
             }
+        }
+        if (wants_logprobs || request_.return_tokens) {
+            logprob.token = next_token_;
             undecided_.push_back(std::move(logprob));
         }
         if (is_marked(next_token_, tokenizer)) {
@@ -150,7 +189,7 @@ Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
             result.mark = result.reason == FinishReason::none ? tokenizer.literal(next_token_) : "";
             take(text_.push(""), result);
         } else {
-            take(text_.push(tokenizer.bytes(next_token_)), result);
+            take(text_.push(bytes_of(next_token_, tokenizer)), result);
         }
         settling_ = result.reason == FinishReason::none && guide_ != nullptr && !guide_->settled();
         if (result.reason == FinishReason::none && !settling_) {
@@ -195,11 +234,14 @@ Event Sequence::stamped(Event event) {
     if (event.reason != FinishReason::none) {
         ended_ = true;
         end_draft();
-        timings_.total_ms = elapsed_ms();
         event.kind = EventKind::finished;
+        for (const TokenLogprob & cut : undecided_) {  // by a stop string: its text is not told, its number is
+            note_token(cut.token, event);
+        }
+        undecided_.clear();
     }
     event.usage = usage_;
-    event.timings = timings_;
+    event.timings = timings();
     return event;
 }
 
@@ -208,8 +250,17 @@ void Sequence::take(const TextStream::Out & out, Event & event) {
     event.reason = out.reason;
     event.stop = out.reason == FinishReason::stop ? out.match : event.stop;
     for (int32_t i = 0; i < out.n_tokens_done && !undecided_.empty(); ++i) {
-        event.logprobs.push_back(std::move(undecided_.front()));
+        note_token(undecided_.front().token, event);
+        if (request_.sampling.n_logprobs >= 0) {
+            event.logprobs.push_back(std::move(undecided_.front()));
+        }
         undecided_.pop_front();
+    }
+}
+
+void Sequence::note_token(Token token, Event & event) const {
+    if (request_.return_tokens) {
+        event.tokens.push_back(token);
     }
 }
 
@@ -221,7 +272,6 @@ Event Sequence::progress() const {
 
 Event Sequence::pooled(std::vector<float> values) {
     ended_ = true;
-    timings_.total_ms = elapsed_ms();
     Event result = event(EventKind::embedding);
     result.embedding = std::move(values);
     return result;
@@ -229,7 +279,6 @@ Event Sequence::pooled(std::vector<float> values) {
 
 Event Sequence::failed(const std::string & code, const std::string & message) {
     ended_ = true;
-    timings_.total_ms = elapsed_ms();
     Event result = event(EventKind::error);
     result.code = code;
     result.text = message;

@@ -25,10 +25,10 @@ class Sequence {
     }
 
     // `prompt`: the request's ids. `n_room`: tokens the context has left after it. `guide`: null = a free answer.
-    // `drafter`: null = none. `tokens`: what the request's texts are in tokens.
+    // `drafter`: null = none. `tokens`: what the request's texts are in tokens. `adapters`: that it runs with.
     Sequence(RequestId id, Request request, std::vector<Token> prompt, int32_t n_room, int32_t n_vocab,
              std::shared_ptr<Guide> guide = nullptr, std::unique_ptr<Drafter> drafter = nullptr,
-             SamplerTokens tokens = {});
+             SamplerTokens tokens = {}, AdapterScales adapters = {});
     ~Sequence();  // stops what is still computed for it
     Sequence(const Sequence &) = delete;
     Sequence & operator=(const Sequence &) = delete;
@@ -36,6 +36,7 @@ class Sequence {
     RequestId id() const { return id_; }
     Task task() const { return request_.task; }
     const std::vector<Token> & prompt() const { return prompt_; }
+    const AdapterScales & adapters() const { return adapters_; }
 
     // Where its tokens are. n_past counts those in the KV cache; the prompt is prefilled when it reaches n_prompt.
     int32_t slot = -1;
@@ -98,7 +99,12 @@ class Sequence {
   private:
     Event event(EventKind kind) const;
     double elapsed_ms() const;
+    Timings timings() const;   // until now
     void take(const TextStream::Out & out, Event & event);
+    void process(float * logits, int32_t n_vocab);
+    std::string bytes_of(Token token, const Tokenizer & tokenizer) const;
+    void tell_prompt(Event & event);
+    void note_token(Token token, Event & event) const;
     bool is_marked(Token token, const Tokenizer & tokenizer) const;
     bool is_stop(Token token) const;
     void end_where_due(Event & event);
@@ -117,8 +123,11 @@ class Sequence {
     Token next_token_ = -1;
     bool ended_ = false, settling_ = false;
     std::vector<float> held_;
+    AdapterScales adapters_;
+    std::vector<Token> answer_;  // kept for a logits processor
+    bool told_prompt_ = false;
     std::vector<TokenLogprob> prompt_logprobs_;  // not told yet
-    std::deque<TokenLogprob> undecided_;  // logprobs of tokens whose text is still held back
+    std::deque<TokenLogprob> undecided_;  // tokens whose text is still held back, with their logprobs where asked for
     Usage usage_;
     Timings timings_;
     Clock::time_point submitted_ = Clock::now();

@@ -6,6 +6,10 @@
 
 #include "kernels/matmul/forms.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace pgl::kernels {
 namespace {
 
@@ -24,7 +28,9 @@ bool has_avx2() {
 
 bool has_avxvnni() {
 #if defined(__x86_64__)
-    return has_avx2() && __builtin_cpu_supports("avxvnni");
+    // Older compilers do not know it by name: leaf 7, part 1, bit 4 of EAX.
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & (1u << 4)) != 0;
 #else
     return false;
 #endif

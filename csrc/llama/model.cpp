@@ -133,24 +133,43 @@ void Model::create_context() {
     context_ = weights_->make_context(context_params(options_), "the context");
 }
 
-// One token, to learn what a pass on the CPU consists of. It also brings in what the first answer would wait for.
+// One token, to learn what a pass on the CPU consists of: without adapters, and with all that a request may choose
+// from. It also brings in what the first answer would wait for.
 void Model::try_out() {
-    std::string foreign;   // an operation of the pass that is not row-invariant
-    if (weights_->gpus().empty()) {
-        kernels::watch_foreign();
-        if (!decode({{{std::max(0, llama_vocab_bos(llama_model_get_vocab(weights_->model()))), 0, 0, true}}})) {
-            throw Error("cancelled", "the load was cancelled");
-        }
-        foreign = kernels::foreign_operation();
-        trim(0, 0);
-    }
-    info_.row_invariant =
-        weights_->gpus().empty() && options_.kernels && std::string(kernels::isa()) != "off" && foreign.empty();
+    const size_t n_adapters = weights_->adapter_scales().size();
+    const std::string foreign = foreign_operation(AdapterScales(n_adapters, 0.0f));
+    const std::string foreign_to_adapters =
+        n_adapters > 0 ? foreign_operation(AdapterScales(n_adapters, 1.0f)) : foreign;
+    info_.row_invariant = weights_->gpus().empty() && kernels_on() && foreign.empty() && foreign_to_adapters.empty();
     const std::string why_not = why_not_to_speculate(foreign);
+    const std::string why_not_with_adapters = why_not_to_speculate(foreign_to_adapters);
     speculates_ = why_not.empty();
+    speculates_with_adapters_ = why_not_with_adapters.empty();
     info_.speculation = !speculates_                   ? "off: " + why_not
                         : options_.draft_model.empty() ? "lookup"
                                                        : "lookup and a draft model";
+    if (speculates_ && !speculates_with_adapters_) {
+        info_.speculation += "; off with an adapter: " + why_not_with_adapters;
+    }
+}
+
+// An operation of a pass with these adapters that is not row-invariant; "" = none, or none that matters.
+std::string Model::foreign_operation(const AdapterScales & adapters) {
+    if (!weights_->gpus().empty()) {
+        return "";
+    }
+    kernels::watch_foreign();
+    const Token token = std::max(0, llama_vocab_bos(llama_model_get_vocab(weights_->model())));
+    if (!decode({{{token, 0, 0, true}}, adapters})) {
+        throw Error("cancelled", "the load was cancelled");
+    }
+    trim(0, 0);
+    return kernels::foreign_operation();
+}
+
+bool Model::speculates(const AdapterScales & adapters) const {
+    const bool none = std::all_of(adapters.begin(), adapters.end(), [](float scale) { return scale == 0; });
+    return none ? speculates_ : speculates_with_adapters_;
 }
 
 std::string Model::why_not_to_speculate(const std::string & foreign_operation) const {
@@ -166,7 +185,11 @@ std::string Model::why_not_to_speculate(const std::string & foreign_operation) c
     if (!foreign_operation.empty()) {
         return foreign_operation + " is computed by llama.cpp's kernels, whose bits depend on the number of rows";
     }
-    return info_.row_invariant ? "" : "this package's own kernels are off";
+    return kernels_on() ? "" : "this package's own kernels are off";
+}
+
+bool Model::kernels_on() const {
+    return options_.kernels && std::string(kernels::isa()) != "off";
 }
 
 void Model::describe(const std::string & path, const GgufSummary & summary) {
@@ -181,6 +204,8 @@ void Model::describe(const std::string & path, const GgufSummary & summary) {
     info_.bos_text = tokenizer_->literal(llama_vocab_bos(vocab));
     info_.eos_text = tokenizer_->literal(llama_vocab_eos(vocab));
     describe_special_tokens(summary);
+    info_.infill_tokens = infill_tokens();
+    info_.lora_scales = weights_->adapter_scales();
     info_.add_bos = llama_vocab_get_add_bos(vocab);
     info_.n_params = llama_model_n_params(weights_->model());
     info_.file_bytes = summary.file_bytes;
@@ -248,6 +273,23 @@ void Model::describe_special_tokens(const GgufSummary & summary) {
     }
 }
 
+std::map<std::string, Token> Model::infill_tokens() const {
+    const llama_vocab * vocab = llama_model_get_vocab(weights_->model());
+    const std::pair<const char *, Token> named[] = {
+        {"prefix", llama_vocab_fim_pre(vocab)}, {"suffix", llama_vocab_fim_suf(vocab)},
+        {"middle", llama_vocab_fim_mid(vocab)}, {"pad", llama_vocab_fim_pad(vocab)},
+        {"repo", llama_vocab_fim_rep(vocab)},   {"separator", llama_vocab_fim_sep(vocab)},
+    };
+    std::map<std::string, Token> tokens;
+    for (const auto & [name, token] : named) {
+        if (token >= 0) {
+            tokens[name] = token;
+        }
+    }
+    const bool able = tokens.count("prefix") > 0 && tokens.count("suffix") > 0 && tokens.count("middle") > 0;
+    return able ? tokens : std::map<std::string, Token>{};
+}
+
 bool Model::decode(const Batch & batch) {
     const auto n = static_cast<int32_t>(batch.rows.size());
     std::vector<Token> tokens(batch.rows.size());
@@ -271,6 +313,7 @@ bool Model::decode(const Batch & batch) {
         n, tokens.data(), nullptr, positions.data(), n_sequences.data(), sequence_lists.data(), outputs.data()};
     std::string fault;
     try {
+        weights_->set_adapters(context_.get(), batch.adapters);
         const int32_t status = llama_decode(context_.get(), native);
         log::expect_abort(false);
         if (status == 0) {

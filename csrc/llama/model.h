@@ -27,6 +27,7 @@ struct Batch {
         bool logits;
     };
     std::vector<Row> rows;
+    AdapterScales adapters;
 };
 
 // What a load begins with: the file, the options with n_threads settled, and what this machine has.
@@ -76,8 +77,8 @@ class Model {
     bool restore(int32_t sequence, const std::vector<uint8_t> & snapshot);  // false: the sequence is now empty
 
     bool can(Task task) const;
-    // Whether a pass with several rows of a sequence gives each the bits that a pass of its own would.
-    bool speculates() const { return speculates_; }
+    // Whether a pass with several rows of a sequence gives each the bits that a pass of its own would, and is wanted.
+    bool speculates(const AdapterScales & adapters) const;
     void add_draft_model(const ModelInfo & draft) { info_.draft_model_bytes = draft.weights_bytes + draft.cache_bytes; }
     // A GPU's pass cannot be stopped half-way: `abort` is heeded between two.
     bool can_abort() const { return weights_->gpus().empty(); }
@@ -89,6 +90,9 @@ class Model {
   private:
     void create_context();
     void try_out();
+    std::string foreign_operation(const AdapterScales & adapters);
+    bool kernels_on() const;
+    std::map<std::string, Token> infill_tokens() const;
     std::string why_not_to_speculate(const std::string & foreign_operation) const;
     void describe(const std::string & path, const GgufSummary & summary);
     void describe_special_tokens(const GgufSummary & summary);
@@ -96,7 +100,7 @@ class Model {
     EngineOptions options_;   // as given, with what was left open settled
     ModelInfo info_;
     uint64_t cache_bytes_per_token_ = 0;   // of one stream
-    bool speculates_ = false;
+    bool speculates_ = false, speculates_with_adapters_ = false;
     std::unique_ptr<Weights> weights_;
     std::unique_ptr<Tokenizer> tokenizer_;
     ContextPtr context_;                   // null for a model that cannot generate

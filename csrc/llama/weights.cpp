@@ -129,11 +129,16 @@ void Weights::load_adapters(const std::string & path) {
         if (!std::isfinite(scale)) {
             throw Error("invalid_request", "lora: a scale must be a finite number", {{"field", "lora"}});
         }
-        check_adapter(file, path);
+        try {
+            check_adapter(file, path);
+        } catch (Error & e) {
+            e.details["adapter"] = file;
+            throw;
+        }
         llama_adapter_lora * adapter = llama_adapter_lora_init(model_.get(), file.c_str());
         if (adapter == nullptr) {
             throw Error("invalid_model", "the LoRA adapter does not fit this model: " + log::complaint(file),
-                        {{"kind", "lora"}});
+                        {{"kind", "lora"}, {"adapter", file}});
         }
         adapters_.push_back(adapter);
         adapter_scales_.push_back(scale);
@@ -186,10 +191,14 @@ ContextPtr Weights::make_context(llama_context_params params, const std::string 
     if (pool_) {
         llama_attach_threadpool(context.get(), pool_.get(), pool_.get());
     }
-    if (!adapters_.empty()) {
-        llama_set_adapters_lora(context.get(), adapters_.data(), adapters_.size(), adapter_scales_.data());
-    }
+    set_adapters(context.get(), adapter_scales_);
     return context;
+}
+
+void Weights::set_adapters(llama_context * context, AdapterScales scales) {
+    if (!adapters_.empty()) {
+        llama_set_adapters_lora(context, adapters_.data(), adapters_.size(), scales.data());
+    }
 }
 
 Error Weights::failed(ContextPtr & context, const std::string & why) {

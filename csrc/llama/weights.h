@@ -53,9 +53,13 @@ class Weights {
     std::map<std::string, uint64_t> weights_on_gpus() const { return on_gpus_; }  // bytes, by name
     bool lost() const { return lost_; }  // a GPU of theirs is: nothing can be computed any more
 
-    // A context of these weights: `params` with threads, attention and abort filled in, adapters applied. `name` is
-    // its name in Error("out_of_memory").
+    // A context of these weights: `params` with threads, attention and abort filled in, adapters applied as they were
+    // loaded. `name` is its name in Error("out_of_memory").
     ContextPtr make_context(llama_context_params params, const std::string & name);
+
+    const AdapterScales & adapter_scales() const { return adapter_scales_; }  // of the load
+    // What a context computes from now on, it computes with the adapters at these scales.
+    void set_adapters(llama_context * context, AdapterScales scales);
 
     // For the catch of a computation that threw or failed: drops its context, which is not used again, and returns the
     // error to throw. "out_of_memory" and "internal_error" leave weights that contexts can be made of; "device_lost"
@@ -76,7 +80,7 @@ class Weights {
     bool lost_ = false;
     std::unique_ptr<llama_model, FreeHandle> model_;
     std::vector<llama_adapter_lora *> adapters_;  // freed with the model
-    std::vector<float> adapter_scales_;
+    AdapterScales adapter_scales_;
     std::unique_ptr<ggml_threadpool, FreeHandle> pool_;
 };
 

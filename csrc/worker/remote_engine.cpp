@@ -173,6 +173,12 @@ std::string RemoteEngine::call(const machine::Poll & poll, Verb verb, const Part
 }
 
 RequestId RemoteEngine::submit(Request request, const machine::Poll & poll) {
+    if (request.logits_processor) {
+        throw Error("invalid_request",
+                    "logits_processor: the model runs in a process of its own, which cannot call this one's functions;"
+                    " load it with isolation='thread'",
+                    {{"field", "logits_processor"}});
+    }
     check_process(process_id_);
     if (!request.outbox) {
         throw Error("invalid_request", "a request needs an outbox for its events");

@@ -5,6 +5,7 @@
 #include "request.h"
 
 #include <cstring>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -46,6 +47,10 @@ class Packer {
             add(value);
         }
         return *this;
+    }
+    template <typename T> Packer & add(const std::optional<T> & value) {
+        add(value.has_value());
+        return value ? add(*value) : *this;
     }
     template <typename A, typename B> Packer & add(const std::pair<A, B> & pair) {
         return add(pair.first).add(pair.second);
@@ -129,6 +134,12 @@ class Unpacker {
         for (size_t n = count(1); n > 0; --n) {
             auto key = get<std::string>();
             read(values[std::move(key)]);
+        }
+    }
+    template <typename T> void read(std::optional<T> & value) {
+        value.reset();
+        if (get<bool>()) {
+            read(value.emplace());
         }
     }
     template <typename A, typename B> void read(std::pair<A, B> & pair) {

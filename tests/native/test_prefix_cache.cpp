@@ -278,6 +278,17 @@ void decided_cases() {
     CHECK(cache.put_host({1, 2, 3}, 60) != 0);
     CHECK_EQ(cache.take_evicted(), std::vector<EntryId>{h});
     CHECK(cache.take_evicted().empty());
+    cache.put_slot(2, {1, 2, 3, 4}, {0.5f});   // what another adapter made of the same tokens
+    CHECK(cache.matches({1, 2, 3, 4}).front().slot != 2);
+    CHECK_EQ(cache.matches({1, 2, 3, 4}, {0.5f}).size(), 1u);
+    CHECK_EQ(cache.matches({1, 2, 3, 4}, {0.5f}).front().slot, 2);
+    CHECK(cache.matches({1, 2, 3, 4}, {0.25f}).empty());
+    cache.extend_slot(2, 5);
+    CHECK(cache.slot_adapters(2) == AdapterScales({0.5f}));
+    const EntryId plain = cache.matches({1, 2, 3}).back().entry;
+    CHECK(cache.put_host({1, 2, 3, 4}, 40, {0.5f}) != 0);   // and is no reason to drop the other's prefix
+    CHECK(cache.take_evicted().empty());
+    CHECK_EQ(cache.matches({1, 2, 3}).back().entry, plain);
     PrefixCache off(0);
     CHECK_EQ(off.put_host({1}, 1), 0u);
     CHECK(off.check());

@@ -45,9 +45,22 @@ void prompts_take_turns() {
 void holes_between_slots_are_padded() {
     Scheduler scheduler(kBatch);
     const StepPlan plan = scheduler.plan({{4, 0, {}, 0}, {1, 0, {}, 0}});
-    CHECK(plan.decode == std::vector<int32_t>({1, 4}));
-    CHECK(plan.padding == std::vector<int32_t>({2, 3}));
+    CHECK_EQ(plan.decode.size(), 1u);
+    CHECK(plan.decode[0].slots == std::vector<int32_t>({1, 4}));
+    CHECK(plan.decode[0].padding == std::vector<int32_t>({2, 3}));
     CHECK_EQ(plan.prefill, -1);
+}
+
+void each_set_of_adapters_has_a_pass() {
+    Scheduler scheduler(kBatch, true, true);
+    const StepPlan plan = scheduler.plan({{4, 0, {0.9f}, 0, 1}, {1, 0, {}, 0, 0}, {2, 0, {}, 0, 1}, {0, 9, {}, 0, 2}});
+    CHECK_EQ(plan.decode.size(), 2u);
+    CHECK(plan.decode[0].slots == std::vector<int32_t>({1}));
+    CHECK(plan.decode[1].slots == std::vector<int32_t>({2, 4}));
+    CHECK(plan.decode[1].padding == std::vector<int32_t>({3}));
+    CHECK_EQ(plan.n_draft, 0);   // for one that decodes alone
+    CHECK_EQ(plan.prefill, 0);
+    CHECK_EQ(scheduler.plan({{4, 0, {0.9f}, 0, 1}, {0, 9, {}, 0, 2}}).n_draft, 1);
 }
 
 }  // namespace
@@ -57,5 +70,6 @@ int main() {
     otherwise_in_chunks_of_the_time_that_may_pass();
     prompts_take_turns();
     holes_between_slots_are_padded();
+    each_set_of_adapters_has_a_pass();
     return check::result("scheduler");
 }

@@ -59,6 +59,12 @@ class Filler {
             fill(values[some_text()]);
         }
     }
+    template <typename T> void fill(std::optional<T> & value) {
+        value.reset();
+        if (below(2) == 0) {
+            fill(value.emplace());
+        }
+    }
     template <typename A, typename B> void fill(std::pair<A, B> & pair) {
         fill(pair.first);
         fill(pair.second);
