@@ -16,13 +16,15 @@ from polargrid_local import __version__
 from polargrid_local.errors import PolarGridError
 from polargrid_local.server import docs, openapi
 from polargrid_local.server.body import ClientGone
+from polargrid_local.server.caller import caller_of
 from polargrid_local.server.config import ServeConfig
 from polargrid_local.server.gate import Gate
+from polargrid_local.server.key_ring import KeyRing
 from polargrid_local.server.metrics import Metrics
 from polargrid_local.server.replies import JsonReply, error_reply
 from polargrid_local.server.routes import api
 from polargrid_local.server.static import read_pages
-from polargrid_local.server.unknown import unknown_path
+from polargrid_local.server.unknown import unknown_method, unknown_path
 from polargrid_local.service.service import Service
 
 if TYPE_CHECKING:
@@ -49,7 +51,16 @@ def create_app(engine: AsyncEngine, config: ServeConfig) -> FastAPI:
         for end in ends:
             end.set_result(error)
 
-    app = FastAPI(title="polargrid-local", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    # FastAPI may tell OpenTelemetry of requests, but not the text of exceptions: it may quote a prompt.
+    no_texts: Any = {"logs": False}
+    app = FastAPI(
+        title="polargrid-local",
+        lifespan=lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        telemetry=no_texts,
+    )
     app.state.service = service
     app.state.stop = lambda: None
     app.state.end_requests = end_requests
@@ -65,7 +76,7 @@ def create_app(engine: AsyncEngine, config: ServeConfig) -> FastAPI:
 
     @app.exception_handler(PolarGridError)
     async def refused(request: Request, error: PolarGridError) -> Response:
-        return error_reply(error)
+        return _reply(request, error)
 
     @app.exception_handler(ClientGone)
     async def gone(request: Request, error: ClientGone) -> Response:
@@ -73,16 +84,19 @@ def create_app(engine: AsyncEngine, config: ServeConfig) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 404:
-            return error_reply(unknown_path(request.url.path))
-        refusal = PolarGridError(f"{request.method} is not allowed here", code="method_not_allowed")
-        refusal.status, refusal.type = error.status_code, "invalid_request_error"
-        reply = error_reply(refusal)
+        path = request.url.path
+        refusal = unknown_path(path) if error.status_code == 404 else unknown_method(request.method, path)
+        reply = _reply(request, refusal)
         reply.headers.update(error.headers or {})
         return reply
 
-    app.add_middleware(Gate, config=config, metrics=metrics, public=frozenset(pages))
+    app.add_middleware(Gate, config=config, metrics=metrics, keys=KeyRing(config.keys), public=frozenset(pages))
     return app
+
+
+def _reply(request: Request, error: PolarGridError) -> Response:
+    caller = caller_of(request.scope)
+    return error_reply(error, caller.exchange.error, caller.request_id)
 
 
 async def _load_first(service: Service, stop: Callable[[], None]) -> None:

@@ -14,13 +14,20 @@ from polargrid_local.server.config import ServeConfig
 
 DISCARD_FACTOR = 4  # a body up to so many times the limit is read to its end: clients that are cut off miss the answer
 
+# A browser asks before it sends another site's JSON to us, and is told no. A form, or a body of no type, it sends
+# without asking, so that these are taken from programs alone. Browsers are told by these headers, which a page cannot
+# leave out.
+UNASKED = (b"application/x-www-form-urlencoded", b"")
+OF_BROWSERS = (b"origin", b"referer", b"sec-fetch-site", b"sec-fetch-mode")
+
 
 class ClientGone(Exception):
     """The client closed the connection before its request was complete."""
 
 
-async def read_json(scope: Scope, receive: Receive, config: ServeConfig) -> dict[str, Any]:
-    """The request's JSON object, {} for an empty body; ValidationError for anything else."""
+async def read_json(scope: Scope, receive: Receive, config: ServeConfig, form_bodies: bool = False) -> dict[str, Any]:
+    """The request's JSON object, {} for an empty body; ValidationError for anything else. `form_bodies`: it may also be
+    called a form, or have no type, where no browser has sent it."""
     headers = dict(scope["headers"])
     try:
         raw = await asyncio.wait_for(_read(headers, receive, config.max_body_bytes), config.body_timeout_s)
@@ -31,7 +38,8 @@ async def read_json(scope: Scope, receive: Receive, config: ServeConfig) -> dict
     if not raw:
         return {}
     kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-    if kind != b"application/json" and not kind.endswith(b"+json"):
+    called_form = form_bodies and kind in UNASKED and not any(name in headers for name in OF_BROWSERS)
+    if kind != b"application/json" and not kind.endswith(b"+json") and not called_form:
         raise ValidationError("Content-Type must be application/json")
     if (coding := headers.get(b"content-encoding", b"identity").strip().lower()) != b"identity":
         shown = coding.decode("latin-1")[:40]

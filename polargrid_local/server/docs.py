@@ -51,7 +51,7 @@ def _operation(document: dict[str, Any], path: str, method: str, operation: dict
         rows += [(name, field, name in required) for name, field in schema.get("properties", {}).items()]
     table = "".join(
         f"<tr><td><code>{escape(name)}</code>{' (required)' if needed else ''}</td>"
-        f"<td>{_type(document, field)}</td></tr>"
+        f"<td>{_type(document, field)}{_note(field)}</td></tr>"
         for name, field, needed in rows
     )
     replies = ", ".join(f"{code} {escape(reply['description'])}" for code, reply in operation["responses"].items())
@@ -60,6 +60,10 @@ def _operation(document: dict[str, Any], path: str, method: str, operation: dict
         f"{escape(operation.get('summary', ''))}</summary>"
         f"<p>{escape(operation.get('description', ''))}</p><table>{table}</table><p>Answers: {replies}</p></details>"
     )
+
+
+def _note(field: dict[str, Any]) -> str:
+    return f"<br>{escape(field['description'])}" if "description" in field else ""
 
 
 def _resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:

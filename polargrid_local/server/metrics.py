@@ -62,6 +62,7 @@ class Metrics:
     def __init__(self, stats: Callable[[], Mapping[str, ModelStats]]) -> None:
         self.stats = stats
         self.requests: Counter[tuple[str, int]] = Counter()  # (route, HTTP status)
+        self.key_requests: Counter[tuple[str, int]] = Counter()  # (name of the key, HTTP status)
         self.first_token = Histogram(FIRST_TOKEN_BOUNDS_S)
         self.between_tokens = Histogram(TOKEN_BOUNDS_S)
         self.streams: set[EventStream] = set()  # the open ones
@@ -76,6 +77,10 @@ class Metrics:
         for (route, status), count in sorted(self.requests.items()):
             requests.add_metric([route, str(status)], count)
         yield requests
+        by_key = CounterMetricFamily("polargrid_key_requests", "Those with an API key", labels=["key", "status"])
+        for (key, status), count in sorted(self.key_requests.items()):
+            by_key.add_metric([key, str(status)], count)
+        yield by_key
         yield GaugeMetricFamily("polargrid_open_streams", "Event streams being written", value=len(self.streams))
         yield self.first_token.family("polargrid_first_token_seconds", "Request accepted to first text of a stream")
         yield self.between_tokens.family("polargrid_token_seconds", "Between two events of one stream")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import TypeAdapter
 from starlette.responses import Response
 
+from polargrid_local.api.keys import NO_EFFECT, OTHERS_NO_EFFECT
+from polargrid_local.api.replies import ModelInfo
+from polargrid_local.dialects import described
 from polargrid_local.dialects.exchange import Exchange
 from polargrid_local.server.requests import ENCODINGS
 from polargrid_local.service.endpoints import ENDPOINTS, Endpoint, GPUPurgeRequest
@@ -15,6 +18,7 @@ from polargrid_local.service.endpoints import ENDPOINTS, Endpoint, GPUPurgeReque
 DESCRIPTION = (
     "The PolarGrid text API on this machine. Requests and answers are those of the remote; OpenAI clients work too."
 )
+SOMETIMES = (ModelInfo,)  # has keys of what is known of some models only
 _ERROR = {
     "type": "object",
     "required": ["detail", "error"],
@@ -42,9 +46,10 @@ def describe(endpoint: Endpoint) -> dict[str, Any]:
             "required": endpoint.request is not GPUPurgeRequest,
             "content": _json(_ref(endpoint.request.__name__)),
         }
-    in_path = [(name, "path", True, {"type": "string"}) for name in re.findall(r"\{(\w+)\}", endpoint.path)]
-    in_query = [(name, "query", False, {"type": "string", "format": "date"}) for name in endpoint.dates]
-    if parameters := [*in_path, *in_query]:
+    in_path = [(name, "path", True, {"type": "string"}) for name in endpoint.parameters]
+    in_query = [(name, "query", False, {"type": "string"}) for name in endpoint.query]
+    dates = [(name, "query", False, {"type": "string", "format": "date"}) for name in endpoint.dates]
+    if parameters := [*in_path, *in_query, *dates]:
         extra["parameters"] = [
             {"name": name, "in": place, "required": required, "schema": schema}
             for name, place, required, schema in parameters
@@ -53,7 +58,8 @@ def describe(endpoint: Endpoint) -> dict[str, Any]:
     if endpoint.kind is None and endpoint.reply is not None:
         # All keys are always there over HTTP, those too that a call in this process may leave out.
         (item,) = get_args(endpoint.reply) or (endpoint.reply,)
-        every = {**_ref(item.__name__), "required": list(item.__annotations__)}
+        always = list(item.__annotations__) if item not in SOMETIMES else []
+        every = {**_ref(item.__name__), **({"required": always} if always else {})}
         good |= _json(every if item is endpoint.reply else {"type": "array", "items": every})
     elif endpoint.reply is not None:
         good |= _json(_ref(endpoint.reply.__name__))
@@ -102,8 +108,36 @@ def schemas() -> dict[str, Any]:
     return {**definitions["$defs"], "Error": _ERROR}
 
 
-def _as_over_http(described: dict[str, Any]) -> None:
-    """The request models say what holds in process; here is what `requests.py` makes of them."""
-    for name in ("ChatCompletionRequest", "CompletionRequest"):
-        described[name]["properties"]["max_tokens"] |= {"default": -1, "description": "-1: what the context leaves"}
-    described["EmbeddingRequest"]["properties"]["encoding_format"]["enum"] = list(ENCODINGS)
+# The fields that bound an answer, by which the server's default differs.
+LIMITS = (
+    ("ChatCompletionRequest", "max_tokens"),
+    ("CompletionRequest", "max_tokens"),
+    ("LlamaCompletionRequest", "n_predict"),
+    ("InfillRequest", "n_predict"),
+)
+# How pydantic writes a bound behind a validator of ours -> the keyword of JSON Schema.
+BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+
+
+def _as_over_http(schemas: dict[str, Any]) -> None:
+    """The request models say what holds in process; here is what `requests.py` makes of them, and which fields change
+    nothing."""
+    for name, limit in LIMITS:
+        schemas[name]["properties"][limit] |= {"default": -1, "description": "-1: what the context leaves"}
+    schemas["EmbeddingRequest"]["properties"]["encoding_format"]["enum"] = list(ENCODINGS)
+    for name in ("ChatCompletionRequest", "CompletionRequest", "EmbeddingRequest", "RerankRequest"):
+        fields = schemas[name]["properties"]
+        for harmless in sorted({"user", *NO_EFFECT, *OTHERS_NO_EFFECT}):
+            fields.setdefault(harmless, {})["description"] = described.NO_EFFECT
+    for schema in _inside(schemas):
+        for theirs, ours in BOUNDS.items():
+            if isinstance(schema.get(theirs), (int, float)):
+                schema[ours] = schema.pop(theirs)
+
+
+def _inside(value: Any) -> Iterator[dict[str, Any]]:
+    """All objects in it."""
+    if isinstance(value, dict):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _inside(part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,14 @@ from polargrid_local.errors import EngineClosed, PolarGridError, ValidationError
 from polargrid_local.server.app import create_app
 from polargrid_local.server.config import ServeConfig
 from polargrid_local.server.replies import error_reply
+from polargrid_local.server.tls import server_context
 
 if TYPE_CHECKING:
     from polargrid_local.engine import AsyncEngine
 
 log = logging.getLogger(__name__)
 LAST_WORDS_S = 2.0  # for clients to read the error that ends their request, before connections are dropped
+TLS_BUFFER_BYTES = 64 << 10  # as asyncio has it for connections without TLS; with TLS it would be eight times as much
 SEND_BUFFER_BYTES = 128 << 10  # what the kernel keeps for a reader that stalls; left alone it grows to megabytes
 
 
@@ -85,10 +88,13 @@ def _signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
 def protocol(config: ServeConfig) -> type[asyncio.Protocol]:
     """uvicorn's HTTP/1.1 in pure Python, whatever else is installed, with a time limit for the head of a request, and
     `state["abort"]` to drop a connection."""
+    scheme = "" if config.ssl_certfile else "this server speaks http://, not https://; "
 
     class BoundedProtocol(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
             super().connection_made(transport)
+            if config.ssl_certfile is not None:
+                transport.set_write_buffer_limits(TLS_BUFFER_BYTES)
             self.app_state: dict[str, Any] = {**self.app_state, "abort": lambda: _reset(transport)}
             self._head_timer: asyncio.TimerHandle | None = None
             # Browsers and pools open connections ahead of their requests: one without a request yet is idle, not slow.
@@ -102,8 +108,8 @@ def protocol(config: ServeConfig) -> type[asyncio.Protocol]:
             """For bytes that are no request: in the form of every other error, and with what it most often is."""
             refusal = error_reply(
                 ValidationError(
-                    "not a valid HTTP/1.1 request: this server speaks http://, not https://; a request needs one Host "
-                    "header, and signs beyond ASCII in its path must be percent-encoded",
+                    f"not a valid HTTP/1.1 request: {scheme}a request needs one Host header, and signs beyond ASCII in "
+                    "its path must be percent-encoded",
                     code="invalid_http",
                 )
             )
@@ -163,57 +169,59 @@ def bind(config: ServeConfig) -> list[socket.socket]:
     port = config.port
     for host in hosts:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            # asyncio turns Nagle's delay off only where the protocol is named; a chunk would wait 40 ms for it.
-            sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        except OSError:  # this machine has no such family of addresses
-            continue
-        try:
-            if sys.platform != "win32":
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-            sock.bind((host, port))
-        except OSError as error:
-            sock.close()
-            if host == "::1" and sockets:
-                continue  # this machine has no IPv6 loopback
-            for other in sockets:
-                other.close()
-            raise ValidationError(
-                f"cannot listen on {host} port {port}: {error.strerror or error}", param="port"
-            ) from None
-        sock.listen(2048)
+        with ExitStack() as undo:
+            try:
+                # asyncio turns Nagle's delay off only where the protocol is named; a chunk would wait 40 ms for it.
+                sock = undo.enter_context(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
+                if sys.platform != "win32":
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+                sock.bind((host, port))
+                sock.listen(2048)
+                port = sock.getsockname()[1]
+            except OSError as error:
+                if host == "::1" and sockets:
+                    continue  # this machine has no IPv6 loopback
+                if host == "127.0.0.1" and len(hosts) > 1 and error.errno == errno.EAFNOSUPPORT:
+                    continue  # nor this one IPv4
+                for other in sockets:
+                    other.close()
+                raise ValidationError(
+                    f"cannot listen on {host} port {port}: {error.strerror or error}", param="port"
+                ) from None
+            undo.pop_all()
         sockets.append(sock)
-        port = sock.getsockname()[1]
     return sockets
 
 
 def _bind_unix(path: Path) -> socket.socket:
     """For this user alone. A socket that a server left behind is replaced, one that answers is not."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if path.is_socket():
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                if probe.connect_ex(str(path)) == 0:
-                    raise OSError("another server answers there")
-            path.unlink()
-        before = os.umask(0o177)
+    with ExitStack() as undo:
         try:
-            sock.bind(str(path))
-        finally:
-            os.umask(before)
-    except OSError as error:
-        sock.close()
-        raise ValidationError(f"cannot listen on {path}: {error.strerror or error}", param="unix_socket") from None
-    sock.listen(2048)
+            sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            if path.is_socket():
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                    if probe.connect_ex(str(path)) == 0:
+                        raise OSError("another server answers there")
+                path.unlink()
+            before = os.umask(0o177)
+            try:
+                sock.bind(str(path))
+            finally:
+                os.umask(before)
+            sock.listen(2048)
+        except OSError as error:
+            raise ValidationError(f"cannot listen on {path}: {error.strerror or error}", param="unix_socket") from None
+        undo.pop_all()
     return sock
 
 
 def run(config: ServeConfig, engine: AsyncEngine | None = None) -> None:
     """Serve `config`; `engine` is for tests."""
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    tls = server_context(config)
     if engine is None:
         from polargrid_local import AsyncEngine
 
@@ -233,10 +241,13 @@ def run(config: ServeConfig, engine: AsyncEngine | None = None) -> None:
         proxy_headers=False,
         timeout_graceful_shutdown=int(config.drain_s) + 5,
     )
+    settings.load()
+    settings.ssl = tls  # ours, so that what is wrong with it is said before anything is loaded
     server = Server(settings, config.drain_s, app.state.end_requests)
     app.state.stop = lambda: setattr(server, "should_exit", True)
     shown = f"[{config.host}]" if ":" in config.host else config.host
-    log.info("listening on %s", config.unix_socket or f"http://{shown}:{sockets[0].getsockname()[1]}")
+    port = None if config.unix_socket else sockets[0].getsockname()[1]
+    log.info("listening on %s", config.unix_socket or f"{'https' if tls else 'http'}://{shown}:{port}")
     with _signals_to(server.handle_exit):
         server.run(sockets=sockets)
     if app.state.service.startup_error is not None:

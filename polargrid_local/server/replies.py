@@ -25,6 +25,7 @@ class JsonReply(Response):
 
 DROPPED = "x-polargrid-dropped-keywords"
 IGNORED = "x-polargrid-ignored"
+FINGERPRINT = "x-polargrid-fingerprint"  # of answers: `system_fingerprint` of stream and pg_metadata
 MAX_LIST_BYTES = 4096  # of such a header: clients and proxies take no more than 8 KB or so of all of them
 
 
@@ -47,15 +48,19 @@ def list_header(name: str, paths: Sequence[str]) -> dict[str, str]:
 _PATH = re.compile(r"(?<![\w./])/(?!(?:v1|api)/)(?:[^\s/:;,'\"]+/)+(?=[^\s/])")
 
 
-def refusal_of(error: PolarGridError) -> Refusal:
+def refusal_of(error: PolarGridError, request_id: str | None = None) -> Refusal:
     """Files go by names, not by paths."""
     message = error.message
     if error.path is not None:  # whatever signs are in it
         message = message.replace(error.path, os.path.basename(error.path))
-    return Refusal(_PATH.sub("", message), error.type, error.code, error.param, error.status)
+    return Refusal(_PATH.sub("", message), error.type, error.code, error.param, error.status, request_id)
 
 
-def error_reply(error: PolarGridError, words: Callable[[Refusal], dict[str, Any]] = error_words) -> JsonReply:
+def error_reply(
+    error: PolarGridError,
+    words: Callable[[Refusal], dict[str, Any]] = error_words,
+    request_id: str | None = None,
+) -> JsonReply:
     headers = {}
     if isinstance(error, RateLimitError):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after or 1)))
@@ -63,7 +68,7 @@ def error_reply(error: PolarGridError, words: Callable[[Refusal], dict[str, Any]
         headers["connection"] = "close"  # the rest of the body may come at any time
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    return JsonReply(words(refusal_of(error)), status_code=error.status, headers=headers)
+    return JsonReply(words(refusal_of(error, request_id)), status_code=error.status, headers=headers)
 
 
 def forbidden(message: str) -> AuthenticationError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from polargrid_local.api.parse import parse_request
@@ -12,6 +13,12 @@ from polargrid_local.server.config import ServeConfig
 ENCODINGS = ("float", "base64")
 
 
+def check_ignored(ignored: Sequence[str], config: ServeConfig) -> None:
+    """Raises ValidationError for fields that nothing was made of, where the server takes none of those."""
+    if config.strict_fields and ignored:
+        raise refused(ignored[0], "unknown field, and this server takes none (strict_fields)")
+
+
 def read_request(exchange: Exchange, config: ServeConfig) -> Any:
     """The request model of what `exchange` asks. The paths of unknown keys go to what it ignores; with
     `strict_fields` they are refused.
@@ -19,8 +26,7 @@ def read_request(exchange: Exchange, config: ServeConfig) -> Any:
     Without `max_tokens` an answer may fill the context; `max_tokens_limit`, where it is not 0, is the most that one may
     have. Raises ValidationError naming the field."""
     kind, max_tokens_limit = exchange.kind, config.max_tokens_limit
-    if config.strict_fields and exchange.ignored:
-        raise refused(exchange.ignored[0], "unknown field, and this server takes none (strict_fields)")
+    check_ignored(exchange.ignored, config)
     ignored = None if config.strict_fields else exchange.ignored
     request = parse_request(kind, exchange.body, max_tokens_limit=None, ignored=ignored)
     if kind == "embedding" and request.encoding_format not in ENCODINGS:

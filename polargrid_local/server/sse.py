@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from polargrid_local.api.replies import Timings
-from polargrid_local.dialects.exchange import Exchange
+from polargrid_local.dialects.exchange import Exchange, with_cached
 from polargrid_local.errors import PolarGridError, TimeoutError
 from polargrid_local.server.body import ClientGone
 from polargrid_local.server.config import ServeConfig
 from polargrid_local.server.metrics import Metrics
-from polargrid_local.server.replies import DROPPED, IGNORED, internal_error, list_header, refusal_of
-from polargrid_local.service.chunks import ChunkStream
+from polargrid_local.server.replies import DROPPED, FINGERPRINT, IGNORED, internal_error, list_header, refusal_of
+from polargrid_local.server.telemetry import RequestSpan
+from polargrid_local.service.chunks import Chunk, ChunkStream
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -44,6 +44,8 @@ class EventStream(Response):
         started: float,
         config: ServeConfig,
         metrics: Metrics,
+        span: RequestSpan,
+        request_id: str,
         on_end: Callable[[], None],
     ) -> None:
         self.exchange = exchange
@@ -52,6 +54,8 @@ class EventStream(Response):
         self.chunks = chunks
         self.config = config
         self.metrics = metrics
+        self.span = span
+        self.request_id = request_id
         self.on_end = on_end
         self.started = started
         self._written = time.monotonic()
@@ -70,6 +74,8 @@ class EventStream(Response):
         gone = asyncio.create_task(disconnected(receive))
         try:
             await self._watch(pump, gone, send)
+            if not pump.done():
+                self.span.failed(ClientGone())
             if self._stalled():
                 # An ordinary close waits until the reader has taken what is buffered, which this one does not do.
                 scope.get("state", {}).get("abort", lambda: None)()
@@ -117,14 +123,16 @@ class EventStream(Response):
     async def _pump(self, send: Send) -> None:
         first = {"content-type": self.exchange.media_type, **list_header(IGNORED, self.exchange.ignored)}
         first |= list_header(DROPPED, self.chunks.dropped_keywords)
+        if fingerprint := self.chunks.system_fingerprint:
+            first[FINGERPRINT] = fingerprint
         headers = [(name.encode(), value.encode()) for name, value in first.items()] + HEADERS
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
             before = 0.0
             async for chunk in self.chunks:
+                self.span.said(chunk)
                 text = _carries_text(chunk)
-                wanted = self.exchange.timed and chunk.get("usage")
-                told = _timed(chunk, self.chunks.timings) if wanted else chunk
+                told = self._with_account(chunk, fingerprint) if chunk.get("usage") else chunk
                 if said := b"".join(self.exchange.chunk(told)):
                     await self._write(send, said)
                 if text:
@@ -150,16 +158,24 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": data, "more_body": more})
         self._writing = False
 
+    def _with_account(self, chunk: Chunk, fingerprint: str) -> Mapping[str, Any]:
+        """A chunk that tells usage, which only clients of OpenAI's kind ask for: with what they look for beside it."""
+        timings = self.chunks.timings
+        told: dict[str, Any] = {**chunk}
+        if self.exchange.timed:
+            told["timings"], told["pg_metadata"] = timings, {"seed": self.chunks.seed}
+        if self.exchange.timed or not chunk["choices"]:
+            told["usage"] = with_cached(chunk["usage"], timings["cached_tokens"])
+        if not chunk["choices"]:
+            told["system_fingerprint"] = fingerprint
+        return told
+
     def _failed(self, error: PolarGridError) -> bytes:
-        return b"".join(self.exchange.failure(refusal_of(error)))
+        self.span.failed(error)
+        return b"".join(self.exchange.failure(refusal_of(error, self.request_id)))
 
     def _stalled(self) -> bool:
         return self._writing and time.monotonic() - self._written > self.config.write_timeout_s
-
-
-def _timed(chunk: Mapping[str, Any], timings: Timings) -> Mapping[str, Any]:
-    details = {"cached_tokens": timings["cached_tokens"]}
-    return {**chunk, "usage": {**chunk["usage"], "prompt_tokens_details": details}, "timings": timings}
 
 
 def _carries_text(chunk: Mapping[str, Any]) -> bool:

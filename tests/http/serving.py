@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -40,6 +41,7 @@ class ServerProcess:
             probe.bind(("127.0.0.1", 0))
             self.port: int = settings.get("port", probe.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
+        self._verify: ssl.SSLContext | bool = True
         self._log = log
         settings = {"models": models_dir, "port": self.port, **settings}
         env = {key: value for key, value in os.environ.items() if not key.startswith("POLARGRID_")}
@@ -51,6 +53,11 @@ class ServerProcess:
     @property
     def log(self) -> str:
         return self._log.read_text(errors="replace")
+
+    def trust(self, ca: Path) -> None:
+        """Speak https to it, which has a certificate by this authority."""
+        self.url = self.url.replace("http://", "https://")
+        self._verify = ssl.create_default_context(cafile=ca)
 
     def workers(self) -> list[int]:
         """The processes of its engines, the oldest first (Linux)."""
@@ -73,7 +80,7 @@ class ServerProcess:
         raise AssertionError(f"not within {seconds} s; the server wrote:\n{self.log}")
 
     def request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
-        with httpx.Client(base_url=self.url, timeout=60, trust_env=False) as client:
+        with httpx.Client(base_url=self.url, timeout=60, trust_env=False, verify=self._verify) as client:
             return client.request(method, path, **kwargs)
 
     def get(self, path: str, **kwargs: Any) -> httpx.Response:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import errno
 import socket
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from polargrid_local.cli.commands import app
 from polargrid_local.errors import ValidationError
 from polargrid_local.server import ServeConfig
 from polargrid_local.server.config import is_loopback
@@ -80,6 +83,22 @@ def test_what_a_variable_can_say() -> None:
 def test_wrong_settings_are_named(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ServeConfig.load(settings)
+
+
+def test_the_doors_settings_as_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[ServeConfig] = []
+    monkeypatch.setattr("polargrid_local.server.run", seen.append)
+    file = tmp_path / "keys"
+    file.write_text("cid=kc")
+    flags = ["--api-key", "k", "--api-keys", "ann=ka@5/50", "--api-keys", "bob=kb", "--api-key-file", str(file),
+             "--ssl-certfile", "cert.pem", "--ssl-keyfile", "key.pem"]  # fmt: skip
+    told = CliRunner().invoke(app, ["serve", "--model", "m", *flags])
+    assert told.exit_code == 0, told.output
+    assert {name: key.key for name, key in seen[0].keys.items()} == {
+        "default": "k", "ann": "ka", "bob": "kb", "cid": "kc",
+    }  # fmt: skip
+    assert (seen[0].keys["ann"].requests_per_minute, seen[0].keys["ann"].tokens_per_minute) == (5, 50)
+    assert (seen[0].ssl_certfile, seen[0].ssl_keyfile) == (Path("cert.pem"), Path("key.pem"))
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:
@@ -198,6 +217,18 @@ def test_a_taken_port_is_named() -> None:
         bind(ServeConfig(port=port))
     for sock in sockets:
         sock.close()
+
+
+@pytest.mark.parametrize("call", ["__init__", "listen"])
+def test_a_socket_that_cannot_be_had_is_no_server_on_half_of_its_addresses(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket.socket, call, fail)
+    with pytest.raises(ValidationError, match=r"cannot listen on 127\.0\.0\.1 port 0: Too many open files"):
+        bind(ServeConfig(port=0))
 
 
 PREFIX = "POLARGRID_LOCAL_"
