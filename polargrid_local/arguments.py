@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from polargrid_local.api.parse import parse_fields
-from polargrid_local.api.plain import plain
+from polargrid_local.api.plain import plain, shown
+from polargrid_local.api.requests import MAX_ADAPTERS
 from polargrid_local.errors import ValidationError, did_you_mean, refused
+from polargrid_local.models.adapters import Adapter, split_name
 from polargrid_local.options import EngineKeywords
-
-MAX_ADAPTERS = 64
 
 
 def prompt_or_request(request: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -47,7 +47,8 @@ def model_name(value: Any, field: str) -> str | Path:
     return text if isinstance(value, str) else Path(text)
 
 
-def adapters_of(lora: Any) -> list[tuple[str, float]]:
+def adapters_of(lora: Any, named: Any = None) -> list[Adapter]:
+    """`lora`: of every model. `named`: by "MODEL:NAME"."""
     if isinstance(lora, (str, os.PathLike)):
         lora = [lora]
     elif not isinstance(lora, (Iterable, type(None))):
@@ -56,11 +57,33 @@ def adapters_of(lora: Any) -> list[tuple[str, float]]:
     for i, item in enumerate(lora or ()):
         if i == MAX_ADAPTERS:  # or an iterable that never ends
             raise refused("lora", f"at most {MAX_ADAPTERS} adapters")
-        path, scale = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, 1.0)
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) <= 1e6:
-            raise ValidationError(f"lora[{i}]: the scale must be a number in -1e6..1e6", param=f"lora[{i}]")
-        adapters.append((path_of(path, f"lora[{i}]"), float(scale)))
+        adapters.append(Adapter(*_path_and_scale(item, f"lora[{i}]")))
+    if not isinstance(named, (Mapping, type(None))):
+        raise wrong_type("adapters", "must be a mapping of 'MODEL:NAME' to paths, or to pairs of path and scale", named)
+    for title, item in (named or {}).items():
+        base, name = split_name(title) if isinstance(title, str) else ("", "")
+        if not name or "/" in name or name == "latest":  # Ollama's clients add `:latest` to names without a tag
+            raise refused("adapters", f"must read MODEL:NAME, a model and a name for the adapter, got {shown(title)}")
+        adapters.append(Adapter(*_path_and_scale(item, f"adapters[{title!r}]"), base, name))
+    if len(adapters) > MAX_ADAPTERS:
+        raise refused("adapters", f"at most {MAX_ADAPTERS} adapters, got {len(adapters)}")
     return adapters
+
+
+def _path_and_scale(item: Any, field: str) -> tuple[str, float]:
+    path, scale = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, 1.0)
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) <= 1e6:
+        raise ValidationError(f"{field}: the scale must be a number in -1e6..1e6", param=field)
+    return path_of(path, field), float(scale)
+
+
+def chat_templates(given: Any) -> dict[str, str]:
+    """By model, "*" for every one that is not named."""
+    templates = {} if given is None else {"*": given} if isinstance(given, str) else given
+    texts = [text for pair in templates.items() for text in pair] if isinstance(templates, Mapping) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise wrong_type("chat_template", "must be a string, or a mapping of models to such", given)
+    return {name: str(plain(source, "chat_template")) for name, source in templates.items()}
 
 
 def refuse_options(unknown: dict[str, Any]) -> None:

@@ -133,7 +133,8 @@ class EngineOptions(BaseModel):
 
 class EngineKeywords(TypedDict, total=False):
     """The keyword arguments of Engine and AsyncEngine, for type checkers and editors: EngineOptions, and what only a
-    program can give. Paths of adapters come alone or as (path, scale)."""
+    program can give. Paths of adapters come alone or as (path, scale); those of `adapters` by "MODEL:NAME". Templates
+    come alone or by model, "*" being every other one."""
 
     device: Literal["auto", "cpu", "gpu"]
     n_gpu_layers: int
@@ -155,8 +156,9 @@ class EngineKeywords(TypedDict, total=False):
     tool_format: ToolFormatName
     models_dir: str | PathLike[str] | None
     lora: Iterable[str | PathLike[str] | tuple[str | PathLike[str], float]] | None
+    adapters: Mapping[str, str | PathLike[str] | tuple[str | PathLike[str], float]] | None
     content_filter: str | Iterable[str] | Callable[[str], Any] | None
-    chat_template: str | None
+    chat_template: str | Mapping[str, str] | None
     on_load_progress: Callable[[float], Any] | None
     engine_factory: Callable[..., Any] | None
 

@@ -20,7 +20,9 @@ from polargrid_local.api.parse import parse_request
 from polargrid_local.api.plain import plain
 from polargrid_local.api.prepare import CHAT, Job, Kind, Target, chat_prompt, check_length, prepare
 from polargrid_local.api.replies import (
+    AdapterInfo,
     Device,
+    FileSummary,
     GPUMemoryResponse,
     GPUPurgeResponse,
     GPUStatusResponse,
@@ -31,15 +33,14 @@ from polargrid_local.api.replies import (
     LoadStatus,
     MemoryEstimate,
     ModelInfo,
+    ModelMeta,
     ModelStats,
     ModelStatusResponse,
-    NativeInfo,
     Task,
     UnloadAllModelsResponse,
     UnloadModelResponse,
 )
 from polargrid_local.api.requests import ChatCompletionRequest
-from polargrid_local.chat.grammar import Compile, accept_all
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import (
     EngineClosed,
@@ -53,9 +54,11 @@ from polargrid_local.errors import (
     ValidationError,
 )
 from polargrid_local.machine import gpu_memory_reply, gpu_memory_state, gpu_status_reply, health_reply
+from polargrid_local.models.adapters import Adapter, split_name, unknown_adapter
+from polargrid_local.models.fingerprint import files_digest, fingerprint
 from polargrid_local.models.store import ResolvedModel, Store
 from polargrid_local.models.verdicts import Verdicts
-from polargrid_local.native.core import core, inspect, native_path, refused, system
+from polargrid_local.native.core import core, inspect, named_files, native_path, refused, system
 from polargrid_local.native.isolation import Isolation, choose, try_out
 from polargrid_local.native.loaded_model import LoadedModel
 from polargrid_local.native.worker import estimate
@@ -68,6 +71,8 @@ C = TypeVar("C")  # a chunk
 R = TypeVar("R")  # the whole answer
 RESTARTS, RESTART_S = 3, 600  # so often within so many seconds is a process that died replaced without being asked
 BACKOFF_S = 0.5  # before the second restart; before the third thrice as long
+# What info() says of how a model runs, and that may change the bits of an answer.
+_FIXES_BITS = ("build", "kernels", "row_invariant", "cache_type", "flash_attention", "n_gpu_layers", "n_batch")
 POLL_S = 0.05  # between two looks at a load of another thread
 UNLIMITED = "; unlimited=True tokenizes it all the same"
 
@@ -75,9 +80,26 @@ UNLIMITED = "; unlimited=True tokenizes it all the same"
 class ReadyModel(NamedTuple):
     """A model that can be asked: the running engine, and what turns requests into jobs for it."""
 
+    id: str  # of the model in memory, whichever of its adapters `target` stands for
     model: LoadedModel
     target: Target
     created: int  # Unix time of the load
+    adapters: list[Adapter]  # as they were loaded
+    identity: str  # of the files and settings; see Models._fingerprint
+
+    @property
+    def names(self) -> list[str]:
+        """What it can be asked for by: its id, and those of its adapters."""
+        return [self.id, *(f"{self.id}:{adapter.name}" for adapter in self.adapters if adapter.name)]
+
+    def adapted(self, name: str) -> ReadyModel:
+        """The same model with one of its named adapters alone. Raises NotFoundError for a name that none has."""
+        for i, adapter in enumerate(self.adapters):
+            if adapter.name == name:
+                lora = [*always(self.adapters), (i, adapter.scale)]
+                info: Any = {**self.target.info, "tasks": _of_adapter(self.target.info.get("tasks", []))}
+                return self._replace(target=self.target._replace(name=f"{self.id}:{name}", info=info, lora=lora))
+        raise unknown_adapter(self.id, name, [adapter.name for adapter in self.adapters if adapter.name])
 
 
 @dataclass
@@ -97,16 +119,20 @@ class Models:
         models_dir: Any,
         options: dict[str, Any],
         content_filter: Any,
-        chat_template: str | None,
+        chat_templates: Mapping[str, str],
         factory: Any,
         tool_format: str | None = None,
         isolation: Isolation = "auto",
+        adapters: Sequence[Adapter] = (),
     ) -> None:
-        if chat_template is not None:
-            ChatTemplate(chat_template).check()  # before anything is loaded
+        """`options`: of the native engine. `chat_templates`: by model, "*" for every other one. `adapters`: those of
+        every model, without a name, and those of one."""
+        for source in chat_templates.values():
+            ChatTemplate(source).check()  # before anything is loaded
         self._store = Store(models_dir)
         self._options, self._content_filter = options, content_filter
-        self._chat_template, self._tool_format = chat_template, tool_format
+        self._chat_templates, self._tool_format = chat_templates, tool_format
+        self._adapters = adapters
         self._factory = factory
         self._isolation = isolation
         self._restarts: dict[str, list[float]] = {}  # id -> when its engine's process was started anew
@@ -114,7 +140,7 @@ class Models:
         self._ready: dict[str, ReadyModel] = {}
         self._loads: dict[str, Load] = {}
         self._status: dict[str, LoadStatus] = {}  # of every model that was ever asked to load
-        self._inspected: dict[tuple[Path, int, int], list[Task]] = {}  # file, size, time -> tasks
+        self._inspected: dict[tuple[Path, int, int], FileSummary | None] = {}  # file, size, time -> what it says
         self._pid = os.getpid()
         self.closed = False
 
@@ -127,7 +153,7 @@ class Models:
         Raises NotFoundError, InvalidModelError, TemplateError, MemoryEstimateError, EngineClosed, EngineCrashed,
         ServerError."""
         self._check()
-        found = self._store.resolve(name)
+        found = self._resolve(name)
         with self._lock:
             namesake = self._ready.get(found.id)
             if namesake is not None and namesake.model.path != found.path:  # the same file name in another folder
@@ -154,9 +180,12 @@ class Models:
             if old is not None and not crashed:
                 old.model.close()
             time.sleep(pause_s)
-            model = load.model = self._engine_for(found, load)
+            adapters = self._adapters_of(found)
+            model = load.model = self._engine_for(found, adapters, load)
             model.load(note)
-            ready = ReadyModel(model, self._target(found.id, model.info, model.compile), int(time.time()))
+            target = self._target(found, adapters, model)
+            identity = self._identity(found, adapters, target)
+            ready = ReadyModel(found.id, model, target, int(time.time()), adapters, identity)
             with self._lock:
                 if not self.closed:
                     self._ready[found.id] = ready
@@ -166,6 +195,8 @@ class Models:
             if old is not None and crashed:
                 old.model.close()
             status = "loaded"
+        except PolarGridError as error:
+            raise self._blamed(error, found) from None
         finally:
             with self._lock:
                 del self._loads[found.id]
@@ -186,10 +217,53 @@ class Models:
         self._restarts[id] = [*recent, now]
         return BACKOFF_S * float(2 ** len(recent) - 1)
 
-    def _engine_for(self, found: ResolvedModel, load: Load) -> LoadedModel:
+    def _resolve(self, name: str | Path) -> ResolvedModel:
+        """The model that a name means, also the name of one of its adapters. Raises NotFoundError."""
+        try:
+            return self._store.resolve(name)
+        except NotFoundError:
+            base, adapter = split_name(name) if isinstance(name, str) else ("", "")
+            if not base or not self._adapters:
+                raise
+            known: list[str] = []
+            with contextlib.suppress(NotFoundError):
+                found = self._store.resolve(base)
+                known = [adapter.name for adapter in self._adapters_of(found) if adapter.name]
+            if not known:
+                raise
+            if adapter not in known:
+                raise unknown_adapter(base, adapter, known) from None
+            return found
+
+    def _means(self, name: str, found: ResolvedModel) -> bool:
+        """Whether a name in the settings is that of this model."""
+        try:
+            return name == found.id or self._store.resolve(name).path == found.path
+        except PolarGridError:
+            return False
+
+    def _adapters_of(self, found: ResolvedModel) -> list[Adapter]:
+        return [adapter for adapter in self._adapters if not adapter.name or self._means(adapter.base, found)]
+
+    def expect(self, first: str | Path | None) -> None:
+        """Raises NotFoundError where the settings name a model that is neither on this disk nor `first`, or an adapter
+        whose file is missing."""
+        own = None if first is None else self._resolve(first)
+        named = [(name, "chat_template") for name in self._chat_templates if name != "*"]
+        named += [(adapter.base, "adapters") for adapter in self._adapters if adapter.name]
+        for name, option in named:
+            if own is None or not self._means(name, own):
+                try:
+                    self._store.resolve(name)
+                except NotFoundError as error:
+                    raise NotFoundError(f"{option}: {error.message}", code=error.code, param=option) from None
+        for adapter in self._adapters if self._factory is None else ():
+            adapter.check_file()
+
+    def _engine_for(self, found: ResolvedModel, adapters: Sequence[Adapter], load: Load) -> LoadedModel:
         """Not loaded yet; in this process or in one of its own. A file that is to run in this one, and of which nothing
         is known, is tried in another first."""
-        options = self._native_options()
+        options = self._native_options(adapters)
         if self._factory is not None:
             return LoadedModel(found.path, options, self._factory)
         files = self._files(found, options)
@@ -218,22 +292,25 @@ class Models:
 
     def estimate(self, name: str | Path) -> MemoryEstimate:
         """What the model would take of memory. Raises NotFoundError, InvalidModelError."""
-        found = self._store.resolve(name)
+        found = self._resolve(name)
         path = native_path(found.path)
         try:
-            return estimate(path, self._native_options())
+            return estimate(path, self._native_options(self._adapters_of(found)))
         except Exception as error:
             raise refused(error, found.path) from None
 
     def bytes_to_load(self, name: str | Path) -> int:
-        """The total of an estimate; where none can be made for want of the program that makes it, the files' size."""
+        """The total of an estimate and the adapters; where none can be made for want of the program that makes it, the
+        files' size."""
+        found = self._resolve(name)
+        n_adapters = sum(adapter.check_file() for adapter in self._adapters_of(found)) if self._factory is None else 0
         if self._factory is None:
             try:
-                return self.estimate(name)["total_bytes"]
+                return self.estimate(name)["total_bytes"] + n_adapters
             except ServerError as error:
                 if error.code != "worker_missing":
                     raise
-        return self._store.resolve(name).n_bytes
+        return found.n_bytes + n_adapters
 
     def _files(self, found: ResolvedModel, options: Mapping[str, Any]) -> list[Path]:
         """All that are read with the model."""
@@ -245,28 +322,88 @@ class Models:
     def _verdicts(self) -> Verdicts:
         return Verdicts(core().build)
 
-    def _native_options(self) -> dict[str, Any]:
+    def _native_options(self, adapters: Sequence[Adapter]) -> dict[str, Any]:
         """With the draft model's file in place of its name. Raises as resolving any name does."""
-        helper = self._options.get("draft_model")
-        return {**self._options, "draft_model": str(self._store.resolve(helper).path)} if helper else self._options
+        # One with a name acts only where it is asked for.
+        lora = [(adapter.path, 0.0 if adapter.name else adapter.scale) for adapter in adapters]
+        options = {**self._options, "lora": lora}
+        if helper := options.get("draft_model"):
+            options["draft_model"] = str(self._store.resolve(helper).path)
+        if self._factory is None:
+            for adapter in adapters:
+                adapter.check_file()
+        return options
 
-    def _target(self, name: str, info: NativeInfo, compile: Compile = accept_all) -> Target:
+    def _blamed(self, error: PolarGridError, found: ResolvedModel) -> PolarGridError:
+        """An error of a load, which names the one file that is at fault, as far as that is known."""
+        adapters = self._adapters_of(found)
+        told = named_files(found.path, [adapter.path for adapter in adapters])
+        if not adapters or not isinstance(error, InvalidModelError) or not error.message.startswith(told):
+            return error
+        file = (error.details or {}).get("adapter")  # as the engine says
+        try:
+            inspect(found.path)
+        except PolarGridError:
+            file = str(found.path)
+        if file is None and len(adapters) == 1:
+            file = adapters[0].path
+        rest = error.message.removeprefix(told)
+        if file == str(found.path):
+            error.message = named_files(found.path, []) + rest
+        for adapter in adapters:
+            if adapter.path == file:
+                error.message, error.path = f"{adapter.title}: {rest}", file
+        error.args = (error.message,)
+        return error
+
+    def _target(self, found: ResolvedModel, adapters: Sequence[Adapter], model: LoadedModel) -> Target:
+        name, info = found.id, model.info
         tokens: dict[str, Any] = {"bos_token": info.get("bos_text", ""), "eos_token": info.get("eos_text", "")}
         tokens |= {key: text for key, text in info.get("special_tokens", {}).items() if text}
         controls, named = info.get("control_tokens", {}), set(info.get("special_tokens", {}).values())
         tokens["additional_special_tokens"] = [
             text for text in sorted(controls, key=controls.__getitem__) if text not in named
         ]
-        source = self._chat_template if self._chat_template is not None else info.get("chat_template") or None
+        templates = {"*": info.get("chat_template") or None, **self._chat_templates}
+        source = templates[next((key for key in self._chat_templates if self._means(key, found)), "*")]
         template = ChatTemplate(source, tokens, self._tool_format)
         if template.assumed:
             _log.warning("%s: the file has no chat template, ChatML is assumed; chat_template=... names another", name)
-        return Target(name, info, template, self._content_filter, compile)
+        return Target(
+            name,
+            info,
+            template,
+            self._content_filter,
+            model.compile,
+            n_adapters=len(adapters),
+            tokenize=model.tokenize,
+            detokenize=model.detokenize,
+        )
+
+    def _identity(self, found: ResolvedModel, adapters: Sequence[Adapter], target: Target) -> str:
+        """What stays as it is while a model is loaded, of all that fixes the bits of its answers."""
+        from polargrid_local import __version__
+
+        phrases = self._content_filter if isinstance(self._content_filter, list) else None
+        cpu = system()["cpu_features"] if self._factory is None else []
+        files = [*model_files(found.path), *(Path(adapter.path) for adapter in adapters)]
+        template = [target.template.source, self._tool_format]
+        return fingerprint(__version__, cpu, template, phrases, [files_digest([file]) for file in files])
+
+    def _fingerprint(self, ready: ReadyModel) -> str:
+        """Of all that fixes the bits of a model's answers: its files, templates and filters, its adapters, this build,
+        the kernels and where they run, which changes when a GPU is lost. What may change none is no part of it: how
+        many streams there are, the number of threads, drafts, caches."""
+        info = ready.model.info
+        runs = {key: info.get(key) for key in _FIXES_BITS}
+        devices = [[device["name"], device["description"]] for device in info.get("devices", [])]
+        scales = always(ready.adapters) if ready.target.lora is None else ready.target.lora
+        return fingerprint(ready.identity, runs, devices, scales)
 
     def abort(self, name: str | Path) -> None:
         """The load of this model, if one is running, ends with an error soon."""
         with contextlib.suppress(PolarGridError):
-            path = self._store.resolve(name).path
+            path = self._resolve(name).path
             self._abort(load for load in list(self._loads.values()) if load.path == path)
 
     def abort_loads(self) -> None:
@@ -280,9 +417,14 @@ class Models:
 
     def unload(self, name: str | Path) -> UnloadModelResponse:
         ready = self.find(name)
+        if ready.target.name != ready.id:
+            raise ValidationError(
+                f"model: '{ready.target.name}' is an adapter of '{ready.id}': unload that, and it goes with it",
+                param="model",
+            )
         with self._lock:
-            self._ready.pop(ready.target.name, None)
-            self._status[ready.target.name] = "unloaded"
+            self._ready.pop(ready.id, None)
+            self._status[ready.id] = "unloaded"
         ready.model.close()
         return {"status": "success", "model": str(name), "message": f"Model {name} unloaded successfully"}
 
@@ -330,7 +472,8 @@ class Models:
         return ready
 
     def find(self, name: str | Path | None) -> ReadyModel:
-        """A loaded model by id, alias, path or file name; the first one for None."""
+        """A loaded model by id, alias, path or file name, or as "model:adapter" with one of its adapters; the first one
+        for None."""
         self._check()
         with self._lock:
             models = dict(self._ready)
@@ -352,6 +495,15 @@ class Models:
         for ready in models.values():
             if found is not None and found.path == ready.model.path:
                 return ready
+        base, adapter = split_name(name) if isinstance(name, str) and found is None else ("", "")
+        if base:
+            try:
+                ready = self.find(base)
+            except NotFoundError:
+                pass
+            else:
+                if any(known.name for known in ready.adapters):
+                    return ready.adapted(adapter)
         raise NotFoundError(
             f"Model not loaded: {str(name)[:200]!r}. Loaded: {', '.join(models) or 'none'}",
             code="model_not_loaded",
@@ -376,8 +528,9 @@ class Models:
         request = parse_request(kind, request, kwargs)
         ready = self.usable(request.model)
         ready.model.check()
+        target = ready.target._replace(fingerprint=self._fingerprint(ready))
         job: Job[C, R] = prepare(
-            request, ready.target, now=datetime.now().astimezone(), id=secrets.token_hex(12), seed=secrets.randbits(32)
+            request, target, now=datetime.now().astimezone(), id=secrets.token_hex(12), seed=secrets.randbits(32)
         )
         if job.assembler.dropped_keywords:
             _log.warning("an answer is not held to all of its schema: %s", ", ".join(job.assembler.dropped_keywords))
@@ -415,40 +568,49 @@ class Models:
             raise ValidationError(f"text: must be a string, got {type(text).__name__}", param="text")
         return ready.model.tokenize(spans, add_special)
 
-    def text_of(self, tokens: Any, model: str | None, special: bool) -> str:
-        given = plain(tokens, "tokens")
-        if not isinstance(given, list) or not all(isinstance(token, int) and 0 <= token < 2**31 for token in given):
-            raise ValidationError("tokens: must be a list of token ids, each 0 or more", param="tokens")
-        return self.usable(model).model.detokenize(given, special).decode("utf-8", "replace")
+    def bytes_of(self, tokens: Any, model: str | None, special: bool) -> bytes:
+        return self.usable(model).model.detokenize(_token_ids(tokens), special)
+
+    def pieces_of(self, tokens: Any, model: str | None, special: bool) -> list[bytes]:
+        given = _token_ids(tokens)
+        loaded = self.usable(model).model
+        pieces = {token: loaded.detokenize([token], special) for token in set(given)}
+        return [pieces[token] for token in given]
 
     def models(self) -> ListModelsResponse:
-        """Loaded models first, then what else is on disk."""
+        """Loaded models first, then what else is on disk, each before its adapters."""
         self._check()
-        rows = {name: self._row(name, ready) for name, ready in list(self._ready.items())}
+        rows = {name: self._rows(name, ready) for name, ready in list(self._ready.items())}
         with contextlib.suppress(ServerError):  # the directory cannot be read: what is loaded answers all the same
             for name, found in self._store.list().items():
                 with contextlib.suppress(NotFoundError):  # a file that has gone since
-                    if name not in rows:
-                        rows[name] = self._row(name, found)
-        return {"object": "list", "data": list(rows.values())}
+                    if name not in rows and not any(Path(adapter.path) == found.path for adapter in self._adapters):
+                        rows[name] = self._rows(name, found)
+        return {"object": "list", "data": [row for of_one in rows.values() for row in of_one]}
 
     def get(self, name: str) -> ModelInfo:
         """Raises NotFoundError for a model that is neither loaded nor on disk."""
         self._check()
         _check_name(name)
-        ready = self._ready.get(name)
-        if ready is not None:
-            return self._row(name, ready)
-        found = self._store.resolve(name)
-        return self._row(found.id, self._ready.get(found.id) or found)
+        found: ReadyModel | ResolvedModel
+        try:
+            found = self.find(name)
+            asked = found.target.name
+        except NotFoundError:
+            found = self._resolve(name)
+            asked = f"{found.id}:{split_name(str(name))[1]}"
+        rows = self._rows(found.id, found)
+        return next((row for row in rows if row["id"] == asked), rows[0])
 
-    def _row(self, id: str, model: ReadyModel | ResolvedModel) -> ModelInfo:
-        """As the remote lists a model; `tasks`, what it can be asked for, is ours."""
+    def _rows(self, id: str, model: ReadyModel | ResolvedModel) -> list[ModelInfo]:
+        """As the remote lists a model, then its adapters. What the remote has no key for is ours, and known without
+        loading the model."""
         if isinstance(model, ReadyModel):
-            created, tasks = model.created, model.target.info.get("tasks", [])
+            created, path, adapters = model.created, model.model.path, model.adapters
         else:
-            created, tasks = _created(model), self._tasks(model.path)
-        return {
+            created, path, adapters = _created(model), model.path, self._adapters_of(model)
+        summary = self._summary(path)
+        row: ModelInfo = {
             "id": id,
             "object": "model",
             "created": created,
@@ -456,26 +618,40 @@ class Models:
             "permission": [],
             "root": id,
             "parent": None,
-            "tasks": list(tasks),
+            "tasks": [],
         }
+        if summary is not None:
+            row["tasks"] = list(summary["tasks"])
+            row["max_model_len"] = min(self._options.get("n_ctx") or summary["n_ctx_train"], summary["n_ctx_train"])
+            row["max_streams"] = self._options["max_streams"]
+            row["meta"] = _meta(summary)
+        if isinstance(model, ReadyModel):
+            info = model.target.info
+            row["tasks"] = list(info.get("tasks", []))
+            row["max_model_len"], row["max_streams"] = info["n_ctx"], info["max_streams"]
+        rows = [row]
+        for adapter in adapters:
+            if adapter.name:
+                rows.append({**row, "id": f"{id}:{adapter.name}", "parent": id, "tasks": _of_adapter(row["tasks"])})
+        return rows
 
-    def _tasks(self, path: Path) -> list[Task]:
+    def _summary(self, path: Path) -> FileSummary | None:
         """Of a file on disk, which is read again only when it has changed; none of one that could not be loaded."""
         try:
             stat = path.stat()
             key = (path, stat.st_size, stat.st_mtime_ns)
             if key not in self._inspected:
-                self._inspected[key] = inspect(path)["tasks"] if self._factory is None else []
+                self._inspected[key] = inspect(path) if self._factory is None else None
             return self._inspected[key]
         except (PolarGridError, OSError):
-            return []
+            return None
 
     def status(self) -> ModelStatusResponse:
         """With `progress` while something is loading."""
         self._check()
         with self._lock:
             status: ModelStatusResponse = {
-                "loaded": list(self._ready),
+                "loaded": [name for id, ready in self._ready.items() for name in ready.names],
                 "loading_status": dict(self._status),
                 "repository": str(self._store.models_dir),
             }
@@ -493,9 +669,12 @@ class Models:
         said = f"{template.name} (assumed)" if template.assumed else template.name or "the model's own"
         return {
             **ready.model.info_now(),
+            "chat_template": "" if template.assumed else template.source,
             "chat_format": said,
             "tool_format": _tool_format(template),
             "isolation": "process" if ready.model.isolated else "thread",
+            "adapters": [_adapter_info(i, ready.id, adapter) for i, adapter in enumerate(ready.adapters)],
+            "system_fingerprint": self._fingerprint(ready),
         }
 
     def health(self) -> HealthResponse:
@@ -558,12 +737,47 @@ class Models:
         }
 
 
+def always(adapters: Sequence[Adapter]) -> list[tuple[int, float]]:
+    """Those that act on every answer, as native requests have them."""
+    return [(i, adapter.scale) for i, adapter in enumerate(adapters) if not adapter.name]
+
+
+def _of_adapter(tasks: Sequence[Task]) -> list[Task]:
+    """What a model can be asked for under the name of an adapter, which only what generates can choose."""
+    return [task for task in tasks if task == "generate"]
+
+
+def _adapter_info(id: int, model: str, adapter: Adapter) -> AdapterInfo:
+    name = f"{model}:{adapter.name}" if adapter.name else ""
+    n_bytes = os.path.getsize(adapter.path) if os.path.isfile(adapter.path) else 0
+    return {"id": id, "name": name, "path": adapter.path, "scale": adapter.scale, "file_bytes": n_bytes}
+
+
+def _meta(summary: FileSummary) -> ModelMeta:
+    return {
+        "n_vocab": summary["n_vocab"],
+        "n_ctx_train": summary["n_ctx_train"],
+        "n_embd": summary["n_embd"],
+        "n_params": summary["n_params"],
+        "size": summary["tensor_bytes"],
+        "architecture": summary["architecture"],
+        "quantization": summary["quantization"],
+    }
+
+
 def _tool_format(template: ChatTemplate) -> str:
     """As info() has it; "" for a template that shows no message at all, whose chats say so."""
     try:
         return template.tool_format.name
     except TemplateError:
         return ""
+
+
+def _token_ids(tokens: Any) -> list[int]:
+    given = plain(tokens, "tokens")
+    if not isinstance(given, list) or not all(isinstance(token, int) and 0 <= token < 2**31 for token in given):
+        raise ValidationError("tokens: must be a list of token ids, each 0 or more", param="tokens")
+    return given
 
 
 def _check_name(name: Any) -> None:

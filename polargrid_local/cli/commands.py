@@ -257,9 +257,39 @@ def serve(
     host: Annotated[Optional[str], typer.Option(help="Address; else 127.0.0.1.", show_default=False)] = None,
     port: Annotated[Optional[int], typer.Option(min=0, max=65535, help="Else 8484.", show_default=False)] = None,
     api_key: Annotated[Optional[str], typer.Option(help="Required of every client.", show_default=False)] = None,
+    api_keys: Annotated[
+        Optional[list[str]],
+        typer.Option(help="Further key, NAME=KEY or with rates NAME=KEY@REQUESTS/TOKENS per minute; repeatable."),
+    ] = None,
+    api_key_file: Annotated[
+        Optional[Path], typer.Option(help="File of such keys, one a line.", show_default=False)
+    ] = None,
     no_api_key: Annotated[Optional[bool], typer.Option("--no-api-key", help="Allow others without a key.")] = None,
+    ssl_certfile: Annotated[
+        Optional[Path], typer.Option(help="Serve https with this certificate (PEM).", show_default=False)
+    ] = None,
+    ssl_keyfile: Annotated[
+        Optional[Path], typer.Option(help="Its key, where that is in a file of its own.", show_default=False)
+    ] = None,
     allow_origin: Annotated[Optional[list[str]], typer.Option(help="Further origin of web pages; repeatable.")] = None,
     alias: Annotated[Optional[list[str]], typer.Option(help="Another name, NAME=MODEL; repeatable.")] = None,
+    adapter: Annotated[
+        Optional[list[str]],
+        typer.Option(help="LoRA adapter as a model of its own, MODEL:NAME=PATH or MODEL:NAME=PATH@SCALE; repeatable."),
+    ] = None,
+    chat_template: Annotated[
+        Optional[str], typer.Option(help="In place of the models' own: a name such as chatml, or Jinja source.")
+    ] = None,
+    chat_template_file: Annotated[
+        Optional[Path], typer.Option(help="A file with that source.", dir_okay=False, show_default=False)
+    ] = None,
+    allow_chat_template: Annotated[
+        Optional[bool], typer.Option("--allow-chat-template", help="Let a request bring a template of its own.")
+    ] = None,
+    default: Annotated[
+        Optional[list[str]],
+        typer.Option(help="Of requests that leave a field out, NAME=VALUE such as temperature=0.2; repeatable."),
+    ] = None,
     keep_alive: Annotated[
         Optional[float], typer.Option(help="Unload a model idle for so many seconds; else 1800; -1 = never.")
     ] = None,
@@ -284,9 +314,18 @@ def serve(
         host=host,
         port=port,
         api_key=api_key,
+        api_keys=api_keys,
+        api_key_file=api_key_file,
         no_api_key=no_api_key,
+        ssl_certfile=ssl_certfile,
+        ssl_keyfile=ssl_keyfile,
         allow_origins=allow_origin,
         aliases=alias,
+        adapters=adapter,
+        chat_template=chat_template,
+        chat_template_file=chat_template_file,
+        allow_chat_template=allow_chat_template,
+        defaults=default,
         keep_alive_s=keep_alive,
         memory_budget_bytes=memory_budget,
         strict_fields=strict_fields,

@@ -11,13 +11,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _MOST = 2000  # files remembered
+_BEGINNING = 16 << 20  # bytes: the header of nearly every model, hashed in some 10 ms
 
 
 class Verdicts:
     """Kept in one small file of the user's cache directory; where that cannot be read or written, nothing is known.
 
-    A file is told by where it lies, its length and its times, that of its last change of any kind among them, which no
-    ordinary program can set back. `build`: that of the engine; another one makes its own trials."""
+    A file is told by where it lies, its length, its times and its beginning. The time of its last change of any kind is
+    among them, which no ordinary program can set back; but Windows and some network shares have none, and there a
+    rewritten header is noticed by its bytes. The header alone would not do, although most crashes come of it: numbers
+    in the weights end a process too (indices of experts that are none, NaN in a sort), and to hash those takes as long
+    as another trial. So a copy is tried again. `build`: that of the engine; another one makes its own trials."""
 
     def __init__(self, build: str, folder: Path | None = None) -> None:
         if folder is None:
@@ -50,8 +54,10 @@ class Verdicts:
         told: list[object] = [self._build]
         try:
             for path in files:
-                stat = os.stat(path)
-                told.append((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+                with open(path, "rb") as file:
+                    stat = os.fstat(file.fileno())
+                    beginning = hashlib.sha256(file.read(_BEGINNING)).hexdigest()
+                told.append((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, beginning))
         except OSError:
             return None
         return hashlib.sha256(repr(told).encode()).hexdigest()

@@ -25,6 +25,10 @@ class ChunkStream(Protocol):
     def prefill(self) -> tuple[int, int] | None: ...
     @property
     def dropped_keywords(self) -> list[str]: ...
+    @property
+    def system_fingerprint(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
 
 
 class RenamedStream:
@@ -50,6 +54,14 @@ class RenamedStream:
     @property
     def dropped_keywords(self) -> list[str]:
         return self._chunks.dropped_keywords
+
+    @property
+    def system_fingerprint(self) -> str:
+        return self._chunks.system_fingerprint
+
+    @property
+    def seed(self) -> int:
+        return self._chunks.seed
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         async for chunk in self._chunks:

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from pydantic import BaseModel
 
+from polargrid_local.api.keys import keys_of
 from polargrid_local.api.parse import parse_request
 from polargrid_local.api.replies import (
     ChatCompletionChunk,
@@ -32,9 +33,24 @@ from polargrid_local.api.replies import (
     UnloadModelResponse,
 )
 from polargrid_local.api.requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, RerankRequest
+from polargrid_local.dialects.described import (
+    CountTokensRequest,
+    DetokenizeRequest,
+    InfillRequest,
+    LlamaCompletionRequest,
+    MessagesRequest,
+    OllamaChatRequest,
+    OllamaEmbeddingsRequest,
+    OllamaEmbedRequest,
+    OllamaGenerateRequest,
+    OllamaShowRequest,
+    ScoreRequest,
+    TokenizeRequest,
+)
 from polargrid_local.dialects.exchange import AlwaysStreams, Exchange
-from polargrid_local.dialects.llama_server import LlamaCompletion, LlamaCompletionReply, LlamaExchange
+from polargrid_local.dialects.llama_server import LlamaCompletion, LlamaCompletionReply, LlamaExchange, LlamaInfill
 from polargrid_local.dialects.message_events import MessageEvent, MessageReply, TokenCount
+from polargrid_local.dialects.message_models import model_words, models_page
 from polargrid_local.dialects.message_request import chat_fields
 from polargrid_local.dialects.messages import MessagesExchange
 from polargrid_local.dialects.ollama import OllamaChat, OllamaEmbed, OllamaEmbeddings, OllamaExchange, OllamaGenerate
@@ -48,17 +64,17 @@ from polargrid_local.dialects.ollama_replies import (
     OllamaRunning,
     OllamaVersion,
 )
-from polargrid_local.dialects.response_request import ResponseRequest
+from polargrid_local.dialects.response_request import CountedResponseRequest, ResponseRequest
 from polargrid_local.dialects.responses import ResponseEvent, ResponseReply, ResponsesExchange
 from polargrid_local.dialects.score import Score, ScoreReply
 from polargrid_local.errors import ValidationError
-from polargrid_local.service import llama_server, ollama
+from polargrid_local.service import llama_server, ollama, responses
+from polargrid_local.service.given import Given
 from polargrid_local.service.kept import DeletedResponse, ResponseItems
-from polargrid_local.service.llama_server import Prompt, Props, Slot, Text, Tokens
+from polargrid_local.service.llama_server import ListedAdapter, Prompt, Props, Slot, Text, TokenizerInfo, Tokens
+from polargrid_local.service.responses import InputTokens
 from polargrid_local.service.service import Kind, Service, StatusResponse
 from polargrid_local.service.usage import UsageResponse
-
-Given = Mapping[str, Any]  # the fields of a body, the parameters of a query and of a path
 
 
 class LoadModelRequest(BaseModel):
@@ -90,8 +106,11 @@ class Endpoint(NamedTuple):
     chunk: Any = None
     text: str = ""  # what else the documentation says
     exchange: type[Exchange] = Exchange  # whose words these are
-    dates: tuple[str, ...] = ()  # parameters of the query
+    query: tuple[str, ...] = ()  # parameters that an address may have
+    dates: tuple[str, ...] = ()  # those that are dates
     other_path: str | None = None  # of clients whose base URL has no version; served too, not documented
+    reads_all: bool = False  # `answer` itself tells which of the fields it does not know
+    to_anthropic: Callable[[Any, Given], Any] | None = None  # the reply in the words of that API, for its clients
 
     def match(self, method: str, path: str) -> dict[str, str] | None:
         """The parameters in `path` where it is this endpoint's, None where it is not."""
@@ -99,6 +118,19 @@ class Endpoint(NamedTuple):
             return None
         found = re.fullmatch(re.sub(r"\{(\w+)\}", r"(?P<\1>.*)", self.path), path, re.DOTALL)
         return None if found is None else {name: unquote(value) for name, value in found.groupdict().items()}
+
+    @property
+    def parameters(self) -> list[str]:
+        """Those in the path."""
+        return re.findall(r"\{(\w+)\}", self.path)
+
+    def unread(self, given: Mapping[str, Any]) -> list[str]:
+        """Which of the fields that came with a request this endpoint does not know."""
+        if self.reads_all:
+            return []
+        known = keys_of(self.request.model_fields if self.request is not None else ())
+        names = {*known.fields, *known.aliases, *self.query, *self.dates, *self.parameters}
+        return [name[:80] for name, value in given.items() if value is not None and name not in names]
 
 
 def _model_name(given: Given) -> str:
@@ -121,8 +153,13 @@ async def _load(service: Service, given: Given) -> LoadModelResponse:
 
 
 async def _count_tokens(service: Service, given: Given) -> TokenCount:
-    fields = chat_fields(given, [], counted=True)
+    fields = chat_fields(given, given.ignored, counted=True)
     request = parse_request("chat", fields, max_tokens_limit=None)
+    return {"input_tokens": await service.count_tokens(request)}
+
+
+async def _count_chat_tokens(service: Service, given: Given) -> TokenCount:
+    request = parse_request("chat", given, max_tokens_limit=None, ignored=given.ignored)
     return {"input_tokens": await service.count_tokens(request)}
 
 
@@ -137,6 +174,11 @@ ENDPOINTS = (
         request=ChatCompletionRequest, reply=ChatCompletionResponse, chunk=ChatCompletionChunk,
     ),
     Endpoint(
+        "count_chat_tokens", "POST", "/v1/chat/completions/input_tokens", "Text", "How many tokens a prompt has",
+        answer=_count_chat_tokens, other_path="/chat/completions/input_tokens",
+        request=ChatCompletionRequest, reply=TokenCount, reads_all=True,
+    ),
+    Endpoint(
         "completions", "POST", "/v1/completions", "Text", "Text completion",
         kind="completion", text=_STREAMS, other_path="/completions",
         request=CompletionRequest, reply=CompletionResponse, chunk=CompletionChunk,
@@ -148,15 +190,25 @@ ENDPOINTS = (
     Endpoint(
         "responses", "POST", "/v1/responses", "Responses", "An answer, as OpenAI's Responses API gives it",
         kind="chat", exchange=ResponsesExchange, text="With `stream: true`: Server-Sent Events, to response.completed.",
+        other_path="/responses",
         request=ResponseRequest, reply=ResponseReply, chunk=ResponseEvent,
+    ),
+    Endpoint(
+        "count_response_tokens", "POST", "/v1/responses/input_tokens", "Responses", "How many tokens an input has",
+        answer=responses.count_input_tokens, request=CountedResponseRequest, reply=InputTokens,
     ),
     Endpoint(
         "response_input_items", "GET", "/v1/responses/{response_id}/input_items", "Responses", "What was asked",
         answer=lambda service, given: service.kept.input_items(given), reply=ResponseItems,
+        query=("limit", "order", "after"),
+    ),
+    Endpoint(
+        "cancel_response", "POST", "/v1/responses/{response_id}/cancel", "Responses", "A refusal: it has ended",
+        answer=responses.cancel, text="An answer under way ends when its connection is closed.",
     ),
     Endpoint(
         "get_response", "GET", "/v1/responses/{response_id}", "Responses", "A response that is kept",
-        answer=lambda service, given: service.kept.retrieve(given), reply=ResponseReply,
+        answer=lambda service, given: service.kept.retrieve(given), reply=ResponseReply, query=("stream",),
     ),
     Endpoint(
         "delete_response", "DELETE", "/v1/responses/{response_id}", "Responses", "Keep a response no longer",
@@ -165,11 +217,11 @@ ENDPOINTS = (
     Endpoint(
         "messages", "POST", "/v1/messages", "Anthropic", "An answer, as Anthropic's Messages API gives it",
         kind="chat", exchange=MessagesExchange, text="With `stream: true`: Server-Sent Events, to message_stop.",
-        reply=MessageReply, chunk=MessageEvent,
+        request=MessagesRequest, reply=MessageReply, chunk=MessageEvent,
     ),
     Endpoint(
         "count_message_tokens", "POST", "/v1/messages/count_tokens", "Anthropic", "How many tokens a prompt has",
-        answer=_count_tokens, exchange=MessagesExchange, reply=TokenCount,
+        answer=_count_tokens, exchange=MessagesExchange, request=CountTokensRequest, reply=TokenCount,
     ),
     Endpoint(
         "embeddings", "POST", "/v1/embeddings", "Text", "Embeddings: one vector of floats per input",
@@ -182,11 +234,12 @@ ENDPOINTS = (
     ),
     Endpoint(
         "score", "POST", "/v1/score", "Text", "How well each text goes with another one, as vLLM gives it",
-        kind="rerank", exchange=Score, reply=ScoreReply, other_path="/score",
+        kind="rerank", exchange=Score, request=ScoreRequest, reply=ScoreReply, other_path="/score",
     ),
     Endpoint(
         "list_models", "GET", "/v1/models", "Models", "Models of this machine",
         answer=lambda service, given: service.list_models(), reply=ListModelsResponse, other_path="/models",
+        to_anthropic=models_page,
     ),
     Endpoint(
         "model_status", "GET", "/v1/models/status", "Models", "What is loaded, and how far a load has come",
@@ -208,6 +261,7 @@ ENDPOINTS = (
     Endpoint(
         "get_model", "GET", "/v1/models/{model_id}", "Models", "One model",
         answer=lambda service, given: service.get_model(given["model_id"]), reply=ModelInfo,
+        to_anthropic=lambda model, given: model_words(model),
     ),
     Endpoint(
         "gpu_status", "GET", "/v1/gpu/status", "Machine", "GPUs",
@@ -244,44 +298,62 @@ ENDPOINTS = (
     Endpoint("metrics", "GET", "/metrics", "Machine", "Prometheus metrics"),
     Endpoint(
         "llama_completion", "POST", "/completion", "llama-server", "Text completion, as llama-server gives it",
-        kind="completion", exchange=LlamaCompletion, reply=LlamaCompletionReply, chunk=LlamaCompletionReply,
+        kind="completion", exchange=LlamaCompletion,
+        request=LlamaCompletionRequest, reply=LlamaCompletionReply, chunk=LlamaCompletionReply,
+        text="With `stream: true`: Server-Sent Events, the last with `stop: true`.",
+    ),
+    Endpoint(
+        "llama_infill", "POST", "/infill", "llama-server", "The text between two others, for models that fill gaps",
+        kind="completion", exchange=LlamaInfill,
+        request=InfillRequest, reply=LlamaCompletionReply, chunk=LlamaCompletionReply,
         text="With `stream: true`: Server-Sent Events, the last with `stop: true`.",
     ),
     Endpoint(
         "tokenize", "POST", "/tokenize", "llama-server", "The tokens of a text, or of a chat's prompt",
-        answer=llama_server.tokenize, exchange=LlamaExchange, reply=Tokens,
+        answer=llama_server.tokenize, exchange=LlamaExchange, request=TokenizeRequest, reply=Tokens,
+        reads_all=True,
     ),
     Endpoint(
         "detokenize", "POST", "/detokenize", "llama-server", "The text of tokens",
-        answer=llama_server.detokenize, exchange=LlamaExchange, reply=Text,
+        answer=llama_server.detokenize, exchange=LlamaExchange, request=DetokenizeRequest, reply=Text,
+        reads_all=True,
     ),
     Endpoint(
         "apply_template", "POST", "/apply-template", "llama-server", "The prompt that is made of a chat",
-        answer=llama_server.apply_template, exchange=LlamaExchange, reply=Prompt,
+        answer=llama_server.apply_template, exchange=LlamaExchange, request=ChatCompletionRequest, reply=Prompt,
+        reads_all=True,
     ),
     Endpoint(
         "props", "GET", "/props", "llama-server", "How a model is served",
-        answer=llama_server.props, exchange=LlamaExchange, reply=Props,
+        answer=llama_server.props, exchange=LlamaExchange, reply=Props, query=("model",),
+    ),
+    Endpoint(
+        "lora_adapters", "GET", "/lora-adapters", "llama-server", "The adapters that a model was loaded with",
+        answer=llama_server.adapters, exchange=LlamaExchange, reply=list[ListedAdapter], query=("model",),
+    ),
+    Endpoint(
+        "tokenizer_info", "GET", "/tokenizer_info", "llama-server", "Special tokens and template, as vLLM tells them",
+        answer=llama_server.tokenizer_info, exchange=LlamaExchange, reply=TokenizerInfo, query=("model",),
     ),
     Endpoint(
         "slots", "GET", "/slots", "llama-server", "The streams that a model may have",
-        answer=llama_server.slots, exchange=LlamaExchange, reply=list[Slot],
+        answer=llama_server.slots, exchange=LlamaExchange, reply=list[Slot], query=("model",),
     ),
     Endpoint(
         "ollama_chat", "POST", "/api/chat", "Ollama", "Chat, as Ollama's API gives it",
-        kind="chat", exchange=OllamaChat, text=_LINES, reply=OllamaChatReply,
+        kind="chat", exchange=OllamaChat, text=_LINES, request=OllamaChatRequest, reply=OllamaChatReply,
     ),
     Endpoint(
         "ollama_generate", "POST", "/api/generate", "Ollama", "An answer to one prompt",
-        kind="chat", exchange=OllamaGenerate, text=_LINES, reply=OllamaGenerateReply,
+        kind="chat", exchange=OllamaGenerate, text=_LINES, request=OllamaGenerateRequest, reply=OllamaGenerateReply,
     ),
     Endpoint(
         "ollama_embed", "POST", "/api/embed", "Ollama", "A vector for each input",
-        kind="embedding", exchange=OllamaEmbed, reply=OllamaEmbedReply,
+        kind="embedding", exchange=OllamaEmbed, request=OllamaEmbedRequest, reply=OllamaEmbedReply,
     ),
     Endpoint(
         "ollama_embeddings", "POST", "/api/embeddings", "Ollama", "The vector of one prompt",
-        kind="embedding", exchange=OllamaEmbeddings, reply=OllamaEmbeddingReply,
+        kind="embedding", exchange=OllamaEmbeddings, request=OllamaEmbeddingsRequest, reply=OllamaEmbeddingReply,
     ),
     Endpoint(
         "ollama_tags", "GET", "/api/tags", "Ollama", "Models of this machine",
@@ -289,7 +361,7 @@ ENDPOINTS = (
     ),
     Endpoint(
         "ollama_show", "POST", "/api/show", "Ollama", "What a model's file says of itself",
-        answer=ollama.show, exchange=OllamaExchange, reply=OllamaModel,
+        answer=ollama.show, exchange=OllamaExchange, request=OllamaShowRequest, reply=OllamaModel,
     ),
     Endpoint(
         "ollama_ps", "GET", "/api/ps", "Ollama", "Models in memory",

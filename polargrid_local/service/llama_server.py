@@ -13,12 +13,16 @@ from polargrid_local.api.parse import parse_request
 from polargrid_local.api.requests import CompletionRequest, Sampling
 from polargrid_local.dialects.fields import Fields
 from polargrid_local.errors import ValidationError
+from polargrid_local.service.given import Given
+from polargrid_local.service.lease import Lease
 from polargrid_local.service.service import Service
 
 
 class Piece(TypedDict):
+    """`piece`: its bytes, one by one, where they are no whole characters."""
+
     id: int
-    piece: str
+    piece: str | list[int]
 
 
 class Tokens(TypedDict):
@@ -49,6 +53,7 @@ class Prompt(TypedDict):
 class Props(TypedDict):
     default_generation_settings: dict[str, Any]
     total_slots: int
+    model_alias: str
     model_path: str
     chat_template: str
     bos_token: str
@@ -57,31 +62,56 @@ class Props(TypedDict):
     modalities: dict[str, bool]
 
 
+class ListedAdapter(TypedDict):
+    """`id`: by which the field `lora` of requests names it. `scale`: of answers of the model that was asked about, when
+    they name none. `name`: the model that it makes, which is ours."""
+
+    id: int
+    path: str
+    scale: float
+    name: str
+
+
+class TokenizerInfo(TypedDict):
+    """As vLLM tells it, by the names in a tokenizer's configuration at Hugging Face. null: there is no such token."""
+
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    add_bos_token: bool
+    model_max_length: int
+    chat_template: str
+
+
 class Slot(TypedDict):
     id: int
     n_ctx: int
     is_processing: bool
 
 
-async def tokenize(service: Service, given: Mapping[str, Any]) -> Tokens | CountedTokens:
+async def tokenize(service: Service, given: Given) -> Tokens | CountedTokens:
     """`content` as llama-server has it; `prompt` or `messages` as vLLM does."""
-    fields = Fields(given, "", [])
+    fields = Fields(given, "", given.ignored)
     fields.refuse({"return_token_strs": (False,)})
     name = fields.get("model", str)
     if given.get("messages") is not None:
         fields.refuse({"add_special_tokens": (False,)})  # the template writes them
         words = {key: value for key, value in given.items() if key not in ("return_token_strs", "add_special_tokens")}
-        request = parse_request("chat", words, max_tokens_limit=None, ignored=[])
-        async with _leased(service, name) as model:
-            asked = request.model_copy(update={"model": model})
+        request = parse_request("chat", words, max_tokens_limit=None, ignored=given.ignored)
+        async with _leased(service, name) as lease:
+            model = lease.model
+            asked = service.completed(request, lease)
             return _counted(service, model, await service.engine.tokenize(messages=asked, model=model))
     content, prompt = fields.get("content", str), fields.get("prompt", str)
     if (content is None) == (prompt is None):
         raise ValidationError("content: required, a string; or prompt or messages in its place", param="content")
     text = prompt if content is None else content
     add_special = fields.get("add_special" if prompt is None else "add_special_tokens", bool)
-    parse_special = fields.get("parse_special", bool)
-    async with _leased(service, name) as model:
+    parse_special, with_pieces = fields.get("parse_special", bool), fields.get("with_pieces", bool)
+    fields.end()
+    async with _leased(service, name) as lease:
+        model = lease.model
         tokens = await service.engine.tokenize(
             text,
             model=model,
@@ -90,36 +120,43 @@ async def tokenize(service: Service, given: Mapping[str, Any]) -> Tokens | Count
         )
         if prompt is not None:
             return _counted(service, model, tokens)
-        if not fields.get("with_pieces", bool):
+        if not with_pieces:
             return {"tokens": tokens}
-        pieces: list[Piece] = [
-            {"id": token, "piece": await service.engine.detokenize([token], model=model)} for token in tokens
-        ]
-        return {"tokens": pieces}
+        pieces = await service.engine.token_pieces(tokens, model=model)
+        told: list[Piece] = [{"id": token, "piece": _readable(piece)} for token, piece in zip(tokens, pieces)]
+        return {"tokens": told}
 
 
-async def detokenize(service: Service, given: Mapping[str, Any]) -> Text:
-    fields = Fields(given, "", [])
+async def detokenize(service: Service, given: Given) -> Text:
+    fields = Fields(given, "", given.ignored)
     tokens = fields.need("tokens", list)
-    async with _leased(service, fields.get("model", str)) as model:
-        text = await service.engine.detokenize(tokens, model=model)
+    hidden = fields.get("skip_special_tokens", bool) is True
+    name = fields.get("model", str)
+    fields.end()
+    async with _leased(service, name) as lease:
+        model = lease.model
+        text = await service.engine.detokenize(tokens, model=model, special=not hidden)
     return {"content": text, "prompt": text}
 
 
-async def apply_template(service: Service, given: Mapping[str, Any]) -> Prompt:
+async def apply_template(service: Service, given: Given) -> Prompt:
     """The prompt of a chat request, which is not answered."""
-    request = parse_request("chat", given, max_tokens_limit=None, ignored=[])
-    async with _leased(service, request.model) as model:
-        return {"prompt": await service.engine.apply_template(request.model_copy(update={"model": model}))}
+    request = parse_request("chat", given, max_tokens_limit=None, ignored=given.ignored)
+    async with _leased(service, request.model) as lease:
+        return {"prompt": await service.engine.apply_template(service.completed(request, lease))}
 
 
 async def props(service: Service, given: Mapping[str, Any]) -> Props:
-    async with _leased(service, given.get("model")) as model:
+    async with _leased(service, given.get("model")) as lease:
+        model = lease.model
         info = service.engine.info(model)
         params = {name: CompletionRequest.model_fields[name].get_default() for name in Sampling.model_fields}
+        params["seed"] = -1  # another one for every answer
+        params |= {name: value for name, value in service.defaults(model).items() if name in params}
         return {
             "default_generation_settings": {"n_ctx": info["n_ctx"], "params": {**params, "n_predict": -1}},
             "total_slots": info["max_streams"],
+            "model_alias": model,
             "model_path": PurePath(info["path"]).name,
             "chat_template": info["chat_template"],
             "bos_token": info["bos_text"],
@@ -129,12 +166,46 @@ async def props(service: Service, given: Mapping[str, Any]) -> Props:
         }
 
 
+async def adapters(service: Service, given: Mapping[str, Any]) -> list[ListedAdapter]:
+    """Those that a model was loaded with, by the names of their files."""
+    async with _leased(service, given.get("model")) as lease:
+        listed: list[ListedAdapter] = []
+        for adapter in service.engine.info(lease.model)["adapters"]:
+            acts = adapter["name"] in ("", lease.asked)
+            file, scale = PurePath(adapter["path"]).name, adapter["scale"] if acts else 0.0
+            listed.append({"id": adapter["id"], "path": file, "scale": scale, "name": adapter["name"]})
+        return listed
+
+
+async def tokenizer_info(service: Service, given: Mapping[str, Any]) -> TokenizerInfo:
+    async with _leased(service, given.get("model")) as lease:
+        info = service.engine.info(lease.model)
+        special = info["special_tokens"]
+        return {
+            "bos_token": special.get("bos_token"),
+            "eos_token": special.get("eos_token"),
+            "pad_token": special.get("pad_token"),
+            "unk_token": special.get("unk_token"),
+            "add_bos_token": info["add_bos"],
+            "model_max_length": info["n_ctx"],
+            "chat_template": info["chat_template"],
+        }
+
+
 async def slots(service: Service, given: Mapping[str, Any]) -> list[Slot]:
     """The streams that a model may have, and how many of them it has; which is which is not told."""
-    async with _leased(service, given.get("model")) as model:
+    async with _leased(service, given.get("model")) as lease:
+        model = lease.model
         info, stats = service.engine.info(model), service.stats()[model]
         n_ctx, n_running = info["n_ctx"], stats["n_running"]
         return [{"id": i, "n_ctx": n_ctx, "is_processing": i < n_running} for i in range(info["max_streams"])]
+
+
+def _readable(piece: bytes) -> str | list[int]:
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return list(piece)
 
 
 def _counted(service: Service, model: str, tokens: list[int]) -> CountedTokens:
@@ -142,10 +213,10 @@ def _counted(service: Service, model: str, tokens: list[int]) -> CountedTokens:
 
 
 @asynccontextmanager
-async def _leased(service: Service, name: str | None) -> AsyncIterator[str]:
-    """The id of a model, which is in memory meanwhile."""
+async def _leased(service: Service, name: str | None) -> AsyncIterator[Lease]:
+    """A model, which is in memory meanwhile."""
     lease = await service.lease(name)
     try:
-        yield lease.model
+        yield lease
     finally:
         lease.release()

@@ -58,10 +58,13 @@ def _readable(service: Service, names: list[str]) -> list[ModelFile]:
 
 
 def _read(service: Service, name: str) -> ModelFile:
-    found = service.names.store.resolve(service.names.source(service.names.find(name)))
+    asked = service.names.find(name)
+    model = service.names.model_of(asked)
+    found = service.names.store.resolve(service.names.source(model))
     try:
         modified = found.path.stat().st_mtime
     except OSError as error:
         message = f"cannot read the model file {found.path.name}: {error.strerror}"
         raise NotFoundError(message, param="model") from None
-    return ModelFile(name, found.n_bytes, modified, found.sha256, inspect_model(found.path))
+    parent = model if model != asked else ""
+    return ModelFile(name, found.n_bytes, modified, found.sha256, inspect_model(found.path), parent)

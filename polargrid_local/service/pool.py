@@ -32,7 +32,8 @@ POLL_S = 0.1  # how often to ask after a load that another user of the engine be
 
 
 class ModelPool:
-    """Stays within `budget`, and unloads what was unused for `keep_alive_s`; negative: never.
+    """Stays within `budget`, and unloads what was unused for `keep_alive_s`, or as long as the latest lease that said
+    how long; negative: never.
 
     What is loaded or loading is the engine's to say. The pool knows who uses a model, when it was last used, and which
     loads wait for their turn. One event loop at a time uses it. `on_release`: model, tokens, milliseconds of a lease.
@@ -50,6 +51,8 @@ class ModelPool:
         self._names = names
         self._budget = budget
         self._keep_alive_s = keep_alive_s
+        self._asked_keep_alive_s: dict[str, float] = {}  # by leases, of models in memory
+        self._asked = asyncio.Event()  # one of them has been asked to go soon
         self._on_release = on_release
         # Id -> monotonic seconds. A model leaves this before its unloading or reloading begins: from then on no lease
         # takes the copy that is about to close, though the engine still has it.
@@ -60,8 +63,7 @@ class ModelPool:
 
     def start(self) -> None:
         """From now on idle models are unloaded."""
-        if self._keep_alive_s >= 0:
-            self._reaper = asyncio.create_task(self._reap())
+        self._reaper = asyncio.create_task(self._reap())
 
     async def close(self) -> None:
         """Ends loads and waits; the engine stays open."""
@@ -90,29 +92,40 @@ class ModelPool:
 
     def idle_s_left(self, model: str) -> float | None:
         """Until a loaded model is unloaded, if nobody uses it from now on; None: it stays."""
-        if self._keep_alive_s < 0:
+        keep_s = self._keep_s(model)
+        if keep_s < 0:
             return None
         now = time.monotonic()
         used = now if self._users[model] else self._last_used.get(model, now)
-        return max(0.0, used + self._keep_alive_s - now)
+        return max(0.0, used + keep_s - now)
+
+    def _keep_s(self, model: str) -> float:
+        return self._asked_keep_alive_s.get(model, self._keep_alive_s)
 
     async def lease(self, name: str | None) -> Lease:
         """Loads the model first where needed.
 
         Raises NotFoundError for an unknown name, MemoryEstimateError, and ServerError, code model_unavailable."""
-        model = self._names.find(name)
+        asked = self._names.find(name)
+        model = self._names.model_of(asked)
         while not self.has(model):  # again, should another load have taken its room before we got here
             try:
                 await self.load(model)
-            except ValidationError as error:  # of the file or the settings, not of the request
-                raise unavailable(model, error) from error
+            except (ValidationError, NotFoundError) as error:
+                if isinstance(error, NotFoundError) and error.param != "lora":  # the model's own file has gone
+                    raise
+                raise unavailable(model, error) from error  # the file or the settings are at fault, not the request
         self._users[model] += 1
-        return Lease(model, name or model, self._released)
+        return Lease(model, asked, name or asked, self._released)
 
-    def _released(self, model: str, tokens: int, latency_ms: float) -> None:
+    def _released(self, lease: Lease, tokens: int, latency_ms: float) -> None:
+        model = lease.model
         self._users[model] -= 1
         if model in self._last_used:
             self._last_used[model] = time.monotonic()
+            if lease.keep_alive_s is not None:
+                self._asked_keep_alive_s[model] = lease.keep_alive_s
+                self._asked.set()
         self._on_release(model, tokens, latency_ms)
 
     async def load(self, model: str, force: bool = False) -> None:
@@ -167,6 +180,7 @@ class ModelPool:
         """Of memory, by a loaded model. Raises what engine.info() does."""
         info = self._engine.info(model)
         held = info.get("weights_bytes", 0) + info.get("cache_bytes", 0) + info.get("prefix_cache_bytes", 0)
+        held += sum(adapter["file_bytes"] for adapter in info.get("adapters", ()))
         return held + info.get("compute_bytes", 0) + info.get("draft_model_bytes", 0)
 
     async def unload(self, model: str) -> None:
@@ -178,14 +192,18 @@ class ModelPool:
         """The engine unloads them, or has: the next lease of one loads it again."""
         for model in models:
             self._last_used.pop(model, None)
+            self._asked_keep_alive_s.pop(model, None)
 
     async def _reap(self) -> None:
-        keep = self._keep_alive_s
         while True:
-            await asyncio.sleep(min(30.0, max(0.1, keep / 4)))
+            keeps = [keep for keep in map(self._keep_s, self._last_used) if keep >= 0]
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), min(30.0, max(0.1, min(keeps, default=120) / 4)))
+            self._asked.clear()
             now = time.monotonic()
             for model, used in list(self._last_used.items()):
-                if now - used > keep and not self._users[model] and model in self._last_used:
+                keep = self._keep_s(model)
+                if 0 <= keep <= now - used and not self._users[model] and model in self._last_used:
                     with contextlib.suppress(PolarGridError):  # it may be gone already
                         await self.unload(model)
 

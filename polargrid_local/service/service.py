@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
+from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from polargrid_local.api.replies import (
@@ -27,7 +28,14 @@ from polargrid_local.api.replies import (
     UnloadModelResponse,
 )
 from polargrid_local.api.requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, RerankRequest
-from polargrid_local.errors import InvalidModelError, NotFoundError, PolarGridError, TemplateError, ValidationError
+from polargrid_local.errors import (
+    InvalidModelError,
+    NotFoundError,
+    PolarGridError,
+    TemplateError,
+    ValidationError,
+    refused,
+)
 from polargrid_local.service.chunks import ChunkStream, RenamedStream
 from polargrid_local.service.kept import KeptResponses
 from polargrid_local.service.lease import Lease
@@ -42,6 +50,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["chat", "completion", "embedding", "rerank"]  # of requests for text, vectors or scores
 Asked: TypeAlias = "ChatCompletionRequest | CompletionRequest | EmbeddingRequest | RerankRequest"
+A = TypeVar("A", bound=BaseModel)
 Reply: TypeAlias = "ChatCompletionResponse | CompletionResponse | EmbeddingResponse[Any] | RerankResponse"
 
 
@@ -69,6 +78,7 @@ class Service:
 
     def __init__(self, engine: AsyncEngine, settings: ServiceSettings) -> None:
         self.engine = engine
+        self.settings = settings
         self.names = ModelNames(settings)
         self.counter = UsageCounter(datetime.date.today())
         self.kept = KeptResponses()
@@ -102,12 +112,13 @@ class Service:
         return await self.pool.lease(name)
 
     def stream(self, kind: Kind, request: ChatCompletionRequest | CompletionRequest, lease: Lease) -> ChunkStream:
-        """`kind`: chat or completion. The chunks carry the lease's alias as their model."""
-        asked = request.model_copy(update={"model": lease.model})
+        """`kind`: chat or completion. The chunks carry the lease's alias as their model. Raises ValidationError for
+        what these settings do not allow."""
+        asked = self.completed(request, lease)
         chunks: ChunkStream = (
             self.engine.chat_completion_stream(asked) if kind == "chat" else self.engine.completion_stream(asked)
         )
-        return chunks if lease.alias == lease.model else RenamedStream(chunks, lease.alias)
+        return chunks if lease.alias == lease.asked else RenamedStream(chunks, lease.alias)
 
     async def answer(self, kind: Kind, request: Asked, lease: Lease) -> Reply:
         """The whole answer, which carries the lease's alias as its model."""
@@ -117,16 +128,33 @@ class Service:
             "embedding": self.engine.embeddings,
             "rerank": self.engine.rerank,
         }
-        reply = await ask[kind](request.model_copy(update={"model": lease.model}))
+        reply = await ask[kind](self.completed(request, lease))
         reply["model"] = lease.alias
         return reply
+
+    def completed(self, request: A, lease: Lease) -> A:
+        """As the engine is asked: with the defaults of these settings where the request left a field out, those of the
+        model's own before those of all. Raises ValidationError for a template of the request's own, unless that is
+        allowed."""
+        if getattr(request, "chat_template", None) is not None and not self.settings.allow_chat_template:
+            raise refused("chat_template", "this server takes templates of requests only with allow_chat_template")
+        given = {
+            name: value
+            for name, value in self.defaults(lease.model).items()
+            if name in type(request).model_fields and name not in request.model_fields_set
+        }
+        return request.model_copy(update={"model": lease.asked, **given})
+
+    def defaults(self, model: str) -> dict[str, Any]:
+        """Of the fields of requests for a model, by its id in memory, as far as the settings have any."""
+        own = self.names.own_settings.get(model)
+        return {**self.settings.defaults, **(own.defaults if own is not None else {})}
 
     async def count_tokens(self, request: ChatCompletionRequest) -> int:
         """Those of the chat's prompt, which is not computed."""
         lease = await self.lease(request.model)
         try:
-            asked = request.model_copy(update={"model": lease.model})
-            return len(await self.engine.tokenize(messages=asked, model=lease.model))
+            return len(await self.engine.tokenize(messages=self.completed(request, lease), model=lease.model))
         finally:
             lease.release()
 
@@ -136,7 +164,8 @@ class Service:
         """The models that a request may name, then their aliases."""
         listed = (await self.engine.list_models())["data"]
         if not self.names.on_demand:
-            listed = [row for row in listed if row["id"] in self.names.configured]
+            listed = [row for row in listed if self.names.model_of(row["id"]) in self.names.configured]
+        listed = [self._limited(row) for row in listed]
         by_id = {row["id"]: row for row in listed}
         aliases = {alias: model for alias, model in self.names.aliases.items() if alias != "*"}  # that one is no name
         renamed: list[ModelInfo] = [{**by_id[model], "id": alias} for alias, model in aliases.items() if model in by_id]
@@ -144,14 +173,21 @@ class Service:
 
     async def get_model(self, name: str) -> ModelInfo:
         """Raises NotFoundError."""
-        return {**await self.engine.get_model(self.names.find(name)), "id": name}
+        return {**self._limited(await self.engine.get_model(self.names.find(name))), "id": name}
+
+    def _limited(self, row: ModelInfo) -> ModelInfo:
+        """With the most tokens that an answer may have here."""
+        if "max_model_len" not in row:
+            return row
+        limit = getattr(self.settings, "max_tokens_limit", 0) or row["max_model_len"]  # a server's setting
+        return {**row, "max_completion_tokens": min(limit, row["max_model_len"])}
 
     async def load_model(self, name: str, force: bool) -> LoadModelResponse:
         """Answers when the model is loaded. `force`: again, where it is loaded already.
 
         Raises NotFoundError, InvalidModelError, TemplateError, MemoryEstimateError, and ServerError, code
         model_unavailable, where the settings are at fault."""
-        model = self.names.find(name)
+        model = self.names.model_of(self.names.find(name))
         if force or not self.pool.has(model):
             try:
                 await self.pool.load(model, force)
@@ -167,8 +203,12 @@ class Service:
         }
 
     async def unload_model(self, name: str) -> UnloadModelResponse:
-        """Raises NotFoundError where it is not loaded, also while it is being loaded."""
-        model = self.names.find(name)
+        """Raises NotFoundError where it is not loaded, also while it is being loaded; ValidationError for an adapter,
+        which comes and goes with its model."""
+        asked = self.names.find(name)
+        model = self.names.model_of(asked)
+        if model != asked:
+            raise refused("model_name", f"'{name[:200]}' is an adapter: unload its model, '{model}'")
         if not self.pool.has(model):
             raise NotFoundError(f"Model not loaded: '{name[:200]}'", code="model_not_loaded", param="model_name")
         await self.pool.unload(model)

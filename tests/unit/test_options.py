@@ -127,6 +127,7 @@ def test_the_names_for_type_checkers_are_the_options():
     assert set(hints) - set(names) == {
         "models_dir",
         "lora",
+        "adapters",
         "content_filter",
         "chat_template",
         "on_load_progress",

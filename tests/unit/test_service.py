@@ -124,6 +124,26 @@ async def test_a_forced_load_replaces_the_copy(serve: Callable[..., Service]) ->
     assert service.pool.loaded() == ["one"]
 
 
+async def test_a_lease_says_how_long_its_model_stays(serve: Callable[..., Service]) -> None:
+    service = serve(keep_alive_s=-1)
+    service.pool.start()
+    one, again, two = [await service.lease(name) for name in ("one", "one", "two")]
+    one.keep_alive_s, two.keep_alive_s = 0, 3600
+    one.release()
+    two.release()
+    assert service.pool.idle_s_left("one") == 0 and service.pool.loaded() == ["one", "two"]  # `again` holds it
+    assert 3590 < (service.pool.idle_s_left("two") or 0) <= 3600
+    again.release()
+    last = await service.lease("two")
+    last.keep_alive_s = -1
+    last.release()
+    while "one" in service.pool.loaded():
+        await asyncio.sleep(0.002)
+    assert service.pool.idle_s_left("two") is None
+    (await service.lease("one")).release()
+    assert service.pool.idle_s_left("one") is None  # as the settings have it: it was loaded anew
+
+
 def test_a_budget_asks_the_longest_idle_to_go_and_says_what_is_missing() -> None:
     budget = MemoryBudget(100)
     assert budget.next_to_unload("new", 40, [30, 30], ["a", "b"]) is None

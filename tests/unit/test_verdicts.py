@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -48,6 +49,25 @@ def test_a_file_that_may_have_changed_is_not_known(tmp_path, files, change):
     else:
         path.unlink()
     assert not verdicts.stood(files)
+
+
+def test_a_header_changed_in_place_is_noticed_where_no_time_of_changes_is_kept(tmp_path, files, monkeypatch):
+    real = os.fstat
+    monkeypatch.setattr(os, "fstat", lambda fd: os.stat_result([*real(fd)[:9], 0], {"st_ctime_ns": 0}))
+    verdicts = Verdicts("build", tmp_path / "cache")
+    verdicts.note(files)
+    assert verdicts.stood(files)
+    times = files[0].stat()
+    files[0].write_bytes(b"x" * 50 + b"y" + b"x" * 49)
+    os.utime(files[0], ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert not verdicts.stood(files)
+
+
+def test_a_copy_is_tried_again(tmp_path, files):
+    """Its header is no other, but nobody has looked at its weights."""
+    verdicts = Verdicts("build", tmp_path / "cache")
+    verdicts.note(files[:1])
+    assert not verdicts.stood([shutil.copy2(files[0], tmp_path / "copy.gguf")])
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"a": "b"}', b"\xff"])
