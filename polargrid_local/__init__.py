@@ -27,6 +27,7 @@ _HOME = {
         "EngineCrashed",
         "ForkedEngineError",
         "InvalidModelError",
+        "LogitsProcessorError",
         "MemoryEstimateError",
         "ModelFileChanged",
         "NetworkError",

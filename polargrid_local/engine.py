@@ -32,7 +32,6 @@ from polargrid_local.api.params import (
     UnloadModelParams,
 )
 from polargrid_local.api.parse import parse_filter
-from polargrid_local.api.plain import plain
 from polargrid_local.api.prepare import CHAT, COMPLETION, EMBEDDING, GENERATE, RERANK, Job, Kind
 from polargrid_local.api.replies import (
     ChatCompletionChunk,
@@ -62,6 +61,7 @@ from polargrid_local.api.replies import (
 from polargrid_local.api.scoring import score_fields, scored
 from polargrid_local.arguments import (
     adapters_of,
+    chat_templates,
     force_request,
     load_request,
     model_name,
@@ -124,9 +124,10 @@ class _Settings:
         """`model`: catalogue name or alias, or a path to a .gguf; None = load one later. The options hold for every
         model this engine loads; an unknown name and a value out of range are ValidationErrors. Beside those of the
         table:
-        `models_dir` where model files lie; `lora` adapters, each a path or (path, scale); `content_filter` phrases or
-        callable(text) -> bool; `chat_template` (Jinja source, or a name such as "chatml") replaces the model's;
-        `on_load_progress(0..1)`."""
+        `models_dir` where model files lie; `lora` adapters, each a path or (path, scale); `adapters` that are asked for
+        by name, {"MODEL:NAME": path or (path, scale)}: each is a model of that name, computed by MODEL's engine beside
+        MODEL without it; `content_filter` phrases or callable(text) -> bool; `chat_template` (Jinja source, or a name
+        such as "chatml"; or a mapping of models to such) replaces the model's; `on_load_progress(0..1)`."""
         given: dict[str, Any] = dict(keywords)
         own = {
             name: given.pop(name, None)
@@ -135,10 +136,8 @@ class _Settings:
         }
         options = EngineOptions.of(given)
         native = options.native()
-        native["lora"] = adapters_of(own["lora"])
-        template, progress = own["chat_template"], own["on_load_progress"]
-        if template is not None and not isinstance(template, str):
-            raise wrong_type("chat_template", "must be a string", template)
+        adapters, templates = adapters_of(own["lora"], own["adapters"]), chat_templates(own["chat_template"])
+        progress = own["on_load_progress"]
         if progress is not None and not callable(progress):
             raise wrong_type("on_load_progress", "must be callable(share)", progress)
         models_dir = None if own["models_dir"] is None else path_of(own["models_dir"], "models_dir")
@@ -146,12 +145,14 @@ class _Settings:
             models_dir,
             native,
             parse_filter(own["content_filter"]),
-            plain(template, "chat_template"),
+            templates,
             own["engine_factory"],
             None if options.tool_format == "auto" else options.tool_format,
             options.isolation,
+            adapters,
         )
         self._first = None if model is None else model_name(model, "model")
+        self._models.expect(self._first)
         self._on_load_progress = progress
         self._begun()
 
@@ -388,7 +389,15 @@ class Engine(_Settings, RunsTools):
     def detokenize(self, tokens: Sequence[int], *, model: str | None = None, special: bool = True) -> str:
         """The text of token ids; `special`: control tokens by their names, else left out. A piece of a character is
         U+FFFD. Raises ValidationError for an id that the vocabulary has not."""
-        return self._models.text_of(tokens, model, special)
+        return self.detokenize_bytes(tokens, model=model, special=special).decode("utf-8", "replace")
+
+    def detokenize_bytes(self, tokens: Sequence[int], *, model: str | None = None, special: bool = True) -> bytes:
+        """As detokenize, in UTF-8, with pieces of characters as they are."""
+        return self._models.bytes_of(tokens, model, special)
+
+    def token_pieces(self, tokens: Sequence[int], *, model: str | None = None, special: bool = True) -> list[bytes]:
+        """What each of the tokens stands for; joined, these are detokenize_bytes()."""
+        return self._models.pieces_of(tokens, model, special)
 
     @overload
     def apply_template(self, **fields: Unpack[ChatParams]) -> str: ...
@@ -645,7 +654,15 @@ class AsyncEngine(_Settings, AsyncRunsTools):
         return scored(await self.completion(fields, model=model), prompt)
 
     async def detokenize(self, tokens: Sequence[int], *, model: str | None = None, special: bool = True) -> str:
-        return await asyncio.to_thread(self._models.text_of, tokens, model, special)
+        return (await self.detokenize_bytes(tokens, model=model, special=special)).decode("utf-8", "replace")
+
+    async def detokenize_bytes(self, tokens: Sequence[int], *, model: str | None = None, special: bool = True) -> bytes:
+        return await asyncio.to_thread(self._models.bytes_of, tokens, model, special)
+
+    async def token_pieces(
+        self, tokens: Sequence[int], *, model: str | None = None, special: bool = True
+    ) -> list[bytes]:
+        return await asyncio.to_thread(self._models.pieces_of, tokens, model, special)
 
     @overload
     async def apply_template(self, **fields: Unpack[ChatParams]) -> str: ...

@@ -11,6 +11,7 @@
     |- RateLimitError              429  queue full
     |- NetworkError                 -   a download failed
     |- TimeoutError                504  a deadline passed
+    |- LogitsProcessorError          -  a request's own `logits_processor` failed; its `__cause__` says how
     |- ToolRoundsError               -  a model that called tools in every round it had; `messages` has them all
     |- EngineClosed                503  used after close(), or closed while streaming
     |- ForkedEngineError           503  an engine inherited through fork()
@@ -150,6 +151,12 @@ class ToolRoundsError(PolarGridError):
     ) -> None:
         super().__init__(message, request_id, **kwargs)
         self.messages = messages or []
+
+
+class LogitsProcessorError(PolarGridError):
+    """`__cause__`: what the function raised, or a TypeError or ValueError about the logits that it left."""
+
+    code = "logits_processor_failed"
 
 
 class EngineClosed(PolarGridError):

@@ -10,6 +10,8 @@ names it, and so are the methods that work on a model's state token by token. Wh
 - Embeddings are one vector of length 1 per text. Of a model that says no pooling of its own, llama-cpp-python gives one
   vector per token; here `pooling_type=1` asks for their mean.
 - `logprobs` need no `logits_all`, and an answer without a seed is another each time unless Llama() was given one.
+- `logits_processor` and `stopping_criteria` need the model in this process: `isolation="thread"`. The functions are
+  called by the engine's own thread, and `stopping_criteria` stand beside no grammar.
 - A model that may choose among tools answers with calls, whatever `chat_format` is; forced calls are prompted for too.
 - Further keywords of Llama() are options of Engine.
 """
@@ -31,7 +33,7 @@ from polargrid_local.engine import Engine
 from polargrid_local.errors import ValidationError, refused
 from polargrid_local.streams import ChatStream
 
-__all__ = ["Llama", "LlamaGrammar"]
+__all__ = ["Llama", "LlamaGrammar", "LogitsProcessorList", "StoppingCriteriaList"]
 
 Words = dict[str, Any]
 RANDOM_SEEDS = (None, -1, 0xFFFFFFFF)
@@ -48,13 +50,11 @@ ASKS_NOTHING: dict[str, Any] = {
     "attention_type": -1,
     "chat_handler": None,
     "kv_overrides": None,
-    "logits_processor": None,
     "lora_base": None,
     "rope_freq_base": 0.0,
     "rope_freq_scale": 0.0,
     "rope_scaling_type": -1,
     "spm_infill": False,
-    "stopping_criteria": None,
     "tfs_z": 1.0,
     "tokenizer": None,
     "vocab_only": False,
@@ -130,6 +130,25 @@ class LlamaGrammar:
     @classmethod
     def from_json_schema(cls, json_schema: str, verbose: bool = True) -> Self:
         return cls({"json_schema": json_schema})
+
+
+Function = Callable[[Any, Any], Any]
+
+
+class LogitsProcessorList(list[Function]):
+    """Functions of (token ids so far, logits (n_vocab,)) that return the logits to go on with, called in turn."""
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        for processor in self:
+            scores = processor(input_ids, scores)
+        return scores
+
+
+class StoppingCriteriaList(list[Function]):
+    """Functions of (token ids so far, logits (n_vocab,)), any of which ends the answer there by returning True."""
+
+    def __call__(self, input_ids: Any, logits: Any) -> bool:
+        return any(criterion(input_ids, logits) for criterion in self)
 
 
 class Llama:
@@ -267,7 +286,6 @@ class Llama:
     ) -> Any:
         """A dict with the continuation of a prompt; with `stream` an iterator of such dicts. `max_tokens` of None, 0 or
         less: what the context leaves. What is wrong with the arguments is raised here."""
-        _refuse(stopping_criteria=stopping_criteria or None)
         fields = self._fields(
             temperature=temperature,
             top_p=top_p,
@@ -282,8 +300,9 @@ class Llama:
             mirostat_tau=mirostat_tau,
             mirostat_eta=mirostat_eta,
         )
-        fields |= self._limits(max_tokens, stop, seed, logits_processor, grammar, logit_bias)
+        fields |= self._limits(max_tokens, stop, seed, grammar, logit_bias)
         fields |= {
+            "logits_processor": [*_functions(logits_processor), *self._enders(stopping_criteria, grammar)],
             "prompt": self._empty_prompt() if isinstance(prompt, (str, list)) and not prompt else prompt,
             "suffix": suffix or "",
             "logprobs": logprobs,
@@ -344,10 +363,11 @@ class Llama:
             mirostat_tau=mirostat_tau,
             mirostat_eta=mirostat_eta,
         )
-        fields |= self._limits(max_tokens, stop, seed, logits_processor, grammar, logit_bias)
+        fields |= self._limits(max_tokens, stop, seed, grammar, logit_bias)
         fields |= _tools(functions, function_call, tools, tool_choice)
         fields |= {
             "messages": messages,
+            "logits_processor": _functions(logits_processor),
             "response_format": response_format,
             "logprobs": logprobs,
             "top_logprobs": top_logprobs if logprobs else None,
@@ -397,12 +417,10 @@ class Llama:
         max_tokens: int | None,
         stop: str | Sequence[str] | None,
         seed: int | None,
-        logits_processor: Any,
         grammar: LlamaGrammar | str | None,
         logit_bias: Mapping[Any, float] | None,
     ) -> Words:
         """What ends an answer, and what it is held to."""
-        _refuse(logits_processor=logits_processor or None)
         if isinstance(grammar, str):
             grammar = LlamaGrammar.from_string(grammar)
         if not isinstance(grammar, (LlamaGrammar, type(None))):
@@ -415,6 +433,24 @@ class Llama:
             "logit_bias": {token: max(bias, -100) for token, bias in (logit_bias or {}).items()},
             **(grammar.constraint if grammar else {}),
         }
+
+    def _enders(self, stopping_criteria: Any, grammar: Any) -> list[Function]:
+        """As what leaves nothing to say but the end, once one of them says so."""
+        criteria, end = _functions(stopping_criteria), self.token_eos()
+        for criterion in criteria:
+            if not callable(criterion):
+                raise refused("stopping_criteria", f"must be functions of (token ids, logits), got {shown(criterion)}")
+        if criteria and grammar is not None:
+            raise refused("stopping_criteria", "is not supported beside a grammar, which may not let the answer end")
+        if criteria and end < 0:
+            raise refused("stopping_criteria", "is not supported for this model, which names no token that ends a text")
+
+        def end_if_met(input_ids: Any, logits: Any) -> None:
+            if any(criterion(input_ids, logits) for criterion in criteria):
+                logits[:] = float("-inf")
+                logits[end] = 0
+
+        return [end_if_met] if criteria else []
 
     def _empty_prompt(self) -> str | list[int]:
         """An empty prompt: the token that begins every text, where the model has one."""
@@ -489,14 +525,12 @@ class Llama:
         self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
     ) -> bytes:
         """`special`: control tokens by their names, else left out. `prev_tokens` come before, and are not told."""
-        # The bytes, not Engine.detokenize()'s text, which has U+FFFD for a piece of a character.
-        model = self._engine._models.usable(None).model
         before = list(prev_tokens or ())
         for token in [*before, *tokens]:
             if not 0 <= token < self.n_vocab():
                 raise refused("tokens", f"must be ids in 0..{self.n_vocab() - 1}, got {shown(token)}")
-        told = len(model.detokenize(before, special)) if before else 0
-        return model.detokenize([*before, *tokens], special)[told:]
+        told = len(self._engine.detokenize_bytes(before, special=special))
+        return self._engine.detokenize_bytes([*before, *tokens], special=special)[told:]
 
     def n_ctx(self) -> int:
         return self._info["n_ctx"]
@@ -561,6 +595,11 @@ class Llama:
 def _request(kind: str, fields: Words) -> Any:
     with _their_names():
         return parse_request(kind, None, fields, max_tokens_limit=None)
+
+
+def _functions(given: Any) -> list[Any]:
+    """One function, or a list of them."""
+    return list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
 
 
 def _cache_type(type_k: int | None, type_v: int | None) -> str:

@@ -40,6 +40,7 @@ from polargrid.errors import create_error_from_response
 from polargrid_local.errors import NotFoundError, PolarGridError, RateLimitError, ServerError
 from polargrid_local.service.backend import Backend, OpenStream
 from polargrid_local.service.endpoints import find_endpoint
+from polargrid_local.service.given import Given
 from polargrid_local.service.settings import ServiceSettings
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ class PolarGrid(polargrid.PolarGrid):
             if found is None:
                 raise NotFoundError(f"{path} is not served in process")
             asked, in_path = found
-            given = {**(body or {}), **dict(parse_qsl(query)), **in_path}
+            given = Given({**(body or {}), **dict(parse_qsl(query)), **in_path})
             if asked.kind is not None:
                 return dict(await self._backend.answer(asked.kind, given))
             if asked.answer is None:

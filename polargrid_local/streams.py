@@ -86,6 +86,11 @@ class Call(Generic[C]):
         return self._assembler.seed
 
     @property
+    def system_fingerprint(self) -> str:
+        """Of all that fixes the answer's bits beside the request: equal in every run of one set-up."""
+        return self._assembler.fingerprint
+
+    @property
     def text(self) -> str:
         """All text so far (of the first choice)."""
         return self._assembler.text
@@ -126,9 +131,9 @@ class Call(Generic[C]):
 
     @property
     def timings(self) -> Timings:
-        """queue_ms, prefill_ms, first_token_ms, total_ms (since submit; None = not reached), tokens_per_second,
-        cached_tokens; accepted_draft_tokens and rejected_draft_tokens, which came true and which did not, of all
-        drafts, whether taken from a `prediction` or from text that was said before."""
+        """queue_ms, prefill_ms, first_token_ms (since submit; None = not reached), total_ms (until its last event
+        so far), tokens_per_second, cached_tokens; accepted_draft_tokens and rejected_draft_tokens, which came true and
+        which did not, of all drafts, whether taken from a `prediction` or from text that was said before."""
         return self._assembler.timings
 
     @property

@@ -166,6 +166,8 @@ class _Run(Generic[S, T]):
                 "accepted_prediction_tokens": sum(drafts["accepted_prediction_tokens"] for drafts in details),
                 "rejected_prediction_tokens": sum(drafts["rejected_prediction_tokens"] for drafts in details),
             }
+            if thoughts := [told["reasoning_tokens"] for told in details if "reasoning_tokens" in told]:
+                usage["completion_tokens_details"]["reasoning_tokens"] = sum(thoughts)
         return usage
 
 

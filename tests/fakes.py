@@ -31,6 +31,8 @@ class Event:
         self.logprobs: list[dict[str, Any]] = []
         self.prompt_logprobs: list[dict[str, Any]] = []
         self.stop, self.stop_token = "", -1
+        self.tokens: list[int] = []
+        self.prompt_tokens: list[int] = []
         self.embedding: Any = None
         for name, value in fields.items():
             assert hasattr(self, name), name
@@ -178,6 +180,10 @@ class Engine:
             "min_tokens",
             "stop_token_ids",
             "include_stop",
+            "lora",
+            "show_special",
+            "logits_processor",
+            "return_tokens",
         }
         assert not set(request) - known, set(request) - known
         n_prompt = sum(len(text.split()) for text, _ in request["prompt"])
@@ -325,6 +331,9 @@ class Engine:
             count[0] += 1
             usage["n_generated"] = count[0]
             event = Event(id, "text", step, **usage)
+            if request.get("return_tokens"):
+                event.tokens = [count[0]]
+                event.prompt_tokens = list(range(n_prompt)) if count[0] == 1 else []
             if request["sampling"]["n_logprobs"] >= 0:
                 top = [
                     {"token": k, "logprob": -float(k), "bytes": b"x", "top": []}

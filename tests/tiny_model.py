@@ -51,6 +51,14 @@ CHATML = (
 )
 SPECIALS = ["<|bos|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 BOS, EOT, IM_START, IM_END = range(4)
+# Of models that fill gaps: what the keys of a file call them -> the tokens.
+FILLS = {
+    "<|fim_prefix|>": "fim_pre",
+    "<|fim_suffix|>": "fim_suf",
+    "<|fim_middle|>": "fim_mid",
+    "<|repo_name|>": "fim_rep",
+    "<|file_sep|>": "fim_sep",
+}
 WORDS = [
     "user",
     "assistant",
@@ -234,6 +242,12 @@ def write_random(
     output[: table.n_controls] = 0
     _write(path, shape, table, embedding, layers, output, weights, chat_template, metadata)
     return Path(path)
+
+
+def write_filler(path: str | Path, **options: Any) -> Path:
+    """As write_random, with the tokens around a gap that an answer may fill."""
+    keys = {f"tokenizer.ggml.{name}_token_id": len(SPECIALS) + i for i, name in enumerate(FILLS.values())}
+    return write_random(path, controls=list(FILLS), metadata=keys, **options)
 
 
 def write_scripted(

@@ -4,6 +4,17 @@
 #include <utility>
 
 namespace pgl {
+namespace {
+
+TokenLogprob with_bytes(TokenLogprob entry, const Tokenizer & tokenizer) {
+    entry.bytes = tokenizer.bytes(entry.token);
+    for (TokenLogprob & alternative : entry.top) {
+        alternative.bytes = tokenizer.bytes(alternative.token);
+    }
+    return entry;
+}
+
+}  // namespace
 
 Sequence::Sequence(RequestId id, Request request, std::vector<Token> prompt, int32_t n_room, int32_t n_vocab,
                    std::shared_ptr<Guide> guide, std::unique_ptr<Drafter> drafter, SamplerTokens tokens,
@@ -77,23 +88,15 @@ void Sequence::end_draft() {
 }
 
 void Sequence::describe_prompt(const float * logits, int32_t position, const Tokenizer & tokenizer) {
-    const auto named = [&](TokenLogprob entry) {
-        entry.bytes = tokenizer.bytes(entry.token);
-        return entry;
-    };
     if (position == 0) {
         TokenLogprob first;
         first.token = prompt_.front();
-        prompt_logprobs_.push_back(named(first));   // nothing came before it that would have foretold it
+        prompt_logprobs_.push_back(with_bytes(first, tokenizer));  // nothing came before it that would have foretold it
     }
     const auto next = static_cast<size_t>(position) + 1;
     if (next < prompt_.size()) {
-        const int32_t n_vocab = tokenizer.n_vocab();
-        prompt_logprobs_.push_back(
-            named(Sampler::describe(logits, n_vocab, prompt_[next], request_.n_prompt_logprobs)));
-        for (TokenLogprob & alternative : prompt_logprobs_.back().top) {
-            alternative.bytes = tokenizer.bytes(alternative.token);
-        }
+        prompt_logprobs_.push_back(with_bytes(
+            Sampler::describe(logits, tokenizer.n_vocab(), prompt_[next], request_.n_prompt_logprobs), tokenizer));
     }
 }
 
@@ -166,6 +169,10 @@ Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
             take(text_.push(bytes.empty() ? tokenizer.literal(next_token_) : bytes), result);
         }
         take(text_.finish(), result);
+        if (wants_logprobs && describes_prompt()) {
+            // Who reads the prompt's tokens counts on one entry for each that was sampled, also for the end.
+            result.logprobs.push_back(with_bytes(std::move(logprob), tokenizer));
+        }
         if (result.reason == FinishReason::none) {
             result.reason = FinishReason::stop;
             result.stop_token = stops ? next_token_ : -1;
@@ -174,15 +181,9 @@ Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
         ++usage_.n_generated;
         text_.hold_stops(usage_.n_generated < request_.min_tokens);
         usage_.n_accepted += foretold ? 1 : 0;
-        if (wants_logprobs) {
-            logprob.bytes = tokenizer.bytes(next_token_);
-            for (TokenLogprob & alternative : logprob.top) {
-                alternative.bytes = tokenizer.bytes(alternative.token);
-            }
-        }
         if (wants_logprobs || request_.return_tokens) {
             logprob.token = next_token_;
-            undecided_.push_back(std::move(logprob));
+            undecided_.push_back(wants_logprobs ? with_bytes(std::move(logprob), tokenizer) : std::move(logprob));
         }
         if (is_marked(next_token_, tokenizer)) {
             take(text_.finish(), result);

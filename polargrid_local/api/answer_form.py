@@ -25,6 +25,10 @@ from polargrid_local.errors import SchemaError, refused
 class Segments(Protocol):
     """Text in, segments out, however it is cut."""
 
+    @property
+    def thought(self) -> bool: ...  # whether there is reasoning
+    @property
+    def answers(self) -> bool: ...  # whether that is over, or there will be none
     def push(self, text: str) -> list[Segment]: ...
     def finish(self) -> list[Segment]: ...
 

@@ -13,7 +13,8 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from polargrid_local.api.answer_type import ParsedReply, parsed_as
 from polargrid_local.api.events import Event
-from polargrid_local.api.logprobs import PlacedLogprob, placed_in_prompt, text_logprobs
+from polargrid_local.api.logits_processor import CheckedProcessor
+from polargrid_local.api.logprobs import PlacedLogprob, placed_in_prompt, prompt_logprobs, text_logprobs
 from polargrid_local.api.replies import (
     CompletionChoice,
     CompletionChunk,
@@ -23,13 +24,17 @@ from polargrid_local.api.replies import (
     FinishReason,
     GenerateResponse,
     PGMetadata,
+    PromptProgress,
     RerankResponse,
     RerankResult,
+    ServerTimings,
+    TextLogprobs,
     Timings,
     ToolCallReply,
     Usage,
 )
 from polargrid_local.api.requests import RerankRequest
+from polargrid_local.api.timings import server_timings
 from polargrid_local.errors import from_code
 
 Predicate = Callable[[str], Any]
@@ -47,13 +52,31 @@ class Counts(NamedTuple):
     rejected: int = 0  # of drafts
 
 
+class Extras(NamedTuple):
+    """What is told beside the answer, by the request's fields of the same names."""
+
+    return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
+    prompt_logprobs: int | None = None
+    timings_per_token: bool = False
+    return_progress: bool = False
+
+    @property
+    def of_prompt(self) -> bool:
+        """Whether something is told of the prompt, which is known with the first of the answer."""
+        return self.return_token_ids or self.prompt_logprobs is not None
+
+
 class Choice:
     """One answer while it grows."""
 
-    __slots__ = ("event", "logprobs", "parts", "reason", "stop_reason")
+    __slots__ = ("event", "logprobs", "of_prompt", "parts", "reason", "stop_reason", "token_ids", "untold_ids")
 
     def __init__(self) -> None:
         self.parts: list[str] = []
+        self.token_ids: list[int] = []  # of what has been told
+        self.untold_ids: list[int] = []  # of text that waits
+        self.of_prompt: dict[str, Any] | None = None  # what is told of its prompt, once that is known
         self.logprobs: list[PlacedLogprob] = []
         self.reason: FinishReason | None = None
         self.stop_reason: str | int | None = None  # the stop string or token that ended it
@@ -98,10 +121,13 @@ class Assembler(Generic[C, R]):
         include_usage: bool = False,
         continuous_usage: bool = False,
         predicted: bool = False,
-        logprobs: bool = False,
+        n_logprobs: int = -1,
+        extras: Extras = Extras(),  # noqa: B008  # it cannot be changed
+        processors: Sequence[CheckedProcessor] = (),
         predicates: Sequence[Predicate] = (),
         dropped_keywords: Sequence[str] = (),
         answer_type: type[Any] | None = None,
+        fingerprint: str = "",
     ) -> None:
         self.id = self.prefix + id
         self.created = created
@@ -114,10 +140,14 @@ class Assembler(Generic[C, R]):
         self._include_usage = include_usage
         self._continuous_usage = continuous_usage  # the counts so far in every chunk
         self._predicted = predicted  # whether the request had a prediction, whose worth its usage tells
-        self._logprobs = logprobs
+        self._logprobs = n_logprobs >= 0
+        self._n_logprobs = n_logprobs  # alternatives of each token
+        self._extras = extras
+        self._processors = processors  # of each choice, where the request has any
         self._predicates = predicates
         self.dropped_keywords = list(dropped_keywords)  # paths in its schema that the answer is not held to
         self._answer_type = answer_type
+        self.fingerprint = fingerprint
 
     # what streams and answers are read from
 
@@ -221,6 +251,8 @@ class Assembler(Generic[C, R]):
             "seed": self.seed,
             "cached_tokens": self._counts.cached,
         }
+        if self.fingerprint:
+            metadata["system_fingerprint"] = self.fingerprint
         if self.dropped_keywords:
             metadata["dropped_keywords"] = self.dropped_keywords
         return metadata
@@ -233,7 +265,13 @@ class Assembler(Generic[C, R]):
 
     def feed(self, event: Event, index: int = 0) -> list[C]:
         """The chunks that `event`, about choice `index`, completes. Raises what an error event says."""
+        was_open = self.choices[index].reason is None
         chunks: list[Any] = self._fed(event, index)
+        if was_open and event.kind in ("text", "finished"):
+            chunks = self._with_extras(chunks, event, index)
+        if self._extras.timings_per_token:
+            for chunk in chunks:
+                chunk |= self._timings_told
         if self._continuous_usage:
             for chunk in chunks:
                 chunk["usage"] = self.usage
@@ -245,9 +283,10 @@ class Assembler(Generic[C, R]):
             return []  # what the engine had still to say when a filter had ended the choice
         kind = event.kind
         if kind == "progress":
-            return []
+            return self._progress(event, index) if self._extras.return_progress else []
         if kind == "error":
-            raise from_code(event.code, event.text, dict(event.details))
+            error = self._processors[index].error if self._processors else None
+            raise error or from_code(event.code, event.text, dict(event.details))
         choice.event = event
         if kind == "text":
             return self._deliver(choice, index, event)
@@ -260,6 +299,48 @@ class Assembler(Generic[C, R]):
             return chunks
         choice.reason = "stop"  # the last kind of event, an embedding, is the whole answer
         return self._end(choice, index)
+
+    def _progress(self, event: Event, index: int) -> list[C]:
+        progress: PromptProgress = {
+            "total": event.n_prompt,
+            "cache": event.n_cached,
+            "processed": round(event.progress * event.n_prompt),
+        }
+        if event.total_ms >= 0:
+            progress["time_ms"] = event.total_ms
+        chunk: Any = self._chunk(index, None, None, None)
+        chunk["prompt_progress"] = progress
+        return [chunk]
+
+    def _with_extras(self, chunks: list[Any], event: Event, index: int) -> list[Any]:
+        """With what the request asked to be told beside the answer, in the first chunk that may tell it."""
+        choice, asked = self.choices[index], self._extras
+        if choice.of_prompt is None and asked.of_prompt:
+            choice.of_prompt = {}
+            if asked.return_token_ids:
+                choice.of_prompt["prompt_token_ids"] = list(event.prompt_tokens)
+            if asked.prompt_logprobs is not None:
+                told = prompt_logprobs(event.prompt_logprobs, asked.prompt_logprobs)
+                choice.of_prompt["prompt_logprobs"] = told
+        if asked.return_token_ids:
+            # Those of text that a filter holds back would tell it.
+            choice.untold_ids = [] if choice.reason == "content_filter" else [*choice.untold_ids, *event.tokens]
+            for own in (own for chunk in chunks for own in chunk["choices"] if own["index"] == index):
+                own["token_ids"], choice.untold_ids = choice.untold_ids, []
+                choice.token_ids += own["token_ids"]
+        return chunks
+
+    @property
+    def _timings_told(self) -> dict[str, ServerTimings]:
+        """Where the request asked for them."""
+        if not self._extras.timings_per_token:
+            return {}
+        usage = self.usage
+        return {"timings": server_timings(usage["prompt_tokens"], usage["completion_tokens"], self.timings)}
+
+    def _ids_told(self, choice: Choice) -> dict[str, list[int]]:
+        """Those of the whole choice, where the request asked for them."""
+        return {"token_ids": choice.token_ids} if self._extras.return_token_ids else {}
 
     def _deliver(self, choice: Choice, index: int, event: Event) -> list[C]:
         text = event.text
@@ -319,6 +400,7 @@ class TextAssembler(Assembler[CompletionChunk, CompletionResponse]):
     def __init__(self, *args: Any, echo: Sequence[str | None] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._untold = dict(enumerate(echo))  # prompts by the choices that have not begun
+        self._begun: set[int] = set()
 
     def _deliver(self, choice: Choice, index: int, event: Event) -> list[CompletionChunk]:
         if index not in self._untold:
@@ -327,10 +409,18 @@ class TextAssembler(Assembler[CompletionChunk, CompletionResponse]):
         told = event.prompt_logprobs
         if prompt is None:
             prompt = b"".join(bytes(entry["bytes"]) for entry in told).decode("utf-8", "replace")
-        placed = placed_in_prompt(told) if self._logprobs else None
+        placed = placed_in_prompt(told, self._n_logprobs) if self._logprobs else None
         choice.logprobs += placed or []
         choice.parts.append(prompt)
         return [self._chunk(index, prompt, placed, None), *super()._deliver(choice, index, event)]
+
+    def _with_extras(self, chunks: list[Any], event: Event, index: int) -> list[Any]:
+        """A choice's first chunk tells of its prompt."""
+        chunks = super()._with_extras(chunks, event, index)
+        if chunks and index not in self._begun:
+            self._begun.add(index)
+            chunks[0]["choices"][0] |= self.choices[index].of_prompt or {}
+        return chunks
 
     def _with(self, choices: list[CompletionChunkChoice]) -> CompletionChunk:
         return {
@@ -347,30 +437,34 @@ class TextAssembler(Assembler[CompletionChunk, CompletionResponse]):
         if logprobs is None:
             return self._with([{"text": text or "", "index": index, "finish_reason": reason}])
         return self._with(
-            [{"text": text or "", "index": index, "logprobs": text_logprobs(logprobs), "finish_reason": reason}]
+            [{"text": text or "", "index": index, "logprobs": self._told(logprobs), "finish_reason": reason}]
         )
+
+    def _told(self, logprobs: list[PlacedLogprob]) -> TextLogprobs:
+        return text_logprobs(logprobs, self._extras.return_tokens_as_token_ids)
 
     def _usage_chunk(self) -> CompletionChunk:
         return {**self._with([]), "usage": self.usage}
 
     def response(self) -> CompletionResponse:
-        return self._as_asked(
-            {
-                "id": self.id,
-                "object": "text_completion",
-                "created": self.created,
-                "model": self.model,
-                "choices": [self._choice(index, choice) for index, choice in enumerate(self.choices)],
-                "usage": self.usage,
-                "pg_metadata": self.pg_metadata,
-            }
-        )
+        reply: CompletionResponse = {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": [self._choice(index, choice) for index, choice in enumerate(self.choices)],
+            "usage": self.usage,
+            "pg_metadata": self.pg_metadata,
+        }
+        return self._as_asked(cast(CompletionResponse, {**reply, **self._timings_told}))
 
     def _choice(self, index: int, choice: Choice) -> CompletionChoice:
         told = {
             "text": "".join(choice.parts),
             "index": index,
-            "logprobs": text_logprobs(choice.logprobs) if self._logprobs else None,
+            "logprobs": self._told(choice.logprobs) if self._logprobs else None,
+            **self._ids_told(choice),
+            **(choice.of_prompt or {}),
             **choice.ended,
         }
         return cast(CompletionChoice, told)

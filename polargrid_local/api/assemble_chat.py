@@ -9,16 +9,19 @@ from typing import Any, cast
 from polargrid_local.api.assemble import Assembler, Choice
 from polargrid_local.api.events import Event
 from polargrid_local.api.logprobs import PlacedLogprob, chat_logprobs
+from polargrid_local.api.reasoning_tokens import ReasoningTokens
 from polargrid_local.api.replies import (
     ChatChoice,
     ChatChunkChoice,
     ChatCompletionChunk,
     ChatCompletionResponse,
     ChatDelta,
+    ChatLogprobs,
     ChatMessage,
     FinishReason,
     GenerateResponse,
     ToolCallReply,
+    Usage,
 )
 from polargrid_local.api.segmented import SegmentedAnswer
 from polargrid_local.chat.tool_formats import mark_of
@@ -36,25 +39,51 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
         parts: Sequence[SegmentedAnswer] = (),
         begun: str = "",
         min_tokens: int = 0,
+        reasoning: Sequence[ReasoningTokens] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._parts, self._begun, self._min_tokens = parts, begun, min_tokens
+        self._reasoning = reasoning  # of each choice, where that is told apart
         self._raw: list[list[str]] = [[] for _ in self.choices]  # all text, as the model wrote it
         self._untold: list[list[PlacedLogprob]] = [[] for _ in self.choices]  # logprobs of text that waits
+        self._opening: list[Any] = []  # the first chunks, while they wait for what they tell
 
     def start(self) -> list[ChatCompletionChunk]:
+        """Where the first chunk is to tell of the prompt it waits until that is known."""
         chunks = []
         for index, choice in enumerate(self.choices):
             chunks.append(self._with([{"index": index, "delta": {"role": "assistant"}, "finish_reason": None}]))
             if self._begun:
                 choice.parts.append(self._begun)
                 chunks.append(self._chunk(index, self._begun, None, None))
+        if self._extras.of_prompt:
+            self._opening, chunks = chunks, []
         return chunks
+
+    def _with_extras(self, chunks: list[Any], event: Event, index: int) -> list[Any]:
+        chunks = super()._with_extras(chunks, event, index)
+        opening, self._opening = self._opening, []
+        if opening:
+            opening[0] |= self.choices[index].of_prompt or {}
+        return [*opening, *chunks]
 
     @property
     def watches(self) -> bool:
         return super().watches or any(parts.may_stop for parts in self._parts)
+
+    @property
+    def usage(self) -> Usage:
+        """With the tokens of thoughts where they are told apart."""
+        usage = super().usage
+        if self._reasoning:
+            counts = self._counts
+            usage["completion_tokens_details"] = {
+                "accepted_prediction_tokens": counts.accepted,
+                "rejected_prediction_tokens": counts.rejected,
+                "reasoning_tokens": sum(thought.count for thought in self._reasoning),
+            }
+        return usage
 
     @property
     def reasoning(self) -> str:
@@ -70,7 +99,7 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
         chunks = super()._end(choice, index)
         if untold := self._untold[index]:  # of tokens that gave no text of their own, such as the end of a call
             choice.logprobs += untold
-            chunks[0]["choices"][0]["logprobs"] = chat_logprobs(untold)
+            chunks[0]["choices"][0]["logprobs"] = self._told(untold)
         return chunks
 
     def _deliver(self, choice: Choice, index: int, event: Event) -> list[ChatCompletionChunk]:
@@ -83,7 +112,11 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
                 self._untold[index] = []
                 return self._end(choice, index)
         text = event.text + (mark_of(event.mark) if event.mark else "")
+        if self._reasoning:
+            self._reasoning[index].coming(event)
         deltas = parts.push(text, on_hold=event.n_generated < self._min_tokens)
+        if self._reasoning:
+            self._reasoning[index].told(event)
         if event.kind == "finished" and not parts.stopped:
             deltas += parts.finish()
         if self._logprobs:
@@ -121,25 +154,26 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
     ) -> ChatCompletionChunk:
         if logprobs is None:
             return self._with([{"index": index, "delta": delta, "finish_reason": reason}])
-        return self._with(
-            [{"index": index, "delta": delta, "logprobs": chat_logprobs(logprobs), "finish_reason": reason}]
-        )
+        return self._with([{"index": index, "delta": delta, "logprobs": self._told(logprobs), "finish_reason": reason}])
+
+    def _told(self, logprobs: list[PlacedLogprob]) -> ChatLogprobs:
+        return chat_logprobs(logprobs, self._extras.return_tokens_as_token_ids)
 
     def _usage_chunk(self) -> ChatCompletionChunk:
         return {**self._with([]), "usage": self.usage}
 
     def response(self) -> ChatCompletionResponse:
-        return self._as_asked(
-            {
-                "id": self.id,
-                "object": "chat.completion",
-                "created": self.created,
-                "model": self.model,
-                "choices": [self._choice(index, choice) for index, choice in enumerate(self.choices)],
-                "usage": self.usage,
-                "pg_metadata": self.pg_metadata,
-            }
-        )
+        reply: ChatCompletionResponse = {
+            "id": self.id,
+            "object": "chat.completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": [self._choice(index, choice) for index, choice in enumerate(self.choices)],
+            "usage": self.usage,
+            "pg_metadata": self.pg_metadata,
+        }
+        extras = {**(self.choices[0].of_prompt or {}), **self._timings_told}
+        return self._as_asked(cast(ChatCompletionResponse, {**reply, **extras}))
 
     def _choice(self, index: int, choice: Choice) -> ChatChoice:
         message: ChatMessage = {"role": "assistant", "content": "".join(choice.parts)}
@@ -147,8 +181,8 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
             self._parts[index].fill(message)
         told: Any = {"index": index, "message": message}
         if self._logprobs:
-            told["logprobs"] = chat_logprobs(choice.logprobs)
-        return cast(ChatChoice, told | choice.ended)
+            told["logprobs"] = self._told(choice.logprobs)
+        return cast(ChatChoice, told | self._ids_told(choice) | choice.ended)
 
     def generate_response(self) -> GenerateResponse:
         """The reply of generate(): `created_at` is local time without a zone, as the SDK makes it."""

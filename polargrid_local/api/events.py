@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from typing_extensions import TypedDict  # pydantic describes no other before Python 3.12
+from typing_extensions import NotRequired, TypedDict  # pydantic describes no other before Python 3.12
 
 
 class TokenLogprob(TypedDict):
@@ -14,6 +14,7 @@ class TokenLogprob(TypedDict):
     logprob: float
     bytes: bytes
     top: list[TokenLogprob]
+    rank: NotRequired[int]  # 1 = the likeliest of all
 
 
 class Event(Protocol):
@@ -57,6 +58,10 @@ class Event(Protocol):
     def logprobs(self) -> list[TokenLogprob]: ...
     @property
     def prompt_logprobs(self) -> list[TokenLogprob]: ...  # once, where asked for; the first one's logprob means nothing
+    @property
+    def tokens(self) -> list[int]: ...  # where asked for: those whose text this event completes
+    @property
+    def prompt_tokens(self) -> list[int]: ...  # once, with the first of them
     @property
     def stop(self) -> str: ...  # the stop string that ended the answer; "" = none did
     @property

@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 from polargrid_local.api.plain import path, shown
 from polargrid_local.api.requests import (
     KINDS,
+    MAX_LOGPROBS,
     FunctionCall,
     FunctionDefinition,
     ImagePart,
+    InfillExtra,
+    LoraScale,
     Message,
     Prediction,
     TextPart,
@@ -32,7 +35,7 @@ NO_EFFECT = frozenset(
     )
 )
 # So do these, which clients of other engines send:
-OTHERS_NO_EFFECT = frozenset(("cache_prompt", "cache_salt", "id_slot", "request_id", "return_progress"))
+OTHERS_NO_EFFECT = frozenset(("cache_prompt", "cache_salt", "id_slot", "request_id", "spaces_between_special_tokens"))
 # These ask for another answer than the one given here, or than this kind of request has. Only the values that ask for
 # nothing are accepted:
 ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
@@ -49,8 +52,6 @@ ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
 # So do these fields of other engines, which their clients send:
 OTHERS_ASK: dict[str, tuple[Any, ...]] = {
     "add_special_tokens": (),
-    "chat_template": (),
-    "documents": ([],),
     "early_stopping": (False,),
     "ebnf": (),
     "guided_decoding_backend": (),
@@ -59,28 +60,32 @@ OTHERS_ASK: dict[str, tuple[Any, ...]] = {
     "logits_processors": ([],),
     "lora": ([],),
     "lora_request": (),
-    "min_keep": (0,),
+    "min_keep": (0, 1),  # one is always kept
     "mm_processor_kwargs": ({},),
     "n_keep": (0,),
     "n_probs": (0,),
     "penalty_alpha": (0,),
+    "post_sampling_probs": (False,),
     "priority": (0,),
     "prompt_embeds": (),
+    "tfs_z": (1,),
+    "top_a": (0,),
+    "use_beam_search": (False,),
+    # Of answers alone: elsewhere only what asks for nothing.
+    "logits_processor": ([],),
     "prompt_logprobs": (),
+    "return_progress": (False,),
     "return_token_ids": (False,),
-    "return_tokens": (False,),
     "return_tokens_as_token_ids": (False,),
     "samplers": (),
     "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
-    "tfs_z": (1,),
     "timings_per_token": (False,),
-    "top_a": (0,),
-    "use_beam_search": (False,),
-    # Of chats alone: elsewhere only what asks for nothing.
+    # Of chats alone.
     "add_generation_prompt": (True,),
+    "chat_template": (),
     "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
+    "documents": ([],),
     "reasoning_effort": ("none",),
     "reasoning_format": ("none",),
 }
@@ -106,10 +111,13 @@ def keys_of(fields: Iterable[str], idle: Iterable[str] = (), **aliases: str) -> 
 
 
 _EXTRA = ("max_completion_tokens", *NO_EFFECT, *OTHERS_NO_EFFECT, *ASKS_NOTHING, *OTHERS_ASK)
-REQUEST = {
-    kind: keys_of((*cls.model_fields, *_EXTRA), repeat_penalty="repetition_penalty", typ_p="typical_p")
-    for kind, cls in KINDS.items()
+_OTHER_NAMES = {
+    "repeat_penalty": "repetition_penalty",
+    "typ_p": "typical_p",
+    "return_tokens": "return_token_ids",
+    "returnTokens": "return_token_ids",
 }
+REQUEST = {kind: keys_of((*cls.model_fields, *_EXTRA), **_OTHER_NAMES) for kind, cls in KINDS.items()}
 # An answer of this or another server may be sent back as it came.
 MESSAGE = keys_of(
     (*Message.model_fields, "function_call"),
@@ -135,6 +143,8 @@ FUNCTION_DEFINITION = keys_of(FunctionDefinition.model_fields)
 TOOL_CALL = keys_of(ToolCall.model_fields)
 FUNCTION = keys_of(FunctionCall.model_fields, ("parsed_arguments",))
 DOCUMENT = keys_of(("text",))
+LORA = keys_of(LoraScale.model_fields)
+INFILL_EXTRA = keys_of(InfillExtra.model_fields)
 STREAM_OPTIONS = keys_of(("include_usage", "continuous_usage_stats"))
 RESPONSE_FORMAT = keys_of(("type", "json_schema", "schema"))
 PREDICTION = keys_of(Prediction.model_fields)
@@ -174,13 +184,14 @@ def known_fields(kind: str, sources: Iterable[dict[Any, Any]], ignored: list[str
         if "max_completion_tokens" in fields:  # as at OpenAI it wins over max_tokens, its older name
             fields["max_tokens"] = fields.pop("max_completion_tokens")
         data |= fields
+    _take_n_probs(kind, data)
     for field, nothing in {**ASKS_NOTHING, **OTHERS_ASK}.items():
         if field in data and field not in KINDS[kind].model_fields and data[field] not in nothing:
             only = f"; only {' or '.join(map(repr, nothing))} is accepted" if nothing else ""
             raise refused(field, f"not supported by this engine{only}")
     if isinstance(data.get("messages"), list):
         data["messages"] = [_message(message, ("messages", i), ignored) for i, message in enumerate(data["messages"])]
-    if isinstance(data.get("documents"), list):
+    if kind == "rerank" and isinstance(data.get("documents"), list):
         data["documents"] = [
             known(text, DOCUMENT, ("documents", i), ignored) for i, text in enumerate(data["documents"])
         ]
@@ -193,6 +204,9 @@ def known_fields(kind: str, sources: Iterable[dict[Any, Any]], ignored: list[str
         data["functions"] = [
             known(item, FUNCTION_DEFINITION, ("functions", i), ignored) for i, item in enumerate(data["functions"])
         ]
+    for field, keys in ("lora", LORA), ("input_extra", INFILL_EXTRA):
+        if isinstance(data.get(field), list):
+            data[field] = [known(item, keys, (field, i), ignored) for i, item in enumerate(data[field])]
     for field, keys in (
         ("stream_options", STREAM_OPTIONS),
         ("response_format", RESPONSE_FORMAT),
@@ -204,6 +218,21 @@ def known_fields(kind: str, sources: Iterable[dict[Any, Any]], ignored: list[str
     if isinstance(prediction, dict):
         _known_parts(prediction, ("prediction",), ignored)
     return {field: value for field, value in data.items() if field in KINDS[kind].model_fields}
+
+
+def _take_n_probs(kind: str, data: dict[str, Any]) -> None:
+    """llama-server's name of the alternatives of each token becomes the fields of ours that ask for them."""
+    given = data.get("n_probs", 0)
+    if kind not in ("chat", "completion") or given == 0:
+        return
+    if isinstance(given, bool) or given not in range(MAX_LOGPROBS + 1):
+        raise refused("n_probs", f"must be a whole number in 0..{MAX_LOGPROBS}, got {shown(given)}", le=MAX_LOGPROBS)
+    asked = ("top_logprobs", "logprobs") if kind == "chat" else ("logprobs",)
+    for field in asked:
+        if field in data:
+            raise refused("n_probs", f"must be left out beside {field}, which asks for the same")
+    data |= {"logprobs": True, "top_logprobs": int(given)} if kind == "chat" else {"logprobs": int(given)}
+    del data["n_probs"]
 
 
 def _key(key: str | int) -> str:

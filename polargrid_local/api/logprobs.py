@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from polargrid_local.api.events import TokenLogprob
-from polargrid_local.api.replies import ChatLogprobs, ChatTopLogprob, TextLogprobs
+from polargrid_local.api.replies import ChatLogprobs, ChatTopLogprob, PromptLogprob, PromptLogprobs, TextLogprobs
 
 
 class PlacedLogprob(NamedTuple):
@@ -17,59 +17,80 @@ class PlacedLogprob(NamedTuple):
     foretold: bool = True  # False: the first token of a prompt, before which there was nothing
 
 
-def _token_text(entry: TokenLogprob) -> str:
+def _token_text(entry: TokenLogprob, by_id: bool = False) -> str:
     """A token's text; OpenAI's `bytes:` and escapes for a piece of a character, `token_id:` and the number for a token
-    that has no text, a control token."""
+    that has no text, a control token. `by_id`: that for every token."""
     raw = bytes(entry["bytes"])
+    if by_id or not raw:
+        return f"token_id:{entry['token']}"
     try:
-        return str(raw, "utf-8") or f"token_id:{entry['token']}"
+        return str(raw, "utf-8")
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
-def placed_in_prompt(entries: Sequence[TokenLogprob]) -> list[PlacedLogprob]:
-    """Of a prompt's own tokens, each at its own place in the text."""
+def placed_in_prompt(entries: Sequence[TokenLogprob], n_top: int) -> list[PlacedLogprob]:
+    """Of a prompt's own tokens, each at its own place in the text and with `n_top` alternatives."""
     placed: list[PlacedLogprob] = []
     before = b""
     for entry in entries:
-        placed.append(PlacedLogprob(len(before.decode("utf-8", "ignore")), entry, foretold=bool(placed)))
+        told: TokenLogprob = {**entry, "top": entry["top"][:n_top]}
+        placed.append(PlacedLogprob(len(before.decode("utf-8", "ignore")), told, foretold=bool(placed)))
         before += bytes(entry["bytes"])
     return placed
 
 
-def chat_logprobs(entries: list[PlacedLogprob]) -> ChatLogprobs:
+def prompt_logprobs(entries: Sequence[TokenLogprob], n_top: int) -> PromptLogprobs:
+    """Of a prompt's own tokens, each with the `n_top` likeliest at its place."""
+    told: PromptLogprobs = [_said_of(entry, n_top) for entry in entries]
+    return [None, *told[1:]] if told else []
+
+
+def _said_of(entry: TokenLogprob, n_top: int) -> dict[int, PromptLogprob]:
+    ranks = {top["token"]: rank for rank, top in enumerate(entry["top"], 1)}
+    return {
+        told["token"]: {
+            "logprob": told["logprob"],
+            "rank": told.get("rank") or ranks.get(told["token"]),
+            "decoded_token": _token_text(told),
+        }
+        for told in (entry, *entry["top"][:n_top])
+    }
+
+
+def chat_logprobs(entries: list[PlacedLogprob], by_id: bool = False) -> ChatLogprobs:
     """As a choice of a chat or of its chunk has them."""
     return {
         "content": [
-            {**_chat_logprob(entry), "top_logprobs": [_chat_logprob(top) for top in entry["top"]]}
+            {**_chat_logprob(entry, by_id), "top_logprobs": [_chat_logprob(top, by_id) for top in entry["top"]]}
             for _, entry, _ in entries
         ]
     }
 
 
-def _chat_logprob(entry: TokenLogprob) -> ChatTopLogprob:
-    return {"token": _token_text(entry), "logprob": entry["logprob"], "bytes": list(entry["bytes"])}
+def _chat_logprob(entry: TokenLogprob, by_id: bool) -> ChatTopLogprob:
+    return {"token": _token_text(entry, by_id), "logprob": entry["logprob"], "bytes": list(entry["bytes"])}
 
 
-def text_logprobs(entries: list[PlacedLogprob]) -> TextLogprobs:
+def text_logprobs(entries: list[PlacedLogprob], by_id: bool = False) -> TextLogprobs:
     """As a choice of a completion or of its chunk has them."""
     return {
-        "tokens": [_token_text(placed.entry) for placed in entries],
+        "tokens": [_token_text(placed.entry, by_id) for placed in entries],
         "token_logprobs": [placed.entry["logprob"] if placed.foretold else None for placed in entries],
-        "top_logprobs": [_top_logprobs(placed.entry) if placed.foretold else None for placed in entries],
+        "top_logprobs": [_top_logprobs(placed.entry, by_id) if placed.foretold else None for placed in entries],
         "text_offset": [placed.offset for placed in entries],
     }
 
 
-def _top_logprobs(entry: TokenLogprob) -> dict[str, float]:
+def _top_logprobs(entry: TokenLogprob, by_id: bool) -> dict[str, float]:
     """The likeliest tokens and the one sampled, likeliest first. Where two read the same, the sampled one or else the
     likelier has the text as its name, the other `token_id:` and its number."""
     sampled = entry["token"]
     top = entry["top"] if any(other["token"] == sampled for other in entry["top"]) else [*entry["top"], entry]
-    taken = {_token_text(entry)}
+    taken = {_token_text(entry, by_id)}
     named = {}
     for other in top:
-        name = _token_text(other)
+        name = _token_text(other, by_id)
         if other["token"] != sampled and name in taken:
             name = f"token_id:{other['token']}"
         taken.add(name)

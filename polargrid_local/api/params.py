@@ -21,6 +21,9 @@ class Dumpable(Protocol):
     def model_dump(self) -> dict[str, Any]: ...
 
 
+# (token ids of the prompt and the answer so far, int32; logits (n_vocab,), float32, to be changed) -> logits, or None
+LogitsProcessor = Callable[[Any, Any], Any]
+
 # --- messages ---------------------------------------------------------------------------------------------------------
 
 
@@ -90,9 +93,32 @@ class ToolParam(_Tool):
     function: FunctionParam
 
 
+class LogitBiasParam(TypedDict):
+    """An item of llama-server's lists; a bias of False is a token that must not come."""
+
+    id: int | str  # or a text, whose tokens are meant
+    bias: float | Literal[False]
+
+
 class StreamOptions(TypedDict, total=False):
     include_usage: bool | None
     continuous_usage_stats: bool | None
+
+
+class _InfillExtra(TypedDict, total=False):
+    filename: str | None
+
+
+class InfillExtraParam(_InfillExtra):
+    text: str
+
+
+class _LoraScale(TypedDict, total=False):
+    scale: float
+
+
+class LoraScaleParam(_LoraScale):
+    id: int
 
 
 class _GeneratingParams(TypedDict, total=False):
@@ -123,7 +149,13 @@ class _GeneratingParams(TypedDict, total=False):
     mirostat_eta: float | None
     allowed_token_ids: Sequence[int] | None
     bad_words: str | Sequence[str] | None
-    logit_bias: Mapping[int, float] | Mapping[str, float] | None
+    logit_bias: (
+        Mapping[int, float]
+        | Mapping[str, float]
+        | Sequence[tuple[int | str, float | Literal[False]] | list[int | str | float] | LogitBiasParam]
+        | None
+    )
+    samplers: str | Sequence[str] | None
     seed: int | None
     stop: str | Sequence[str] | None
     stop_token_ids: Sequence[int] | None
@@ -134,7 +166,15 @@ class _GeneratingParams(TypedDict, total=False):
     stream_options: StreamOptions | None
     user: str | None
     ignore_eos: bool | None
+    skip_special_tokens: bool | None
+    return_token_ids: bool | None
+    return_tokens_as_token_ids: bool | None
+    prompt_logprobs: int | None
+    timings_per_token: bool | None
+    return_progress: bool | None
+    logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None
     content_filter: str | Sequence[str] | Callable[[str], Any] | None
+    lora: Sequence[LoraScaleParam] | None  # of the adapters that the model was loaded with
     n: int | None
     response_format: Mapping[str, Any] | None  # or a class: the engines have signatures of their own for that
     structured_outputs: Mapping[str, Any] | None
@@ -159,6 +199,8 @@ class ToolRunOptions(_GeneratingParams, total=False):
     chat_template_kwargs: Mapping[str, Any] | None
     add_generation_prompt: bool | None
     continue_final_message: bool | None
+    chat_template: str | None
+    documents: Sequence[Mapping[str, Any]] | None
     reasoning_format: Literal["none", "deepseek"] | None
     tool_choice: Literal["none", "auto", "required", "any"] | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
@@ -184,7 +226,9 @@ class _Completion(_GeneratingParams, total=False):
     logprobs: int | None
     echo: bool | None
     best_of: int | None
-    suffix: str | None
+    suffix: str | None  # for models that fill gaps
+    input_extra: Sequence[InfillExtraParam] | None
+    spm_infill: bool | None
     parse_special: bool | None
 
 

@@ -19,12 +19,15 @@ from polargrid_local.api.requests import (
     ChatCompletionRequest,
     CompletionRequest,
     ImagePart,
+    Sampling,
     check_filter,
 )
+from polargrid_local.api.samplers import without_the_others
 from polargrid_local.api.tools import tools_asked
 from polargrid_local.errors import ValidationError, refused
 
 # What the rendering of a chat is given anyway.
+# `documents`, which have a field too, may also come as variables.
 TEMPLATE_OWN = frozenset(("messages", "tools", "add_generation_prompt", "bos_token", "eos_token"))
 MAX_TOKENS = 4096  # the SDK's limit on max_tokens; a server passes None and lets the context be the limit
 
@@ -92,6 +95,8 @@ def _check_supported(request: Any) -> None:
     """What this engine cannot do yet is refused by name, never ignored."""
     if isinstance(request, (ChatCompletionRequest, CompletionRequest)):
         constraint_asked(request)
+        if request.samplers is not None:
+            without_the_others(request.samplers, request.model_dump(include=set(Sampling.model_fields)))
     if isinstance(request, ChatCompletionRequest):
         tools_asked(request)
         if request.top_logprobs and not request.logprobs:
@@ -99,6 +104,8 @@ def _check_supported(request: Any) -> None:
         asks_both = "add_generation_prompt" in request.model_fields_set and request.add_generation_prompt
         if request.continue_final_message and asks_both:
             raise refused("add_generation_prompt", "must be false with continue_final_message")
+        if request.documents and "documents" in request.chat_template_kwargs:
+            raise refused("documents", "are given in chat_template_kwargs, too")
         for name in TEMPLATE_OWN & request.chat_template_kwargs.keys():
             raise refused(f"chat_template_kwargs.{name}", "has a field of its own in the request")
         for i, message in enumerate(request.messages):
@@ -111,12 +118,18 @@ def _check_supported(request: Any) -> None:
                         details={"field": f"messages[{i}].content[{j}]"},
                     )
     if isinstance(request, CompletionRequest):
-        if request.max_tokens == 0 and not request.echo:
-            raise refused("max_tokens", "must be 1 or more, or -1 for what the context leaves; 0 needs echo", ge=1)
+        if request.max_tokens == 0 and not request.echo and request.prompt_logprobs is None:
+            problem = "must be 1 or more, or -1 for what the context leaves; 0 needs echo or prompt_logprobs"
+            raise refused("max_tokens", problem, ge=1)
         if request.best_of not in (None, request.n):
             raise refused("best_of", f"must be n, {request.n}: all answers are given; got {request.best_of}")
-        if request.suffix:
-            raise refused("suffix", "not supported by this engine")
+        if request.prompt == "" and not request.fills_gap:
+            raise refused("prompt", "must have at least 1 character, got ''")
+        if request.fills_gap:
+            if request.echo:
+                raise refused("echo", "the prompt of an answer before a suffix is not told, so it must be false")
+            if request.truncate_prompt_tokens is not None:
+                raise refused("truncate_prompt_tokens", "a prompt before a suffix is not cut: send shorter texts")
 
 
 def explained(error: PydanticError, *where: str) -> ValidationError:

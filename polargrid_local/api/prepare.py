@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from typing_extensions import NamedTuple  # generic, which typing's is since Python 3.11
 
@@ -18,14 +18,18 @@ from polargrid_local.api.answer_form import answer_form
 from polargrid_local.api.assemble import (
     Assembler,
     EmbeddingAssembler,
+    Extras,
     Predicate,
     RerankAssembler,
     TextAssembler,
 )
 from polargrid_local.api.assemble_chat import ChatAssembler
 from polargrid_local.api.constraints import constraint_of
+from polargrid_local.api.infill import cannot_fill, infill_prompt
+from polargrid_local.api.logits_processor import CheckedProcessor
 from polargrid_local.api.messages import messages_of, texts_of
 from polargrid_local.api.plain import shown
+from polargrid_local.api.reasoning_tokens import Detokenize, ReasoningTokens
 from polargrid_local.api.replies import (
     ChatCompletionChunk,
     ChatCompletionResponse,
@@ -47,6 +51,7 @@ from polargrid_local.api.requests import (
     RerankRequest,
     Sampling,
 )
+from polargrid_local.api.samplers import without_the_others
 from polargrid_local.api.segmented import SegmentedAnswer
 from polargrid_local.api.tools import tools_asked
 from polargrid_local.chat.grammar import Compile, accept_all
@@ -70,6 +75,11 @@ class Target(NamedTuple):
     template: ChatTemplate
     content_filter: Any = None
     compile: Compile = accept_all  # raises SchemaError for what its answers cannot be held to
+    lora: list[tuple[int, float]] | None = None  # adapters and scales of what names none itself; None: as loaded
+    n_adapters: int = 0  # that it was loaded with
+    fingerprint: str = ""  # of all that fixes an answer's bits beside the request
+    tokenize: Callable[[Sequence[Span], bool], list[int]] | None = None  # (spans, with the token that begins a text)
+    detokenize: Detokenize | None = None
 
 
 class Kind(str, Generic[C, R]):
@@ -125,9 +135,12 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
 
     seed = seed if request.seed is None or request.seed == -1 else request.seed % 2**64
     stop, marks = list(request.stop), list[str]()
+    n_prompt_logprobs = -1 if request.prompt_logprobs is None else request.prompt_logprobs
     more: dict[str, Any] = {}
     prompts: list[dict[str, Any]]
     if isinstance(request, ChatCompletionRequest):
+        if request.chat_template is not None:
+            target = target._replace(template=target.template.other(request.chat_template))
         asked = tools_asked(request)
         prompt = chat_prompt(
             request.messages,
@@ -145,9 +158,12 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         constraint, dropped, marks = form.constraint, form.dropped, form.marks
         more |= {"begun": form.begun, "min_tokens": request.min_tokens}
         if form.segments is not None:
+            segments = [form.segments, *(copy.deepcopy(form.segments) for _ in range(1, request.n))]
+            if request.reasoning_format != "none":
+                more["reasoning"] = [ReasoningTokens(own, target.detokenize) for own in segments]
             more["parts"] = [
                 SegmentedAnswer(
-                    form.segments if i == 0 else copy.deepcopy(form.segments),
+                    segments[i],
                     stop,
                     f"{(int(id, 16) + (i << 32)) % 16**24:024x}",  # each choice counts calls of its own
                     legacy=asked.legacy,
@@ -162,12 +178,14 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         limited = request.truncate_prompt_tokens is None
         trusted = request.parse_special
         prompts = [_prompt(given, trusted, target, "prompt", limited=limited) for given in request.prompts]
+        if request.fills_gap:
+            prompts = [_gap(request, given, target) for given in request.prompts]
         constraint, dropped = constraint_of(request, target.compile)
         if request.echo:
             texts = [given if isinstance(given, str) else None for given in request.prompts]
             more["echo"] = [text for text in texts for _ in range(request.n)]
             if request.n_logprobs >= 0 or None in texts:  # a prompt of token ids is told by its tokens
-                prompts = [{**prompt, "n_prompt_logprobs": max(request.n_logprobs, 0)} for prompt in prompts]
+                n_prompt_logprobs = max(request.n_logprobs, n_prompt_logprobs, 0)
         cls = TextAssembler
     phrases, predicates = split_filters(target.content_filter, request.content_filter)
     common = {
@@ -180,6 +198,7 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         "include_stop": request.include_stop_str_in_output,
         "filter": phrases,
         "ignore_eos": request.ignore_eos,
+        **adapters_asked(request, target),
     }
     if request.truncate_prompt_tokens is not None:
         most = (target.info.get("n_ctx") or 2**30) - 1
@@ -191,9 +210,18 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         common["constraint"] = constraint._asdict()
     if request.prediction is not None and request.prediction.text:
         common["prediction"] = request.prediction.text
+    if n_prompt_logprobs >= 0:
+        common["n_prompt_logprobs"] = n_prompt_logprobs
+    if request.return_token_ids or "reasoning" in more:  # which counts the tokens of a thought by their texts
+        common["return_tokens"] = True
+    if not request.skip_special_tokens:
+        common["show_special"] = True
     # The first of several choices is the one that comes alone: same seed, same text.
-    samplings = [_sampling(request, target.info, (seed + i) % 2**64) for i in range(request.n)]
+    samplings = [_sampling(request, target, (seed + i) % 2**64) for i in range(request.n)]
     requests = [{**common, **prompt, "sampling": sampling} for prompt in prompts for sampling in samplings]
+    processors = [CheckedProcessor(request.logits_processor) for _ in requests if request.logits_processor]
+    for native, processor in zip(requests, processors):
+        native["logits_processor"] = processor
     assembler = cls(
         name,
         id,
@@ -204,10 +232,13 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         include_usage=request.include_usage,
         continuous_usage=request.continuous_usage,
         predicted=request.prediction is not None,
-        logprobs=request.n_logprobs >= 0,
+        n_logprobs=request.n_logprobs,
+        extras=Extras(*(getattr(request, name) for name in Extras._fields)),
+        processors=processors,
         predicates=predicates,
         dropped_keywords=dropped,
         answer_type=request.answer_type,
+        fingerprint=target.fingerprint,
         **more,
     )
     return Job(requests, assembler)
@@ -228,10 +259,41 @@ def _prompt(
     return {"prompt": spans}
 
 
+def _gap(request: CompletionRequest, prefix: str | list[int], target: Target) -> dict[str, Any]:
+    """The prompt of an answer between `prefix` and the request's suffix. Raises ValidationError where the model cannot
+    fill gaps."""
+    tokens, tokenize = target.info.get("infill_tokens"), target.tokenize
+    if not tokens or tokenize is None:
+        raise cannot_fill(target.name)
+    for field, text in ("suffix", request.suffix), ("input_extra", "".join(e.text for e in request.input_extra or ())):
+        check_length([(text, False)], target, field)
+    begin = tokenize([("", False)], True)
+    ids = infill_prompt(request, prefix, tokens, lambda text: tokenize([(text, False)], False), begin)
+    return {"prompt": [], "prompt_tokens": ids}
+
+
+def adapters_asked(request: ChatCompletionRequest | CompletionRequest, target: Target) -> dict[str, Any]:
+    """The adapters that a request runs with, as a native request has them. Raises ValidationError for one that the
+    model was not loaded with."""
+    asked = request.lora
+    if asked is None:
+        return {} if target.lora is None else {"lora": target.lora}
+    n = target.n_adapters
+    for i, adapter in enumerate(asked):
+        if adapter.id >= n:
+            problem = f"must be between 0 and {n - 1}: this model has {n}" if n else "this model was loaded without any"
+            raise refused(f"lora[{i}].id", f"{problem}; got {adapter.id}", n_adapters=n)
+    return {"lora": [(adapter.id, adapter.scale) for adapter in asked]} if n else {}
+
+
 def template_options(request: ChatCompletionRequest, target: Target) -> dict[str, Any]:
     """The variables that a template is given beside messages and tools. Raises ValidationError for an effort that it
     does not know of."""
     options = dict(request.chat_template_kwargs)
+    if request.documents:
+        if not target.template.mentions("documents"):
+            raise refused("documents", "this chat's template shows none; put them into a message")
+        options["documents"] = request.documents
     effort = request.reasoning_effort
     if effort is not None:
         if target.template.mentions("reasoning_effort"):
@@ -384,16 +446,30 @@ def _pair(template: str, query: str, document: str) -> list[Span]:
     return [span for span in spans if span[0]]
 
 
-def _sampling(request: ChatCompletionRequest | CompletionRequest, info: NativeInfo, seed: int) -> dict[str, Any]:
-    n_vocab = info.get("n_vocab", 2**31)
-    for token in request.logit_bias:
-        if token >= n_vocab:
-            problem = f"token id {token} is not below the vocabulary's size, {n_vocab}"
-            raise refused("logit_bias", problem, n_vocab=n_vocab)
+def _sampling(request: ChatCompletionRequest | CompletionRequest, target: Target, seed: int) -> dict[str, Any]:
+    values = {name: getattr(request, name) for name in Sampling.model_fields}
+    if request.samplers is not None:
+        values |= without_the_others(request.samplers, values)
     return {
-        **{name: getattr(request, name) for name in Sampling.model_fields},
-        "top_k": max(request.top_k, 0),
+        **values,
+        "top_k": max(values["top_k"], 0),
         "seed": seed,
         "n_logprobs": request.n_logprobs,
-        "logit_bias": list(request.logit_bias.items()),
+        "logit_bias": _biases(cast(Any, request.logit_bias), target),  # pairs, whatever form they came in
     }
+
+
+def _biases(given: Sequence[tuple[int | str, float]], target: Target) -> list[tuple[int, float]]:
+    """Of token ids: a text's bias is that of each of its tokens."""
+    n_vocab = target.info.get("n_vocab", 2**31)
+    biases: list[tuple[int, float]] = []
+    for token, bias in given:
+        if isinstance(token, str):
+            assert target.tokenize is not None  # every loaded model has one
+            biases += [(id, bias) for id in target.tokenize([(token, False)], False)]
+        elif token >= n_vocab:
+            problem = f"token id {token} is not below the vocabulary's size, {n_vocab}"
+            raise refused("logit_bias", problem, n_vocab=n_vocab)
+        else:
+            biases.append((token, bias))
+    return biases

@@ -15,17 +15,24 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "functi
 
 
 class CompletionTokensDetails(TypedDict):
-    """Draft tokens that came true, and those that did not. The latter are no part of `completion_tokens`."""
+    """Draft tokens that came true, and those that did not, which are no part of `completion_tokens`; tokens of
+    thoughts, of chats that have these in `reasoning_content`."""
 
     accepted_prediction_tokens: int
     rejected_prediction_tokens: int
+    reasoning_tokens: NotRequired[int]
+
+
+class PromptTokensDetails(TypedDict):
+    cached_tokens: int
 
 
 class Usage(TypedDict):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    completion_tokens_details: NotRequired[CompletionTokensDetails]  # where the request had a `prediction`
+    completion_tokens_details: NotRequired[CompletionTokensDetails]  # with a `prediction`, or reasoning told apart
+    prompt_tokens_details: NotRequired[PromptTokensDetails]  # over HTTP, as OpenAI has it; in process pg_metadata tells
 
 
 class PGMetadata(TypedDict, total=False):
@@ -36,6 +43,7 @@ class PGMetadata(TypedDict, total=False):
     inference_time_ms: int
     seed: int
     cached_tokens: int
+    system_fingerprint: str  # equal where all that fixes an answer's bits, the request aside, is equal
     dropped_keywords: list[str]  # paths in a schema that asked for more than the answer could be held to
 
 
@@ -51,6 +59,45 @@ class Timings(TypedDict):
     cached_tokens: int
     accepted_draft_tokens: int
     rejected_draft_tokens: int
+
+
+class ServerTimings(TypedDict):
+    """How fast an answer comes, as llama-server tells it: tokens that are counted, and milliseconds. What is not known
+    yet is left out."""
+
+    cache_n: int  # of the prompt, taken from the cache
+    prompt_n: int  # of the prompt, read
+    predicted_n: int
+    prompt_ms: NotRequired[float]
+    prompt_per_token_ms: NotRequired[float]
+    prompt_per_second: NotRequired[float]
+    predicted_ms: NotRequired[float]
+    predicted_per_token_ms: NotRequired[float]
+    predicted_per_second: NotRequired[float]
+    draft_n: NotRequired[int]
+    draft_n_accepted: NotRequired[int]
+
+
+class PromptProgress(TypedDict):
+    """How much of a prompt has been read, in tokens."""
+
+    total: int
+    cache: int  # of those processed, taken from the cache
+    processed: int
+    time_ms: NotRequired[float]  # since submit
+
+
+class PromptLogprob(TypedDict):
+    """What the model says of a token at its place in the prompt, as at vLLM."""
+
+    logprob: float
+    rank: int | None  # 1 = the likeliest of all; None where it is not known
+    decoded_token: str
+
+
+# One entry per token of a prompt: token id -> what is said of it, for the token itself and the likeliest at its place.
+# The first is None, which nothing foretold.
+PromptLogprobs = list[Union[dict[int, PromptLogprob], None]]
 
 
 class ChatTopLogprob(TypedDict):
@@ -108,6 +155,7 @@ class ChatChunkChoice(TypedDict):
     index: int
     delta: ChatDelta
     logprobs: NotRequired[ChatLogprobs]
+    token_ids: NotRequired[list[int]]
     finish_reason: FinishReason | None
     stop_reason: NotRequired[str | int]  # the stop string or token that ended the answer
 
@@ -119,6 +167,11 @@ class ChatCompletionChunk(TypedDict):
     model: str
     choices: list[ChatChunkChoice]
     usage: NotRequired[Usage]  # where `stream_options` asked: in the last chunk, which has no choices, or in each
+    system_fingerprint: NotRequired[str]  # over HTTP, in the last chunk, which has no choices
+    prompt_token_ids: NotRequired[list[int]]  # in the first chunk alone
+    prompt_logprobs: NotRequired[PromptLogprobs]  # likewise
+    prompt_progress: NotRequired[PromptProgress]
+    timings: NotRequired[ServerTimings]
 
 
 class ChatMessage(TypedDict):
@@ -135,6 +188,7 @@ class ChatChoice(TypedDict):
     index: int
     message: ChatMessage
     logprobs: NotRequired[ChatLogprobs]
+    token_ids: NotRequired[list[int]]
     finish_reason: FinishReason
     stop_reason: NotRequired[str | int]  # the stop string or token that ended the answer
 
@@ -147,6 +201,10 @@ class ChatCompletionResponse(TypedDict):
     choices: list[ChatChoice]
     usage: Usage
     pg_metadata: PGMetadata
+    system_fingerprint: NotRequired[str]  # over HTTP, as OpenAI has it; in process pg_metadata tells it
+    prompt_token_ids: NotRequired[list[int]]
+    prompt_logprobs: NotRequired[PromptLogprobs]
+    timings: NotRequired[ServerTimings]
 
 
 class ToolChunkEvent(TypedDict):
@@ -188,6 +246,9 @@ class CompletionChunkChoice(TypedDict):
     text: str
     index: int
     logprobs: NotRequired[TextLogprobs]
+    token_ids: NotRequired[list[int]]
+    prompt_token_ids: NotRequired[list[int]]  # in the first chunk of each choice alone
+    prompt_logprobs: NotRequired[PromptLogprobs]  # likewise
     finish_reason: FinishReason | None
     stop_reason: NotRequired[str | int]  # the stop string or token that ended the answer
 
@@ -199,12 +260,18 @@ class CompletionChunk(TypedDict):
     model: str
     choices: list[CompletionChunkChoice]
     usage: NotRequired[Usage]  # as in a chat's last chunk
+    system_fingerprint: NotRequired[str]  # over HTTP, in the last chunk, which has no choices
+    prompt_progress: NotRequired[PromptProgress]
+    timings: NotRequired[ServerTimings]
 
 
 class CompletionChoice(TypedDict):
     text: str
     index: int
     logprobs: TextLogprobs | None
+    token_ids: NotRequired[list[int]]
+    prompt_token_ids: NotRequired[list[int]]
+    prompt_logprobs: NotRequired[PromptLogprobs]
     finish_reason: FinishReason
     stop_reason: NotRequired[str | int]  # the stop string or token that ended the answer
 
@@ -217,6 +284,8 @@ class CompletionResponse(TypedDict):
     choices: list[CompletionChoice]
     usage: Usage
     pg_metadata: PGMetadata
+    system_fingerprint: NotRequired[str]  # over HTTP, as OpenAI has it; in process pg_metadata tells it
+    timings: NotRequired[ServerTimings]
 
 
 class Score(TypedDict):
@@ -287,8 +356,21 @@ LoadStatus = Literal["loading", "loaded", "unloaded", "failed"]
 Task = Literal["generate", "embed", "rank"]
 
 
+class ModelMeta(TypedDict):
+    """What a model's file says of itself, under llama-server's names; the last two are ours."""
+
+    n_vocab: int
+    n_ctx_train: int  # tokens
+    n_embd: int
+    n_params: int
+    size: int  # of its weights, in bytes
+    architecture: str
+    quantization: str
+
+
 class ModelInfo(TypedDict):
-    """A model as lists show it. `tasks`, what it can be asked for, is ours; none of a file that cannot be loaded."""
+    """A model as lists show it, or an adapter, whose `root` and `parent` are its model. `tasks`, what it can be asked
+    for, is ours; none of a file that cannot be loaded, which has no `meta` either."""
 
     id: str
     object: Literal["model"]
@@ -298,6 +380,10 @@ class ModelInfo(TypedDict):
     root: str
     parent: str | None
     tasks: list[Task]
+    max_model_len: NotRequired[int]  # tokens of prompt and answer; of a model that is not loaded at most so many
+    max_completion_tokens: NotRequired[int]  # of an answer; a server's list only
+    max_streams: NotRequired[int]  # that run at once
+    meta: NotRequired[ModelMeta]
 
 
 class ListModelsResponse(TypedDict):
@@ -491,6 +577,9 @@ class NativeInfo(TypedDict):
     eos_text: str
     special_tokens: dict[str, str]
     control_tokens: dict[str, int]  # text -> id
+    # Those around a gap that an answer is to fill, by what they stand before: prefix, suffix, middle, and perhaps repo
+    # and separator. Empty where one of the first three is missing.
+    infill_tokens: dict[str, int]
     longest_piece: int  # bytes
     n_params: int
     file_bytes: int
@@ -539,6 +628,17 @@ class MemoryEstimate(TypedDict):
     fits: bool
 
 
+class AdapterInfo(TypedDict):
+    """A LoRA adapter that a model was loaded with. `id`: by which requests name it. `name`: that of the model it makes,
+    "" for one that acts on every answer."""
+
+    id: int
+    name: str
+    path: str
+    scale: float
+    file_bytes: int
+
+
 class LoadedModelInfo(NativeInfo):
     """What `info()` gives. `chat_format`: whose chat template it is, or the name of a known one. `tool_format`: how
     calls of tools are written; "generic" for a notation of ours, which the model is told of in the prompt."""
@@ -546,6 +646,8 @@ class LoadedModelInfo(NativeInfo):
     chat_format: str
     tool_format: str
     isolation: Literal["thread", "process"]  # where the engine runs: in this process, or in one of its own
+    adapters: list[AdapterInfo]
+    system_fingerprint: str  # equal where all that fixes an answer's bits, the request aside, is equal
 
 
 class ModelStats(TypedDict):

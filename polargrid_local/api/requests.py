@@ -21,8 +21,11 @@ from pydantic import (
     WrapValidator,
 )
 from pydantic import ValidationError as PydanticError
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
+from polargrid_local.api.samplers import sampler_names
+from polargrid_local.chat.compiler import MAX_SOURCE_BYTES
 from polargrid_local.chat.tool_formats import NAME_SIGNS
 
 MAX_MESSAGES = 1024
@@ -36,6 +39,8 @@ MAX_TOOLS = 256
 MAX_CHOICES = 128
 MAX_TOKEN_IDS = 1024  # of a list of tokens to stop at or to choose from
 MAX_BAD_WORDS = 256
+NEVER = -100.0  # the bias of a token that must not come
+MAX_ADAPTERS = 64
 
 # --- field types ------------------------------------------------------------------------------------------------------
 
@@ -61,13 +66,32 @@ def _strings(limit: int, what: str) -> Callable[[Any], Any]:
     return check
 
 
-def _bias(value: dict[int, float]) -> dict[int, float]:
+def _bias_pairs(value: dict[int, float] | list[Any]) -> list[Any]:
+    """Whatever form it came in."""
     if len(value) > MAX_LOGIT_BIAS:
         raise PydanticCustomError("too_long", f"at most {MAX_LOGIT_BIAS} entries, got {len(value)}")
-    for token, bias in value.items():
-        if not 0 <= token < 2**31 or not -100 <= bias <= 100:
+    pairs = list(value.items()) if isinstance(value, dict) else value
+    for token, bias in pairs:
+        if not (isinstance(token, str) or 0 <= token < 2**31) or not -100 <= bias <= 100:
             raise PydanticCustomError("bias", "token ids are 0 or more, biases lie in -100..100")
-    return value
+    return pairs
+
+
+def _bias_pair(value: Any) -> Any:
+    """An item of llama-server's lists: [token, bias], or an object of `id` and `bias`. The token by its id or, a text,
+    every token of it; a bias of false is a token that must not come."""
+    if isinstance(value, Mapping) and value.keys() == {"id", "bias"}:
+        value = (value["id"], value["bias"])
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise PydanticCustomError("bias_type", "must be a token and its bias")
+    token, bias = _whole(value[0]), NEVER if value[1] is False else value[1]
+    if isinstance(token, bool) or not isinstance(token, (int, str)):
+        raise PydanticCustomError("bias_type", "the token must be its id or a text")
+    if isinstance(token, str) and not 0 < len(token.encode()) <= MAX_STOP_BYTES:
+        raise PydanticCustomError("bias", f"a text must have 1 to {MAX_STOP_BYTES} bytes")
+    if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not abs(bias) <= 100:
+        raise PydanticCustomError("bias", "the bias must be a number in -100..100, or false")
+    return token, float(bias)
 
 
 def _bias_keys(value: Any) -> Any:
@@ -88,6 +112,15 @@ def check_filter(value: Any) -> Any:
     if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) for text in value):
         raise PydanticCustomError("filter", "must be a list of phrases or a callable(text) -> bool")
     return _strings(MAX_FILTER, "phrases")(list(value))
+
+
+def _processors(value: Any) -> Any:
+    """One callable, or several that are called in turn, as a list."""
+    processors = [value] if callable(value) else _as_list(value)
+    if not isinstance(processors, list) or not all(callable(item) for item in processors):
+        problem = "must be a callable(token_ids, logits), or a list of them, which only a program in this process has"
+        raise PydanticCustomError("type", problem)
+    return processors
 
 
 def _as_stop(value: Any) -> Any:
@@ -132,7 +165,7 @@ TokenId = Annotated[Whole, Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], BeforeValidator(_as_list), Field(max_length=MAX_TOKEN_IDS)]
 PromptIds = Annotated[list[TokenId], BeforeValidator(_as_list), Field(min_length=1)]
 LookBack = Annotated[Whole, Field(ge=-1, lt=2**30)]
-LogitBias = Annotated[dict[int, float], BeforeValidator(_bias_keys), AfterValidator(_bias)]
+Processors = Annotated[list[Any], BeforeValidator(_processors), Field(max_length=MAX_FILTER)]
 
 
 class StrictModel(BaseModel):
@@ -147,6 +180,22 @@ def _one_of(tags: dict[type, str], message: str) -> Discriminator:
 
     return Discriminator(tag, custom_error_type="type", custom_error_message=message)
 
+
+# An object of token ids, as at OpenAI, or llama-server's lists; pairs of a token (its id, or a text) and its bias.
+LogitBias = Annotated[
+    Union[
+        Annotated[dict[int, float], BeforeValidator(_bias_keys), Tag("<dict>")],
+        Annotated[
+            list[Annotated[tuple[Union[int, str], float], BeforeValidator(_bias_pair)]],
+            BeforeValidator(_as_list),
+            Tag("<list>"),
+        ],
+    ],
+    _one_of(
+        {dict: "<dict>", list: "<list>", tuple: "<list>"}, "must be an object, or a list of pairs of token and bias"
+    ),
+    AfterValidator(_bias_pairs),
+]
 
 # --- messages ---------------------------------------------------------------------------------------------------------
 
@@ -253,6 +302,16 @@ Prompts = Annotated[
     Discriminator(_prompt_tag, custom_error_type="type", custom_error_message=_NO_PROMPT),
 ]
 
+# An empty text too, before a gap that is to be filled.
+CompletionPrompts = Annotated[
+    Union[
+        Annotated[str, Tag("<str>")],
+        Annotated[PromptIds, Tag("<ids>")],
+        Annotated[list[_Prompt], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_PROMPTS), Tag("<list>")],
+    ],
+    Discriminator(_prompt_tag, custom_error_type="type", custom_error_message=_NO_PROMPT),
+]
+
 
 def _each(prompts: Any) -> list[str | list[int]]:
     single = isinstance(prompts, str) or isinstance(prompts[0], int)
@@ -309,6 +368,19 @@ class Message(StrictModel):
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
+class LoraScale(StrictModel):
+    """How strongly one of the adapters that a model was loaded with acts on an answer."""
+
+    id: Annotated[Whole, Field(ge=0, lt=MAX_ADAPTERS)]  # its place among them
+    scale: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0
+
+
+def _each_once(adapters: list[LoraScale]) -> list[LoraScale]:
+    if len({adapter.id for adapter in adapters}) < len(adapters):
+        raise PydanticCustomError("lora", "an adapter may be named once only")
+    return adapters
+
+
 class Sampling(StrictModel):
     """What the native sampler takes as it is, by the same names."""
 
@@ -342,7 +414,8 @@ class _GeneratingRequest(Sampling):
     """What every generating request has in common."""
 
     model: ModelName | None = None
-    logit_bias: LogitBias = {}
+    logit_bias: LogitBias = []
+    samplers: Annotated[list[str] | None, BeforeValidator(sampler_names)] = None  # the others are off
     seed: Seed | None = None
     stop: Stop = []
     stop_token_ids: TokenIds = []
@@ -354,7 +427,17 @@ class _GeneratingRequest(Sampling):
     stream_options: dict[str, bool] = {}
     user: str | None = None
     ignore_eos: bool = False
+    skip_special_tokens: bool = True  # False: control tokens of the answer are told by their names
+    return_token_ids: bool = False  # of the prompt, and of the answer
+    return_tokens_as_token_ids: bool = False  # logprobs name every token `token_id:` and its number
+    prompt_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None  # alternatives of the prompt's tokens
+    timings_per_token: bool = False  # every chunk tells how long it took so far, and the whole answer too
+    return_progress: bool = False  # streams tell how much of the prompt has been read
+    # In this process alone: functions that change what the model says of the next token before one is chosen.
+    logits_processor: SkipJsonSchema[Processors] = []
     content_filter: Annotated[Any, BeforeValidator(check_filter)] = None
+    # The adapters of this answer, all others left out; None = as the model was loaded.
+    lora: Annotated[list[LoraScale], BeforeValidator(_as_list), AfterValidator(_each_once)] | None = None
     n: Annotated[Whole, Field(ge=1, le=MAX_CHOICES)] = 1
     # At most one of these: api/constraints.py reads them.
     response_format: dict[str, Any] | None = None
@@ -393,6 +476,8 @@ class ChatCompletionRequest(_GeneratingRequest):
     chat_template_kwargs: dict[str, Any] = {}  # variables for the template
     add_generation_prompt: bool = True
     continue_final_message: bool = False  # the answer goes on where the last message ends
+    chat_template: Annotated[str, Field(min_length=1, max_length=MAX_SOURCE_BYTES)] | None = None  # for this chat alone
+    documents: Annotated[list[dict[str, Any]], BeforeValidator(_as_list)] = []  # for templates that show them
     reasoning_format: Literal["none", "deepseek"] = "none"  # inline as `<think>...</think>`, or in a field of its own
     tools: ToolList | None = None
     tool_choice: ToolChoice = None
@@ -406,15 +491,29 @@ class ChatCompletionRequest(_GeneratingRequest):
         return self.top_logprobs if self.logprobs else -1
 
 
+class InfillExtra(StrictModel):
+    """A further text of the repository in which a gap is to be filled."""
+
+    text: str
+    filename: str | None = None
+
+
 class CompletionRequest(_GeneratingRequest):
-    prompt: Prompts
-    max_tokens: Annotated[Whole, Field(ge=-1, lt=2**31)] = 100  # 0 = the prompt alone, with echo
+    prompt: CompletionPrompts
+    max_tokens: Annotated[Whole, Field(ge=-1, lt=2**31)] = 100  # 0 = the prompt alone, where it is told of
     top_k: TopK = 50
     logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool = False  # the prompt comes before the answer, and in logprobs too
     best_of: Annotated[Whole, Field(ge=1, le=MAX_CHOICES)] | None = None
-    suffix: str = ""
+    suffix: str = ""  # what comes behind the answer, for models that fill gaps
+    input_extra: Annotated[list[InfillExtra], BeforeValidator(_as_list)] | None = None  # what else the repository has
+    spm_infill: bool = False  # the suffix comes before the prompt
     parse_special: bool = True  # control tokens written in the prompt are honoured; False = they are text
+
+    @property
+    def fills_gap(self) -> bool:
+        """Whether the answer stands between two texts, either of which may be empty."""
+        return bool(self.suffix) or self.input_extra is not None
 
     @property
     def prompts(self) -> list[str | list[int]]:

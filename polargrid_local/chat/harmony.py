@@ -39,12 +39,24 @@ class HarmonySegmenter:
         self._n_calls = 0
         self._said: set[str] = set()  # kinds of what was said in earlier messages
         self._thinks = False  # inside a block of inline reasoning
+        self._thought = self._answers = False
         self._out: list[Segment] = []
+
+    @property
+    def thought(self) -> bool:
+        """Whether a message of reasoning has begun."""
+        return self._thought
+
+    @property
+    def answers(self) -> bool:
+        """Whether a message has begun that is no reasoning. What is thought behind that counts to the answer."""
+        return self._answers
 
     def push(self, text: str) -> list[Segment]:
         self._held += text
         while self._read_body() if self._kind else self._read_header():
-            pass
+            self._thought = self._thought or self._kind == "reasoning"
+            self._answers = self._answers or self._kind in ("content", "arguments")
         return self._take()
 
     def finish(self) -> list[Segment]:

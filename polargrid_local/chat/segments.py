@@ -61,10 +61,21 @@ class Segmenter:
         self._name = ""
         self._trim = False  # blanks that come next belong to no segment
         self._state: Callable[[], bool] = self._opening
+        self._thought = reasoning is not None and reasoning.opened
         if reasoning is not None and reasoning.opened:
             self._state, self._trim = self._thinking, not reasoning.inline
         elif reasoning is None:
             self._state = self._content
+
+    @property
+    def thought(self) -> bool:
+        """Whether a block of reasoning has begun."""
+        return self._thought
+
+    @property
+    def answers(self) -> bool:
+        """Whether what comes now is no reasoning, nor may it become any."""
+        return self._state not in (self._opening, self._thinking)
 
     def push(self, text: str) -> list[Segment]:
         self._held += text
@@ -127,6 +138,7 @@ class Segmenter:
             if self._reasoning.inline:
                 self._add("content", self._held[: len(self._held) - len(text)] + marked_text(tag))
             self._held = text[len(tag) :]
+            self._thought = True
             self._state, self._trim = self._thinking, not self._reasoning.inline
             return True
         if tag.startswith(text):  # the beginning of one, or nothing yet

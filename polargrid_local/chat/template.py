@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache, partial
 from types import CodeType
 from typing import Any
 
@@ -41,6 +42,8 @@ TOKENS = (
     "eoi_token",
 )
 
+MAX_OTHERS = 16  # templates of requests that stay compiled beside a model's own
+
 
 class ChatTemplate:
     """`source`: Jinja source, or one of the well-known names of `formats`; None = ChatML, which is then `assumed`.
@@ -63,6 +66,12 @@ class ChatTemplate:
         self._capabilities: Capabilities | TemplateError | None = None
         self._refusal: TemplateError | None = None
         self._absent: dict[str, Any] = {"tools": None, "documents": None}
+        made = partial(ChatTemplate, tokens=self._tokens, tool_format=tool_format)
+        self._others = lru_cache(maxsize=MAX_OTHERS)(made)
+
+    def other(self, source: str) -> ChatTemplate:
+        """Another template for the same model; those used last stay compiled."""
+        return self._others(source)
 
     @property
     def capabilities(self) -> Capabilities:

@@ -157,7 +157,7 @@ def refused(error: Exception, path: Path, adapters: Sequence[str] = ()) -> Excep
         error = _blamed(error)
     if not isinstance(error, (InvalidModelError, NotFoundError, ServerError)) or error.code == "cancelled":
         return error
-    message = f"{' with adapter '.join([str(path), *adapters])}: {error.message}"
+    message = named_files(path, adapters) + error.message
     if isinstance(error, InvalidModelError):
         for file in (path, *map(Path, adapters)):
             if kind := _looks_like(file, error.details or {}):
@@ -165,6 +165,11 @@ def refused(error: Exception, path: Path, adapters: Sequence[str] = ()) -> Excep
                 break
     error.message, error.args, error.path = message, (message,), str(path)
     return error
+
+
+def named_files(path: Path, adapters: Sequence[str]) -> str:
+    """What a refusal of one of these files begins with."""
+    return f"{' with adapter '.join([str(path), *adapters])}: "
 
 
 def _blamed(error: EngineCrashed) -> PolarGridError:

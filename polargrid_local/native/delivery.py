@@ -36,8 +36,8 @@ class Reader:
         self._indices[id] = index
 
     def abandon(self) -> None:
-        """Cancels what still runs. For finalizers, in any thread: the native engine calls no Python, so none of its
-        locks can be ours."""
+        """Cancels what still runs. For finalizers, in any thread: the native engine holds none of its locks while it
+        calls Python, for a logits processor."""
         self._handle.cancel(tuple(self._indices))
 
     def wake(self) -> None:
@@ -62,11 +62,12 @@ class ThreadReader(Reader):
 
     def get(self) -> tuple[int, Event] | None:
         """The next event and its index; None after wake(). Blocks; KeyboardInterrupt gets through. Raises EngineClosed
-        once the engine has ended and all it said is read."""
+        once the engine has ended and all it said is read, ValidationError where the engine waits for this thread."""
         while (entry := self._next()) is None:
             if self._woken:
                 self._woken = False
                 return None
+            self._handle.check_free()
             try:
                 self._events.extend(self.outbox.wait(SLICE_MS))
             except Exception as error:

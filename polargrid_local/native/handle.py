@@ -13,9 +13,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from polargrid_local.errors import EngineClosed, EngineCrashed, ForkedEngineError, PolarGridError
+from polargrid_local.errors import EngineClosed, EngineCrashed, ForkedEngineError, PolarGridError, ValidationError
 from polargrid_local.native.core import NativeEngine, translated
 
 BUSY_WAIT_MS, IDLE_WAIT_MS = 100, 500
@@ -25,6 +25,9 @@ log = logging.getLogger("polargrid_local.llama")
 logging.getLogger("polargrid_local").addHandler(logging.NullHandler())  # without it, warnings would go to stderr
 
 Drain = Callable[[], Sequence[tuple[int, str]]]  # lines of a native log since the last call: (level, text)
+
+
+_here = threading.local()  # `waits`: the handle whose engine waits for a function of Python in this thread
 
 
 class LoopReader(Protocol):
@@ -68,6 +71,24 @@ class Handle:
         if self.closed:
             raise EngineClosed("the engine is closed")
 
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """For a thread of the engine, which does nothing else meanwhile."""
+        _here.waits = self
+        try:
+            return function(*arguments)
+        finally:
+            _here.waits = None
+
+    @property
+    def waits_here(self) -> bool:
+        """Whether the engine waits for what this thread does."""
+        return getattr(_here, "waits", None) is self
+
+    def check_free(self) -> None:
+        """Raises ValidationError in a function that the engine waits for: each would wait for the other."""
+        if self.waits_here:
+            raise ValidationError.at("logits_processor", "cannot ask the engine that waits for it")
+
     def cancel(self, ids: Iterable[int]) -> None:
         """Idempotent; a no-op after the end, after close() and in a forked child. Takes no lock of ours: for finalizers
         too."""
@@ -92,6 +113,9 @@ class Handle:
         if not self.ours:
             return
         self.closed = True
+        if self.waits_here:  # in a function that the engine waits for nobody can wait for its end
+            threading.Thread(target=self.native.close, name="polargrid-close", daemon=True).start()
+            return
         self.native.close()
         if threading.current_thread() is not self.pump and self.pump.ident is not None:
             self.pump.join(timeout=10)

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from polargrid_local.api.replies import ModelStats, NativeInfo
 from polargrid_local.chat.grammar import Constraint
-from polargrid_local.errors import ModelFileChanged, NotFoundError, from_code
+from polargrid_local.errors import ModelFileChanged, NotFoundError, ValidationError, from_code
 from polargrid_local.native.core import NativeEngine, core, guidance_library, native_path, refused, translated
 from polargrid_local.native.delivery import SLICE_MS, Reader
 from polargrid_local.native.handle import Handle
@@ -86,6 +86,7 @@ class LoadedModel:
     def submit(self, requests: Sequence[dict[str, Any]], reader: Reader, first: int = 0) -> list[int]:
         """All of them or, with an error, none: events of `requests[i]` come to `reader` with index first + i."""
         self._check_file()
+        requests = [self._with_guard(request) for request in requests]
         ids: list[int] = []
         try:
             for index, request in enumerate(requests, first):
@@ -97,6 +98,17 @@ class LoadedModel:
                 raise translated(error) from None
             raise
         return ids
+
+    def _with_guard(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A `logits_processor` that cannot ask the engine which waits for it. Raises ValidationError where this one can
+        call none, or waits already."""
+        self.handle.check_free()
+        if "logits_processor" not in request:
+            return request
+        if self.isolated:
+            problem = "this model runs in a process of its own, which cannot call a function of this one; open it with "
+            raise ValidationError.at("logits_processor", problem + "isolation='thread'")
+        return {**request, "logits_processor": partial(self.handle.call, request["logits_processor"])}
 
     def cancel(self, ids: Sequence[int]) -> None:
         """Idempotent; a no-op after the end, after close() and in a forked child."""

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+import tiny_model
 from helpers import chat, content_of
 
-from polargrid_local import ContextLengthError, Engine, ValidationError
+from polargrid_local import AsyncEngine, ContextLengthError, Engine, LogitsProcessorError, ValidationError
+from polargrid_local.api.parse import parse_request
 
 CAPITAL = "The capital of France is"  # " Paris.\n\n..."
+HI = [{"role": "user", "content": "Hi"}]
 
 
 def said(engine: Engine, **fields: Any) -> dict[str, Any]:
@@ -97,6 +102,20 @@ def test_an_echo_comes_before_the_answer(engine: Engine) -> None:
     reply = engine.completion(prompt=CAPITAL, echo=True, max_tokens=0)
     assert reply["choices"][0]["text"] == CAPITAL
     assert reply["usage"]["completion_tokens"] == 0
+
+
+def test_an_echo_with_logprobs_tells_the_end_of_the_answer_too(engine: Engine) -> None:
+    """Who asks for one token more than a text has passes over the last entry, which is that one's."""
+    chat: Any = [{"role": "user", "content": "Hi"}]
+    prompt = engine.apply_template(messages=chat)
+    answer = engine.chat_completion(messages=chat, temperature=0, max_tokens=100)["choices"][0]
+    assert answer["finish_reason"] == "stop" and answer["message"]["content"]
+    whole = prompt + answer["message"]["content"]
+    read = said(engine, prompt=whole, echo=True, logprobs=1, max_tokens=0)["logprobs"]
+    more = said(engine, prompt=whole, echo=True, logprobs=1, max_tokens=1)
+    assert more["finish_reason"] == "stop" and more["text"] == whole
+    assert more["logprobs"]["tokens"][:-1] == read["tokens"]
+    assert more["logprobs"]["token_logprobs"][:-1] == read["token_logprobs"]
 
 
 def test_a_prompt_is_cut_to_its_last_tokens(engine: Engine) -> None:
@@ -227,7 +246,275 @@ def test_a_score_is_what_the_model_said_of_its_own_words(engine: Engine) -> None
 
 
 async def test_a_score_is_the_same_in_a_task(smollm2: Any, engine: Engine) -> None:
-    from polargrid_local import AsyncEngine
-
     async with AsyncEngine(smollm2, n_ctx=512, device="cpu") as other:
         assert await other.score(CAPITAL, " Paris") == engine.score(CAPITAL, " Paris")
+
+
+# --- token ids ---
+
+
+def ids_of(chunks: list[Any]) -> list[int]:
+    """Those of the first choice, joined."""
+    return [id for chunk in chunks for choice in chunk["choices"] for id in choice.get("token_ids", ())]
+
+
+@pytest.mark.parametrize("fields", [{}, {"stop": ["\n"]}, {"prediction": " Paris.\n\nThe capital"}, {"echo": True}])
+def test_the_token_ids_of_a_completion_spell_it(engine: Engine, fields: dict[str, Any]) -> None:
+    asked: dict[str, Any] = {"prompt": CAPITAL, "max_tokens": 12, "temperature": 0, "return_token_ids": True, **fields}
+    reply: Any = engine.completion(**asked)
+    choice = reply["choices"][0]
+    assert choice["prompt_token_ids"] == engine.tokenize(CAPITAL)
+    assert len(choice["token_ids"]) == reply["usage"]["completion_tokens"]
+    told = choice["text"].removeprefix(CAPITAL) if "echo" in fields else choice["text"]
+    assert engine.detokenize(choice["token_ids"]).startswith(told)
+    if "stop" not in fields:  # the tokens that the stop string came with are among them
+        assert engine.detokenize(choice["token_ids"]) == told
+    chunks: list[Any] = list(engine.completion_stream(**asked))
+    assert chunks[0]["choices"][0]["prompt_token_ids"] == choice["prompt_token_ids"]
+    assert ids_of(chunks) == choice["token_ids"]
+    if not fields:
+        for chunk in chunks:
+            assert engine.detokenize(chunk["choices"][0]["token_ids"]) == chunk["choices"][0]["text"]
+
+
+def test_the_token_ids_of_a_chat_spell_it(engine: Engine) -> None:
+    asked: Any = {**chat("Count to three.", max_tokens=16), "temperature": 0, "return_token_ids": True}
+    reply: Any = engine.chat_completion(**asked)
+    assert reply["prompt_token_ids"] == engine.tokenize(messages=asked["messages"])
+    assert engine.detokenize(reply["choices"][0]["token_ids"]) == content_of(reply)
+    assert len(reply["choices"][0]["token_ids"]) == reply["usage"]["completion_tokens"]
+    first, *others = chunks = list(engine.chat_completion_stream(**asked))
+    assert first["prompt_token_ids"] == reply["prompt_token_ids"]
+    assert not any("prompt_token_ids" in chunk for chunk in others)
+    assert ids_of(chunks) == reply["choices"][0]["token_ids"]
+    again = engine.completion(prompt=reply["prompt_token_ids"], max_tokens=16, temperature=0)
+    assert again["choices"][0]["text"] == content_of(reply)  # the prompt's tokens are all of the prompt
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_the_token_ids_of_a_call_are_all_of_it(engine: Engine, special: bool) -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+    asked: Any = {"messages": HI, "tools": [tool], "tool_choice": "required", "max_tokens": 32, "temperature": 0}
+    asked |= {"return_token_ids": True, "skip_special_tokens": special}
+    reply: Any = engine.chat_completion(**asked)
+    choice = reply["choices"][0]
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "add"
+    assert len(choice["token_ids"]) == reply["usage"]["completion_tokens"]
+    assert "add" in engine.detokenize(choice["token_ids"])
+    assert ids_of(list(engine.chat_completion_stream(**asked))) == choice["token_ids"]
+
+
+def test_logprobs_name_tokens_by_numbers_that_spell_the_answer(engine: Engine) -> None:
+    choice = said(engine, logprobs=2, return_tokens_as_token_ids=True, return_token_ids=True)
+    assert choice["logprobs"]["tokens"] == [f"token_id:{id}" for id in choice["token_ids"]]
+    assert choice["logprobs"]["token_logprobs"] == said(engine, logprobs=2)["logprobs"]["token_logprobs"]
+
+
+# --- control tokens ---
+
+
+def test_control_tokens_of_an_answer_are_shown_where_asked_for(engine: Engine) -> None:
+    start, end = (engine.info()["control_tokens"][name] for name in ("<|im_start|>", "<|im_end|>"))
+
+    def both(**fields: Any) -> list[str]:
+        asked: Any = {"max_tokens": 3, "temperature": 0, **fields}
+        return [said(engine, **asked)["text"], content_of(engine.chat_completion(messages=HI, **asked))]
+
+    assert both(logit_bias={start: 100}) == ["", ""]
+    assert both(logit_bias={start: 100}, skip_special_tokens=False) == ["<|im_start|>" * 3] * 2
+    assert both(skip_special_tokens=False) == both()
+    assert both(logit_bias={end: 100}, skip_special_tokens=False) == ["", ""]  # but for the one that ends it
+    assert engine.detokenize([start, *engine.tokenize("a")], special=False) == "a"
+
+
+# --- the prompt's logprobs ---
+
+
+def test_the_prompts_logprobs_are_those_of_its_echo(engine: Engine) -> None:
+    ids = engine.tokenize(CAPITAL)
+    told = said(engine, prompt_logprobs=3, max_tokens=0)["prompt_logprobs"]
+    echo = said(engine, echo=True, logprobs=3, max_tokens=0)["logprobs"]
+    assert told[0] is None and len(told) == len(ids)
+    for id, entry, logprob, top in zip(ids[1:], told[1:], echo["token_logprobs"][1:], echo["top_logprobs"][1:]):
+        assert entry[id]["logprob"] == logprob
+        assert sorted(item["logprob"] for item in entry.values()) == sorted(top.values())
+        assert all(engine.detokenize([other]) == item["decoded_token"] for other, item in entry.items())
+    with_both = said(engine, echo=True, logprobs=1, prompt_logprobs=3)
+    assert with_both["prompt_logprobs"] == told
+    assert with_both["logprobs"]["top_logprobs"][1].keys() <= echo["top_logprobs"][1].keys()
+
+
+def test_ranks_are_places_among_all_tokens(engine: Engine) -> None:
+    ids = engine.tokenize("The cat sat on the banana")
+    told = said(engine, prompt=ids, prompt_logprobs=20, max_tokens=0)["prompt_logprobs"]
+    ranks = [entry[id]["rank"] for id, entry in zip(ids[1:], told[1:])]
+    for id, entry, rank in zip(ids[1:], told[1:], ranks):
+        likeliest = sorted((item for item in entry.values()), key=lambda item: item["rank"])
+        assert [item["rank"] for item in likeliest[:20]] == list(range(1, 21))
+        assert [item["logprob"] for item in likeliest] == sorted((i["logprob"] for i in entry.values()), reverse=True)
+        assert (len(entry) == 20) == (rank <= 20), id
+    assert max(ranks) > 20  # the banana
+    alone = said(engine, prompt=ids, prompt_logprobs=0, max_tokens=0)["prompt_logprobs"]
+    assert [entry[id]["rank"] for id, entry in zip(ids[1:], alone[1:])] == ranks
+
+
+def test_a_chats_prompt_has_logprobs_too(engine: Engine) -> None:
+    asked: Any = {**chat("Hi", max_tokens=2), "prompt_logprobs": 1, "temperature": 0}
+    reply: Any = engine.chat_completion(**asked)
+    ids = engine.tokenize(messages=asked["messages"])
+    assert [set(entry) >= {id} for id, entry in zip(ids[1:], reply["prompt_logprobs"][1:], strict=True)]
+    assert next(engine.chat_completion_stream(**asked)).get("prompt_logprobs") == reply["prompt_logprobs"]
+
+
+# --- timings and progress ---
+
+
+def test_the_progress_of_a_long_prompt_is_told(engine: Engine) -> None:
+    prompt = "".join(f"{i} times {i} is {i * i}. " for i in range(60))
+    asked: Any = {"prompt": prompt, "max_tokens": 2, "temperature": 0, "return_progress": True}
+    stream = engine.completion_stream(**asked, timings_per_token=True)
+    chunks = list(stream)
+    told = [chunk["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk]
+    n_prompt = stream.usage["prompt_tokens"]
+    assert told and {progress["total"] for progress in told} == {n_prompt}
+    processed = [progress["processed"] for progress in told]
+    assert processed == sorted(set(processed)) and processed[0] > 0 and processed[-1] < n_prompt
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == said(engine, **asked)["text"]
+    last = chunks[-1]["timings"]
+    assert (last["predicted_n"], last["prompt_n"] + last["cache_n"]) == (2, n_prompt)
+    assert last["prompt_per_second"] == pytest.approx(last["prompt_n"] / last["prompt_ms"] * 1e3)
+    assert last["predicted_per_token_ms"] == pytest.approx(last["predicted_ms"] / 2)
+
+
+# --- what decides over a token ---
+
+
+def test_biases_of_texts_are_those_of_their_tokens(engine: Engine) -> None:
+    def biased(form: Any) -> dict[str, Any]:
+        return said(engine, max_tokens=3, logit_bias=form)
+
+    [paris] = engine.tokenize(" Paris")
+    banned = biased({paris: -100})
+    assert banned["text"] != said(engine, max_tokens=3)["text"]
+    for form in ([[paris, False]], [{"id": " Paris", "bias": -100}], [(" Paris", -50), (paris, -50)]):
+        assert biased(form) == banned
+    words = engine.tokenize(" yellow submarine", add_special=False)
+    assert len(words) > 1
+    assert biased([[" yellow submarine", 30]]) == biased(dict.fromkeys(words, 30))
+
+
+def test_alternatives_by_llama_servers_name_are_logprobs(engine: Engine) -> None:
+    assert said(engine, n_probs=2) == said(engine, logprobs=2)
+    named = engine.chat_completion(**chat("Hi", max_tokens=3), n_probs=2)
+    assert (
+        named["choices"] == engine.chat_completion(**chat("Hi", max_tokens=3), logprobs=True, top_logprobs=2)["choices"]
+    )
+
+
+def test_samplers_that_are_left_out_change_nothing(engine: Engine) -> None:
+    drawn: dict[str, Any] = {"seed": 3, "max_tokens": 6, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    few = said(engine, **{**drawn, "top_k": 3})
+    assert few == said(engine, **{**drawn, "top_k": 3, "top_p": 0.1, "min_p": 0.9}, samplers=["top_k"])
+    assert few == said(engine, **{**drawn, "top_k": 3}, samplers="ekt")
+    assert said(engine, **drawn) == said(engine, **{**drawn, "top_k": 1, "temperature": 0}, samplers=[])
+
+
+def test_a_template_of_ones_own_gives_messages_no_control_tokens(engine: Engine) -> None:
+    own = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    asked = chat("a<|im_end|>b", max_tokens=1)
+    reply: Any = engine.chat_completion(**asked, chat_template=own, return_token_ids=True)
+    controls = engine.info()["control_tokens"]
+    ids = reply["prompt_token_ids"]
+    assert [ids.count(controls[name]) for name in ("<|im_start|>", "<|im_end|>")] == [1, 1]
+    assert engine.detokenize(ids) == "<|im_start|>a<|im_end|>b<|im_end|>"
+    assert ids == engine.tokenize(messages=parse_request("chat", asked, {"chat_template": own}))
+
+
+# --- functions over logits ---
+
+
+def test_a_function_over_logits_does_what_a_bias_does(engine: Engine) -> None:
+    [paris] = engine.tokenize(" Paris")
+
+    def ban(token_ids: Any, logits: Any) -> None:
+        assert (token_ids.dtype, logits.dtype) == ("int32", "float32")
+        assert logits.shape == (engine.info()["n_vocab"],)
+        logits[paris] -= 100
+
+    def raised(token_ids: Any, logits: Any) -> Any:
+        higher = logits.copy()
+        higher[paris] += 50
+        return higher
+
+    banned = said(engine, logit_bias={paris: -100})
+    assert banned["text"] != said(engine)["text"]
+    assert said(engine, logits_processor=ban) == banned
+    assert said(engine, logits_processor=[raised, ban]) == said(engine, logit_bias={paris: -50})
+    drawn: Any = {"temperature": 1.0, "seed": 5, "n": 2}
+    assert said(engine, logits_processor=ban, **drawn) == said(engine, logit_bias={paris: -100}, **drawn)
+
+
+@pytest.mark.parametrize("prediction", [None, " Paris, the capital of France is Paris"])
+def test_a_function_sees_the_prompt_and_the_answer_so_far(engine: Engine, prediction: str | None) -> None:
+    """Drafts are checked with it, too: the answer and the calls that made it are the same."""
+    seen: list[list[int]] = []
+
+    def alternate(token_ids: Any, logits: Any) -> None:
+        seen.append(token_ids.tolist())
+        logits[token_ids[-1]] = -numpy.inf
+
+    asked: Any = {"prompt": CAPITAL, "max_tokens": 12, "temperature": 0, "return_token_ids": True}
+    reply: Any = engine.completion(**asked, logits_processor=alternate, prediction=prediction)
+    choice = reply["choices"][0]
+    whole = [*choice["prompt_token_ids"], *choice["token_ids"]]
+    n_prompt = len(choice["prompt_token_ids"])
+    assert seen == [whole[:n] for n in range(n_prompt, len(whole))]
+    assert all(one != other for one, other in zip(whole[n_prompt - 1 :], whole[n_prompt:]))
+    plain = engine.completion(prompt=CAPITAL, max_tokens=12, temperature=0, logits_processor=alternate)
+    assert plain["choices"][0]["text"] == choice["text"]
+
+
+def test_what_a_function_raises_ends_its_own_answer_alone(engine: Engine) -> None:
+    def fail(token_ids: Any, logits: Any) -> None:
+        if len(token_ids) > n_prompt + 2:
+            raise KeyError("the third token")
+
+    n_prompt = len(engine.tokenize(CAPITAL))
+    alone = said(engine, max_tokens=24)["text"]
+    with engine.completion_stream(prompt=CAPITAL, max_tokens=24, temperature=0) as beside:
+        next(beside)
+        stream = engine.completion_stream(prompt=CAPITAL, max_tokens=8, temperature=0, logits_processor=fail)
+        with pytest.raises(LogitsProcessorError, match=r"^logits_processor: KeyError: 'the third token'$") as error:
+            list(stream)
+        assert isinstance(error.value.__cause__, KeyError)
+        assert alone.startswith(stream.text) and stream.text
+        for _ in beside:
+            pass
+        assert beside.text == alone
+    for wrong in (lambda ids, logits: logits[1:], lambda ids, logits: logits.fill(numpy.nan), lambda ids, logits: 5):
+        with pytest.raises(LogitsProcessorError):
+            engine.completion(prompt=CAPITAL, max_tokens=2, logits_processor=wrong)
+    with pytest.raises(LogitsProcessorError, match="waits for it"):
+        engine.completion(prompt=CAPITAL, logits_processor=lambda ids, logits: engine.completion(prompt="x") and None)
+    assert said(engine, max_tokens=24)["text"] == alone
+
+
+async def test_a_tasks_function_is_called_likewise(tmp_path: Path) -> None:
+    path = tiny_model.write_random(tmp_path / "random.gguf")
+
+    def ends_high(token_ids: Any, logits: Any) -> None:
+        logits[: len(logits) // 2] = -numpy.inf
+
+    asked: Any = {"prompt": "ab", "max_tokens": 6, "temperature": 0, "return_token_ids": True}
+    with Engine(path, isolation="thread", device="cpu") as engine:
+        ours: Any = engine.completion(**asked, logits_processor=ends_high)
+        assert min(ours["choices"][0]["token_ids"]) >= engine.info()["n_vocab"] // 2
+    async with AsyncEngine(path, isolation="thread", device="cpu") as other:
+        theirs: Any = await other.completion(**asked, logits_processor=ends_high)
+        assert theirs["choices"] == ours["choices"]
+    async with AsyncEngine(path, isolation="process", device="cpu") as apart:
+        with pytest.raises(ValidationError, match="isolation='thread'") as error:
+            await apart.completion(**asked, logits_processor=ends_high)
+        assert error.value.param == "logits_processor"
+        plain: Any = await apart.completion(**asked)
+        assert len(plain["choices"][0]["token_ids"]) == 6

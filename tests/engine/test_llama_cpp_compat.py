@@ -13,7 +13,13 @@ import pytest
 import tiny_archs
 
 from polargrid_local import NotFoundError, ValidationError
-from polargrid_local.llama_cpp_compat import ASKS_NOTHING, Llama, LlamaGrammar
+from polargrid_local.llama_cpp_compat import (
+    ASKS_NOTHING,
+    Llama,
+    LlamaGrammar,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
 
 llama_cpp = pytest.importorskip("llama_cpp")
 pytestmark = pytest.mark.peer
@@ -265,6 +271,52 @@ def test_a_grammar_holds_the_answer(both: Both, tmp_path: Path) -> None:
     assert both.ours("Is water wet?", grammar=schema)["choices"][0]["text"] in ('"yes"', '"no"')
 
 
+def test_functions_over_logits_change_both_alike(both: Both) -> None:
+    """A token is never said twice in a row, nor is one of the first hundred."""
+
+    def never_again(input_ids: Any, scores: Any) -> Any:
+        scores[input_ids[-1]] = -float("inf")
+        return scores
+
+    def no_early_ones(input_ids: Any, scores: Any) -> Any:
+        scores[:100] = -float("inf")
+        return scores
+
+    given, asked = [never_again, no_early_ones], {"max_tokens": 12, "temperature": 0}
+    both.theirs.reset()
+    theirs = both.theirs("One, one, one,", logits_processor=llama_cpp.LogitsProcessorList(given), **asked)
+    for functions in (
+        LogitsProcessorList(given),
+        given,
+        llama_cpp.LogitsProcessorList(given),
+        LogitsProcessorList(given).__call__,
+    ):
+        ours = both.ours("One, one, one,", logits_processor=functions, **asked)
+        assert without_ids(ours) == without_ids(theirs)
+    assert without_ids(both.ours("One, one, one,", **asked)) != without_ids(theirs)
+    chat = both.ours.create_chat_completion(CAPITAL, logits_processor=LogitsProcessorList(given), max_tokens=3)
+    assert chat["choices"][0]["message"]["content"]
+
+
+def test_criteria_stop_both_alike(both: Both) -> None:
+    n_prompt = len(both.ours.tokenize(b"Up, up, up and"))
+
+    def long_enough(input_ids: Any, logits: Any) -> bool:
+        return len(input_ids) >= n_prompt + 5
+
+    asked: dict[str, Any] = {"max_tokens": 12, "temperature": 0}
+    both.theirs.reset()
+    theirs = both.theirs("Up, up, up and", stopping_criteria=llama_cpp.StoppingCriteriaList([long_enough]), **asked)
+    ours = both.ours("Up, up, up and", stopping_criteria=StoppingCriteriaList([long_enough]), **asked)
+    assert without_ids(ours) == without_ids(theirs)
+    assert ours["choices"][0]["finish_reason"] == "stop"
+    assert both.ours("Up, up, up and", stopping_criteria=[long_enough], **asked)["choices"] == ours["choices"]
+    never = both.ours("Up, up, up and", stopping_criteria=StoppingCriteriaList([lambda ids, logits: False]), **asked)
+    assert never["choices"] == both.ours("Up, up, up and", **asked)["choices"]
+    with pytest.raises(ValidationError, match="^stopping_criteria: .* beside a grammar"):
+        both.ours("x", stopping_criteria=[long_enough], grammar='root ::= "yes"')
+
+
 def test_seeds(both: Both) -> None:
     def texts(n: int, **seed: int) -> list[str]:
         return [both.ours(STORY, max_tokens=4, **seed)["choices"][0]["text"] for _ in range(n)]
@@ -372,14 +424,14 @@ def test_what_a_model_cannot_be_made_with_is_refused_by_name(smollm2: Path, name
         ("grammar", 5),
         ("grammar", "no grammar"),
         ("logit_bias", {1: 101}),
-        ("logits_processor", [print]),
+        ("logits_processor", [5]),
         ("logprobs", 50),
         ("max_tokens", "many"),
         ("min_p", 2),
         ("mirostat_mode", 3),
         ("repeat_penalty", 0),
         ("stop", [""]),
-        ("stopping_criteria", [print]),
+        ("stopping_criteria", [5]),
         ("suffix", "."),
         ("temperature", None),
         ("temperature", 3),
@@ -396,7 +448,7 @@ def test_what_no_completion_can_be_asked_is_refused_by_name(both: Both, name: st
 
 
 def test_what_no_chat_can_be_asked_is_refused_by_name(both: Both) -> None:
-    for name, value in (("tool_choice", FORCED["tool_choice"]), ("logits_processor", [print]), ("repeat_penalty", 0)):
+    for name, value in (("tool_choice", FORCED["tool_choice"]), ("logits_processor", [5]), ("repeat_penalty", 0)):
         with pytest.raises(ValidationError, match=f"^{name}"):
             both.ours.create_chat_completion(IN_JSON, **{name: value})
 

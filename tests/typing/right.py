@@ -125,6 +125,15 @@ def requests(engine: Engine) -> None:
     body: dict[str, Any] = {"messages": []}  # which might hold a class, for all that a type checker knows
     engine.chat_completion(**body)["choices"]
 
+    def steer(token_ids: Any, logits: Any) -> None: ...
+
+    biases: list[Any] = [(5, False), ("text", 1.5), [5, -1], {"id": 5, "bias": False}]
+    engine.completion(prompt="a", logits_processor=steer, logit_bias=biases, samplers=["top_k"])
+    engine.completion(prompt="a", logits_processor=[steer], logit_bias=[(5, False), ("text", 1.5)], samplers="kt")
+    told = engine.chat_completion(messages=history, return_token_ids=True, chat_template="chatml", documents=[{"a": 1}])
+    assert_type(told.get("prompt_token_ids"), Union[list[int], None])
+    assert_type(told["choices"][0].get("token_ids"), Union[list[int], None])
+
     assert_type(engine.completion(prompt="Once", logprobs=2), CompletionResponse)
     assert_type(engine.completion({"prompt": ["a", "b"]}, seed=1), CompletionResponse)
     predicted: PredictionParam = {"type": "content", "content": [{"type": "text", "text": "a"}]}
@@ -225,7 +234,15 @@ def refusals(engine: Engine) -> None:
 
 def options(path: Path) -> None:
     Engine(
-        "m", n_ctx=4096, cache_type="q8_0", device="cpu", models_dir=path, lora=[(path, 0.5)], content_filter=["x"]
+        "m",
+        n_ctx=4096,
+        cache_type="q8_0",
+        device="cpu",
+        models_dir=path,
+        lora=[(path, 0.5)],
+        content_filter=["x"],
+        adapters={"m:x": path, "m:y": ("y.gguf", 0.5)},
+        chat_template={"m": "chatml"},
     ).close()
     Engine("m", speculate="off").close()
     with Engine(speculate=False) as engine:

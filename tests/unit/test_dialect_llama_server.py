@@ -48,10 +48,10 @@ def test_prompts() -> None:
 
 
 def test_biases() -> None:
-    for given in ([[5, 1.5], [6, False]], {"5": 1.5, "6": -100}, [["5", 1.5], [6, -100]]):
-        assert parsed(completion(logit_bias=given)).logit_bias == {5: 1.5, 6: -100}
+    for given in ([[5, 1.5], [6, False]], {"5": 1.5, "6": -100}, [{"id": 5, "bias": 1.5}, [6, -100]]):
+        assert parsed(completion(logit_bias=given)).logit_bias == [(5, 1.5), (6, -100)]
     for nothing in ([], {}, None):
-        assert parsed(completion(logit_bias=nothing)).logit_bias == {}
+        assert parsed(completion(logit_bias=nothing)).logit_bias == []
     for no_token in ("9" * 5000, -5, 2**40):
         with pytest.raises(ValidationError, match="^logit_bias"):
             parsed(completion(logit_bias=[[no_token, 1]]))
@@ -60,13 +60,11 @@ def test_biases() -> None:
 @pytest.mark.parametrize(
     ("body", "field"),
     [
-        ({"samplers": ["top_k"]}, "samplers"),
+        ({"samplers": ["top_p", "top_k"], "top_k": 5}, "samplers"),
         ({"min_keep": 2}, "min_keep"),
         ({"n": 2}, "n"),
-        ({"return_tokens": True}, "return_tokens"),
         ({"post_sampling_probs": True}, "post_sampling_probs"),
         ({"t_max_predict_ms": 100}, "t_max_predict_ms"),
-        ({"lora": [{"id": 0, "scale": 1}]}, "lora"),
         ({"image_data": [{}]}, "image_data"),
         ({"response_fields": ["content"]}, "response_fields"),
         ({"prompt": ["a", "b"]}, "prompt"),
@@ -76,7 +74,7 @@ def test_biases() -> None:
         ({"n_probs": "x"}, "n_probs"),
         ({"logit_bias": 5}, "logit_bias"),
         ({"logit_bias": [[5]]}, "logit_bias[0]"),
-        ({"logit_bias": [[5, 1], ["text", 1]]}, "logit_bias[1]"),
+        ({"logit_bias": [[5, 1], ["", 1]]}, "logit_bias[1]"),
         ({"logit_bias": [[True, 1]]}, "logit_bias[0]"),
     ],
 )
@@ -86,7 +84,9 @@ def test_what_there_is_not_is_refused_by_name(body: dict[str, Any], field: str) 
     assert caught.value.param == field and caught.value.message.startswith(f"{field}: ")
 
 
-@pytest.mark.parametrize(("field", "value"), [("n_predict", -3), ("repeat_penalty", 11), ("n_probs", 99)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("n_predict", -3), ("repeat_penalty", 11), ("n_probs", 99), ("return_tokens", 5)]
+)
 def test_errors_of_our_parser_say_the_names_of_the_request(field: str, value: Any) -> None:
     with pytest.raises(ValidationError) as caught:
         parsed(completion(**{field: value}))
@@ -160,6 +160,26 @@ def test_probabilities() -> None:
     (entry,) = whole["completion_probabilities"]
     assert (entry["token"], entry["bytes"], [top["token"] for top in entry["top_logprobs"]]) == ("a", [97], ["a", "b"])
     assert whole["timings"] == {"cache_n": 2, "prompt_n": 3, "predicted_n": 7}
+
+
+def test_tokens_timings_and_progress_come_where_they_are_asked_for() -> None:
+    stream = completion(stream=True, return_tokens=True, timings_per_token=True, return_progress=True)
+    asked = parsed(stream)
+    assert asked.return_token_ids and asked.return_progress
+    progress = {"total": 5, "cache": 0, "processed": 4}
+    waits = {"model": "m", "choices": [{"text": "", "index": 0, "finish_reason": None}], "prompt_progress": progress}
+    told = chunks("a", "")
+    for i, chunk in enumerate(told[:3]):
+        chunk["choices"][0]["token_ids"] = [[7], [8, 9], []][i]
+        chunk["timings"] = TIMINGS
+    said = [line for chunk in [waits, *told] for line in stream.chunk(chunk)]
+    events = [json.loads(line[6:]) for line in [*said, *stream.end()]]
+    assert [event["tokens"] for event in events] == [[], [7], [8, 9], []]
+    assert [event.get("prompt_progress") for event in events] == [progress, None, None, None]
+    assert all(event["timings"]["cache_n"] == 4 for event in events[1:])
+    choice = {"text": "a", "index": 0, "finish_reason": "stop", "token_ids": [7]}
+    whole: Any = completion(return_tokens=True).reply({"model": "m", "choices": [choice], "usage": USAGE})
+    assert whole["tokens"] == [7]
 
 
 def test_a_stream_that_fails_has_no_last_event() -> None:

@@ -55,7 +55,7 @@ def test_what_both_apis_have_is_passed_on() -> None:
     assert {key: body[key] for key in ("model", "max_tokens", "temperature", "top_p", "top_k", "stop")} == {
         "model": "m", "max_tokens": 64, "temperature": 0.5, "top_p": 0.8, "top_k": 7, "stop": ["a", "b"],
     }  # fmt: skip
-    assert body["stream_options"] == {"include_usage": True}
+    assert body["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
     assert exchange(stream=True).streaming and not exchange().streaming
     assert "stream_options" not in asked()
 
@@ -348,9 +348,11 @@ class Answer:
         self.deltas = deltas
 
     def chunks(self) -> Iterable[dict[str, Any]]:
-        for delta in ({"role": "assistant"}, *self.deltas):
-            yield {"model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
-        yield {"model": "m", "choices": [{"index": 0, "delta": {}, **self.end}]}
+        yield {"model": "m", "choices": [{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}]}
+        counted = {"usage": {**self.usage, "completion_tokens": 1}}  # with each, and so far
+        for delta in self.deltas:
+            yield {"model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": None}], **counted}
+        yield {"model": "m", "choices": [{"index": 0, "delta": {}, **self.end}], **counted}
         yield {"model": "m", "choices": [], "usage": self.usage}
 
     def whole(self) -> dict[str, Any]:
@@ -424,6 +426,8 @@ def test_a_plain_reply() -> None:
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": 0,
             "output_tokens": 64,
+            "output_tokens_details": {"thinking_tokens": 0},
+            "service_tier": "standard",
         },
     }
 
@@ -456,9 +460,14 @@ def test_why_it_ended(answer: Answer, reason: str, sequence: str | None) -> None
 
 def test_a_failed_stream_ends_with_its_error() -> None:
     held = exchange(stream=True)
-    chunk = next(iter(ANSWERS["text"].chunks()))
-    told = events([*held.chunk(chunk), *held.failure(Refusal("gone", "server_error", "device_lost", None, 503))])
-    assert [words["type"] for words in told] == ["message_start", "ping", "error"]
+    role, first, *_ = ANSWERS["text"].chunks()
+    assert not list(held.chunk(role))  # how long the prompt is comes with the first piece
+    said = list(held.chunk(first))
+    told = events([*said, *held.failure(Refusal("gone", "server_error", "device_lost", None, 503))])
+    assert [words["type"] for words in told] == [
+        "message_start", "ping", "content_block_start", "content_block_delta", "error"
+    ]  # fmt: skip
+    assert told[0]["message"]["usage"]["input_tokens"] == 5
     assert told[-1]["error"] == {
         "type": "overloaded_error",
         "message": "gone",

@@ -19,7 +19,7 @@ from polargrid_local.dialects.ollama import (
     OllamaExchange,
     OllamaGenerate,
 )
-from polargrid_local.dialects.ollama_models import NO_DIGEST, ModelFile, listed, running, shown, tagged
+from polargrid_local.dialects.ollama_models import ModelFile, digest_of, listed, running, shown, tagged
 from polargrid_local.errors import ValidationError
 
 NOW = Moment("0123456789abcdef01234567", 1767225600.25)
@@ -77,13 +77,43 @@ def test_what_would_take_another_load_is_told_to_be_ignored_and_what_changes_not
         options={"num_ctx": 4096, "num_gpu": 9, "num_thread": 2, "use_mmap": True, "x": 1}, keep_alive="5m", y=1
     )
     parsed(exchange)
-    assert exchange.ignored == ["options.num_ctx", "options.x", "y"]
+    assert sorted(exchange.ignored) == ["options.num_ctx", "options.x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        (None, None),
+        (0, 0),
+        ("0", 0),
+        ("0s", 0),
+        (90, 90),
+        (0.5, 0.5),
+        ("5m", 300),
+        ("1h30m", 5400),
+        ("1.5s", 1.5),
+        ("250ms", 0.25),
+        (-1, -1),
+        ("-1m", -1),
+        (10**400, -1),
+        ("999999h", -1),
+    ],
+)
+def test_how_long_a_model_stays(given: Any, seconds: float | None) -> None:
+    exchange = chat(keep_alive=given)
+    assert exchange.keep_alive_s == seconds and not exchange.ignored
+
+
+@pytest.mark.parametrize("given", ["soon", "5 m", "m", True, [], {}])
+def test_times_that_are_none_are_refused(given: Any) -> None:
+    with pytest.raises(ValidationError, match="^keep_alive: must be a number of seconds"):
+        chat(keep_alive=given)
 
 
 @pytest.mark.parametrize(
     ("body", "field"),
     [
-        ({"suffix": "x"}, "suffix"),
+        ({"suffix": "x", "system": "y"}, "system"),
         ({"template": "{{ .Prompt }}"}, "template"),
         ({"context": [1, 2]}, "context"),
         ({"images": ["aGk="]}, "images"),
@@ -94,7 +124,6 @@ def test_what_would_take_another_load_is_told_to_be_ignored_and_what_changes_not
         ({"options": {"tfs_z": 0.5}}, "options.tfs_z"),
         ({"options": []}, "options"),
         ({"prompt": 5}, "prompt"),
-        ({"prompt": "", "keep_alive": 0}, "keep_alive"),
     ],
 )
 def test_what_there_is_not_is_refused_by_name(body: dict[str, Any], field: str) -> None:
@@ -300,8 +329,20 @@ def test_what_a_whole_answer_says() -> None:
     }
     cut: Any = chat(stream=False).reply(ANSWERS["a call that was cut"])
     assert cut["done_reason"] == "length" and [call["id"] for call in cut["message"]["tool_calls"]] == ["call_0"]
-    untimed: Any = chat(stream=False).reply({**ANSWERS["text"], "timings": {}, "pg_metadata": {"latency_ms": 12}})
-    assert (untimed["total_duration"], untimed["eval_duration"]) == (12_000_000, 0)
+
+
+def test_how_long_a_whole_answer_took() -> None:
+    exchange = chat(stream=False)
+    assert parsed(exchange).timings_per_token
+    exchange.load_ms, exchange.total_ms = 3.0, 20.0
+    timings = {"cache_n": 1, "prompt_n": 4, "predicted_n": 7, "prompt_ms": 5.0, "predicted_ms": 11.5}
+    whole: Any = exchange.reply({**ANSWERS["text"], "timings": timings})
+    assert {name: value for name, value in whole.items() if name.endswith("duration")} == {
+        "total_duration": 20_000_000,
+        "load_duration": 3_000_000,
+        "prompt_eval_duration": 5_000_000,
+        "eval_duration": 11_500_000,
+    }
 
 
 def test_what_is_generated() -> None:
@@ -371,11 +412,17 @@ def a_file(id: str = "m", **summary: Any) -> ModelFile:
 def test_models() -> None:
     assert [tagged(id) for id in ("m", "m:8b", "a:b/m")] == ["m:latest", "m:8b", "a:b/m:latest"]
     row = listed(a_file())
-    assert (row["name"], row["digest"], row["size"]) == ("m:latest", NO_DIGEST, 10)
+    assert (row["name"], row["digest"], row["size"]) == ("m:latest", digest_of(a_file()), 10)
     assert row["details"]["parameter_size"] == "1.236B" and row["modified_at"] == "2026-01-01T00:00:00.250000Z"
+    other = a_file(n_params=5)
+    assert digest_of(a_file()) != digest_of(other) and len(digest_of(other)) == 64
+    assert digest_of(other._replace(sha256="ab" * 32)) == "ab" * 32
     known = shown(a_file(tasks=["generate", "embed"], chat_template="<think>"))
+    assert 'TEMPLATE """<think>"""' in known["modelfile"] and "temperature" in known["parameters"]
     assert known["capabilities"] == ["completion", "tools", "embedding", "thinking"]
     assert shown(a_file(tasks=["embed"]))["capabilities"] == ["embedding"]
+    holes = {f"tokenizer.ggml.fim_{place}_token_id": "7" for place in ("pre", "suf", "mid")}
+    assert "insert" in shown(a_file(metadata=holes))["capabilities"]
     assert known["model_info"] == {
         "general.architecture": "llama",
         "general.version": "1.0",

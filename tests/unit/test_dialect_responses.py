@@ -395,6 +395,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"input": "x", "conversation": "conv_1"}, "conversation"),
     ({"input": "x", "prompt": {"id": "pmpt_1"}}, "prompt"),
     ({"input": "x", "moderation": {"model": "m"}}, "moderation"),
+    ({"input": "x", "return_token_ids": True}, "return_token_ids"),
+    ({"input": "x", "timings_per_token": True}, "timings_per_token"),
     ({"input": "x", "context_management": [{"type": "compaction"}]}, "context_management"),
     ({"input": "x", "truncation": "auto"}, "truncation"),
     ({"input": "x", "n": 2}, "n"),

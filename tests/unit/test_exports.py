@@ -23,6 +23,7 @@ PUBLIC = [
     "EngineCrashed",
     "ForkedEngineError",
     "InvalidModelError",
+    "LogitsProcessorError",
     "MemoryEstimateError",
     "ModelFileChanged",
     "NetworkError",

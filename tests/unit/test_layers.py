@@ -31,7 +31,7 @@ MAY = {
     "streams": WORDS | {"native"},
     "text": WORDS,
     "tool_run": WORDS | {"streams"},
-    "arguments": WORDS,
+    "arguments": WORDS | {"models"},
     "engine": WORDS | {"arguments", "native", "registry", "streams", "text", "tool_run"},
     "__init__": {"engine", "errors"},
     "service": FACADE | {"models", "dialects"},

@@ -57,6 +57,7 @@ def test_keys_of_messages_are_the_fields_of_the_models(keywords, model):
 def test_keys_of_small_mappings_are_those_that_are_read():
     assert set(get_type_hints(params.StreamOptions)) == keys.STREAM_OPTIONS.fields
     assert set(get_type_hints(params.DocumentParam)) == keys.DOCUMENT.fields
+    assert set(get_type_hints(params.LoraScaleParam)) == keys.LORA.fields
     roles = get_type_hints(params.MessageParam)["role"]
     assert roles == requests.Message.model_fields["role"].annotation
 
@@ -76,7 +77,8 @@ def test_changes_on_top_are_the_same_fields_and_none_of_them_is_required(less, m
 
 @pytest.mark.parametrize("kind, field", [
     (kind, field) for kind, (keywords, _) in REQUESTS.items() for field in get_type_hints(keywords)
-    if field not in ("messages", "stream_options", "tools", "functions", "prediction")  # their keys are compared above
+    # The keys of these are compared above.
+    if field not in ("messages", "stream_options", "tools", "functions", "prediction", "lora")
 ])  # fmt: skip
 def test_keywords_have_the_types_that_the_model_takes(kind, field):
     keywords, least = REQUESTS[kind]
@@ -199,6 +201,7 @@ def test_the_types_for_annotations_are_those_of_params_and_replies_and_nothing_e
         "FinishReason",
         "LoadStatus",
         "Messages",
+        "PromptLogprobs",
         "Task",
         "ToolEvent",
     }  # what keys of the TypedDicts are annotated with

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError as PydanticError
 
-from polargrid_local.api import keys, requests
+from polargrid_local.api import keys, requests, samplers
 from polargrid_local.api.parse import parse_request
 from polargrid_local.errors import ValidationError
 
@@ -178,7 +178,7 @@ def test_a_bad_field_is_named_with_its_path(fields, path):
         ("completion", {"prompt": 5}, "prompt"),
         ("completion", {"echo": 1}, "echo"),
         ("completion", {"best_of": 3}, "best_of"),
-        ("completion", {"suffix": "x"}, "suffix"),
+        ("completion", {"suffix": "x", "echo": True}, "echo"),
         ("completion", {"logprobs": True}, "logprobs"),
         ("embedding", {"input": ["a", 5]}, "input[1]"),
         ("embedding", {"dimensions": 0}, "dimensions"),
@@ -253,7 +253,7 @@ def test_other_clients_spellings():
     assert chat(stop="END").stop == ["END"]
     assert chat(max_tokens=150.0).max_tokens == 150
     assert chat(messages=({"role": "developer", "content": ("x",)[0]},)).messages[0].role == "developer"
-    assert chat(logit_bias={"5": 1, 6: -100}).logit_bias == {5: 1, 6: -100}
+    assert chat(logit_bias={"5": 1, 6: -100}).logit_bias == [(5, 1), (6, -100)]
     assert chat(tools=[], tool_choice="none", response_format={"type": "text"}, n=1).tools == []
     assert chat(tools=[TOOL], tool_choice="any").tool_choice == "any"
 
@@ -355,7 +355,7 @@ LLAMA_SERVER_FIELDS = """cache_prompt dry_allowed_length dry_base dry_multiplier
 @pytest.mark.parametrize("kind", ["chat", "completion"])
 def test_every_field_of_vllm_and_llama_server_is_honoured_harmless_or_refused(kind):
     known = keys.REQUEST[kind]
-    for field in f"{VLLM_FIELDS} {LLAMA_SERVER_FIELDS}".split():
+    for field in f"{VLLM_FIELDS} {LLAMA_SERVER_FIELDS} post_sampling_probs".split():
         assert known.aliases.get(field, field) in known.fields, field
 
 
@@ -867,14 +867,9 @@ def test_an_unknown_key_that_says_nothing_is_tolerated_where_strangers_send(mess
     ("field", "nothing", "something"),
     [
         ("ebnf", None, "root ::= x"),
-        ("chat_template", None, "{{ x }}"),
         ("length_penalty", 1.0, 1.1),
-        ("lora", [], [{"id": 0, "scale": 0.5}]),
-        ("n_probs", 0, 5),
-        ("prompt_logprobs", None, 1),
-        ("return_token_ids", False, True),
-        ("samplers", None, ["top_k"]),
-        ("skip_special_tokens", True, False),
+        ("min_keep", 1, 2),
+        ("post_sampling_probs", False, True),
         ("use_beam_search", False, True),
     ],
 )
@@ -930,3 +925,134 @@ def test_other_engines_names_of_the_same():
     assert chat(repeat_penalty=1.5).repetition_penalty == 1.5
     assert chat(typ_p=0.5).typical_p == 0.5
     assert chat(stop_token_ids=(1, 2), bad_words="x").bad_words == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("given", "pairs"),
+    [
+        ([[5, 1.5], (6, False)], [(5, 1.5), (6, -100)]),
+        ([["text", 2], ["5", 1]], [("text", 2), ("5", 1)]),  # in a list a text is a text, also one of digits
+        ([{"id": 5, "bias": 3}, {"id": "text", "bias": False}], [(5, 3), ("text", -100)]),
+        ([[5, 1], [5, 2.0]], [(5, 1), (5, 2)]),
+        ({"5": 1.5}, [(5, 1.5)]),
+        ([], []),
+    ],
+)
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+def test_biases_come_in_every_form(kind, given, pairs):
+    least = {"messages": HI} if kind == "chat" else {"prompt": "x"}
+    request = parse_request(kind, {**least, "logit_bias": given}, ignored=[])
+    assert request.logit_bias == pairs
+    assert parse_request(kind, request, {"max_tokens": 3}).logit_bias == pairs  # read again
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        (5, ""),
+        ("x", ""),
+        ([5], "[0]"),
+        ([[5, 1], [5]], "[1]"),
+        ([[True, 1]], "[0]"),
+        ([[5, True]], "[0]"),
+        ([[5, 100.5]], "[0]"),
+        ([[5, math.nan]], "[0]"),
+        ([["", 1]], "[0]"),
+        ([[-1, 1]], ""),
+        ([{"id": 5}], "[0]"),
+        ([{"id": 5, "bias": 1, "more": 1}], "[0]"),
+        ([[5, 1]] * 1025, ""),
+    ],
+)
+def test_what_is_no_bias_is_refused_by_its_place(given, path):
+    assert refused(logit_bias=given).param == f"logit_bias{path}"
+
+
+def test_alternatives_by_llama_servers_name():
+    assert (chat(n_probs=3).logprobs, chat(n_probs=3).top_logprobs, chat(n_probs=0).logprobs) == (True, 3, False)
+    completion = parse_request("completion", {"prompt": "x", "n_probs": 3.0})
+    assert (completion.logprobs, parse_request("completion", {"prompt": "x", "n_probs": 0}).logprobs) == (3, None)
+    for wrong in (21, -1, "3", True, [3], 2.5):
+        assert refused(n_probs=wrong).param == "n_probs"
+    both = refused(n_probs=3, logprobs=True)
+    assert both.message == "n_probs: must be left out beside logprobs, which asks for the same"
+    assert refused("completion", n_probs=3, logprobs=2).param == "n_probs"
+    assert refused("embedding", n_probs=3).param == "n_probs"
+
+
+def test_token_ids_by_llama_servers_name():
+    assert chat(return_tokens=True).return_token_ids
+    assert parse_request("completion", {"prompt": "x", "returnTokens": True}).return_token_ids
+    assert refused("embedding", return_tokens=True).param == "return_token_ids"
+
+
+ALL_ON = {"top_k": 5, "top_p": 0.5, "min_p": 0.1, "typical_p": 0.9, "xtc_probability": 0.5, "top_n_sigma": 1.0,
+          "repetition_penalty": 1.1, "dry_multiplier": 0.5, "temperature": 0.5}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        (samplers.ORDER, ALL_ON),
+        ("edstkpmyx", ALL_ON),  # the same by their letters
+        (["top_k", "temperature", "top_p"], {"top_k": 5, "top_p": 0.5}),
+        (["min_p", "top_k"], {"top_k": 5, "min_p": 0.5}),
+        (["top-k", "temp"], {"top_k": 5}),
+        (["temperature", "top_n_sigma"], {"top_n_sigma": 1.0}),
+        (["top_p", "top_k"], {"top_k": 0, "top_p": 0.5}),  # one of them does nothing
+        (["top_p", "temperature"], {"top_p": 0.5, "temperature": 1.0}),
+        (["top_p", "temperature"], {"top_p": 0.5, "temperature": 0}),
+        (["xtc", "top_p"], {"xtc_probability": 0.5, "xtc_threshold": 0.6}),
+        (["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"], {"top_p": 1.0}),
+    ],
+)
+def test_samplers_whose_order_changes_nothing_are_accepted(names, values):
+    assert chat(samplers=names, **values).samplers is not None
+
+
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        (["top_p", "top_k"], {"top_k": 5, "top_p": 0.5}),
+        (["top_p", "temperature"], {"top_p": 0.5, "temperature": 0.5}),
+        (["top_k", "temperature"], {"top_k": 5, "dynatemp_range": 0.2}),
+        (["typ_p", "temperature"], {"typical_p": 0.5, "temperature": 0}),
+        (["dry", "penalties"], {"dry_multiplier": 0.5, "repetition_penalty": 1.1}),
+        (["min_p", "top_p"], {"min_p": 0.1, "top_p": 0.5}),
+        (["top_k"], {"mirostat": 1}),
+        (["infill"], {}),
+        (["top_k", "top-k"], {}),
+        (["top_k", 5], {}),
+        ("kq", {}),
+        ({"top_k": 1}, {}),
+    ],
+)
+def test_samplers_in_another_order_are_refused_by_name(names, values):
+    error = refused(samplers=names, **values)
+    assert error.param == "samplers"
+    if isinstance(names, list) and len(names) == 2 and names[0] != "top_k":
+        assert f"{names[0]} before {names[1]}" in error.message and ", ".join(samplers.ORDER) in error.message
+
+
+def test_a_logits_processor_is_a_function_and_nothing_that_json_has():
+    def keep(token_ids, logits):
+        return None
+
+    assert chat(logits_processor=keep).logits_processor == [keep]
+    assert chat(logits_processor=(keep, keep)).logits_processor == [keep, keep]
+    for wrong in (5, "print", {"a": 1}, [5], ["print"], True):
+        for ignored in (None, []):
+            with pytest.raises(ValidationError, match="only a program in this process") as error:
+                parse_request("chat", {"messages": HI, "logits_processor": wrong}, ignored=ignored)
+            assert error.value.param == "logits_processor"
+    assert refused("embedding", logits_processor=keep).param == "logits_processor"
+    assert "logits_processor" not in requests.ChatCompletionRequest.model_json_schema()["properties"]
+
+
+def test_documents_come_in_one_place():
+    assert chat(documents=[{"title": "a", "text": "b"}]).documents == [{"title": "a", "text": "b"}]
+    assert chat(chat_template_kwargs={"documents": [{"text": "b"}]}).documents == []
+    given = {"documents": [{"text": "b"}]}
+    assert refused(**given, chat_template_kwargs=given).param == "documents"
+    assert refused(documents=["b"]).param == "documents[0]"
+    assert refused("completion", **given).param == "documents"

@@ -5,15 +5,20 @@ import gc
 import logging
 import weakref
 from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from polargrid_local.api.messages import messages_of
 from polargrid_local.api.parse import parse_request
+from polargrid_local.api.prepare import Target
 from polargrid_local.chat.capabilities import Capabilities
 from polargrid_local.chat.formats import FORMATS, format_name
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import TemplateError, ValidationError
+from polargrid_local.models.store import ResolvedModel
 from polargrid_local.registry import Models
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
@@ -251,7 +256,7 @@ def test_a_template_that_shows_no_message_is_refused_with_the_names(source):
     with pytest.raises(TemplateError, match="shows no message.*chatml, llama2, llama3"):
         ChatTemplate(source).check()
     with pytest.raises(TemplateError, match="shows no message"):  # and before a model is loaded
-        Models(None, {}, None, source, None)
+        Models(None, {}, None, {"*": source}, None)
     with pytest.raises(TemplateError, match="shows no message"):  # a model file's own: at the first chat
         prompt(source, ("user", "Hi"))
 
@@ -261,7 +266,7 @@ def test_a_template_that_shows_no_message_is_refused_with_the_names(source):
 )
 def test_a_broken_template_is_refused_when_it_is_given(source):
     with pytest.raises(TemplateError):
-        Models(None, {}, None, source, None)
+        Models(None, {}, None, {"*": source}, None)
 
 
 def test_a_template_is_text():
@@ -269,32 +274,35 @@ def test_a_template_is_text():
         ChatTemplate(b"chatml")
 
 
+def target_of(models: Models, name: str, info: dict[str, Any]) -> Target:
+    loaded: Any = SimpleNamespace(info=info, compile=None, tokenize=None, detokenize=None)
+    return models._target(ResolvedModel(name, Path(f"{name}.gguf")), [], loaded)
+
+
 def test_chatml_is_assumed_and_that_is_said(caplog, tmp_path):
-    models = Models(tmp_path, {}, None, None, None)
+    models = Models(tmp_path, {}, None, {}, None)
+    special = {"special_tokens": {"bos_token": "<s>"}, "control_tokens": {"<s>": 1, "<x>": 2}}
     with caplog.at_level(logging.WARNING, "polargrid_local"):
-        target = models._target(
-            "some-model", {"special_tokens": {"bos_token": "<s>"}, "control_tokens": {"<s>": 1, "<x>": 2}}
-        )
+        target = target_of(models, "some-model", special)
     assert target.template.assumed
     assert target.template.name == "chatml"
     assert "some-model: the file has no chat template, ChatML is assumed" in caplog.text
     caplog.clear()
-    target = models._target(
-        "m",
-        {
-            "chat_template": "{{ bos_token }}{{ pad_token }}{{ additional_special_tokens | join }}" + TEXT,
-            "bos_text": "<old>",
-            "special_tokens": {"bos_token": "<s>", "pad_token": "<p>"},
-            "control_tokens": {"<a>": 9, "<p>": 0, "<s>": 1, "<x>": 2},
-        },
-    )
+    all_named = {
+        "chat_template": "{{ bos_token }}{{ pad_token }}{{ additional_special_tokens | join }}" + TEXT,
+        "bos_text": "<old>",
+        "special_tokens": {"bos_token": "<s>", "pad_token": "<p>"},
+        "control_tokens": {"<a>": 9, "<p>": 0, "<s>": 1, "<x>": 2},
+    }
+    target = target_of(models, "m", all_named)
     assert not target.template.assumed
     assert caplog.text == ""
     assert target.template.render([{"role": "user", "content": "Hi"}], now=NOW)[0] == ("<s><p><x><a>[user]", True)
-    old = models._target(
-        "m", {"chat_template": "{{ bos_token }}{{ eos_token }}" + TEXT, "bos_text": "<b>", "eos_text": "<e>"}
-    )
+    texts = {"chat_template": "{{ bos_token }}{{ eos_token }}" + TEXT, "bos_text": "<b>", "eos_text": "<e>"}
+    old = target_of(models, "m", texts)
     assert old.template.render([{"role": "user", "content": "Hi"}], now=NOW)[0] == ("<b><e>[user]", True)
+    others = Models(tmp_path, {}, None, {"m": "chatml", "*": "llama3"}, None)
+    assert [target_of(others, name, texts).template.name for name in ("m", "n")] == ["chatml", "llama3"]
 
 
 # --- text that is none ------------------------------------------------------------------------------------------------
