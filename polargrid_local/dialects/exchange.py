@@ -30,6 +30,7 @@ class Refusal(NamedTuple):
     code: str
     param: str | None
     status: int
+    request_id: str | None = None
 
 
 class Exchange:
@@ -41,18 +42,29 @@ class Exchange:
 
     media_type: ClassVar[str] = "text/event-stream; charset=utf-8"
     comments: ClassVar[bool] = True  # whether a line beginning with a colon means nothing in its streams
-    timed: ClassVar[bool] = False  # whether its usage chunk has our `timings` too, and cached tokens where OpenAI does
+    timed: ClassVar[bool] = False  # whether its usage chunks have our `timings` too
+    form_bodies: ClassVar[bool] = False  # whether JSON may be called a form, as `curl -d` does
+    request_id_header: ClassVar[str | None] = None  # where its clients look for an id, beside x-request-id
     streams: ClassVar[bool | None] = None  # whether an answer is a stream; None: where `stream` says so
+
+    keep_alive_s: float | None = None  # how long its model then stays in memory; negative: always; None: as before
 
     def __init__(self, body: Words, moment: Moment, kind: Kind) -> None:
         self.kind: Kind = kind
         self.body = body
         self.ignored: list[str] = []  # paths of fields that nothing was made of
+        self.load_ms = 0.0  # until the model was there; whoever asks it tells this, before an answer
+        self.total_ms = 0.0  # until the whole answer was; told before reply()
         self.streaming: bool = body.get("stream") is True if self.streams is None else self.streams
 
     def reply(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The whole answer, out of one of our own."""
-        return answer
+        """The whole answer, out of one of our own. Those of text tell the fingerprint, and what of the prompt was
+        cached, where OpenAI does, too."""
+        metadata = answer.get("pg_metadata", {})
+        if "cached_tokens" in metadata:
+            answer = {**answer, "usage": with_cached(answer["usage"], metadata["cached_tokens"])}
+        fingerprint = metadata.get("system_fingerprint")
+        return {**answer, "system_fingerprint": fingerprint} if fingerprint else answer
 
     def chunk(self, chunk: Mapping[str, Any]) -> Iterable[bytes]:
         """What goes over the wire for one chunk of ours."""
@@ -79,6 +91,10 @@ class AlwaysStreams(Exchange):
 def account_of(said: Mapping[str, Any]) -> Words:
     """What an answer of ours, or a chunk of one, tells beside the answer itself."""
     return {key: said[key] for key in ("model", "usage", "timings", "pg_metadata") if key in said}
+
+
+def with_cached(usage: Mapping[str, Any], n_cached: int) -> Words:
+    return {**usage, "prompt_tokens_details": {"cached_tokens": n_cached}}
 
 
 def event(data: Mapping[str, Any], name: str = "") -> bytes:

@@ -7,38 +7,50 @@ from typing import Any
 
 from typing_extensions import NotRequired, TypedDict
 
-from polargrid_local.api.plain import shown
+from polargrid_local.api.replies import PromptProgress, ServerTimings
 from polargrid_local.api.requests import Sampling
+from polargrid_local.api.timings import server_timings
 from polargrid_local.dialects.exchange import Exchange, Kind, Moment, Refusal, Words, account_of, event
 from polargrid_local.dialects.fields import Fields
 from polargrid_local.dialects.logprobs import token_entries
 from polargrid_local.errors import refused
 
-SAME = (*Sampling.model_fields, "seed", "stop", "grammar", "json_schema", "ignore_eos")
-RENAMED = {"n_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
-HARMLESS = ("cache_prompt", "id_slot", "n_discard", "n_keep", "return_progress", "timings_per_token")
+SAME = (
+    *Sampling.model_fields,
+    "seed",
+    "stop",
+    "grammar",
+    "json_schema",
+    "ignore_eos",
+    "logit_bias",
+    "lora",
+    "samplers",
+    "return_progress",
+)
+RENAMED = {"n_predict": "max_tokens", "repeat_penalty": "repetition_penalty", "return_tokens": "return_token_ids"}
+OUR_NAMES = {ours: theirs for theirs, ours in RENAMED.items()}
+DEFAULTS: Words = {OUR_NAMES.get(name, name): field.get_default() for name, field in Sampling.model_fields.items()}
+DEFAULTS["seed"] = -1  # another one for every answer
+HARMLESS = ("cache_prompt", "id_slot", "n_discard", "n_keep")
 CANNOT: dict[str, tuple[Any, ...]] = {
     "image_data": ([],),
-    "lora": ([],),
-    "min_keep": (0,),
+    "min_keep": (0, 1),  # one is always kept
     "n": (1,),
     "n_cmpl": (1,),
     "n_indent": (0,),
     "post_sampling_probs": (False,),
     "response_fields": ([],),
-    "return_tokens": (False,),
-    "samplers": (),
     "t_max_predict_ms": (0, -1),
 }
-LEAST_BIAS = -100.0  # of a token that must not come
 
 
 class LlamaCompletionReply(TypedDict):
-    """The whole answer, or the last event of a streamed one; in its other events `content` and `stop: false`."""
+    """The whole answer, or the last event of a streamed one; in its other events `content`, `tokens` and
+    `stop: false`."""
 
     index: int
     content: str
-    tokens: list[int]  # not told
+    tokens: list[int]  # of the content, where `return_tokens` asks for them
     stop: bool
     model: str
     tokens_predicted: int
@@ -46,8 +58,10 @@ class LlamaCompletionReply(TypedDict):
     stop_type: str  # eos, limit, word, or none: a filter of this server's
     stopping_word: str
     truncated: bool
-    generation_settings: dict[str, Any]  # what the request gave
-    timings: dict[str, Any]
+    has_new_line: bool
+    generation_settings: dict[str, Any]  # what the request gave, and how all else was sampled
+    timings: ServerTimings  # with `timings_per_token` in every event
+    prompt_progress: NotRequired[PromptProgress]
     completion_probabilities: NotRequired[list[dict[str, Any]]]
 
 
@@ -75,13 +89,15 @@ class LlamaCompletion(LlamaExchange):
         super().__init__({}, moment, kind)
         fields = Fields(body, "", self.ignored)
         self.streaming = fields.get("stream", bool) is True
-        self._settings = {name: body[name] for name in (*SAME, *RENAMED) if body.get(name) is not None}
-        self.body = {"prompt": _single(fields.any("prompt")), **fields.take("model", *SAME, **RENAMED)}
+        given = {name: body[name] for name in (*SAME, *RENAMED) if body.get(name) is not None}
+        self._settings = DEFAULTS | given
+        self._new_line = False
+        self.body = {**self._prompt(fields), **fields.take("model", *SAME, **RENAMED)}
         if self.body.get("max_tokens") == -2:  # as -1: what the context leaves
             self.body["max_tokens"] = -1
         if n_probs := fields.get("n_probs", int):
             self.body["logprobs"] = n_probs
-        self.body["logit_bias"] = _biases(fields.any("logit_bias"))
+        self._timings_per_token = fields.get("timings_per_token", bool) is True
         if self.streaming:
             self.body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
         fields.skip(*HARMLESS, *(name for name in body if str(name).startswith("speculative.")))
@@ -90,17 +106,28 @@ class LlamaCompletion(LlamaExchange):
         self._known: Words = {}  # model, usage and timings, as far as they have been said
         self._choice: Mapping[str, Any] = {}  # with the reason of the end
 
+    def _prompt(self, fields: Fields) -> Words:
+        """The fields of our request that say what the answer follows."""
+        return {"prompt": _single(fields.any("prompt"))}
+
     def reply(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
         self._known |= account_of(answer)
         (self._choice,) = answer["choices"]
-        return self._last(self._choice["text"]) | _probabilities(self._choice)
+        self._new_line = "\n" in self._choice["text"]
+        return self._last(self._choice["text"]) | _tokens(self._choice) | _probabilities(self._choice)
 
     def chunk(self, chunk: Mapping[str, Any]) -> Iterable[bytes]:
         self._known |= account_of(chunk)
         for choice in chunk["choices"]:
             if choice["finish_reason"]:
                 self._choice = choice
-            if more := _probabilities(choice) | ({"content": choice["text"]} if choice["text"] else {}):
+            self._new_line |= "\n" in choice["text"]
+            more = _probabilities(choice) | _tokens(choice) | ({"content": choice["text"]} if choice["text"] else {})
+            if "prompt_progress" in chunk:
+                more["prompt_progress"] = chunk["prompt_progress"]
+            if more and self._timings_per_token:
+                more["timings"] = self._timings()
+            if more:
                 yield event({"index": 0, "content": "", "tokens": [], "stop": False, **self._counts(), **more})
 
     def end(self) -> Iterable[bytes]:
@@ -124,30 +151,39 @@ class LlamaCompletion(LlamaExchange):
             "stop_type": "word" if isinstance(word, str) else stop_type,
             "stopping_word": word if isinstance(word, str) else "",
             "truncated": False,
-            "generation_settings": self._settings,
+            "has_new_line": self._new_line,
+            "generation_settings": self._settings | self._seed(),
             "timings": self._timings(),
         }
 
-    def _timings(self) -> Words:
+    def _seed(self) -> Words:
+        """That of the answer, where it is told."""
+        metadata = self._known.get("pg_metadata", {})
+        return {"seed": metadata["seed"]} if "seed" in metadata else {}
+
+    def _timings(self) -> ServerTimings:
         """What is known of them."""
         counts = self._counts()
-        times = self._known.get("timings", {})
-        cached = times.get("cached_tokens", self._known.get("pg_metadata", {}).get("cached_tokens", 0))
-        prompt_n, predicted_n = counts["tokens_evaluated"] - cached, counts["tokens_predicted"]
-        told: Words = {"cache_n": cached, "prompt_n": prompt_n, "predicted_n": predicted_n}
-        if times.get("prefill_ms") is None or times.get("total_ms") is None:
-            return told
-        prompt_ms = times["prefill_ms"] - (times["queue_ms"] or 0)
-        return (
-            told
-            | _rate("prompt", prompt_n, prompt_ms)
-            | _rate("predicted", predicted_n, times["total_ms"] - times["prefill_ms"])
-        )
+        times = {"cached_tokens": self._known.get("pg_metadata", {}).get("cached_tokens", 0)}
+        times |= self._known.get("timings", {})
+        return server_timings(counts["tokens_evaluated"], counts["tokens_predicted"], times)
 
 
-def _rate(name: str, n: int, ms: float) -> Words:
-    rates = {f"{name}_per_token_ms": ms / n, f"{name}_per_second": n / ms * 1e3} if n and ms > 0 else {}
-    return {f"{name}_ms": ms, **rates}
+class LlamaInfill(LlamaCompletion):
+    """/infill: an answer between two texts. `prompt`, what has been typed at the gap, is the end of the first."""
+
+    def _prompt(self, fields: Fields) -> Words:
+        prefix, typed = fields.need("input_prefix", str), fields.get("prompt", str) or ""
+        words: Words = {"prompt": prefix + typed, "suffix": fields.need("input_suffix", str), "input_extra": []}
+        return {**words, **fields.take("input_extra", "spm_infill")}
+
+    @staticmethod
+    def error(refusal: Refusal) -> Words:
+        """The suffix is what our request calls `input_suffix`."""
+        message = refusal.message
+        if refusal.param == "suffix" and message.startswith("suffix"):
+            message = f"input_{message}"
+        return LlamaCompletion.error(refusal._replace(message=message))
 
 
 def _single(prompt: Any) -> Any:
@@ -159,23 +195,9 @@ def _single(prompt: Any) -> Any:
     return prompt[0]
 
 
-def _biases(given: Any) -> Words:
-    """Of token ids: an object, or a list of pairs in which `false` is a token that must not come."""
-    if given is None:
-        return {}
-    pairs = list(given.items()) if isinstance(given, dict) else given
-    if not isinstance(pairs, list):
-        raise refused("logit_bias", "must be a list of [token id, bias], or an object")
-    biases: Words = {}
-    for i, pair in enumerate(pairs):
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise refused(f"logit_bias[{i}]", f"must be a token id and its bias, got {shown(pair)}")
-        token, bias = pair
-        number = token.isascii() and token.isdigit() if isinstance(token, str) else type(token) is int
-        if not number:
-            raise refused(f"logit_bias[{i}]", f"only token ids are accepted here, no texts; got {shown(token)}")
-        biases[token] = LEAST_BIAS if bias is False else bias
-    return biases
+def _tokens(choice: Mapping[str, Any]) -> Words:
+    """Where there are any."""
+    return {"tokens": choice["token_ids"]} if choice.get("token_ids") else {}
 
 
 def _probabilities(choice: Mapping[str, Any]) -> Words:

@@ -14,6 +14,10 @@ REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use",
 NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0}
 
 
+class OutputTokensDetails(TypedDict):
+    thinking_tokens: int  # with the tags around the thought
+
+
 class MessageUsage(TypedDict):
     """Tokens. What was known of the prompt from earlier ones is read from the cache, and no part of `input_tokens`."""
 
@@ -21,6 +25,8 @@ class MessageUsage(TypedDict):
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
     output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    service_tier: Literal["standard"]
 
 
 class MessageReply(TypedDict):
@@ -59,20 +65,25 @@ class MessageEvents:
 
     def __init__(self, id: str, form: Form) -> None:
         self._id, self._form = id, form
+        self._started = False
         self._n_begun = 0
         self._open = ""  # the type of the block that has begun and not ended
         self._last: Mapping[str, Any] = {}  # the choice that says why the answer has ended
         self._usage: Mapping[str, Any] = NO_USAGE
 
     def chunk(self, chunk: Mapping[str, Any]) -> Iterator[MessageEvent]:
+        """The message starts with the first chunk that says how many tokens its prompt has; it is there before all
+        but the role."""
         self._usage = chunk.get("usage", self._usage)
+        if not self._started and (
+            "usage" in chunk or any("role" not in choice["delta"] for choice in chunk["choices"])
+        ):
+            self._started = True
+            message = message_words(self._id, chunk["model"], [], (None, None), usage_words(self._usage))
+            yield {"type": "message_start", "message": message}
+            yield {"type": "ping"}
         for choice in chunk["choices"]:
             delta = choice["delta"]
-            if "role" in delta:
-                # How many tokens the prompt has is known later, and told at the end.
-                message = message_words(self._id, chunk["model"], [], (None, None), usage_words(NO_USAGE))
-                yield {"type": "message_start", "message": message}
-                yield {"type": "ping"}
             if thought := delta.get("reasoning_content"):
                 yield from self._begin("thinking", thinking="", signature="")
                 if self._form.shows_thinking:
@@ -174,9 +185,12 @@ def stop_words(choice: Mapping[str, Any], usage: Mapping[str, Any], form: Form) 
 def usage_words(usage: Mapping[str, Any], answer: Mapping[str, Any] | None = None) -> MessageUsage:
     details = usage.get("prompt_tokens_details") or (answer or {}).get("pg_metadata") or {}
     cached = details.get("cached_tokens", 0)
+    thought = usage.get("completion_tokens_details", {})
     return {
         "input_tokens": usage["prompt_tokens"] - cached,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": cached,
         "output_tokens": usage["completion_tokens"],
+        "output_tokens_details": {"thinking_tokens": thought.get("reasoning_tokens", 0)},
+        "service_tier": "standard",
     }

@@ -48,7 +48,8 @@ def chat_fields(given: Mapping[str, Any], ignored: list[str], *, counted: bool =
         if limit < 0:
             raise refused("max_tokens", f"must not be negative, got {shown(limit)}")
         if body.get("stream") is True:
-            body["stream_options"] = {"include_usage": True}
+            # With the first chunk, too: a message starts with the number of its prompt's tokens.
+            body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
     if stops := fields.get("stop_sequences", list):
         body["stop"] = stops
     body |= _conversation(fields)

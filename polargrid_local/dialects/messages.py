@@ -31,6 +31,7 @@ NAMES = (
 
 class MessagesExchange(Exchange):
     timed = True
+    request_id_header = "request-id"
 
     def __init__(self, body: Words, moment: Moment, kind: Kind) -> None:
         ignored: list[str] = []
@@ -63,7 +64,7 @@ class MessagesExchange(Exchange):
         return {
             "type": "error",
             "error": {"type": kind, "message": message, "details": {"error_code": refusal.code}},
-            "request_id": None,  # the header x-request-id has it
+            "request_id": refusal.request_id,
         }
 
 

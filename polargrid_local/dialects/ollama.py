@@ -14,18 +14,19 @@ from polargrid_local.dialects.ollama_request import (
     HARMLESS,
     format_fields,
     in_their_names,
+    keep_alive_seconds,
     logprobs_fields,
     message_fields,
     option_fields,
     thinking_fields,
 )
-from polargrid_local.errors import refused
 
 
 class OllamaExchange(Exchange):
     """What all its requests have in common."""
 
     media_type = "application/x-ndjson"
+    form_bodies = True
     comments = False
     timed = True
     streams = False
@@ -36,6 +37,7 @@ class OllamaExchange(Exchange):
         self.fields = Fields(body, "", self.ignored)
         self.body = self.fields.take("model")
         self.fields.skip(*HARMLESS)
+        self.keep_alive_s = keep_alive_seconds(self.fields.any("keep_alive"))
 
     @staticmethod
     def error(refusal: Refusal) -> Words:
@@ -53,18 +55,16 @@ class Generation(OllamaExchange):
         fields = self.fields
         self.streaming = fields.get("stream", bool) is not False
         self.body |= option_fields(fields.inner("options"))
-        keep_alive = fields.any("keep_alive")
         self._loads = not self._ask(fields)
         fields.end()
         if self._loads:
-            if keep_alive in (0, "0", "0s", "0m"):
-                problem = "0 beside nothing to answer would unload the model: POST /v1/models/unload does that"
-                raise refused("keep_alive", problem)
             # The shortest request that needs the model; nothing is told of what comes of it.
             self.kind = "completion"
             self.body = {"model": self.body.get("model"), "prompt": " ", "max_tokens": 1}
         if self.streaming:
             self.body["stream_options"] = {"include_usage": True}
+        else:
+            self.body["timings_per_token"] = True  # for the durations of the whole answer
         self._call: Words | None = None  # begun, and not yet told: there, calls come whole
         self._n_calls = 0
         self._reason = "stop"
@@ -131,17 +131,34 @@ class Generation(OllamaExchange):
         return _line({**self._head(), **said, "done": False})
 
     def _last(self, said: Words) -> Words:
-        reason = "load" if self._loads else "stop" if self._reason == "tool_calls" else self._reason
+        loads = "unload" if self.keep_alive_s == 0 else "load"
+        reason = loads if self._loads else "stop" if self._reason == "tool_calls" else self._reason
         words = {**self._head(), **said, "done": True, "done_reason": reason}
         if self._loads:
-            return words
+            return {**words, "total_duration": nanoseconds(self.load_ms), "load_duration": nanoseconds(self.load_ms)}
         usage = self._known["usage"]
         return {
             **words,
             "prompt_eval_count": usage["prompt_tokens"],
             "eval_count": usage["completion_tokens"],
-            **_durations(self._known),
+            **self._durations(),
         }
+
+    def _durations(self) -> Words:
+        """In nanoseconds. A stream tells our own timings, a whole answer those that it was asked for."""
+        times = self._known.get("timings", {})
+        if "queue_ms" in times:
+            queued, read, total = (times[name] or 0 for name in ("queue_ms", "prefill_ms", "total_ms"))
+            prompt_ms, answer_ms, total_ms = read - queued, total - read, self.load_ms + total
+        else:
+            prompt_ms, answer_ms, total_ms = times.get("prompt_ms", 0), times.get("predicted_ms", 0), self.total_ms
+        spans = {
+            "total_duration": total_ms,
+            "load_duration": self.load_ms,
+            "prompt_eval_duration": prompt_ms,
+            "eval_duration": answer_ms,
+        }
+        return {name: nanoseconds(span) for name, span in spans.items()}
 
 
 class OllamaChat(Generation):
@@ -166,17 +183,20 @@ class OllamaGenerate(Generation):
     """/api/generate: a chat of one message, by the model's template; or with `raw` the prompt as it is."""
 
     def _ask(self, fields: Fields) -> bool:
-        fields.refuse({"suffix": ("",), "template": ("",), "context": ([],), "images": ([],)})
+        fields.refuse({"template": ("",), "context": ([],), "images": ([],)})
         prompt = fields.get("prompt", str) or ""
         self.body |= format_fields(fields)
         logprobs = logprobs_fields(fields)
-        if fields.get("raw", bool):
+        suffix = fields.get("suffix", str)
+        if fields.get("raw", bool) or suffix:
             fields.refuse({"system": ("",), "think": (False,)})
             self.kind = "completion"
             self.body["prompt"] = prompt
+            if suffix:  # the answer stands between the two
+                self.body["suffix"] = suffix
             if logprobs.get("logprobs"):
                 self.body["logprobs"] = logprobs.get("top_logprobs", 0)
-            return bool(prompt)
+            return bool(prompt or suffix)
         system = fields.get("system", str)
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})
@@ -196,14 +216,14 @@ class OllamaEmbed(OllamaExchange):
         super().__init__(body, moment, kind)
         fields = self.fields
         self.body |= fields.take("dimensions", **{self.input_name: "input"})
-        fields.skip("keep_alive")
         fields.inner("options")  # none of them changes a vector
         fields.end()
 
     def reply(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
         vectors = [row["embedding"] for row in answer["data"]]
         counts = {"prompt_eval_count": answer["usage"]["prompt_tokens"]}
-        return {"model": answer["model"], "embeddings": vectors, "total_duration": 0, "load_duration": 0, **counts}
+        durations = {"total_duration": nanoseconds(self.total_ms), "load_duration": nanoseconds(self.load_ms)}
+        return {"model": answer["model"], "embeddings": vectors, **durations, **counts}
 
 
 class OllamaEmbeddings(OllamaEmbed):
@@ -220,6 +240,10 @@ def time_text(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
+def nanoseconds(milliseconds: float) -> int:
+    return round(milliseconds * 1e6)
+
+
 def _line(words: Mapping[str, Any]) -> bytes:
     return dump(words).encode("ascii") + b"\n"
 
@@ -229,18 +253,3 @@ def _logprobs(choice: Mapping[str, Any]) -> Words:
     if given is None:
         return {}
     return {"logprobs": given["content"] if "content" in given else token_entries(given)}
-
-
-def _durations(known: Mapping[str, Any]) -> Words:
-    """In nanoseconds, 0 where nothing is known of them."""
-    times = known.get("timings", {})
-    total = times.get("total_ms") or known.get("pg_metadata", {}).get("latency_ms", 0)
-    queued = times.get("queue_ms") or 0
-    read = times.get("prefill_ms") or queued
-    spans = {
-        "total_duration": total,
-        "load_duration": 0,
-        "prompt_eval_duration": read - queued,
-        "eval_duration": total - read if times else 0,
-    }
-    return {name: round(milliseconds * 1e6) for name, milliseconds in spans.items()}

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from polargrid_local.api.replies import FileSummary
+from polargrid_local.api.requests import ChatCompletionRequest
 from polargrid_local.chat.tool_formats import THINK_TAGS
-from polargrid_local.dialects.exchange import Words
+from polargrid_local.dialects.exchange import Words, dump
 from polargrid_local.dialects.ollama import time_text
 from polargrid_local.dialects.ollama_replies import OllamaDetails, OllamaListed, OllamaLoaded, OllamaModel
 
 API_VERSION = "0.12.11"  # the release of Ollama whose API this is: clients ask for the least that they need
-NO_DIGEST = "0" * 64  # of a file that nobody has read to its end
+# The tokens around a gap that is to be filled, by their keys in a file, of which each has an older one.
+INFILL_KEYS = tuple(
+    tuple(f"tokenizer.ggml.{name}_token_id" for name in names)
+    for names in (("fim_pre", "prefix"), ("fim_suf", "suffix"), ("fim_mid", "middle"))
+)
+DEFAULTS = {name: ChatCompletionRequest.model_fields[name].get_default() for name in ("temperature", "top_p", "top_k")}
 _INTEGER = re.compile(r"-?\d{1,19}")
 _FRACTION = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
 
@@ -26,6 +33,7 @@ class ModelFile(NamedTuple):
     modified: float  # seconds since 1970
     sha256: str | None  # None where it is not known
     summary: FileSummary
+    parent: str = ""  # of an adapter, its model
 
 
 def tagged(id: str) -> str:
@@ -40,7 +48,7 @@ def listed(file: ModelFile) -> OllamaListed:
         "model": tagged(file.id),
         "modified_at": time_text(file.modified),
         "size": file.n_bytes,
-        "digest": file.sha256 or NO_DIGEST,
+        "digest": digest_of(file),
         "details": _details(file),
     }
 
@@ -50,7 +58,7 @@ def running(file: ModelFile, n_ctx: int, n_bytes: int, gpu_bytes: int, expires: 
     loaded: OllamaLoaded = {
         "name": tagged(file.id),
         "model": tagged(file.id),
-        "digest": file.sha256 or NO_DIGEST,
+        "digest": digest_of(file),
         "size": n_bytes,
         "size_vram": gpu_bytes,
         "context_length": n_ctx,
@@ -72,9 +80,11 @@ def shown(file: ModelFile) -> OllamaModel:
         capabilities.append("embedding")
     if any(tags[0] in template for tags in THINK_TAGS):
         capabilities.append("thinking")
+    if all(any(key in metadata for key in keys) for keys in INFILL_KEYS):
+        capabilities.append("insert")
     return {
-        "modelfile": "",
-        "parameters": "",
+        "modelfile": _modelfile(file),
+        "parameters": "\n".join(f"{name:<30} {value}" for name, value in DEFAULTS.items()),
         "license": metadata.get("general.license", ""),
         "template": template,
         "modified_at": time_text(file.modified),
@@ -84,10 +94,26 @@ def shown(file: ModelFile) -> OllamaModel:
     }
 
 
+def digest_of(file: ModelFile) -> str:
+    """Of the file, where its SHA-256 is known; else of what it says of itself, its size and its time, since reading all
+    of it may take minutes. Two files have one digest only if they are alike in all of that."""
+    if file.sha256 is not None:
+        return file.sha256
+    described = dump({"bytes": file.n_bytes, "modified": file.modified, "summary": file.summary})
+    return hashlib.sha256(described.encode("ascii")).hexdigest()
+
+
+def _modelfile(file: ModelFile) -> str:
+    """Ollama's own description of a model, which clients show."""
+    template = file.summary["chat_template"].replace('"""', '\\"\\"\\"')
+    lines = [f"FROM {file.id}", *([f'TEMPLATE """{template}"""'] if template else [])]
+    return "\n".join([*lines, *(f"PARAMETER {name} {value}" for name, value in DEFAULTS.items())]) + "\n"
+
+
 def _details(file: ModelFile) -> OllamaDetails:
     summary = file.summary
     return {
-        "parent_model": "",
+        "parent_model": file.parent,
         "format": "gguf",
         "family": summary["architecture"],
         "families": [summary["architecture"]],

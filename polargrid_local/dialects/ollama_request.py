@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from polargrid_local.api.plain import shown
@@ -49,6 +50,26 @@ def in_their_names(message: str, param: str | None) -> str:
         if param is not None and (param == ours or param.startswith((f"{ours}.", f"{ours}["))):
             return theirs + message.removeprefix(ours) if message.startswith(ours) else message
     return message
+
+
+_DURATION = re.compile(r"-?(?:\d+(?:\.\d+)?(?:ms|s|m|h))+")
+_PARTS = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_SECONDS = {"ms": 1e-3, "s": 1, "m": 60, "h": 3600}
+
+
+def keep_alive_seconds(given: Any) -> float | None:
+    """Of a number of seconds or a duration such as "1h30m"; below zero, and beyond decades: for ever. None where it is
+    not given."""
+    if given is None:
+        return None
+    if isinstance(given, str) and _DURATION.fullmatch(given):
+        seconds = sum(float(number) * _SECONDS[unit] for number, unit in _PARTS.findall(given))
+        given = -seconds if given.startswith("-") else seconds
+    elif isinstance(given, str) and re.fullmatch(r"-?\d{1,18}", given):
+        given = int(given)
+    if isinstance(given, bool) or not isinstance(given, (int, float)):
+        raise refused("keep_alive", f'must be a number of seconds or a duration such as "5m", got {shown(given)}')
+    return float(given) if 0 <= given < 1e9 else -1.0
 
 
 def option_fields(options: Fields) -> Words:

@@ -207,12 +207,37 @@ class ResponseRequest(Sampling):
     safety_identifier: str | None = None
 
 
+class CountedResponseRequest(Lenient):
+    """Those fields that make the prompt, for a count of its tokens. Not read by itself: a whole request is."""
+
+    input: Input = []
+    instructions: str | None = None
+    model: ModelName | None = None
+    tools: list[ResponseFunction] = []
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
+    text: ResponseText = ResponseText()
+    reasoning: ResponseReasoning = ResponseReasoning()
+    previous_response_id: NonEmptyText | None = None
+    truncation: Literal["disabled"] = "disabled"
+
+
+# Fields of a chat whose answer tells more than this API has words for.
+TOLD_BESIDE = (
+    "n_probs",
+    "prompt_logprobs",
+    "return_progress",
+    "return_token_ids",
+    "return_tokens",
+    "timings_per_token",
+)
 # Fields that ask for what is not here.
 NOT_HERE = {
     "conversation": "conversations are not kept here: send previous_response_id, or all items as input",
     "prompt": "stored prompts are not kept here: send instructions and input",
     "context_management": "not supported by this engine",
     "moderation": "not supported by this engine",
+    **dict.fromkeys(TOLD_BESIDE, "a response has no place for it; /v1/chat/completions has"),
 }
 # Fields of the older API, each of which has another name in this one.
 MEANT = {

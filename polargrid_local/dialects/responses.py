@@ -293,11 +293,12 @@ def _response_format(form: ResponseFormat) -> Words:
 
 def _usage(usage: Mapping[str, Any]) -> Words:
     cached = usage.get("prompt_tokens_details", {}).get("cached_tokens", 0)
+    details = usage.get("completion_tokens_details", {})
     return {
         "input_tokens": usage["prompt_tokens"],
         "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
         "output_tokens": usage["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0},  # which are not counted apart
+        "output_tokens_details": {"reasoning_tokens": details.get("reasoning_tokens", 0)},
         "total_tokens": usage["total_tokens"],
     }
 

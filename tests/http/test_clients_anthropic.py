@@ -115,6 +115,35 @@ def test_the_context_ends_the_answer(client: anthropic.Anthropic) -> None:
     assert message.stop_reason == "model_context_window_exceeded"
 
 
+def test_a_stream_starts_with_the_tokens_of_its_prompt(client: anthropic.Anthropic) -> None:
+    asked: Any = {"model": "scripted", "max_tokens": 50, "messages": SAY}
+    counted = client.messages.count_tokens(model="scripted", messages=SAY).input_tokens
+    start, *_, last = client.messages.create(stream=True, **asked)
+    assert start.type == "message_start" and last.type == "message_stop"
+    usage = start.message.usage
+    assert usage.input_tokens + (usage.cache_read_input_tokens or 0) == counted
+    assert 1 <= usage.output_tokens <= len(SAID)
+
+
+def test_models(client: anthropic.Anthropic) -> None:
+    models = list(client.models.list(limit=2))  # page by page
+    assert {SMOLLM2, "scripted", "random"} <= {model.id for model in models}
+    assert len({model.id for model in models}) == len(models) > 2
+    page = client.models.list(limit=1, after_id=models[0].id)
+    assert ([model.id for model in page.data], page.has_more) == ([models[1].id], True)
+    back = client.models.list(limit=100, before_id=models[1].id)
+    assert ([model.id for model in back.data], back.has_more) == ([models[0].id], False)
+    one = client.models.retrieve(SMOLLM2)
+    assert (one.type, one.id, one.display_name) == ("model", SMOLLM2, SMOLLM2)
+    with pytest.raises(anthropic.NotFoundError) as missing:
+        client.models.retrieve("nope")
+    assert missing.value.body["error"]["type"] == "not_found_error"
+    with pytest.raises(anthropic.BadRequestError, match="after_id"):
+        client.models.list(after_id="nope")
+    with pytest.raises(anthropic.NotFoundError, match="/v1/messages/batches is not offered here"):
+        client.messages.batches.list()
+
+
 def test_stop_sequences(client: anthropic.Anthropic) -> None:
     message = client.messages.create(model="scripted", max_tokens=50, messages=SAY, stop_sequences=["line"])
     assert said(message) == "".join(SAID).partition("line")[0]
@@ -197,6 +226,8 @@ def test_thoughts(start: Callable[..., ServerProcess], tmp_path: Path) -> None:
         assert [block.type for block in plain.content] == ["thinking", "text"]
         assert isinstance(plain.content[0], anthropic.types.ThinkingBlock)
         assert (plain.content[0].thinking, said(plain)) == ("Hm.", "Yes!")
+        assert plain.usage.output_tokens_details is not None
+        assert plain.usage.output_tokens_details.thinking_tokens == said_by_model.index("</think>") + 1
         with client.messages.stream(thinking={"type": "adaptive"}, **asked) as stream:
             assert plain_of(stream.get_final_message()) == plain_of(plain)
         omitted = client.messages.create(thinking={"type": "adaptive", "display": "omitted"}, **asked)

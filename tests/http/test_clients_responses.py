@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import inspect
 import json
 import os
+import pkgutil
+import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +18,10 @@ import openai
 import pydantic
 import pytest
 import tiny_model
+from openai._models import FinalRequestOptions
 from serving import SAID, SMOLLM2, ServerProcess
+
+from polargrid_local.service.endpoints import ENDPOINTS
 
 SAY = "\ue001"
 TEXT = "".join(SAID)
@@ -119,6 +126,57 @@ def test_a_cut_answer_is_incomplete(client: openai.OpenAI) -> None:
     assert filtered.incomplete_details.reason == "content_filter"
 
 
+def test_an_input_is_counted(client: openai.OpenAI) -> None:
+    first = client.responses.create(model="scripted", input="Hello", max_output_tokens=3)
+    for more in ({}, {"instructions": "Be brief."}, {"previous_response_id": first.id}, {"tools": [WEATHER]}):
+        asked: Any = {"model": "scripted", "input": SAY, **more}
+        usage = client.responses.create(max_output_tokens=1, **asked).usage
+        counted = client.responses.input_tokens.count(**asked)
+        assert usage is not None and counted.input_tokens == usage.input_tokens
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.responses.input_tokens.count(model="scripted", input=SAY, tools=[{"type": "web_search"}])
+    assert bad.value.param == "tools[0].type"
+
+
+def test_what_has_ended_cannot_be_cancelled(client: openai.OpenAI) -> None:
+    said = client.responses.create(model="scripted", input=SAY)
+    with pytest.raises(openai.BadRequestError, match="has ended"):
+        client.responses.cancel(said.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.cancel("resp_x")
+    with pytest.raises(openai.NotFoundError, match="POST /v1/responses"):
+        client.responses.compact(model="scripted", input=SAY)
+
+
+def test_every_path_of_the_client_says_what_to_use(client: openai.OpenAI) -> None:
+    """Whatever the client asks of a path that is not served is an error of a kind that it knows."""
+    served = {(endpoint.method, endpoint.path.replace("{model_id}", "{}").replace("{response_id}", "{}"))
+              for endpoint in ENDPOINTS}  # fmt: skip
+    tried = set()
+    for method, path in client_paths():
+        kind = (method, path if path.startswith(("/chat", "/responses", "/models")) else path.split("/")[1])
+        if kind in tried or (method, re.sub(r"{\w+}", "{}", f"/v1{path}")) in served:
+            continue
+        tried.add(kind)
+        with pytest.raises(openai.APIStatusError) as refused:
+            client.request(
+                object, FinalRequestOptions.construct(method=method.lower(), url=re.sub(r"{\w+}", "x", path))
+            )
+        assert refused.value.status_code in (404, 405, 501), path
+        assert refused.value.code in ("not_found", "method_not_allowed", "not_supported")
+        assert "no such path" not in refused.value.message, path
+    assert len(tried) > 50
+
+
+def client_paths() -> Iterator[tuple[str, str]]:
+    """(method, path) of all that the methods of the client ask for."""
+    call = re.compile(r'self\._(get|post|delete|get_api_list)\(\s*(?:path_template\(\s*)?f?"([^"?]+)"')
+    for module in pkgutil.walk_packages(openai.resources.__path__, "openai.resources."):
+        source = inspect.getsource(importlib.import_module(module.name))
+        for method, path in call.findall(source):
+            yield {"get_api_list": "GET"}.get(method, method.upper()), path
+
+
 def test_a_conversation_is_kept(client: openai.OpenAI) -> None:
     first = client.responses.create(model="scripted", input="Hello", instructions="Be brief.", max_output_tokens=3)
     second = client.responses.create(model="scripted", input=SAY, previous_response_id=first.id)
@@ -192,6 +250,7 @@ def test_reasoning_is_an_item_of_its_own(tmp_path: Path) -> None:
                 thought, message = response.output
                 assert thought.type == "reasoning" and thought.content[0].text == "Let me see"
                 assert response.output_text == "Hi!"
+                assert response.usage.output_tokens_details.reasoning_tokens == 4  # to the end of its tags
                 assert [entry.token for entry in message.content[0].logprobs] == ["\n\nHi", "!"]
             deltas = [event.delta for event in events if event.type == "response.reasoning_text.delta"]
             assert "".join(deltas) == "Let me see"

@@ -1,4 +1,5 @@
-"""The JavaScript client, the official OpenAI client for Node and the AI SDK, run by Node's own test runner."""
+"""The JavaScript client, the official clients of OpenAI, Anthropic and Ollama for Node, and the AI SDK, run by Node's
+own test runner."""
 
 from __future__ import annotations
 
@@ -60,6 +61,18 @@ def test_openai_for_node(server: ServerProcess) -> None:
     node_tests("openai.test.mjs", **live(server))
 
 
+@needs("@anthropic-ai/sdk")
+def test_anthropic_for_node(server: ServerProcess) -> None:
+    node_tests("anthropic.test.mjs", **live(server))
+
+
+@needs("ollama")
+def test_ollama_for_node(server: ServerProcess) -> None:
+    node_tests("ollama.test.mjs", **live(server))
+
+
+@needs("@ai-sdk/openai")
+@needs("@ai-sdk/anthropic")
 @needs("ai")
 def test_the_ai_sdk(server: ServerProcess) -> None:
     node_tests("ai.test.mjs", **live(server))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,16 @@ import httpx_sse
 import openai
 import pytest
 import tiny_archs
+import tiny_model
 from serving import SAID, SMOLLM2, ServerProcess
 
 TEXT = "".join(SAID)
 PROMPT = {"model": "scripted", "prompt": "\ue000"}
 
 
-def events(server: ServerProcess, body: dict[str, Any]) -> list[dict[str, Any]]:
+def events(server: ServerProcess, body: dict[str, Any], path: str = "/completion") -> list[dict[str, Any]]:
     with httpx.Client(trust_env=False) as client:
-        with httpx_sse.connect_sse(client, "POST", f"{server.url}/completion", json={**body, "stream": True}) as source:
+        with httpx_sse.connect_sse(client, "POST", f"{server.url}{path}", json={**body, "stream": True}) as source:
             return [json.loads(event.data) for event in source.iter_sse()]
 
 
@@ -29,9 +30,11 @@ def test_completion(server: ServerProcess) -> None:
     assert (reply["content"], reply["stop"], reply["stop_type"]) == (TEXT, True, "eos")
     assert (reply["tokens_predicted"], reply["truncated"], reply["model"]) == (len(SAID), False, "scripted")
     assert reply["timings"]["predicted_n"] == len(SAID) and reply["tokens_evaluated"] >= 1
+    assert reply["has_new_line"] is ("\n" in TEXT)
     cut = server.post("/completion", {**PROMPT, "n_predict": 2, "temperature": 0.5}).json()
     assert (cut["content"], cut["stop_type"]) == ("".join(SAID[:2]), "limit")
-    assert cut["generation_settings"] == {"n_predict": 2, "temperature": 0.5}
+    settings = cut["generation_settings"]
+    assert {"n_predict": 2, "temperature": 0.5, "top_p": 0.9, "repeat_penalty": 1.0}.items() <= settings.items()
     stopped = server.post("/completion", {**PROMPT, "stop": ["nothing", "caf"]}).json()
     assert (stopped["content"], stopped["stop_type"], stopped["stopping_word"]) == (
         "".join(SAID[:2]) + " ",
@@ -46,7 +49,11 @@ def test_a_completion_comes_in_events(server: ServerProcess) -> None:
     assert not any(event["stop"] for event in told)
     assert [event["tokens_predicted"] for event in told] == list(range(1, len(SAID) + 1))
     whole = server.post("/completion", PROMPT).json()
-    assert {**last, "content": TEXT, "timings": 0} == {**whole, "timings": 0}
+    same = {"content": TEXT, "timings": 0, "generation_settings": 0}
+    assert {**last, **same} == {**whole, **same}
+    settings = [said["generation_settings"] for said in (last, whole)]
+    assert all(said["seed"] >= 0 for said in settings)
+    assert {**settings[0], "seed": 0} == {**settings[1], "seed": 0}
 
 
 def test_probabilities(server: ServerProcess) -> None:
@@ -56,6 +63,32 @@ def test_probabilities(server: ServerProcess) -> None:
     assert all(bytes(entry["bytes"]).decode() == token for entry, token in zip(whole, SAID))
     streamed = [entry for event in events(server, body) for entry in event.get("completion_probabilities", ())]
     assert [entry["token"] for entry in streamed] == [entry["token"] for entry in whole]
+
+
+def test_tokens_timings_and_samplers(server: ServerProcess) -> None:
+    body = {"model": SMOLLM2, "prompt": "The capital of France is", "n_predict": 8, "temperature": 0}
+    body |= {"return_tokens": True, "samplers": ["top_k", "temperature"], "logit_bias": [[" Paris", False]]}
+    whole = server.post("/completion", body).json()
+    assert " Paris" not in whole["content"] and len(whole["tokens"]) == whole["tokens_predicted"] == 8
+    text = server.post("/detokenize", {"model": SMOLLM2, "tokens": whole["tokens"], "skip_special_tokens": True}).json()
+    assert text["content"] == whole["content"]
+    *told, last = events(server, {**body, "timings_per_token": True, "return_progress": True})
+    assert [token for event in told for token in event["tokens"]] == whole["tokens"] and last["tokens"] == []
+    counts = [event["timings"]["predicted_n"] for event in told if event["content"]]
+    assert counts == sorted(counts) and counts[-1] == 8
+
+
+def test_fields_of_vllm_over_http(server: ServerProcess) -> None:
+    body = {"model": SMOLLM2, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3, "temperature": 0}
+    asked = {"return_token_ids": True, "prompt_logprobs": 1, "timings_per_token": True}
+    reply = server.post("/v1/chat/completions", {**body, **asked}).json()
+    assert len(reply["choices"][0]["token_ids"]) == reply["timings"]["predicted_n"] == 3
+    first, second, *_ = reply["prompt_logprobs"]
+    assert first is None and second[str(reply["prompt_token_ids"][1])]["rank"] >= 1
+    for field, value in (("chat_template", "{{ messages[0].content }}"), ("logits_processor", "print")):
+        refused = server.post("/v1/chat/completions", {**body, field: value})
+        assert (refused.status_code, refused.json()["error"]["message"].split()[0]) == (400, f"{field}:"), refused.text
+    assert "allow_chat_template" in server.post("/apply-template", {**body, "chat_template": "x"}).text
 
 
 def test_a_completion_held_to_a_schema_and_biased(server: ServerProcess) -> None:
@@ -71,12 +104,85 @@ def test_a_completion_held_to_a_schema_and_biased(server: ServerProcess) -> None
 
 
 def test_errors_name_the_field(server: ServerProcess) -> None:
-    for field, value in (("n_predict", -3), ("repeat_penalty", 11), ("samplers", ["top_k"]), ("prompt", ["a", "b"])):
+    other_order = ["top_p", "top_k"]
+    for field, value in (
+        ("n_predict", -3),
+        ("repeat_penalty", 11),
+        ("samplers", other_order),
+        ("prompt", ["a", "b"]),
+        ("post_sampling_probs", True),
+    ):
         reply = server.post("/completion", {**PROMPT, field: value})
         error = reply.json()["error"]
         assert (reply.status_code, error["code"]) == (400, 400) and error["message"].startswith(f"{field}: "), error
     missing = server.post("/completion", {**PROMPT, "model": "nope"})
     assert missing.status_code == 404 and "nope" in missing.json()["error"]["message"]
+
+
+@pytest.fixture
+def filler(models_dir: Path) -> Iterator[str]:
+    """A model of the server that fills gaps."""
+    path = tiny_model.write_filler(models_dir / "filler.gguf")
+    yield path.stem
+    path.unlink()
+
+
+def test_a_gap_is_filled(server: ServerProcess, filler: str) -> None:
+    asked: dict[str, Any] = {"model": filler, "n_predict": 4, "temperature": 0, "return_tokens": True}
+    body = {**asked, "input_prefix": "the ", "prompt": "c", "input_suffix": " and", "input_extra": []}
+    whole = server.post("/infill", body)
+    written = {"prompt": "<|fim_prefix|>the c<|fim_suffix|> and<|fim_middle|>"}
+    for reply in (whole, server.post("/infill", {**body, "input_prefix": "the c", "prompt": None})):
+        filled, completed = reply.json(), server.post("/completion", {**asked, **written}).json()
+        assert {**filled, "timings": 0, "generation_settings": 0} == {
+            **completed, "timings": 0, "generation_settings": 0
+        }  # fmt: skip
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
+        completion = client.completions.create(model=filler, prompt="the c", suffix=" and", max_tokens=4, temperature=0)
+    assert completion.choices[0].text == whole.json()["content"]
+    told = events(server, body, "/infill")
+    assert "".join(event["content"] for event in told) == whole.json()["content"]
+    reply = server.post("/infill", {**body, "model": "scripted"})
+    assert reply.status_code == 400 and reply.json()["error"]["message"].startswith("input_suffix: model 'scripted' cannot fill")
+    missing = server.post("/infill", {**body, "input_suffix": None})
+    assert missing.json()["error"]["message"].startswith("input_suffix: required")
+    shown = server.post("/api/show", {"model": filler}).json()
+    assert "insert" in shown["capabilities"]
+    said = server.post("/api/generate", {"model": filler, "prompt": "the c", "suffix": " and", "stream": False,
+                                         "options": {"num_predict": 4, "temperature": 0}})  # fmt: skip
+    assert said.json()["response"] == whole.json()["content"]
+
+
+def test_what_nobody_reads_is_named_by_every_endpoint(server: ServerProcess) -> None:
+    message = {"role": "user", "content": "x", "mood": 1}
+    for path, body, ignored in (
+        ("/tokenize", {"content": "x", "new": 1}, ["new"]),
+        ("/tokenize", {"messages": [message]}, ["messages[0].mood"]),
+        ("/detokenize", {"tokens": [], "new": 1}, ["new"]),
+        ("/apply-template", {"messages": [message], "new": 1}, ["new", "messages[0].mood"]),
+        (
+            "/v1/messages/count_tokens",
+            {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5},
+            ["max_tokens"],
+        ),
+        ("/v1/responses/input_tokens", {"input": "x", "max_output_tokens": 5}, ["max_output_tokens"]),
+        ("/v1/models/load", {"model_name": "scripted", "new": 1}, ["new"]),
+    ):
+        assert json.loads(server.post(path, body).headers["x-polargrid-ignored"]) == ignored, path
+    assert json.loads(server.get("/v1/models", params={"new": 1}).headers["x-polargrid-ignored"]) == ["new"]
+
+
+def test_a_strict_server_takes_no_field_that_nobody_reads(start: Callable[..., ServerProcess]) -> None:
+    server = start(strict_fields=True, model="scripted", n_ctx=512).wait_ready()
+    for path, body in (
+        ("/tokenize", {"content": "x", "new": 1}),
+        ("/apply-template", {"messages": [{"role": "user", "content": "x"}], "new": 1}),
+        ("/v1/models/load", {"model_name": "random", "new": 1}),
+    ):
+        reply = server.post(path, body)
+        assert reply.status_code == 400 and "new: unknown field" in reply.text
+    assert server.get("/v1/models/status").json()["loaded"] == ["scripted"]  # it was not loaded either
+    assert server.post("/tokenize", {"content": "x"}).status_code == 200
 
 
 def test_tokens(server: ServerProcess) -> None:
@@ -116,6 +222,9 @@ def test_how_a_model_is_served(server: ServerProcess) -> None:
     assert (props["total_slots"], props["default_generation_settings"]["n_ctx"]) == (8, 2048)
     assert props["model_path"] == "SmolLM2-135M-Instruct.Q4_1.gguf"
     assert props["modalities"] == {"vision": False, "audio": False} and "<|im_start|>" in props["chat_template"]
+    info = server.get("/tokenizer_info", params={"model": SMOLLM2}).json()
+    assert (info["bos_token"], info["eos_token"], info["add_bos_token"]) == ("<|im_start|>", "<|im_end|>", False)
+    assert (info["model_max_length"], info["chat_template"]) == (2048, props["chat_template"])
     slots = server.get("/slots", params={"model": SMOLLM2}).json()
     assert [slot["id"] for slot in slots] == list(range(8))
     assert {slot["n_ctx"] for slot in slots} == {2048}
@@ -157,6 +266,9 @@ def test_tokens_are_a_text_again(server: ServerProcess) -> None:
     assert server.post("/detokenize", {"tokens": tokens}).json() == {"content": text, "prompt": text}
     pieces = server.post("/tokenize", {"content": "Hello, you", "with_pieces": True}).json()["tokens"]
     assert "".join(piece["piece"] for piece in pieces) == "Hello, you"
+    halves = server.post("/tokenize", {"content": "\U0001f9ff", "with_pieces": True}).json()["tokens"]
+    assert all(isinstance(half["piece"], list) for half in halves)  # none is a whole character
+    assert bytes(byte for half in halves for byte in half["piece"]).decode() == "\U0001f9ff"
     for tokens in ([-1], [10**6], ["x"], None):
         reply = server.post("/detokenize", {"tokens": tokens})
         assert reply.status_code == 400, reply.text
