@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 from polargrid_local.api.parse import parse_request
 from polargrid_local.api.plain import plain
 from polargrid_local.api.prepare import CHAT, Job, Kind, Target, chat_prompt, check_length, prepare
 from polargrid_local.api.replies import (
-    AdapterInfo,
     Device,
     FileSummary,
     GPUMemoryResponse,
@@ -33,10 +32,8 @@ from polargrid_local.api.replies import (
     LoadStatus,
     MemoryEstimate,
     ModelInfo,
-    ModelMeta,
     ModelStats,
     ModelStatusResponse,
-    Task,
     UnloadAllModelsResponse,
     UnloadModelResponse,
 )
@@ -54,6 +51,7 @@ from polargrid_local.errors import (
     ValidationError,
 )
 from polargrid_local.machine import gpu_memory_reply, gpu_memory_state, gpu_status_reply, health_reply
+from polargrid_local.model_entries import model_entries
 from polargrid_local.models.adapters import Adapter, split_name, unknown_adapter
 from polargrid_local.models.fingerprint import files_digest, fingerprint
 from polargrid_local.models.store import ResolvedModel, Store
@@ -62,6 +60,7 @@ from polargrid_local.native.core import core, inspect, named_files, native_path,
 from polargrid_local.native.isolation import Isolation, choose, try_out
 from polargrid_local.native.loaded_model import LoadedModel
 from polargrid_local.native.worker import estimate
+from polargrid_local.ready_model import ReadyModel
 from polargrid_local.shards import model_files
 
 _log = logging.getLogger("polargrid_local")
@@ -71,35 +70,8 @@ C = TypeVar("C")  # a chunk
 R = TypeVar("R")  # the whole answer
 RESTARTS, RESTART_S = 3, 600  # so often within so many seconds is a process that died replaced without being asked
 BACKOFF_S = 0.5  # before the second restart; before the third thrice as long
-# What info() says of how a model runs, and that may change the bits of an answer.
-_FIXES_BITS = ("build", "kernels", "row_invariant", "cache_type", "flash_attention", "n_gpu_layers", "n_batch")
 POLL_S = 0.05  # between two looks at a load of another thread
 UNLIMITED = "; unlimited=True tokenizes it all the same"
-
-
-class ReadyModel(NamedTuple):
-    """A model that can be asked: the running engine, and what turns requests into jobs for it."""
-
-    id: str  # of the model in memory, whichever of its adapters `target` stands for
-    model: LoadedModel
-    target: Target
-    created: int  # Unix time of the load
-    adapters: list[Adapter]  # as they were loaded
-    identity: str  # of the files and settings; see Models._fingerprint
-
-    @property
-    def names(self) -> list[str]:
-        """What it can be asked for by: its id, and those of its adapters."""
-        return [self.id, *(f"{self.id}:{adapter.name}" for adapter in self.adapters if adapter.name)]
-
-    def adapted(self, name: str) -> ReadyModel:
-        """The same model with one of its named adapters alone. Raises NotFoundError for a name that none has."""
-        for i, adapter in enumerate(self.adapters):
-            if adapter.name == name:
-                lora = [*always(self.adapters), (i, adapter.scale)]
-                info: Any = {**self.target.info, "tasks": _of_adapter(self.target.info.get("tasks", []))}
-                return self._replace(target=self.target._replace(name=f"{self.id}:{name}", info=info, lora=lora))
-        raise unknown_adapter(self.id, name, [adapter.name for adapter in self.adapters if adapter.name])
 
 
 @dataclass
@@ -381,7 +353,9 @@ class Models:
         )
 
     def _identity(self, found: ResolvedModel, adapters: Sequence[Adapter], target: Target) -> str:
-        """What stays as it is while a model is loaded, of all that fixes the bits of its answers."""
+        """Of what fixes the bits of a model's answers, all that stays as it is while it is loaded: its files, template
+        and filters, its adapters, this build. What may change no bit is no part of it: the number of streams and
+        threads, drafts, caches."""
         from polargrid_local import __version__
 
         phrases = self._content_filter if isinstance(self._content_filter, list) else None
@@ -389,16 +363,6 @@ class Models:
         files = [*model_files(found.path), *(Path(adapter.path) for adapter in adapters)]
         template = [target.template.source, self._tool_format]
         return fingerprint(__version__, cpu, template, phrases, [files_digest([file]) for file in files])
-
-    def _fingerprint(self, ready: ReadyModel) -> str:
-        """Of all that fixes the bits of a model's answers: its files, templates and filters, its adapters, this build,
-        the kernels and where they run, which changes when a GPU is lost. What may change none is no part of it: how
-        many streams there are, the number of threads, drafts, caches."""
-        info = ready.model.info
-        runs = {key: info.get(key) for key in _FIXES_BITS}
-        devices = [[device["name"], device["description"]] for device in info.get("devices", [])]
-        scales = always(ready.adapters) if ready.target.lora is None else ready.target.lora
-        return fingerprint(ready.identity, runs, devices, scales)
 
     def abort(self, name: str | Path) -> None:
         """The load of this model, if one is running, ends with an error soon."""
@@ -528,7 +492,7 @@ class Models:
         request = parse_request(kind, request, kwargs)
         ready = self.usable(request.model)
         ready.model.check()
-        target = ready.target._replace(fingerprint=self._fingerprint(ready))
+        target = ready.target._replace(fingerprint=ready.fingerprint)
         job: Job[C, R] = prepare(
             request, target, now=datetime.now().astimezone(), id=secrets.token_hex(12), seed=secrets.randbits(32)
         )
@@ -603,37 +567,13 @@ class Models:
         return next((row for row in rows if row["id"] == asked), rows[0])
 
     def _rows(self, id: str, model: ReadyModel | ResolvedModel) -> list[ModelInfo]:
-        """As the remote lists a model, then its adapters. What the remote has no key for is ours, and known without
-        loading the model."""
+        info = None
         if isinstance(model, ReadyModel):
-            created, path, adapters = model.created, model.model.path, model.adapters
+            created, path, adapters, info = model.created, model.model.path, model.adapters, model.target.info
         else:
             created, path, adapters = _created(model), model.path, self._adapters_of(model)
-        summary = self._summary(path)
-        row: ModelInfo = {
-            "id": id,
-            "object": "model",
-            "created": created,
-            "owned_by": "local",
-            "permission": [],
-            "root": id,
-            "parent": None,
-            "tasks": [],
-        }
-        if summary is not None:
-            row["tasks"] = list(summary["tasks"])
-            row["max_model_len"] = min(self._options.get("n_ctx") or summary["n_ctx_train"], summary["n_ctx_train"])
-            row["max_streams"] = self._options["max_streams"]
-            row["meta"] = _meta(summary)
-        if isinstance(model, ReadyModel):
-            info = model.target.info
-            row["tasks"] = list(info.get("tasks", []))
-            row["max_model_len"], row["max_streams"] = info["n_ctx"], info["max_streams"]
-        rows = [row]
-        for adapter in adapters:
-            if adapter.name:
-                rows.append({**row, "id": f"{id}:{adapter.name}", "parent": id, "tasks": _of_adapter(row["tasks"])})
-        return rows
+        limits = self._options.get("n_ctx") or 0, self._options["max_streams"]
+        return model_entries(id, created, [adapter.name for adapter in adapters], self._summary(path), limits, info)
 
     def _summary(self, path: Path) -> FileSummary | None:
         """Of a file on disk, which is read again only when it has changed; none of one that could not be loaded."""
@@ -673,8 +613,8 @@ class Models:
             "chat_format": said,
             "tool_format": _tool_format(template),
             "isolation": "process" if ready.model.isolated else "thread",
-            "adapters": [_adapter_info(i, ready.id, adapter) for i, adapter in enumerate(ready.adapters)],
-            "system_fingerprint": self._fingerprint(ready),
+            "adapters": ready.adapter_infos(),
+            "system_fingerprint": ready.fingerprint,
         }
 
     def health(self) -> HealthResponse:
@@ -735,34 +675,6 @@ class Models:
             "errors": errors,
             "recommendation": "Use force to unload busy models" if errors else "None",
         }
-
-
-def always(adapters: Sequence[Adapter]) -> list[tuple[int, float]]:
-    """Those that act on every answer, as native requests have them."""
-    return [(i, adapter.scale) for i, adapter in enumerate(adapters) if not adapter.name]
-
-
-def _of_adapter(tasks: Sequence[Task]) -> list[Task]:
-    """What a model can be asked for under the name of an adapter, which only what generates can choose."""
-    return [task for task in tasks if task == "generate"]
-
-
-def _adapter_info(id: int, model: str, adapter: Adapter) -> AdapterInfo:
-    name = f"{model}:{adapter.name}" if adapter.name else ""
-    n_bytes = os.path.getsize(adapter.path) if os.path.isfile(adapter.path) else 0
-    return {"id": id, "name": name, "path": adapter.path, "scale": adapter.scale, "file_bytes": n_bytes}
-
-
-def _meta(summary: FileSummary) -> ModelMeta:
-    return {
-        "n_vocab": summary["n_vocab"],
-        "n_ctx_train": summary["n_ctx_train"],
-        "n_embd": summary["n_embd"],
-        "n_params": summary["n_params"],
-        "size": summary["tensor_bytes"],
-        "architecture": summary["architecture"],
-        "quantization": summary["quantization"],
-    }
 
 
 def _tool_format(template: ChatTemplate) -> str:

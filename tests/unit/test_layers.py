@@ -27,7 +27,9 @@ MAY = {
     "native": WORDS | {"_core"},
     "models": WORDS,
     "machine": {"api"},
-    "registry": WORDS | {"native", "models", "machine", "__init__"},
+    "model_entries": {"api"},
+    "ready_model": WORDS | {"native", "models", "model_entries"},
+    "registry": WORDS | {"native", "models", "machine", "model_entries", "ready_model", "__init__"},
     "streams": WORDS | {"native"},
     "text": WORDS,
     "tool_run": WORDS | {"streams"},
@@ -44,7 +46,7 @@ MAY = {
     "_core": set(),
 }
 # Folders whose modules are functions of their arguments: no clock, no file, no environment, no thread.
-PURE = ("api", "chat", "dialects", "types", "errors", "options", "shards", "machine")
+PURE = ("api", "chat", "dialects", "types", "errors", "options", "shards", "machine", "model_entries")
 IMPURE = {"os", "time", "socket", "threading", "asyncio", "random", "secrets"}
 
 # The same for the folders of csrc, and the headers of others that each may include.
