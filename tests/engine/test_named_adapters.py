@@ -99,6 +99,19 @@ def test_a_model_is_bit_for_bit_what_it_is_without_its_adapters(smollm2: Path, t
         assert engine.embeddings(input="a text")["data"] == vector
 
 
+def test_a_model_keeps_its_drafts_beside_its_adapters(smollm2: Path, tmp_path: Path) -> None:
+    adapter = write(tmp_path / "a.gguf", "blk.3.attn_output.weight", WIDTH)
+    asked: dict[str, Any] = {"prompt": "One, two, three, four,", "max_tokens": 12, "temperature": 0}
+    with Engine(smollm2, adapters={"smollm2-135m:a": adapter}, speculate="always", **OPTIONS) as engine:
+        said = engine.completion(asked)["choices"][0]["text"]
+        again = engine.completion(asked, prediction=said)
+        assert again["choices"][0]["text"] == said
+        drafts = again["usage"].get("completion_tokens_details")
+        kernels_on = engine.info()["kernels"] != "off"
+        assert kernels_on == engine.info()["speculation"].startswith("lookup")
+        assert kernels_on == bool(drafts and drafts["accepted_prediction_tokens"])
+
+
 def test_a_fingerprint_tells_kernels_caches_and_adapters_apart(folder: Path, engine: Engine) -> None:
     def fingerprint(**options: Any) -> str:
         options = {**OPTIONS, "max_streams": 1, **options}
