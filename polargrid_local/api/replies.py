@@ -45,6 +45,7 @@ class PGMetadata(TypedDict, total=False):
     cached_tokens: int
     system_fingerprint: str  # equal where all that fixes an answer's bits, the request aside, is equal
     dropped_keywords: list[str]  # paths in a schema that asked for more than the answer could be held to
+    ignored_fields: list[str]  # of the request, which change no answer of this model
 
 
 class Timings(TypedDict):
@@ -234,12 +235,15 @@ ToolEvent = Union[ToolChunkEvent, ToolCallEvent, ToolResultEvent]
 
 
 class TextLogprobs(TypedDict):
-    """Four lists with one entry per token; offsets are in characters of the answer's text."""
+    """Lists with one entry per token; offsets are in characters of the answer's text. With `return_token_ids` also the
+    numbers of the tokens, and of those in `top_logprobs`, in the same order."""
 
     tokens: list[str]
     token_logprobs: list[float | None]  # None: of the first token of a prompt, which nothing foretold
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
+    token_ids: NotRequired[list[int]]
+    top_token_ids: NotRequired[list[list[int] | None]]
 
 
 class CompletionChunkChoice(TypedDict):
@@ -580,6 +584,7 @@ class NativeInfo(TypedDict):
     # Those around a gap that an answer is to fill, by what they stand before: prefix, suffix, middle, and perhaps repo
     # and separator. Empty where one of the first three is missing.
     infill_tokens: dict[str, int]
+    lora_scales: list[float]  # of the adapters, as they were loaded
     longest_piece: int  # bytes
     n_params: int
     file_bytes: int
