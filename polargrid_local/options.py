@@ -49,6 +49,7 @@ ToolFormatName = Literal[
     "phi4-mini",
     "granite3",
     "nemotron2",
+    "firefunction2",
     "deepseek3",
     "deepseek3.1",
     "command-r7b",

@@ -498,6 +498,8 @@ class Models:
         )
         if job.assembler.dropped_keywords:
             _log.warning("an answer is not held to all of its schema: %s", ", ".join(job.assembler.dropped_keywords))
+        if job.assembler.ignored_fields:
+            _log.info("%s: nothing was made of %s", ready.id, ", ".join(job.assembler.ignored_fields))
         return ready.model, job
 
     def prompt_text(self, request: Any, kwargs: Mapping[str, Any]) -> str:

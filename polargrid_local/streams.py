@@ -120,6 +120,11 @@ class Call(Generic[C]):
         return list(self._assembler.dropped_keywords)
 
     @property
+    def ignored_fields(self) -> list[str]:
+        """Fields of its request that change no answer of this model."""
+        return list(self._assembler.ignored_fields)
+
+    @property
     def cancelled(self) -> bool:
         return self._cancelled
 

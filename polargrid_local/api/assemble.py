@@ -70,12 +70,23 @@ class Extras(NamedTuple):
 class Choice:
     """One answer while it grows."""
 
-    __slots__ = ("event", "logprobs", "of_prompt", "parts", "reason", "stop_reason", "token_ids", "untold_ids")
+    __slots__ = (
+        "event",
+        "logprobs",
+        "n_read",
+        "of_prompt",
+        "parts",
+        "reason",
+        "stop_reason",
+        "token_ids",
+        "untold_ids",
+    )
 
     def __init__(self) -> None:
         self.parts: list[str] = []
         self.token_ids: list[int] = []  # of what has been told
         self.untold_ids: list[int] = []  # of text that waits
+        self.n_read: int | None = None  # of its prompt's tokens, as far as that has been told
         self.of_prompt: dict[str, Any] | None = None  # what is told of its prompt, once that is known
         self.logprobs: list[PlacedLogprob] = []
         self.reason: FinishReason | None = None
@@ -126,6 +137,7 @@ class Assembler(Generic[C, R]):
         processors: Sequence[CheckedProcessor] = (),
         predicates: Sequence[Predicate] = (),
         dropped_keywords: Sequence[str] = (),
+        ignored_fields: Sequence[str] = (),
         answer_type: type[Any] | None = None,
         fingerprint: str = "",
     ) -> None:
@@ -146,6 +158,7 @@ class Assembler(Generic[C, R]):
         self._processors = processors  # of each choice, where the request has any
         self._predicates = predicates
         self.dropped_keywords = list(dropped_keywords)  # paths in its schema that the answer is not held to
+        self.ignored_fields = list(ignored_fields)  # those that change no answer of this model
         self._answer_type = answer_type
         self.fingerprint = fingerprint
 
@@ -198,14 +211,19 @@ class Assembler(Generic[C, R]):
     @property
     def _counts(self) -> Counts:
         all_of_them = [choice.counts for choice in self.choices]
-        prompts = all_of_them[:: self._n_per_prompt]
+        of_prompts = [all_of_them[i : i + self._n_per_prompt] for i in range(0, len(all_of_them), self._n_per_prompt)]
         return Counts(*(sum(counts) for counts in zip(*all_of_them)))._replace(
-            prompt=sum(counts.prompt for counts in prompts), cached=sum(counts.cached for counts in prompts)
+            # Any of a prompt's choices may be the first to tell its length; what the others take of it from the cache
+            # is what the first one has read.
+            prompt=sum(max(counts.prompt for counts in of_one) for of_one in of_prompts),
+            cached=sum(of_one[0].cached for of_one in of_prompts),
         )
 
     @property
     def usage(self) -> Usage:
-        counts = self._counts
+        return self._usage_of(self._counts)
+
+    def _usage_of(self, counts: Counts) -> Usage:
         usage: Usage = {
             "prompt_tokens": counts.prompt,
             "completion_tokens": counts.generated,
@@ -255,6 +273,8 @@ class Assembler(Generic[C, R]):
             metadata["system_fingerprint"] = self.fingerprint
         if self.dropped_keywords:
             metadata["dropped_keywords"] = self.dropped_keywords
+        if self.ignored_fields:
+            metadata["ignored_fields"] = self.ignored_fields
         return metadata
 
     # events in, chunks out
@@ -269,12 +289,14 @@ class Assembler(Generic[C, R]):
         chunks: list[Any] = self._fed(event, index)
         if was_open and event.kind in ("text", "finished"):
             chunks = self._with_extras(chunks, event, index)
+        if was_open:
+            chunks = [*self._opened(event, index), *self._progress(event, index), *chunks]
         if self._extras.timings_per_token:
             for chunk in chunks:
                 chunk |= self._timings_told
         if self._continuous_usage:
             for chunk in chunks:
-                chunk["usage"] = self.usage
+                chunk.setdefault("usage", self.usage)
         return chunks
 
     def _fed(self, event: Event, index: int) -> list[C]:
@@ -282,12 +304,12 @@ class Assembler(Generic[C, R]):
         if choice.reason is not None:
             return []  # what the engine had still to say when a filter had ended the choice
         kind = event.kind
-        if kind == "progress":
-            return self._progress(event, index) if self._extras.return_progress else []
         if kind == "error":
             error = self._processors[index].error if self._processors else None
             raise error or from_code(event.code, event.text, dict(event.details))
         choice.event = event
+        if kind == "progress":
+            return []
         if kind == "text":
             return self._deliver(choice, index, event)
         if kind == "finished":
@@ -300,17 +322,32 @@ class Assembler(Generic[C, R]):
         choice.reason = "stop"  # the last kind of event, an embedding, is the whole answer
         return self._end(choice, index)
 
+    def _opened(self, event: Event, index: int) -> list[C]:
+        """The chunks of start() that have waited for this event."""
+        return []
+
     def _progress(self, event: Event, index: int) -> list[C]:
-        progress: PromptProgress = {
-            "total": event.n_prompt,
-            "cache": event.n_cached,
-            "processed": round(event.progress * event.n_prompt),
-        }
-        if event.total_ms >= 0:
-            progress["time_ms"] = event.total_ms
-        chunk: Any = self._chunk(index, None, None, None)
-        chunk["prompt_progress"] = progress
-        return [chunk]
+        """Where it is asked for, how much of a prompt has been read: from what the cache had of it, which is told
+        together with the first news, to all of it, which is told before the first text."""
+        choice = self.choices[index]
+        if not self._extras.return_progress or choice.n_read == event.n_prompt:
+            return []
+        steps = [(event.n_cached, event.queue_ms)] if choice.n_read is None else []
+        if event.kind == "progress":
+            steps.append((round(event.progress * event.n_prompt), event.total_ms))
+        else:
+            steps.append((event.n_prompt, event.prefill_ms))
+        chunks: list[Any] = []
+        for n_read, ms in steps:
+            if choice.n_read is not None and n_read <= choice.n_read:
+                continue
+            choice.n_read = n_read
+            progress: PromptProgress = {"total": event.n_prompt, "cache": event.n_cached, "processed": n_read}
+            if ms >= 0:
+                progress["time_ms"] = ms
+            chunk: Any = self._chunk(index, None, None, None)
+            chunks.append(chunk | {"prompt_progress": progress})
+        return chunks
 
     def _with_extras(self, chunks: list[Any], event: Event, index: int) -> list[Any]:
         """With what the request asked to be told beside the answer, in the first chunk that may tell it."""
@@ -441,7 +478,8 @@ class TextAssembler(Assembler[CompletionChunk, CompletionResponse]):
         )
 
     def _told(self, logprobs: list[PlacedLogprob]) -> TextLogprobs:
-        return text_logprobs(logprobs, self._extras.return_tokens_as_token_ids)
+        extras = self._extras
+        return text_logprobs(logprobs, extras.return_tokens_as_token_ids, with_ids=extras.return_token_ids)
 
     def _usage_chunk(self) -> CompletionChunk:
         return {**self._with([]), "usage": self.usage}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any, cast
 
-from polargrid_local.api.assemble import Assembler, Choice
+from polargrid_local.api.assemble import Assembler, Choice, Counts
 from polargrid_local.api.events import Event
 from polargrid_local.api.logprobs import PlacedLogprob, chat_logprobs
 from polargrid_local.api.reasoning_tokens import ReasoningTokens
@@ -50,38 +50,40 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
         self._opening: list[Any] = []  # the first chunks, while they wait for what they tell
 
     def start(self) -> list[ChatCompletionChunk]:
-        """Where the first chunk is to tell of the prompt it waits until that is known."""
+        """Where the first chunk is to tell of the prompt, or how long that is, it waits until that is known."""
         chunks = []
         for index, choice in enumerate(self.choices):
             chunks.append(self._with([{"index": index, "delta": {"role": "assistant"}, "finish_reason": None}]))
             if self._begun:
                 choice.parts.append(self._begun)
                 chunks.append(self._chunk(index, self._begun, None, None))
-        if self._extras.of_prompt:
+        if self._extras.of_prompt or self._continuous_usage:
             self._opening, chunks = chunks, []
         return chunks
 
-    def _with_extras(self, chunks: list[Any], event: Event, index: int) -> list[Any]:
-        chunks = super()._with_extras(chunks, event, index)
+    def _opened(self, event: Event, index: int) -> list[ChatCompletionChunk]:
+        if event.kind == "progress" and self._extras.of_prompt:
+            return []
         opening, self._opening = self._opening, []
         if opening:
             opening[0] |= self.choices[index].of_prompt or {}
-        return [*opening, *chunks]
+        if self._continuous_usage:  # nothing has been said with them
+            for chunk in opening:
+                chunk["usage"] = self._usage_of(Counts(prompt=self._counts.prompt))
+        return opening
 
     @property
     def watches(self) -> bool:
         return super().watches or any(parts.may_stop for parts in self._parts)
 
-    @property
-    def usage(self) -> Usage:
+    def _usage_of(self, counts: Counts) -> Usage:
         """With the tokens of thoughts where they are told apart."""
-        usage = super().usage
+        usage = super()._usage_of(counts)
         if self._reasoning:
-            counts = self._counts
             usage["completion_tokens_details"] = {
                 "accepted_prediction_tokens": counts.accepted,
                 "rejected_prediction_tokens": counts.rejected,
-                "reasoning_tokens": sum(thought.count for thought in self._reasoning),
+                "reasoning_tokens": sum(thought.count for thought in self._reasoning) if counts.generated else 0,
             }
         return usage
 

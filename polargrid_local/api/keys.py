@@ -35,7 +35,24 @@ NO_EFFECT = frozenset(
     )
 )
 # So do these, which clients of other engines send:
-OTHERS_NO_EFFECT = frozenset(("cache_prompt", "cache_salt", "id_slot", "request_id", "spaces_between_special_tokens"))
+OTHERS_NO_EFFECT = frozenset(
+    (
+        "backend_sampling",
+        "cache_prompt",
+        "cache_salt",
+        "id_slot",
+        "n_cache_reuse",
+        "n_discard",
+        "request_id",
+        "session_id",
+        "spaces_between_special_tokens",
+        "sse_ping_interval",
+        "stream_interval",
+        # How drafts are made, which no answer depends on.
+        *(f"speculative.{name}" for name in ("n_max", "n_min", "p_min", "type")),
+        *(f"speculative.ngram_{name}" for name in ("size_n", "size_m", "min_hits")),
+    )
+)
 # These ask for another answer than the one given here, or than this kind of request has. Only the values that ask for
 # nothing are accepted:
 ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
@@ -51,26 +68,73 @@ ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
 }
 # So do these fields of other engines, which their clients send:
 OTHERS_ASK: dict[str, tuple[Any, ...]] = {
+    "adaptive_target": (-1,),
     "add_special_tokens": (),
     "early_stopping": (False,),
     "ebnf": (),
+    "ec_transfer_params": ({},),
+    "generation_prompt": ("",),
+    "grammar_lazy": (False,),
+    "grammar_triggers": ([],),
     "guided_decoding_backend": (),
     "guided_whitespace_pattern": (),
+    "image_data": ([],),
+    "include_reasoning": (True,),
+    "kv_transfer_params": ({},),
     "length_penalty": (1,),
     "logits_processors": ([],),
+    "logprob_token_ids": ([],),
     "lora": ([],),
     "lora_request": (),
+    "media_io_kwargs": ({},),
     "min_keep": (0, 1),  # one is always kept
+    "mm_payload": (),
     "mm_processor_kwargs": ({},),
+    "n_indent": (0,),
     "n_keep": (0,),
     "n_probs": (0,),
+    "parse_tool_calls": (True,),
     "penalty_alpha": (0,),
     "post_sampling_probs": (False,),
+    "preserved_tokens": ([],),
     "priority": (0,),
     "prompt_embeds": (),
+    "reasoning_budget": (-1,),
+    "reasoning_budget_message": ("",),
+    "reasoning_budget_tokens": (-1,),
+    "reasoning_control": (False,),
+    "repetition_detection": (),
+    "response_fields": ([],),
+    "return_mm_kwargs": (False,),
+    "return_prompt_text": (False,),
+    "return_token_offsets": (False,),
+    "return_weight_versions": (False,),
+    "routed_experts_prompt_start": (0,),
+    "t_max_predict_ms": (0, -1),
+    "t_max_prompt_ms": (0, -1),
     "tfs_z": (1,),
+    "thinking_budget_tokens": (-1,),
+    "thinking_token_budget": (-1,),
     "top_a": (0,),
+    "truncation_side": ("left",),  # truncate_prompt_tokens keeps the last ones
     "use_beam_search": (False,),
+    "verbose": (False,),
+    "vllm_xargs": ({},),
+    "watermarking": (False,),
+    # Of vectors and scores.
+    "embd_normalize": (2,),  # by the Euclidean length
+    "embed_dtype": ("float32",),
+    "endianness": ("little", "native"),
+    "instruction": (),
+    "late_chunking_params": (),
+    "max_tokens_per_query": (0,),
+    "normalize": (True,),
+    "padding": ("do_not_pad",),
+    "use_activation": (True,),  # a vector has the length 1
+    # Of some kinds alone: elsewhere only what asks for nothing.
+    "echo": (False,),
+    "max_tokens_per_doc": (0,),
+    "truncate_prompt_tokens": (),
     # Of answers alone: elsewhere only what asks for nothing.
     "logits_processor": ([],),
     "prompt_logprobs": (),
@@ -89,6 +153,8 @@ OTHERS_ASK: dict[str, tuple[Any, ...]] = {
     "reasoning_effort": ("none",),
     "reasoning_format": ("none",),
 }
+# Scores are told as the model gives them.
+ASKS_NOTHING_OF_RANKS = dict.fromkeys(("activation", "softmax", "use_activation"), (False,))
 
 
 def _camel(name: str) -> str:
@@ -111,13 +177,20 @@ def keys_of(fields: Iterable[str], idle: Iterable[str] = (), **aliases: str) -> 
 
 
 _EXTRA = ("max_completion_tokens", *NO_EFFECT, *OTHERS_NO_EFFECT, *ASKS_NOTHING, *OTHERS_ASK)
+_EXTRA_OF = {"rerank": tuple(ASKS_NOTHING_OF_RANKS)}
 _OTHER_NAMES = {
     "repeat_penalty": "repetition_penalty",
     "typ_p": "typical_p",
+    "n_predict": "max_tokens",
+    "nPredict": "max_tokens",
+    "n_cmpl": "n",
+    "nCmpl": "n",
     "return_tokens": "return_token_ids",
     "returnTokens": "return_token_ids",
 }
-REQUEST = {kind: keys_of((*cls.model_fields, *_EXTRA), **_OTHER_NAMES) for kind, cls in KINDS.items()}
+REQUEST = {
+    kind: keys_of((*cls.model_fields, *_EXTRA, *_EXTRA_OF.get(kind, ())), **_OTHER_NAMES) for kind, cls in KINDS.items()
+}
 # An answer of this or another server may be sent back as it came.
 MESSAGE = keys_of(
     (*Message.model_fields, "function_call"),
@@ -185,7 +258,8 @@ def known_fields(kind: str, sources: Iterable[dict[Any, Any]], ignored: list[str
             fields["max_tokens"] = fields.pop("max_completion_tokens")
         data |= fields
     _take_n_probs(kind, data)
-    for field, nothing in {**ASKS_NOTHING, **OTHERS_ASK}.items():
+    of_kind = ASKS_NOTHING_OF_RANKS if kind == "rerank" else {}
+    for field, nothing in {**ASKS_NOTHING, **OTHERS_ASK, **of_kind}.items():
         if field in data and field not in KINDS[kind].model_fields and data[field] not in nothing:
             only = f"; only {' or '.join(map(repr, nothing))} is accepted" if nothing else ""
             raise refused(field, f"not supported by this engine{only}")

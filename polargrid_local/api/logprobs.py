@@ -23,10 +23,15 @@ def _token_text(entry: TokenLogprob, by_id: bool = False) -> str:
     raw = bytes(entry["bytes"])
     if by_id or not raw:
         return f"token_id:{entry['token']}"
+    return piece_text(raw)
+
+
+def piece_text(piece: bytes) -> str:
+    """The text of a token; OpenAI's `bytes:` and escapes for a piece of a character."""
     try:
-        return str(raw, "utf-8")
+        return str(piece, "utf-8")
     except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
 def placed_in_prompt(entries: Sequence[TokenLogprob], n_top: int) -> list[PlacedLogprob]:
@@ -72,24 +77,35 @@ def _chat_logprob(entry: TokenLogprob, by_id: bool) -> ChatTopLogprob:
     return {"token": _token_text(entry, by_id), "logprob": entry["logprob"], "bytes": list(entry["bytes"])}
 
 
-def text_logprobs(entries: list[PlacedLogprob], by_id: bool = False) -> TextLogprobs:
-    """As a choice of a completion or of its chunk has them."""
-    return {
+def text_logprobs(entries: list[PlacedLogprob], by_id: bool = False, with_ids: bool = False) -> TextLogprobs:
+    """As a choice of a completion or of its chunk has them; `with_ids`: with the numbers of all tokens."""
+    told: TextLogprobs = {
         "tokens": [_token_text(placed.entry, by_id) for placed in entries],
         "token_logprobs": [placed.entry["logprob"] if placed.foretold else None for placed in entries],
         "top_logprobs": [_top_logprobs(placed.entry, by_id) if placed.foretold else None for placed in entries],
         "text_offset": [placed.offset for placed in entries],
     }
+    if with_ids:
+        told["token_ids"] = [placed.entry["token"] for placed in entries]
+        told["top_token_ids"] = [
+            [top["token"] for top in _likeliest(placed.entry)] if placed.foretold else None for placed in entries
+        ]
+    return told
+
+
+def _likeliest(entry: TokenLogprob) -> list[TokenLogprob]:
+    """And the token itself where it is none of them."""
+    top = entry["top"]
+    return top if any(other["token"] == entry["token"] for other in top) else [*top, entry]
 
 
 def _top_logprobs(entry: TokenLogprob, by_id: bool) -> dict[str, float]:
     """The likeliest tokens and the one sampled, likeliest first. Where two read the same, the sampled one or else the
     likelier has the text as its name, the other `token_id:` and its number."""
     sampled = entry["token"]
-    top = entry["top"] if any(other["token"] == sampled for other in entry["top"]) else [*entry["top"], entry]
     taken = {_token_text(entry, by_id)}
     named = {}
-    for other in top:
+    for other in _likeliest(entry):
         name = _token_text(other, by_id)
         if other["token"] != sampled and name in taken:
             name = f"token_id:{other['token']}"

@@ -199,6 +199,7 @@ class ToolRunOptions(_GeneratingParams, total=False):
     chat_template_kwargs: Mapping[str, Any] | None
     add_generation_prompt: bool | None
     continue_final_message: bool | None
+    echo: bool | None
     chat_template: str | None
     documents: Sequence[Mapping[str, Any]] | None
     reasoning_format: Literal["none", "deepseek"] | None
@@ -246,6 +247,7 @@ class EmbeddingOptions(TypedDict, total=False):
     model: str | None
     user: str | None
     dimensions: int | None
+    truncate_prompt_tokens: int | None  # the last ones; -1 = what the model takes
 
 
 class _Embedding(EmbeddingOptions, total=False):
@@ -262,6 +264,7 @@ class RerankOptions(TypedDict, total=False):
     model: str | None
     top_n: int | None
     return_documents: bool | None
+    max_tokens_per_doc: int | None
     user: str | None
 
 
@@ -270,7 +273,7 @@ class DocumentParam(TypedDict):
 
 
 class RerankParams(RerankOptions):
-    query: str
+    query: str | Sequence[str]
     documents: Sequence[str | DocumentParam]
 
 

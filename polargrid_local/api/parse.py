@@ -19,6 +19,7 @@ from polargrid_local.api.requests import (
     ChatCompletionRequest,
     CompletionRequest,
     ImagePart,
+    RerankRequest,
     Sampling,
     check_filter,
 )
@@ -117,6 +118,10 @@ def _check_supported(request: Any) -> None:
                         param=f"messages[{i}].content[{j}]",
                         details={"field": f"messages[{i}].content[{j}]"},
                     )
+    if isinstance(request, RerankRequest) and isinstance(request.query, list):
+        n_queries, n = len(request.query), len(request.documents)
+        if n_queries != n:
+            raise refused("query", f"must be one text, or one for each of the {n} documents; got {n_queries}")
     if isinstance(request, CompletionRequest):
         if request.max_tokens == 0 and not request.echo and request.prompt_logprobs is None:
             problem = "must be 1 or more, or -1 for what the context leaves; 0 needs echo or prompt_logprobs"

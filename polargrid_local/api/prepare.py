@@ -47,6 +47,7 @@ from polargrid_local.api.requests import (
     FunctionDefinition,
     GenerateRequest,
     Message,
+    Prompt,
     Request,
     RerankRequest,
     Sampling,
@@ -62,6 +63,9 @@ from polargrid_local.errors import ContextLengthError, TemplateError, Validation
 # The length of the longest token's text, where a model does not say its own: no vocabulary has a longer one. A prompt
 # of more than n_ctx times so many bytes need not be tokenized to be refused.
 LONGEST_PIECE_BYTES = 512
+
+# What a model without levels of its own may be asked for. All but the first change no answer of it.
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "default")
 
 C = TypeVar("C")  # a chunk
 R = TypeVar("R")  # the whole answer
@@ -119,13 +123,19 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         if request.dimensions is not None and request.dimensions > n_embd:
             problem = f"must be between 1 and {n_embd}, the width of this model, got {request.dimensions}"
             raise refused("dimensions", problem, le=n_embd)
-        requests = [{"task": "embed", **_prompt(given, False, target, "input", task)} for given in request.inputs]
+        common = {"task": task, **_kept(request.truncate_prompt_tokens, target.info.get("n_ctx_train"))}
+        limited = request.truncate_prompt_tokens is None
+        prompts = [_prompt(given, False, target, "input", task, limited=limited) for given in request.inputs]
+        requests = [{**common, **prompt} for prompt in prompts]
         encoding, dimensions = request.encoding_format, request.dimensions
         return Job(requests, EmbeddingAssembler(name, id, created, seed, len(requests), encoding, dimensions))
     if isinstance(request, RerankRequest):
-        check_length([(request.query, False)], target, "query", task)
+        for query in {query for query, _ in request.pairs}:
+            check_length([(query, False)], target, "query", task)
         template = target.info.get("rerank_template", "")
-        spans = [_pair(template, request.query, text) for text in request.texts]
+        n_first = request.max_tokens_per_doc
+        pairs = [(query, _beginning(text, n_first, target) if n_first else text) for query, text in request.pairs]
+        spans = [_pair(template, query, text) for query, text in pairs]
         for prompt in spans:
             check_length(prompt, target, "documents", task)
         requests = [{"task": "rank", "prompt": prompt} for prompt in spans]
@@ -137,7 +147,7 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
     stop, marks = list(request.stop), list[str]()
     n_prompt_logprobs = -1 if request.prompt_logprobs is None else request.prompt_logprobs
     more: dict[str, Any] = {}
-    prompts: list[dict[str, Any]]
+    ignored: list[str] = []
     if isinstance(request, ChatCompletionRequest):
         if request.chat_template is not None:
             target = target._replace(template=target.template.other(request.chat_template))
@@ -156,7 +166,9 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
             request, asked, target.template, prompt, target.info.get("control_tokens", {}), target.compile
         )
         constraint, dropped, marks = form.constraint, form.dropped, form.marks
-        more |= {"begun": form.begun, "min_tokens": request.min_tokens}
+        begun = _said_last(request.messages) + form.begun if request.echo else form.begun
+        more |= {"begun": begun, "min_tokens": request.min_tokens}
+        ignored = _idle_fields(request, target)
         if form.segments is not None:
             segments = [form.segments, *(copy.deepcopy(form.segments) for _ in range(1, request.n))]
             if request.reasoning_format != "none":
@@ -189,7 +201,7 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         cls = TextAssembler
     phrases, predicates = split_filters(target.content_filter, request.content_filter)
     common = {
-        "task": "generate",
+        "task": task,
         # -1: the engine stops at the end of the context
         "max_tokens": request.max_tokens if request.max_tokens >= 0 else 2**31 - 1,
         "min_tokens": request.min_tokens,
@@ -200,10 +212,7 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         "ignore_eos": request.ignore_eos,
         **adapters_asked(request, target),
     }
-    if request.truncate_prompt_tokens is not None:
-        most = (target.info.get("n_ctx") or 2**30) - 1
-        n_kept = request.truncate_prompt_tokens
-        common["keep_last_tokens"] = most if n_kept == -1 else max(n_kept, 1)
+    common |= _kept(request.truncate_prompt_tokens, (target.info.get("n_ctx") or 2**30) - 1)
     if marks:
         common["marks"] = marks
     if constraint is not None:
@@ -237,6 +246,7 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         processors=processors,
         predicates=predicates,
         dropped_keywords=dropped,
+        ignored_fields=ignored,
         answer_type=request.answer_type,
         fingerprint=target.fingerprint,
         **more,
@@ -245,9 +255,10 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
 
 
 def _prompt(
-    given: str | list[int], trusted: bool, target: Target, field: str, task: Task = "generate", limited: bool = True
+    given: Prompt, trusted: bool, target: Target, field: str, task: Task = "generate", limited: bool = True
 ) -> dict[str, Any]:
     """A text or its tokens, as a native request has it."""
+    given = _joined(given, trusted, target, field, task)
     if not isinstance(given, str):
         n_vocab = target.info.get("n_vocab", 2**31)
         if (largest := max(given)) >= n_vocab:
@@ -259,8 +270,45 @@ def _prompt(
     return {"prompt": spans}
 
 
-def _gap(request: CompletionRequest, prefix: str | list[int], target: Target) -> dict[str, Any]:
-    """The prompt of an answer between `prefix` and the request's suffix. Raises ValidationError where the model cannot
+def _joined(
+    given: Prompt, trusted: bool, target: Target, field: str, task: Task = "generate", begins: bool = True
+) -> str | list[int]:
+    """Texts and tokens in turn as tokens; what is a text or tokens stays as it is. `begins`: a text at the beginning
+    has what the vocabulary puts there."""
+    if isinstance(given, str) or all(isinstance(part, int) for part in given):
+        return cast("str | list[int]", given)
+    assert target.tokenize is not None  # every loaded model has one
+    check_length([(part, trusted) for part in given if isinstance(part, str)], target, field, task)
+    ids: list[int] = []
+    for i, part in enumerate(given):
+        ids += target.tokenize([(part, trusted)], begins and i == 0) if isinstance(part, str) else [part]
+    return ids
+
+
+def _kept(n_asked: int | None, n_most: int | None) -> dict[str, Any]:
+    """How many of its last tokens are left of a prompt, as a native request has it; `n_most` are what -1 asks for."""
+    if n_asked is None:
+        return {}
+    return {"keep_last_tokens": n_most or 2**30 if n_asked == -1 else max(n_asked, 1)}
+
+
+def _beginning(text: str, n_tokens: int, target: Target) -> str:
+    """Of a text, as many of its first tokens. What they hold of a character that is cut is left out."""
+    assert target.tokenize is not None and target.detokenize is not None  # every loaded model has them
+    check_length([(text, False)], target, "documents", "rank")
+    tokens = target.tokenize([(text, False)], False)
+    if len(tokens) <= n_tokens:
+        return text
+    return target.detokenize(tokens[:n_tokens], False).decode("utf-8", "ignore")
+
+
+def _said_last(messages: Sequence[Message]) -> str:
+    """The text of the last message where the model has said it."""
+    return "".join(messages[-1].texts) if messages[-1].role == "assistant" else ""
+
+
+def _gap(request: CompletionRequest, given: Prompt, target: Target) -> dict[str, Any]:
+    """The prompt of an answer between `given` and the request's suffix. Raises ValidationError where the model cannot
     fill gaps."""
     tokens, tokenize = target.info.get("infill_tokens"), target.tokenize
     if not tokens or tokenize is None:
@@ -268,6 +316,7 @@ def _gap(request: CompletionRequest, prefix: str | list[int], target: Target) ->
     for field, text in ("suffix", request.suffix), ("input_extra", "".join(e.text for e in request.input_extra or ())):
         check_length([(text, False)], target, field)
     begin = tokenize([("", False)], True)
+    prefix = _joined(given, False, target, "prompt", begins=False)
     ids = infill_prompt(request, prefix, tokens, lambda text: tokenize([(text, False)], False), begin)
     return {"prompt": [], "prompt_tokens": ids}
 
@@ -287,8 +336,8 @@ def adapters_asked(request: ChatCompletionRequest | CompletionRequest, target: T
 
 
 def template_options(request: ChatCompletionRequest, target: Target) -> dict[str, Any]:
-    """The variables that a template is given beside messages and tools. Raises ValidationError for an effort that it
-    does not know of."""
+    """The variables that a template is given beside messages and tools. Raises ValidationError for an effort of which
+    nobody knows."""
     options = dict(request.chat_template_kwargs)
     if request.documents:
         if not target.template.mentions("documents"):
@@ -298,16 +347,21 @@ def template_options(request: ChatCompletionRequest, target: Target) -> dict[str
     if effort is not None:
         if target.template.mentions("reasoning_effort"):
             options["reasoning_effort"] = effort
-        elif effort != "none":
-            problem = f"this model's chat template knows none but 'none'; enable_thinking is there; got {shown(effort)}"
-            raise refused("reasoning_effort", problem)
-        elif target.template.mentions("enable_thinking"):
+        elif effort not in EFFORTS:
+            raise refused("reasoning_effort", f"must be one of {', '.join(EFFORTS)}; got {shown(effort)}")
+        elif effort == "none" and target.template.mentions("enable_thinking"):
             options["enable_thinking"] = False
     if request.enable_thinking is not None:
         options["enable_thinking"] = request.enable_thinking
     if not request.add_generation_prompt or request.continue_final_message:
         options["add_generation_prompt"] = False
     return options
+
+
+def _idle_fields(request: ChatCompletionRequest, target: Target) -> list[str]:
+    """Those that clients send to every model and that change no answer of this one."""
+    idle = request.reasoning_effort not in (None, "none") and not target.template.mentions("reasoning_effort")
+    return ["reasoning_effort"] if idle else []
 
 
 def chat_of(request: GenerateRequest) -> ChatCompletionRequest:

@@ -7,7 +7,7 @@ logit_bias, ...) follows OpenAI.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, TypeAlias, Union
 
 from pydantic import (
     AfterValidator,
@@ -164,6 +164,7 @@ Breakers = Annotated[list[str], BeforeValidator(_as_stop), AfterValidator(_strin
 TokenId = Annotated[Whole, Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], BeforeValidator(_as_list), Field(max_length=MAX_TOKEN_IDS)]
 PromptIds = Annotated[list[TokenId], BeforeValidator(_as_list), Field(min_length=1)]
+KeptTokens = Annotated[Whole, Field(ge=-1, lt=2**30)]  # the last ones of a prompt; -1 = what fits
 LookBack = Annotated[Whole, Field(ge=-1, lt=2**30)]
 Processors = Annotated[list[Any], BeforeValidator(_processors), Field(max_length=MAX_FILTER)]
 
@@ -284,19 +285,35 @@ _NO_PROMPT = "must be a string, a list of token ids, or a list of those"
 
 def _prompt_tag(value: Any) -> str | None:
     if isinstance(value, (list, tuple)):
-        return "<ids>" if value and isinstance(value[0], (int, float)) else "<list>"
+        has_ids = any(isinstance(item, (int, float)) for item in value)
+        if has_ids and any(isinstance(item, str) for item in value):
+            return "<mixed>"
+        return "<ids>" if has_ids and isinstance(value[0], (int, float)) else "<list>"
     return "<str>" if isinstance(value, str) else None
 
 
+# One prompt of texts and tokens in turn, as llama-server takes it.
+_Mixed = Annotated[
+    list[
+        Annotated[
+            Union[Annotated[str, Field(min_length=1), Tag("<str>")], Annotated[TokenId, Tag("<id>")]],
+            _one_of({str: "<str>", int: "<id>", float: "<id>"}, "must be a text or a token id"),
+        ]
+    ],
+    BeforeValidator(_as_list),
+    Tag("<mixed>"),
+]
 _Prompt = Annotated[
-    Union[Annotated[str, Field(min_length=1), Tag("<str>")], Annotated[PromptIds, Tag("<ids>")]],
+    Union[Annotated[str, Field(min_length=1), Tag("<str>")], Annotated[PromptIds, Tag("<ids>")], _Mixed],
     Discriminator(_prompt_tag, custom_error_type="type", custom_error_message=_NO_PROMPT),
 ]
-# A text, or its tokens as the caller's own tokenizer made them; or several of either.
+Prompt: TypeAlias = "str | list[int] | list[int | str]"
+# A text, or its tokens as the caller's own tokenizer made them, or both in turn; or several of these.
 Prompts = Annotated[
     Union[
         Annotated[str, Field(min_length=1), Tag("<str>")],
         Annotated[PromptIds, Tag("<ids>")],
+        _Mixed,
         Annotated[list[_Prompt], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_PROMPTS), Tag("<list>")],
     ],
     Discriminator(_prompt_tag, custom_error_type="type", custom_error_message=_NO_PROMPT),
@@ -307,14 +324,15 @@ CompletionPrompts = Annotated[
     Union[
         Annotated[str, Tag("<str>")],
         Annotated[PromptIds, Tag("<ids>")],
+        _Mixed,
         Annotated[list[_Prompt], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_PROMPTS), Tag("<list>")],
     ],
     Discriminator(_prompt_tag, custom_error_type="type", custom_error_message=_NO_PROMPT),
 ]
 
 
-def _each(prompts: Any) -> list[str | list[int]]:
-    single = isinstance(prompts, str) or isinstance(prompts[0], int)
+def _each(prompts: Any) -> list[Prompt]:
+    single = isinstance(prompts, str) or any(isinstance(part, int) for part in prompts)
     return [prompts] if single else prompts
 
 
@@ -421,7 +439,7 @@ class _GeneratingRequest(Sampling):
     stop_token_ids: TokenIds = []
     include_stop_str_in_output: bool = False
     min_tokens: Annotated[Whole, Field(ge=0, lt=2**30)] = 0  # before so many nothing but a filter ends the answer
-    truncate_prompt_tokens: Annotated[Whole, Field(ge=-1, lt=2**30)] | None = None  # keep the last; -1 = what fits
+    truncate_prompt_tokens: KeptTokens | None = None
     prediction: Annotated[Prediction, BeforeValidator(_prediction)] | None = None
     stream: bool = False
     stream_options: dict[str, bool] = {}
@@ -476,6 +494,7 @@ class ChatCompletionRequest(_GeneratingRequest):
     chat_template_kwargs: dict[str, Any] = {}  # variables for the template
     add_generation_prompt: bool = True
     continue_final_message: bool = False  # the answer goes on where the last message ends
+    echo: bool = False  # what the model has said last comes before the answer, as a part of it
     chat_template: Annotated[str, Field(min_length=1, max_length=MAX_SOURCE_BYTES)] | None = None  # for this chat alone
     documents: Annotated[list[dict[str, Any]], BeforeValidator(_as_list)] = []  # for templates that show them
     reasoning_format: Literal["none", "deepseek"] = "none"  # inline as `<think>...</think>`, or in a field of its own
@@ -516,7 +535,7 @@ class CompletionRequest(_GeneratingRequest):
         return bool(self.suffix) or self.input_extra is not None
 
     @property
-    def prompts(self) -> list[str | list[int]]:
+    def prompts(self) -> list[Prompt]:
         return _each(self.prompt)
 
     @property
@@ -530,9 +549,10 @@ class EmbeddingRequest(StrictModel):
     user: str | None = None
     encoding_format: Annotated[Literal["float", "base64", "numpy"], WrapValidator(_encoding)] = "float"
     dimensions: Annotated[Whole, Field(ge=1, lt=2**31)] | None = None  # the first so many, of length 1 again
+    truncate_prompt_tokens: KeptTokens | None = None
 
     @property
-    def inputs(self) -> list[str | list[int]]:
+    def inputs(self) -> list[Prompt]:
         return _each(self.input)
 
 
@@ -542,9 +562,20 @@ def _document(value: Any) -> Any:
 
 
 class RerankRequest(StrictModel):
-    """How well each document answers the query; the best first."""
+    """How well each document answers the query, or its own one of several; the best first."""
 
-    query: NonEmptyText
+    query: Annotated[
+        Union[
+            Annotated[NonEmptyText, Tag("<str>")],
+            Annotated[
+                list[NonEmptyText],
+                BeforeValidator(_as_list),
+                Field(min_length=1, max_length=MAX_PROMPTS),
+                Tag("<list>"),
+            ],
+        ],
+        _one_of({str: "<str>", list: "<list>", tuple: "<list>"}, "must be a text, or a list of one for each document"),
+    ]
     documents: Annotated[
         list[Annotated[NonEmptyText, BeforeValidator(_document)]],
         BeforeValidator(_as_list),
@@ -553,11 +584,18 @@ class RerankRequest(StrictModel):
     model: ModelName | None = None
     top_n: Annotated[Whole, Field(ge=1, lt=2**31)] | None = None  # results, None = all
     return_documents: bool = False
+    max_tokens_per_doc: Annotated[Whole, Field(ge=0, lt=2**30)] = 0  # the first so many of each; 0 = all
     user: str | None = None
 
     @property
     def texts(self) -> list[str]:
         return self.documents
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Query and document."""
+        queries = [self.query] * len(self.documents) if isinstance(self.query, str) else self.query
+        return list(zip(queries, self.documents))
 
 
 class GenerateRequest(StrictModel):

@@ -18,11 +18,14 @@ def server_timings(n_prompt: int, n_generated: int, timings: Mapping[str, Any]) 
     if timings.get("prefill_ms") is None:
         return told
     told["prompt_ms"] = ms = timings["prefill_ms"] - (timings["queue_ms"] or 0)
-    if told["prompt_n"] and ms > 0:
-        told |= {"prompt_per_token_ms": ms / told["prompt_n"], "prompt_per_second": told["prompt_n"] / ms * 1e3}
+    told["prompt_per_token_ms"], told["prompt_per_second"] = _rates(told["prompt_n"], ms)
     if timings.get("total_ms") is None:
         return told
     told["predicted_ms"] = ms = timings["total_ms"] - timings["prefill_ms"]
-    if n_generated and ms > 0:
-        told |= {"predicted_per_token_ms": ms / n_generated, "predicted_per_second": n_generated / ms * 1e3}
+    told["predicted_per_token_ms"], told["predicted_per_second"] = _rates(n_generated, ms)
     return told
+
+
+def _rates(n_tokens: int, ms: float) -> tuple[float, float]:
+    """Milliseconds per token, and tokens per second; 0 where there is nothing to divide by."""
+    return ms / n_tokens if n_tokens else 0.0, n_tokens / ms * 1e3 if ms > 0 else 0.0

@@ -20,7 +20,7 @@ from polargrid_local.chat.capabilities import Capabilities, probe, without_trace
 from polargrid_local.chat.compiler import compile_template
 from polargrid_local.chat.formats import CHATML, FORMATS, format_name
 from polargrid_local.chat.sandbox import Sandbox
-from polargrid_local.chat.taint import Span, TaintTable, merge_spans, tainted
+from polargrid_local.chat.taint import Span, TaintTable, merge_spans, tainted, to_json
 from polargrid_local.chat.tool_formats import BY_NAME, GENERIC, THINK_TAGS, ToolFormat, format_hinted
 from polargrid_local.errors import TemplateError, ValidationError
 
@@ -42,7 +42,19 @@ TOKENS = (
     "eoi_token",
 )
 
+# What a template is given for lists that the request has none of. They are tried in this order: some templates need
+# lists, if only empty ones; some need `functions`, the tools as JSON text, which for others may mean anything.
+ABSENT: tuple[Mapping[str, Any], ...] = (
+    {"tools": None, "documents": None},
+    {"tools": [], "documents": []},
+    {"tools": None, "documents": None, "functions": ""},
+)
+
 MAX_OTHERS = 16  # templates of requests that stay compiled beside a model's own
+
+_THINKING = re.compile(r"(\bnot\s+)?\benable_thinking\b(\s*\||\s+is\b)?")
+_LACKS_VARIABLE = re.compile(r"'\w+' is undefined")
+_MAY_BE_GIVEN = "; chat_template_kwargs may give it"
 
 
 class ChatTemplate:
@@ -65,7 +77,8 @@ class ChatTemplate:
         self._code: CodeType | TemplateError | None = None
         self._capabilities: Capabilities | TemplateError | None = None
         self._refusal: TemplateError | None = None
-        self._absent: dict[str, Any] = {"tools": None, "documents": None}
+        self._absent = ABSENT[0]
+        self._unasked = {"enable_thinking": True} if _thinks_unasked(self.source) else {}
         made = partial(ChatTemplate, tokens=self._tokens, tool_format=tool_format)
         self._others = lru_cache(maxsize=MAX_OTHERS)(made)
 
@@ -78,19 +91,25 @@ class ChatTemplate:
         """What the template does with messages. Raises TemplateError for one that shows none."""
         if self._capabilities is None:
             try:
-                self._capabilities, self._refusal = probe(self._attempt)
-                if self._refusal is not None:  # some templates need lists of tools and documents, if only empty ones
-                    absent, self._absent = self._absent, {"tools": [], "documents": []}
-                    capabilities, refusal = probe(self._attempt)
-                    if refusal is None:
-                        self._capabilities, self._refusal = capabilities, None
-                    else:
-                        self._absent = absent
+                self._capabilities, self._refusal = self._probed()
             except TemplateError as error:
                 self._capabilities = without_traceback(error)
         if isinstance(self._capabilities, TemplateError):
             raise without_traceback(self._capabilities)
         return self._capabilities
+
+    def _probed(self) -> tuple[Capabilities, TemplateError | None]:
+        """`probe` with the first of ABSENT that the template does not refuse, which is kept."""
+        outcomes = []
+        for absent in ABSENT:
+            if "functions" in absent and not self.mentions("functions"):
+                continue
+            self._absent = absent
+            outcomes.append(probe(self._attempt))
+            if outcomes[-1][1] is None:
+                return outcomes[-1]
+        self._absent = ABSENT[0]
+        return outcomes[0]
 
     @property
     def tool_format(self) -> ToolFormat:
@@ -119,8 +138,9 @@ class ChatTemplate:
         return next((tags for tags in THINK_TAGS if tags[0] in self.source), THINK_TAGS[0])
 
     def check(self) -> None:
-        """Raises TemplateError for a template that shows no message, or cannot run."""
-        if self.capabilities and self._refusal is not None:
+        """Raises TemplateError for a template that shows no message, or cannot run. One that asks for a variable that
+        is not known here may still run: requests may give it."""
+        if self.capabilities and self._refusal is not None and not self._refusal.message.endswith(_MAY_BE_GIVEN):
             raise without_traceback(self._refusal)
 
     def render(
@@ -132,8 +152,10 @@ class ChatTemplate:
         **options: Any,
     ) -> list[Span]:
         """Spans (text, trusted); joined they are what plain Jinja would render. Trusted is what the template wrote, the
-        roles and the model's special tokens; every other string, dict keys included, is tainted. `options`: variables
-        that the template may know (`tools`, `enable_thinking`). Raises TemplateError."""
+        roles, the date and the model's special tokens; every other string, dict keys included, is tainted. `options`:
+        variables that the template may know (`tools`, `enable_thinking`). Raises TemplateError.
+
+        Unless `options` have them, it knows `date_string` ("26 Nov 2026") and `datetime` ("Nov 26 2026"), too."""
         return self._render(messages, now, {**options, "add_generation_prompt": add_generation_prompt}, None)
 
     def _attempt(self, messages: Sequence[Mapping[str, Any]], *, now: datetime, **options: Any) -> list[Span]:
@@ -163,8 +185,13 @@ class ChatTemplate:
             known = {
                 **self._absent,
                 **self._tokens,
+                **self._unasked,
+                "date_string": now.strftime("%d %b %Y"),
+                "datetime": now.strftime("%b %d %Y"),
                 **{name: tainted(value, taints) for name, value in options.items()},
             }
+            if "functions" in self._absent and "functions" not in options and known["tools"]:
+                known["functions"] = to_json(known["tools"], taints, indent=2)
             taints.budget = budget or Budget.for_input(len(given), taints.n_chars)
             sandbox = Sandbox(taints, now)
             template = jinja2.Template.from_code(sandbox, code, sandbox.globals)
@@ -176,6 +203,13 @@ class ChatTemplate:
         return spans
 
 
+def _thinks_unasked(source: str) -> bool:
+    """Whether a template that does not say what an undefined `enable_thinking` means takes thinking for granted: all it
+    asks is whether it is off. There undefined has to be true, or nobody's chats would think."""
+    asked = _THINKING.findall(source)
+    return bool(asked) and all(negated and not qualified for negated, qualified in asked)
+
+
 def _template_error(error: BaseException) -> TemplateError:
     if isinstance(error, TemplateError):
         return error
@@ -183,7 +217,10 @@ def _template_error(error: BaseException) -> TemplateError:
         return TemplateError("chat template: nested or recursive beyond the interpreter's limit")
     if isinstance(error, jinja2.TemplateSyntaxError):
         return TemplateError(f"chat template, line {error.lineno}: {printable(error.message or '')}")
-    return TemplateError(f"chat template: {printable(str(error)) or type(error).__name__}")
+    message = printable(str(error)) or type(error).__name__
+    if isinstance(error, jinja2.UndefinedError) and _LACKS_VARIABLE.fullmatch(message):
+        message += _MAY_BE_GIVEN
+    return TemplateError(f"chat template: {message}")
 
 
 def _check_text(spans: list[Span]) -> None:

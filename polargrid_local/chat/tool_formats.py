@@ -177,6 +177,7 @@ GRANITE3 = ToolFormat(
 )
 PHI4_MINI = GRANITE3._replace(name="phi4-mini", closing="~]~<|/tool_call|>", hint="<|/tool_call|>")
 NEMOTRON2 = GRANITE3._replace(name="nemotron2", openings=("<TOOLCALL>~[",), closing="~]~</TOOLCALL>", hint="<TOOLCALL>")
+FIREFUNCTION2 = GRANITE3._replace(name="firefunction2", openings=("functools~[",), hint="functools[")
 DEEPSEEK3 = ToolFormat(
     "deepseek3",
     ("<｜tool▁call▁begin｜>~function~<｜tool▁sep｜>~$NAME\n```json\n",),
@@ -224,6 +225,7 @@ FORMATS = (
     PHI4_MINI,
     GRANITE3,
     NEMOTRON2,
+    FIREFUNCTION2,
     DEEPSEEK3,
     DEEPSEEK31,
     COMMAND_R7B,

@@ -15,17 +15,19 @@ from typing_extensions import NotRequired, TypedDict
 
 from polargrid_local.api.requests import (
     ChatCompletionRequest,
+    CompletionPrompts,
     CompletionRequest,
     EmbeddingRequest,
     InfillExtra,
     MaxTokens,
     ModelName,
     NonEmptyText,
-    RerankRequest,
     TokenId,
     Whole,
 )
+from polargrid_local.api.requests import RerankRequest as OurRerankRequest
 from polargrid_local.dialects import llama_server, message_request, ollama_request
+from polargrid_local.dialects.score import PAIRS
 
 NO_EFFECT = "accepted: changes no answer"
 
@@ -54,23 +56,34 @@ def described(
 
 # --- llama-server and vLLM --------------------------------------------------------------------------------------------
 
+
+class PromptObject(TypedDict):
+    prompt_string: str
+
+
 _LLAMA: dict[str, Any] = {
     "stream": (bool, False),
+    "return_tokens": (bool, False),
+    "response_fields": (list[str], Field([], description="these alone are told: keys, or paths with /")),
     "n_probs": (Annotated[Whole, Field(ge=0)], 0),
     "timings_per_token": (bool, False),
 }
 LlamaCompletionRequest = described(
     "LlamaCompletionRequest",
     CompletionRequest,
-    ("model", "prompt", *llama_server.SAME),
+    ("model", "logit_bias", *llama_server.SAME),
     llama_server.RENAMED,
     llama_server.HARMLESS,
     **_LLAMA,
+    prompt=(CompletionPrompts | PromptObject, ...),
+)
+LlamaEmbeddingRequest = described(
+    "LlamaEmbeddingRequest", EmbeddingRequest, ("model", "dimensions"), {"content": "input"}, ("user",)
 )
 InfillRequest = described(
     "InfillRequest",
     CompletionRequest,
-    ("model", "spm_infill", *llama_server.SAME),
+    ("model", "logit_bias", "spm_infill", *llama_server.SAME),
     llama_server.RENAMED,
     llama_server.HARMLESS,
     **_LLAMA,
@@ -102,17 +115,28 @@ TokenizeRequest = described(
     add_special_tokens=(bool, True),
     parse_special=(bool, True),
     with_pieces=(bool, False),
+    return_token_strs=(bool, False),
 )
 DetokenizeRequest = described(
     "DetokenizeRequest", CompletionRequest, ("model",), tokens=(list[TokenId], ...), skip_special_tokens=(bool, False)
 )
+_TEXTS = NonEmptyText | Annotated[list[NonEmptyText], Field(min_length=1)]
+_SCORED: dict[str, Any] = {name: (_TEXTS | None, None) for pair in PAIRS for name in pair}
 ScoreRequest = described(
     "ScoreRequest",
-    RerankRequest,
-    ("model",),
+    OurRerankRequest,
+    ("model", "max_tokens_per_doc"),
     harmless=("user", "priority", "request_id"),
-    text_1=(NonEmptyText, ...),
-    text_2=(NonEmptyText | Annotated[list[NonEmptyText], Field(min_length=1)], ...),
+    **_SCORED,
+)
+# Our own, and TEI's.
+RerankRequest = described(
+    "RerankRequest",
+    OurRerankRequest,
+    [name for name in OurRerankRequest.model_fields if name != "documents"],
+    documents=(_TEXTS | None, Field(None, description="required, unless there are texts")),
+    texts=(_TEXTS | None, Field(None, description="documents by the name at TEI; the answer is then a bare list")),
+    return_text=(bool, False),
 )
 
 # --- Anthropic --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 Kind = Literal["chat", "completion", "embedding", "rerank"]
@@ -31,6 +32,7 @@ class Refusal(NamedTuple):
     param: str | None
     status: int
     request_id: str | None = None
+    counts: Mapping[str, int] = MappingProxyType({})  # of a prompt that is too long, by llama-server's names for them
 
 
 class Exchange:
@@ -45,6 +47,7 @@ class Exchange:
     timed: ClassVar[bool] = False  # whether its usage chunks have our `timings` too
     form_bodies: ClassVar[bool] = False  # whether JSON may be called a form, as `curl -d` does
     request_id_header: ClassVar[str | None] = None  # where its clients look for an id, beside x-request-id
+    effort: ClassVar[str] = "reasoning_effort"  # how its requests call that field of ours
     streams: ClassVar[bool | None] = None  # whether an answer is a stream; None: where `stream` says so
 
     keep_alive_s: float | None = None  # how long its model then stays in memory; negative: always; None: as before
@@ -56,6 +59,11 @@ class Exchange:
         self.load_ms = 0.0  # until the model was there; whoever asks it tells this, before an answer
         self.total_ms = 0.0  # until the whole answer was; told before reply()
         self.streaming: bool = body.get("stream") is True if self.streams is None else self.streams
+
+    def all_ignored(self, by_model: Sequence[str]) -> list[str]:
+        """Paths of all fields that nothing was made of; `by_model`: our own names of those that its model has no use
+        for."""
+        return [*self.ignored, *(self.effort if field == "reasoning_effort" else field for field in by_model)]
 
     def reply(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
         """The whole answer, out of one of our own. Those of text tell the fingerprint, and what of the prompt was
@@ -106,4 +114,4 @@ def event(data: Mapping[str, Any], name: str = "") -> bytes:
 def error_words(refusal: Refusal) -> Words:
     """What clients of both kinds read: PolarGrid's SDKs `detail`, OpenAI's `error`."""
     inner = {"message": refusal.message, "type": refusal.type, "code": refusal.code, "param": refusal.param}
-    return {"detail": refusal.message, "error": inner}
+    return {"detail": refusal.message, "error": {**inner, **refusal.counts}}

@@ -13,11 +13,17 @@ _NO_TEXT = re.compile(r"token_id:\d+")
 
 
 def token_entries(logprobs: Mapping[str, Any]) -> list[Words]:
-    """`logprobs`: the lists that a choice of a completion has."""
+    """`logprobs`: the lists that a choice of a completion has. Entries have an `id` where those have one."""
     lists = zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"])
-    return [
+    entries = [
         {**_entry(token, logprob), "top_logprobs": [_entry(*likely) for likely in top.items()]}
         for token, logprob, top in lists
+    ]
+    if "token_ids" not in logprobs:
+        return entries
+    return [
+        {"id": id, **entry, "top_logprobs": [{"id": id, **top} for id, top in zip(top_ids, entry["top_logprobs"])]}
+        for entry, id, top_ids in zip(entries, logprobs["token_ids"], logprobs["top_token_ids"])
     ]
 
 

@@ -28,6 +28,7 @@ BLOCKS = {
     "assistant": ("text", "thinking", "redacted_thinking", "tool_use"),
     "system": ("text",),
 }
+EFFORTS = ("low", "medium", "high", "xhigh", "max")
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 Block = tuple[str, Fields]  # its type
@@ -232,12 +233,16 @@ def _thinking(fields: Fields) -> Words:
 
 
 def _format(fields: Fields) -> Words:
-    """The JSON schema of the answer, by its name or its older one."""
+    """The effort, and the JSON schema of the answer, by its name or its older one."""
     config = fields.inner("output_config")
     found = [part.inner(name) for part, name in ((config, "format"), (fields, "output_format")) if part.has(name)]
-    config.end()  # effort too
+    effort = config.get("effort", str)
+    if effort is not None and effort not in EFFORTS:
+        raise refused(config.path("effort"), f"must be one of {', '.join(EFFORTS)}, got {shown(effort)}")
+    config.end()
     if len(found) > 1:
         raise refused("output_format", "is the older name of output_config.format, which is given too")
+    words: Words = {} if effort is None else {"reasoning_effort": effort}
     for form in found:
         kind = form.need("type", str)
         if kind != "json_schema":
@@ -246,5 +251,5 @@ def _format(fields: Fields) -> Words:
         form.skip("name", "strict")
         form.end()
         described = {"name": "answer", "strict": True, "schema": schema}
-        return {"response_format": {"type": "json_schema", "json_schema": described}}
-    return {}
+        words["response_format"] = {"type": "json_schema", "json_schema": described}
+    return words

@@ -31,6 +31,7 @@ NAMES = (
 
 class MessagesExchange(Exchange):
     timed = True
+    effort = "output_config.effort"
     request_id_header = "request-id"
 
     def __init__(self, body: Words, moment: Moment, kind: Kind) -> None:

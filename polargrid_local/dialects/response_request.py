@@ -169,7 +169,7 @@ class ResponseText(Lenient):
 class ResponseReasoning(Lenient):
     """No summaries are made, whatever `summary` says: the reasoning itself is told."""
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "default"] | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
     context: Literal["auto"] | None = None

@@ -1,16 +1,19 @@
-"""Score: how well texts go with another one, in the words of vLLM: a reranking whose order is the request's."""
+"""Scores and rankings in the words of vLLM, Text Embeddings Inference (TEI) and llama-server: all are our reranking."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from polargrid_local.api.replies import EmbeddingUsage
 from polargrid_local.dialects.exchange import Exchange, Kind, Moment, Words
 from polargrid_local.dialects.fields import Fields
 from polargrid_local.errors import refused
+
+# What is scored goes by several names: those of one side, and those of the other.
+PAIRS = (("text_1", "text_2"), ("queries", "documents"), ("data_1", "data_2"))
 
 
 class ScoreData(TypedDict):
@@ -28,8 +31,14 @@ class ScoreReply(TypedDict):
     usage: EmbeddingUsage
 
 
+class RankedText(TypedDict):
+    index: int
+    score: float
+    text: NotRequired[str]  # with `return_text`
+
+
 class Score(Exchange):
-    """/v1/score"""
+    """/v1/score: one text with each of several, or two lists pair by pair, in the order of the request."""
 
     streams = False
 
@@ -37,18 +46,15 @@ class Score(Exchange):
         super().__init__({}, moment, kind)
         self._moment = moment
         fields = Fields(body, "", self.ignored)
-        one, others = fields.any("text_1"), fields.any("text_2")
-        if not isinstance(one, str) or not one:
-            raise refused("text_1", "must be one text, which is not empty")
-        if not isinstance(others, (str, list)) or not others:
-            raise refused("text_2", "must be a text, or a list of texts")
-        documents = [others] if isinstance(others, str) else others
-        for i, text in enumerate(documents):
-            if not isinstance(text, str) or not text:
-                raise refused(f"text_2[{i}]", "must be a text, which is not empty")
-        self.body = {"query": one, "documents": documents, **fields.take("model")}
+        one, other = _names(fields)
+        ones, others = _texts(one, fields.any(one)), _texts(other, fields.any(other))
+        if len(ones) not in (1, len(others)):
+            raise refused(one, f"must be one text, or as many as {other}, {len(others)}; got {len(ones)}")
+        self.body = {"query": ones[0] if len(ones) == 1 else ones, "documents": others}
+        self.body |= fields.take("model", "max_tokens_per_doc")
         fields.skip("user", "priority", "request_id")
-        fields.refuse({"truncate_prompt_tokens": (), "activation": (), "softmax": ()})
+        fields.refuse({"truncate_prompt_tokens": (), "truncation_side": ()})
+        fields.refuse({"activation": (), "softmax": (), "use_activation": (False,)})  # scores are raw
         fields.end()
 
     def reply(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -63,3 +69,53 @@ class Score(Exchange):
             ],
             "usage": answer["usage"],
         }
+
+
+class Rerank(Exchange):
+    """/v1/rerank: our own words, or TEI's `texts` in place of `documents`, whose answer is a bare list."""
+
+    streams = False
+
+    def __init__(self, body: Words, moment: Moment, kind: Kind) -> None:
+        own = ("texts", "return_text", "raw_scores", "truncate")
+        super().__init__({name: value for name, value in body.items() if name not in own}, moment, kind)
+        fields = Fields({name: body[name] for name in own if name in body}, "", self.ignored)
+        fields.refuse({"raw_scores": (True,), "truncate": (False,)})  # what is so here anyway
+        if fields.get("return_text", bool):
+            self.body["return_documents"] = True
+        texts = fields.any("texts")
+        self._is_list = texts is not None
+        if texts is not None:
+            if self.body.get("documents") is not None:
+                raise refused("texts", "must be left out beside documents, which are the same")
+            self.body["documents"] = _texts("texts", texts)
+
+    def reply(self, answer: Mapping[str, Any]) -> Any:
+        if not self._is_list:
+            return answer
+        ranked: list[RankedText] = []
+        for result in answer["results"]:
+            row: RankedText = {"index": result["index"], "score": result["relevance_score"]}
+            if "document" in result:
+                row["text"] = result["document"]["text"]
+            ranked.append(row)
+        return ranked
+
+
+def _names(fields: Fields) -> tuple[str, str]:
+    """By which the request names the two sides."""
+    given = [pair for pair in PAIRS if any(map(fields.has, pair))]
+    if len(given) > 1:
+        raise refused(given[1][0], f"must be left out beside {given[0][0]}, which is the same")
+    return given[0] if given else PAIRS[0]
+
+
+def _texts(field: str, given: Any) -> list[str]:
+    if not isinstance(given, (str, list)) or not given:
+        raise refused(field, "must be a text, or a list of texts; and not empty")
+    if isinstance(given, str):
+        return [given]
+    for i, text in enumerate(given):
+        if not isinstance(text, str) or not text:
+            raise refused(f"{field}[{i}]", "must be a text, which is not empty")
+    return given

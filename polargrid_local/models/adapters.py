@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +24,15 @@ class Adapter(NamedTuple):
         return f"adapter '{self.base}:{self.name}' ({self.path})" if self.name else f"adapter {self.path}"
 
     def check_file(self) -> int:
-        """Its length in bytes. Raises NotFoundError where there is no such file."""
+        """Its length in bytes. Raises NotFoundError where there is no such file, or where it cannot be looked at."""
         path = Path(self.path)
-        if not path.is_file():
+        try:
+            file = path.stat()
+        except (OSError, ValueError):  # ValueError: a name that no file can have
+            file = None
+        if file is None or not stat.S_ISREG(file.st_mode):
             raise NotFoundError(f"{self.title}: the file {why_no_file(path)}", param="lora", path=self.path)
-        return path.stat().st_size
+        return file.st_size
 
 
 def split_name(name: str) -> tuple[str, str]:

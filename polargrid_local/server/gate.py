@@ -46,7 +46,7 @@ class Gate:
         self.metrics = metrics
         self.hosts = {name.lower() for name in config.allow_hosts}
         self.root_path = config.root_path.encode()
-        self.public = {"/health", "/livez", *public}  # served without a key: nothing in them is private
+        self.public = {"/health", "/livez", "/ping", *public}  # served without a key: nothing in them is private
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

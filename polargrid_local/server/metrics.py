@@ -34,6 +34,20 @@ _GAUGES = {
     "n_cells_used": ("kv_cells_used", "Tokens held in the KV cache"),
     "prefix_cache_bytes": ("prefix_cache_bytes", "Host memory held by cached prefixes"),
 }
+# What llama-server measures too, by its names, of all models together.
+_LLAMA_SERVER: dict[
+    str, tuple[type[CounterMetricFamily] | type[GaugeMetricFamily], str, Callable[[Mapping[str, int]], int]]
+] = {
+    "prompt_tokens": (
+        CounterMetricFamily,
+        "Tokens of prompts, without cached ones",
+        lambda stats: stats["n_prompt_tokens"] - stats["n_cached_tokens"],
+    ),
+    "tokens_predicted": (CounterMetricFamily, "Tokens generated", lambda stats: stats["n_generated_tokens"]),
+    "n_decode": (CounterMetricFamily, "Batches computed", lambda stats: stats["n_steps"]),
+    "requests_processing": (GaugeMetricFamily, "Streams in the batch", lambda stats: stats["n_running"]),
+    "requests_deferred": (GaugeMetricFamily, "Requests in the queue", lambda stats: stats["n_waiting"]),
+}
 
 
 class Histogram:
@@ -92,3 +106,8 @@ class Metrics:
                 for model, values in sorted(stats.items()):
                     family.add_metric([model], cast("Mapping[str, int]", values).get(field, 0))
                 yield family
+        total: Counter[str] = Counter()
+        for values in stats.values():
+            total.update({field: count for field, count in values.items() if isinstance(count, int)})
+        for name, (kind, text, of) in _LLAMA_SERVER.items():
+            yield kind(f"llamacpp:{name}", text, value=of(total))

@@ -55,14 +55,13 @@ def describe(endpoint: Endpoint) -> dict[str, Any]:
             for name, place, required, schema in parameters
         ]
     good: dict[str, Any] = {}
-    if endpoint.kind is None and endpoint.reply is not None:
-        # All keys are always there over HTTP, those too that a call in this process may leave out.
+    if endpoint.reply is not None:
         (item,) = get_args(endpoint.reply) or (endpoint.reply,)
-        always = list(item.__annotations__) if item not in SOMETIMES else []
-        every = {**_ref(item.__name__), **({"required": always} if always else {})}
+        every = _ref(item.__name__)
+        # All keys are always there over HTTP, those too that a call in this process may leave out.
+        if endpoint.kind is None and item not in SOMETIMES:
+            every["required"] = list(item.__annotations__)
         good |= _json(every if item is endpoint.reply else {"type": "array", "items": every})
-    elif endpoint.reply is not None:
-        good |= _json(_ref(endpoint.reply.__name__))
     if endpoint.chunk is not None:
         good["text/event-stream"] = {
             "schema": {"type": "string", "description": f"Events of {endpoint.chunk.__name__}"}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.responses import Response
 
 from polargrid_local.dialects.exchange import Refusal, dump, error_words
-from polargrid_local.errors import AuthenticationError, PolarGridError, RateLimitError, ServerError
+from polargrid_local.errors import AuthenticationError, ContextLengthError, PolarGridError, RateLimitError, ServerError
 
 
 class JsonReply(Response):
@@ -53,7 +53,14 @@ def refusal_of(error: PolarGridError, request_id: str | None = None) -> Refusal:
     message = error.message
     if error.path is not None:  # whatever signs are in it
         message = message.replace(error.path, os.path.basename(error.path))
-    return Refusal(_PATH.sub("", message), error.type, error.code, error.param, error.status, request_id)
+    counts = _counts(error.details or {}) if isinstance(error, ContextLengthError) else {}
+    return Refusal(_PATH.sub("", message), error.type, error.code, error.param, error.status, request_id, counts)
+
+
+def _counts(details: Mapping[str, Any]) -> dict[str, int]:
+    """Those that are known: a text that is far too long is refused before its tokens are counted."""
+    named = {"n_prompt_tokens": details.get("n_prompt"), "n_ctx": details.get("n_ctx")}
+    return {name: count for name, count in named.items() if isinstance(count, int)}
 
 
 def error_reply(

@@ -122,8 +122,8 @@ def api(
             tokens = answer["usage"]["total_tokens"]
             span.said(answer)
             span.used(answer["usage"])
-            headers = list_header(IGNORED, exchange.ignored)
             metadata = answer.get("pg_metadata", {})
+            headers = list_header(IGNORED, exchange.all_ignored(metadata.get("ignored_fields", ())))
             headers |= list_header(DROPPED, metadata.get("dropped_keywords", ()))
             if fingerprint := metadata.get("system_fingerprint"):
                 headers[FINGERPRINT] = fingerprint

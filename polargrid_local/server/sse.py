@@ -121,7 +121,8 @@ class EventStream(Response):
                 await self._write(send, COMMENT)
 
     async def _pump(self, send: Send) -> None:
-        first = {"content-type": self.exchange.media_type, **list_header(IGNORED, self.exchange.ignored)}
+        ignored = self.exchange.all_ignored(self.chunks.ignored_fields)
+        first = {"content-type": self.exchange.media_type, **list_header(IGNORED, ignored)}
         first |= list_header(DROPPED, self.chunks.dropped_keywords)
         if fingerprint := self.chunks.system_fingerprint:
             first[FINGERPRINT] = fingerprint

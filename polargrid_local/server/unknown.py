@@ -23,7 +23,6 @@ INSTEAD = {
     "/api/me": _NO_ACCOUNTS,
     "/api/pull": _MODELS_COME,
     "/api/push": "models stay on this machine",
-    "/embedding": "POST /v1/embeddings",
     "/lora-adapters": "each request has its own `lora`, or an adapter as its model: MODEL:NAME",
     "/v1/agents": _IN_PROGRAM,
     "/v1/assistants": "POST /v1/responses, or /v1/chat/completions",

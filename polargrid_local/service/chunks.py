@@ -26,6 +26,8 @@ class ChunkStream(Protocol):
     @property
     def dropped_keywords(self) -> list[str]: ...
     @property
+    def ignored_fields(self) -> list[str]: ...
+    @property
     def system_fingerprint(self) -> str: ...
     @property
     def seed(self) -> int: ...
@@ -54,6 +56,10 @@ class RenamedStream:
     @property
     def dropped_keywords(self) -> list[str]:
         return self._chunks.dropped_keywords
+
+    @property
+    def ignored_fields(self) -> list[str]:
+        return self._chunks.ignored_fields
 
     @property
     def system_fingerprint(self) -> str:

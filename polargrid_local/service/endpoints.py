@@ -32,23 +32,32 @@ from polargrid_local.api.replies import (
     UnloadAllModelsResponse,
     UnloadModelResponse,
 )
-from polargrid_local.api.requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, RerankRequest
+from polargrid_local.api.requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 from polargrid_local.dialects.described import (
     CountTokensRequest,
     DetokenizeRequest,
     InfillRequest,
     LlamaCompletionRequest,
+    LlamaEmbeddingRequest,
     MessagesRequest,
     OllamaChatRequest,
     OllamaEmbeddingsRequest,
     OllamaEmbedRequest,
     OllamaGenerateRequest,
     OllamaShowRequest,
+    RerankRequest,
     ScoreRequest,
     TokenizeRequest,
 )
 from polargrid_local.dialects.exchange import AlwaysStreams, Exchange
-from polargrid_local.dialects.llama_server import LlamaCompletion, LlamaCompletionReply, LlamaExchange, LlamaInfill
+from polargrid_local.dialects.llama_server import (
+    LlamaCompletion,
+    LlamaCompletionReply,
+    LlamaEmbedding,
+    LlamaEmbeddingReply,
+    LlamaExchange,
+    LlamaInfill,
+)
 from polargrid_local.dialects.message_events import MessageEvent, MessageReply, TokenCount
 from polargrid_local.dialects.message_models import model_words, models_page
 from polargrid_local.dialects.message_request import chat_fields
@@ -66,12 +75,21 @@ from polargrid_local.dialects.ollama_replies import (
 )
 from polargrid_local.dialects.response_request import CountedResponseRequest, ResponseRequest
 from polargrid_local.dialects.responses import ResponseEvent, ResponseReply, ResponsesExchange
-from polargrid_local.dialects.score import Score, ScoreReply
+from polargrid_local.dialects.score import Rerank, Score, ScoreReply
 from polargrid_local.errors import ValidationError
 from polargrid_local.service import llama_server, ollama, responses
 from polargrid_local.service.given import Given
 from polargrid_local.service.kept import DeletedResponse, ResponseItems
-from polargrid_local.service.llama_server import ListedAdapter, Prompt, Props, Slot, Text, TokenizerInfo, Tokens
+from polargrid_local.service.llama_server import (
+    ListedAdapter,
+    Prompt,
+    Props,
+    Slot,
+    Text,
+    TokenizerInfo,
+    Tokens,
+    Version,
+)
 from polargrid_local.service.responses import InputTokens
 from polargrid_local.service.service import Kind, Service, StatusResponse
 from polargrid_local.service.usage import UsageResponse
@@ -108,7 +126,7 @@ class Endpoint(NamedTuple):
     exchange: type[Exchange] = Exchange  # whose words these are
     query: tuple[str, ...] = ()  # parameters that an address may have
     dates: tuple[str, ...] = ()  # those that are dates
-    other_path: str | None = None  # of clients whose base URL has no version; served too, not documented
+    other_path: str | None = None  # as of clients whose base URL has no version; served too, not documented
     reads_all: bool = False  # `answer` itself tells which of the fields it does not know
     to_anthropic: Callable[[Any, Given], Any] | None = None  # the reply in the words of that API, for its clients
 
@@ -195,7 +213,8 @@ ENDPOINTS = (
     ),
     Endpoint(
         "count_response_tokens", "POST", "/v1/responses/input_tokens", "Responses", "How many tokens an input has",
-        answer=responses.count_input_tokens, request=CountedResponseRequest, reply=InputTokens,
+        answer=responses.count_input_tokens, exchange=ResponsesExchange,
+        request=CountedResponseRequest, reply=InputTokens,
     ),
     Endpoint(
         "response_input_items", "GET", "/v1/responses/{response_id}/input_items", "Responses", "What was asked",
@@ -217,11 +236,13 @@ ENDPOINTS = (
     Endpoint(
         "messages", "POST", "/v1/messages", "Anthropic", "An answer, as Anthropic's Messages API gives it",
         kind="chat", exchange=MessagesExchange, text="With `stream: true`: Server-Sent Events, to message_stop.",
+        other_path="/messages",
         request=MessagesRequest, reply=MessageReply, chunk=MessageEvent,
     ),
     Endpoint(
         "count_message_tokens", "POST", "/v1/messages/count_tokens", "Anthropic", "How many tokens a prompt has",
         answer=_count_tokens, exchange=MessagesExchange, request=CountTokensRequest, reply=TokenCount,
+        other_path="/messages/count_tokens",
     ),
     Endpoint(
         "embeddings", "POST", "/v1/embeddings", "Text", "Embeddings: one vector of floats per input",
@@ -229,8 +250,8 @@ ENDPOINTS = (
     ),
     Endpoint(
         "rerank", "POST", "/v1/rerank", "Text", "Documents by how well they answer a query",
-        kind="rerank", request=RerankRequest, reply=RerankResponse,
-        other_path="/rerank",
+        kind="rerank", exchange=Rerank, request=RerankRequest, reply=RerankResponse, other_path="/rerank",
+        text="With `texts` in place of `documents`: a bare list of `index`, `score` and `text`, as TEI gives it.",
     ),
     Endpoint(
         "score", "POST", "/v1/score", "Text", "How well each text goes with another one, as vLLM gives it",
@@ -279,7 +300,7 @@ ENDPOINTS = (
     Endpoint(
         "health", "GET", "/health", "Machine", "Health, 503 unless healthy; needs no API key",
         answer=lambda service, given: service.health(), reply=HealthResponse,
-        text="degraded: the configured models are not loaded yet",
+        text="degraded: the configured models are not loaded yet", other_path="/ping",
     ),
     Endpoint(
         "live", "GET", "/livez", "Machine", "Health, 503 only when unhealthy; needs no API key",
@@ -300,13 +321,18 @@ ENDPOINTS = (
         "llama_completion", "POST", "/completion", "llama-server", "Text completion, as llama-server gives it",
         kind="completion", exchange=LlamaCompletion,
         request=LlamaCompletionRequest, reply=LlamaCompletionReply, chunk=LlamaCompletionReply,
-        text="With `stream: true`: Server-Sent Events, the last with `stop: true`.",
+        text="To several prompts: a list of these. With `stream: true`: Server-Sent Events, the last of each answer "
+        "with `stop: true`.",
     ),
     Endpoint(
         "llama_infill", "POST", "/infill", "llama-server", "The text between two others, for models that fill gaps",
         kind="completion", exchange=LlamaInfill,
         request=InfillRequest, reply=LlamaCompletionReply, chunk=LlamaCompletionReply,
         text="With `stream: true`: Server-Sent Events, the last with `stop: true`.",
+    ),
+    Endpoint(
+        "llama_embedding", "POST", "/embedding", "llama-server", "Embeddings, as llama-server gives them",
+        kind="embedding", exchange=LlamaEmbedding, request=LlamaEmbeddingRequest, reply=list[LlamaEmbeddingReply],
     ),
     Endpoint(
         "tokenize", "POST", "/tokenize", "llama-server", "The tokens of a text, or of a chat's prompt",
@@ -334,6 +360,10 @@ ENDPOINTS = (
     Endpoint(
         "tokenizer_info", "GET", "/tokenizer_info", "llama-server", "Special tokens and template, as vLLM tells them",
         answer=llama_server.tokenizer_info, exchange=LlamaExchange, reply=TokenizerInfo, query=("model",),
+    ),
+    Endpoint(
+        "version", "GET", "/version", "llama-server", "The release of this server, where vLLM tells its own",
+        answer=llama_server.version, exchange=LlamaExchange, reply=Version,
     ),
     Endpoint(
         "slots", "GET", "/slots", "llama-server", "The streams that a model may have",

@@ -7,12 +7,14 @@ from contextlib import asynccontextmanager
 from pathlib import PurePath
 from typing import Any
 
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
+from polargrid_local import __version__
+from polargrid_local.api.logprobs import piece_text
 from polargrid_local.api.parse import parse_request
-from polargrid_local.api.requests import CompletionRequest, Sampling
+from polargrid_local.api.requests import ChatCompletionRequest, CompletionRequest, Sampling
 from polargrid_local.dialects.fields import Fields
-from polargrid_local.errors import ValidationError
+from polargrid_local.errors import ValidationError, refused
 from polargrid_local.service.given import Given
 from polargrid_local.service.lease import Lease
 from polargrid_local.service.service import Service
@@ -32,11 +34,17 @@ class Tokens(TypedDict):
 
 
 class CountedTokens(TypedDict):
-    """As vLLM tells them."""
+    """As vLLM tells them. `token_strs`, with `return_token_strs`: the text of each, `bytes:` and escapes for a piece
+    of a character."""
 
     count: int
     max_model_len: int
     tokens: list[int]
+    token_strs: NotRequired[list[str]]
+
+
+class Version(TypedDict):
+    version: str
 
 
 class Text(TypedDict):
@@ -93,19 +101,24 @@ class Slot(TypedDict):
 async def tokenize(service: Service, given: Given) -> Tokens | CountedTokens:
     """`content` as llama-server has it; `prompt` or `messages` as vLLM does."""
     fields = Fields(given, "", given.ignored)
-    fields.refuse({"return_token_strs": (False,)})
     name = fields.get("model", str)
+    with_texts = fields.get("return_token_strs", bool) is True
     if given.get("messages") is not None:
-        fields.refuse({"add_special_tokens": (False,)})  # the template writes them
+        begins = fields.get("add_special_tokens", bool) is True
         words = {key: value for key, value in given.items() if key not in ("return_token_strs", "add_special_tokens")}
         request = parse_request("chat", words, max_tokens_limit=None, ignored=given.ignored)
         async with _leased(service, name) as lease:
             model = lease.model
             asked = service.completed(request, lease)
-            return _counted(service, model, await service.engine.tokenize(messages=asked, model=model))
+            tokens = await service.engine.tokenize(messages=asked, model=model)
+            if begins and await _writes_bos(service, asked, model):  # then it is there twice, as at vLLM
+                tokens = [tokens[0], *tokens]
+            return await _counted(service, model, tokens, with_texts)
     content, prompt = fields.get("content", str), fields.get("prompt", str)
     if (content is None) == (prompt is None):
         raise ValidationError("content: required, a string; or prompt or messages in its place", param="content")
+    if prompt is None and with_texts:
+        raise refused("return_token_strs", "goes with prompt or messages; beside content it is with_pieces")
     text = prompt if content is None else content
     add_special = fields.get("add_special" if prompt is None else "add_special_tokens", bool)
     parse_special, with_pieces = fields.get("parse_special", bool), fields.get("with_pieces", bool)
@@ -119,12 +132,16 @@ async def tokenize(service: Service, given: Given) -> Tokens | CountedTokens:
             parse_special=parse_special is not False,
         )
         if prompt is not None:
-            return _counted(service, model, tokens)
+            return await _counted(service, model, tokens, with_texts)
         if not with_pieces:
             return {"tokens": tokens}
         pieces = await service.engine.token_pieces(tokens, model=model)
         told: list[Piece] = [{"id": token, "piece": _readable(piece)} for token, piece in zip(tokens, pieces)]
         return {"tokens": told}
+
+
+async def version(service: Service, given: Given) -> Version:
+    return {"version": __version__}
 
 
 async def detokenize(service: Service, given: Given) -> Text:
@@ -208,8 +225,19 @@ def _readable(piece: bytes) -> str | list[int]:
         return list(piece)
 
 
-def _counted(service: Service, model: str, tokens: list[int]) -> CountedTokens:
-    return {"count": len(tokens), "max_model_len": service.engine.info(model)["n_ctx"], "tokens": tokens}
+async def _counted(service: Service, model: str, tokens: list[int], with_texts: bool) -> CountedTokens:
+    n_ctx = service.engine.info(model)["n_ctx"]
+    told: CountedTokens = {"count": len(tokens), "max_model_len": n_ctx, "tokens": tokens}
+    if with_texts:
+        told["token_strs"] = [piece_text(piece) for piece in await service.engine.token_pieces(tokens, model=model)]
+    return told
+
+
+async def _writes_bos(service: Service, chat: ChatCompletionRequest, model: str) -> bool:
+    """Whether the template itself writes the token that the vocabulary puts before every text."""
+    info = service.engine.info(model)
+    bos = info["bos_text"] if info["add_bos"] else ""
+    return bool(bos) and (await service.engine.apply_template(chat)).startswith(bos)
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy
 import pytest
+import tiny_archs
 import tiny_model
 from helpers import chat, content_of
 
@@ -200,16 +201,18 @@ def test_variables_reach_the_template_and_efforts_only_one_that_knows_them(engin
     hi = chat("Hi", max_tokens=1)
     assert engine.chat_completion(**hi, chat_template_kwargs={"some_variable": 1})["choices"]
     assert engine.chat_completion(**hi, reasoning_effort="none")["choices"]
-    with pytest.raises(ValidationError, match="reasoning_effort: this model's chat template knows none"):
-        engine.chat_completion(**hi, reasoning_effort="high")
+    high: Any = engine.chat_completion(**hi, reasoning_effort="high")
+    assert high["choices"] == engine.chat_completion(**hi)["choices"]
+    assert high["pg_metadata"]["ignored_fields"] == ["reasoning_effort"]
 
 
 def test_counts_come_with_every_chunk_where_asked_for(engine: Engine) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     chunks = list(engine.chat_completion_stream(**chat("Count to five.", max_tokens=6), stream_options=options))
-    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks[1:]]
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
     assert counts == sorted(counts)
-    assert counts[-1] > 0
+    assert counts[0] == 0 and counts[-1] > 0
+    assert len({chunk["usage"]["prompt_tokens"] for chunk in chunks}) == 1
 
 
 # --- vectors ---
@@ -228,6 +231,35 @@ def test_an_embedding_is_shortened_to_a_vector_of_length_one(engine: Engine) -> 
 def test_an_embedding_of_token_ids_is_that_of_their_text(engine: Engine) -> None:
     text = "hello there"
     assert engine.embeddings(input=engine.tokenize(text))["data"] == engine.embeddings(input=text)["data"]
+
+
+def test_an_embedding_is_that_of_a_texts_last_tokens(engine: Engine) -> None:
+    ids = engine.tokenize("Words that are cut off. " + CAPITAL)
+    kept = engine.embeddings(input=ids, truncate_prompt_tokens=4)
+    assert kept["usage"]["prompt_tokens"] == 4
+    assert kept["data"] == engine.embeddings(input=ids[-4:])["data"] != engine.embeddings(input=ids)["data"]
+    assert engine.embeddings(input=ids, truncate_prompt_tokens=-1)["data"] == engine.embeddings(input=ids)["data"]
+
+
+def test_documents_are_ranked_by_their_first_tokens(tmp_path: Path) -> None:
+    with Engine(tiny_archs.write(tmp_path / "m.gguf", "bert-reranker"), device="cpu") as engine:
+        whole = "what is it that is it"
+        first = [*engine.tokenize(whole, add_special=False)][:2]
+        cut = engine.detokenize(first)
+        asked: Any = engine.rerank(query="is it", documents=[whole, "it"], max_tokens_per_doc=2)
+        short: Any = engine.rerank(query="is it", documents=[cut, "it"])
+        assert asked["results"] == short["results"] and asked["usage"] == short["usage"]
+        everything: Any = engine.rerank(query="is it", documents=[whole, "it"], max_tokens_per_doc=0)
+        assert everything["usage"]["prompt_tokens"] > asked["usage"]["prompt_tokens"]
+
+
+def test_an_input_cut_to_what_the_model_takes_is_embedded(tmp_path: Path) -> None:
+    with Engine(tiny_archs.write(tmp_path / "m.gguf", "bert"), device="cpu") as engine:
+        long = "a b c " * 500
+        with pytest.raises(ContextLengthError):
+            engine.embeddings(input=long)
+        reply = engine.embeddings(input=long, truncate_prompt_tokens=-1)
+        assert reply["usage"]["prompt_tokens"] == engine.info()["n_ctx_train"]
 
 
 # --- scores ---
@@ -378,7 +410,8 @@ def test_the_progress_of_a_long_prompt_is_told(engine: Engine) -> None:
     n_prompt = stream.usage["prompt_tokens"]
     assert told and {progress["total"] for progress in told} == {n_prompt}
     processed = [progress["processed"] for progress in told]
-    assert processed == sorted(set(processed)) and processed[0] > 0 and processed[-1] < n_prompt
+    assert processed == sorted(set(processed)) and len(processed) > 2
+    assert (processed[0], processed[-1]) == (told[0]["cache"], n_prompt)
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == said(engine, **asked)["text"]
     last = chunks[-1]["timings"]
     assert (last["predicted_n"], last["prompt_n"] + last["cache_n"]) == (2, n_prompt)

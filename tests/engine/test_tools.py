@@ -64,6 +64,10 @@ WRITTEN: dict[str, tuple[str, str]] = {
         f'<TOOLCALL>[{{"name": "weather", "arguments": {ARGS}}}',
         ', {"name": "time", "arguments": {}}]</TOOLCALL>',
     ),
+    "firefunction2": (
+        f'functools[{{"name": "weather", "arguments": {ARGS}}}',
+        ', {"name": "time", "arguments": {}}]',
+    ),
     "deepseek3": (
         "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n"
         f"{ARGS}\n```<｜tool▁call▁end｜>",

@@ -122,7 +122,7 @@ def test_a_stream_starts_with_the_tokens_of_its_prompt(client: anthropic.Anthrop
     assert start.type == "message_start" and last.type == "message_stop"
     usage = start.message.usage
     assert usage.input_tokens + (usage.cache_read_input_tokens or 0) == counted
-    assert 1 <= usage.output_tokens <= len(SAID)
+    assert usage.output_tokens == 0  # nothing has been said yet
 
 
 def test_models(client: anthropic.Anthropic) -> None:

@@ -15,6 +15,8 @@ import tiny_archs
 import tiny_model
 from serving import SAID, SMOLLM2, ServerProcess
 
+import polargrid_local
+
 TEXT = "".join(SAID)
 PROMPT = {"model": "scripted", "prompt": "\ue000"}
 
@@ -30,6 +32,8 @@ def test_completion(server: ServerProcess) -> None:
     assert (reply["content"], reply["stop"], reply["stop_type"]) == (TEXT, True, "eos")
     assert (reply["tokens_predicted"], reply["truncated"], reply["model"]) == (len(SAID), False, "scripted")
     assert reply["timings"]["predicted_n"] == len(SAID) and reply["tokens_evaluated"] >= 1
+    for part in ("prompt", "predicted"):
+        assert {f"{part}_ms", f"{part}_per_token_ms", f"{part}_per_second"} < reply["timings"].keys()
     assert reply["has_new_line"] is ("\n" in TEXT)
     cut = server.post("/completion", {**PROMPT, "n_predict": 2, "temperature": 0.5}).json()
     assert (cut["content"], cut["stop_type"]) == ("".join(SAID[:2]), "limit")
@@ -61,6 +65,9 @@ def test_probabilities(server: ServerProcess) -> None:
     whole = server.post("/completion", body).json()["completion_probabilities"]
     assert [entry["token"] for entry in whole][: len(SAID)] == SAID
     assert all(bytes(entry["bytes"]).decode() == token for entry, token in zip(whole, SAID))
+    said = server.post("/completion", {**body, "return_tokens": True}).json()["tokens"]
+    assert [entry["id"] for entry in whole] == said
+    assert all(entry["id"] in [top["id"] for top in entry["top_logprobs"]] for entry in whole)
     streamed = [entry for event in events(server, body) for entry in event.get("completion_probabilities", ())]
     assert [entry["token"] for entry in streamed] == [entry["token"] for entry in whole]
 
@@ -76,6 +83,49 @@ def test_tokens_timings_and_samplers(server: ServerProcess) -> None:
     assert [token for event in told for token in event["tokens"]] == whole["tokens"] and last["tokens"] == []
     counts = [event["timings"]["predicted_n"] for event in told if event["content"]]
     assert counts == sorted(counts) and counts[-1] == 8
+
+
+def test_several_prompts_and_their_parts(server: ServerProcess) -> None:
+    body: dict[str, Any] = {"model": SMOLLM2, "n_predict": 6, "temperature": 0, "return_tokens": True}
+    text = "The capital of France is"
+    (first, *rest) = server.post("/tokenize", {"model": SMOLLM2, "content": text}).json()["tokens"]
+    prompts = [text, [first, *rest], {"prompt_string": "One, two, three,"}]
+    singles = [server.post("/completion", {**body, "prompt": prompt}).json() for prompt in prompts]
+    assert singles[0]["content"] == singles[1]["content"] != singles[2]["content"]
+    several = server.post("/completion", {**body, "prompt": prompts}).json()
+    apart = {"index": 0, "timings": 0, "generation_settings": 0}
+    assert [{**reply, **apart} for reply in several] == [{**reply, **apart} for reply in singles]
+    assert [reply["index"] for reply in several] == [0, 1, 2]
+    said = events(server, {**body, "prompt": prompts})
+    for i, whole in enumerate(singles):
+        *told, last = [event for event in said if event["index"] == i]
+        assert "".join(event["content"] for event in told) == whole["content"]
+        assert [token for event in told for token in event["tokens"]] == whole["tokens"]
+        assert {**last, **apart} == {**whole, **apart, "content": "", "tokens": []}
+    mixed = server.post("/completion", {**body, "prompt": [first, " capital", *rest[1:]]}).json()
+    asked = ("content", "tokens_evaluated")
+    assert [mixed[name] for name in asked] == [singles[0][name] for name in asked]
+    completed = server.post("/v1/completions", {**body, "max_tokens": 6, "prompt": ["The capital", *rest[1:]]}).json()
+    assert completed["choices"][0]["text"] == singles[0]["content"]
+    parts = {"response_fields": ["content", "generation_settings/n_predict", "nothing"]}
+    biased = {"logit_bias": {" Paris": -100, str(first): 0}}
+    told = server.post("/completion", {**body, "prompt": text, **biased, **parts}).json()
+    assert list(told) == ["content", "generation_settings/n_predict"] and told["generation_settings/n_predict"] == 6
+    assert " Paris" in singles[0]["content"] and " Paris" not in told["content"]
+
+
+def test_embeddings_in_lists(server: ServerProcess) -> None:
+    (first, *rest) = server.post("/tokenize", {"model": SMOLLM2, "content": "one two three"}).json()["tokens"]
+    inputs = ["one two three", [first, *rest], [first, " two", *rest[1:]], "four"]
+    ours = server.post("/v1/embeddings", {"model": SMOLLM2, "input": inputs}).json()["data"]
+    one, ids, mixed, other = [row["embedding"] for row in ours]
+    assert one == pytest.approx(ids, abs=1e-5) and one == pytest.approx(mixed, abs=1e-5)
+    assert one != pytest.approx(other, abs=1e-2)
+    theirs = server.post("/embedding", {"model": SMOLLM2, "content": inputs}).json()
+    assert [row["index"] for row in theirs] == [0, 1, 2, 3]
+    assert theirs[3]["embedding"] == [pytest.approx(other, abs=1e-5)]
+    refused = server.post("/embedding", {"model": SMOLLM2, "content": [5, ""]})
+    assert refused.status_code == 400 and refused.json()["error"]["message"].startswith("content[1]: ")
 
 
 def test_fields_of_vllm_over_http(server: ServerProcess) -> None:
@@ -106,15 +156,16 @@ def test_a_completion_held_to_a_schema_and_biased(server: ServerProcess) -> None
 def test_errors_name_the_field(server: ServerProcess) -> None:
     other_order = ["top_p", "top_k"]
     for field, value in (
+        ("response_fields", "content"),
         ("n_predict", -3),
         ("repeat_penalty", 11),
         ("samplers", other_order),
-        ("prompt", ["a", "b"]),
+        ("prompt", ["a", {"prompt": "b"}]),
         ("post_sampling_probs", True),
     ):
         reply = server.post("/completion", {**PROMPT, field: value})
         error = reply.json()["error"]
-        assert (reply.status_code, error["code"]) == (400, 400) and error["message"].startswith(f"{field}: "), error
+        assert (reply.status_code, error["code"]) == (400, 400) and error["message"].startswith(field), error
     missing = server.post("/completion", {**PROMPT, "model": "nope"})
     assert missing.status_code == 404 and "nope" in missing.json()["error"]["message"]
 
@@ -143,7 +194,9 @@ def test_a_gap_is_filled(server: ServerProcess, filler: str) -> None:
     told = events(server, body, "/infill")
     assert "".join(event["content"] for event in told) == whole.json()["content"]
     reply = server.post("/infill", {**body, "model": "scripted"})
-    assert reply.status_code == 400 and reply.json()["error"]["message"].startswith("input_suffix: model 'scripted' cannot fill")
+    assert reply.status_code == 400 and reply.json()["error"]["message"].startswith(
+        "input_suffix: model 'scripted' cannot fill"
+    )
     missing = server.post("/infill", {**body, "input_suffix": None})
     assert missing.json()["error"]["message"].startswith("input_suffix: required")
     shown = server.post("/api/show", {"model": filler}).json()
@@ -199,7 +252,17 @@ def test_tokens(server: ServerProcess) -> None:
     chat = server.post("/tokenize", {"model": SMOLLM2, "messages": messages}).json()
     usage = server.post("/chat/completions", {"model": SMOLLM2, "messages": messages, "max_tokens": 1}).json()["usage"]
     assert chat["count"] == len(chat["tokens"]) == usage["prompt_tokens"]
+    asked = {"model": SMOLLM2, "prompt": "cat \U0001f680", "return_token_strs": True}
+    told = server.post("/tokenize", asked).json()
+    assert told["token_strs"][0] == "cat" and len(told["token_strs"]) == told["count"]
+    assert any(name.startswith("bytes:") for name in told["token_strs"])
+    for model, more in ((SMOLLM2, 0), ("scripted", 1)):  # whose template begins with <s>
+        asked = {"model": model, "messages": messages}
+        alone = server.post("/tokenize", asked).json()["tokens"]
+        special = server.post("/tokenize", {**asked, "add_special_tokens": True}).json()["tokens"]
+        assert special == alone[:more] + alone
     for wrong, field in (
+        ({"content": "x", "return_token_strs": True}, "return_token_strs"),
         ({}, "content"),
         ({"content": 5}, "content"),
         ({"content": "x", "with_pieces": "yes"}, "with_pieces"),
@@ -237,6 +300,12 @@ def test_paths_without_a_version(server: ServerProcess) -> None:
         assert chat.choices[0].message.content == TEXT
         assert client.completions.create(**PROMPT).choices[0].text == TEXT
         assert len(client.embeddings.create(model=SMOLLM2, input="one").data[0].embedding) == 576
+    message = {"model": "scripted", "max_tokens": 20, "messages": [{"role": "user", "content": "\ue001"}]}
+    assert server.post("/messages", message).json()["content"][0]["text"] == TEXT
+    counted = server.post("/messages/count_tokens", {**message, "max_tokens": None}).json()
+    assert counted == server.post("/v1/messages/count_tokens", {**message, "max_tokens": None}).json()
+    assert server.get("/version").json() == {"version": polargrid_local.__version__}
+    assert server.get("/ping").json()["status"] == "healthy"
 
 
 def test_scores_stand_in_the_order_of_the_texts(start: Callable[..., ServerProcess], tiny_dir: Path) -> None:
@@ -251,8 +320,20 @@ def test_scores_stand_in_the_order_of_the_texts(start: Callable[..., ServerProce
     )
     single = server.post("/score", {"text_1": "what is it", "text_2": texts[1]}).json()
     assert [row["score"] for row in single["data"]] == pytest.approx([reply["data"][1]["score"]])
+    pairs = server.post("/score", {"queries": ["what is it", "a dog"], "documents": texts[:2]}).json()["data"]
+    crossed = server.post("/score", {"data_1": "a dog", "data_2": texts[1]}).json()["data"]
+    expected = [reply["data"][0]["score"], crossed[0]["score"]]
+    assert [row["score"] for row in pairs] == pytest.approx(expected)
+    assert expected[1] != pytest.approx(reply["data"][1]["score"])
+    ranking = server.post("/rerank", {"query": "what is it", "texts": texts, "top_n": 2, "return_text": True}).json()
+    assert [(row["index"], row["text"]) for row in ranking] == [
+        (row["index"], texts[row["index"]]) for row in ranked[:2]
+    ]
+    assert [row["score"] for row in ranking] == pytest.approx([row["relevance_score"] for row in ranked[:2]])
     for wrong, field in (
-        ({"text_1": ["a"]}, "text_1"),
+        ({"text_1": ["a", "b"], "text_2": ["c", "d", "e"]}, "text_1"),
+        ({"queries": "a", "documents": [""]}, "documents[0]"),
+        ({"text_1": {"a": "b"}, "text_2": "c"}, "text_1"),
         ({"text_1": "a"}, "text_2"),
         ({"text_1": "a", "text_2": [1]}, "text_2[0]"),
     ):

@@ -242,6 +242,7 @@ async def test_over_the_rate_of_requests(serve: Callable[..., httpx.AsyncClient]
         exposed = refused.headers["access-control-expose-headers"]
         assert "x-ratelimit-remaining-requests" in exposed and "retry-after" in exposed
     assert (await http.get("/health")).status_code != 429  # needs no key, and counts for none
+    assert (await http.get("/ping")).status_code not in (401, 429)
     assert (await http.get("/v1/models", headers=bearer("kb"))).status_code == 200
     clock.now = 30
     assert (await http.get("/v1/models", headers=bearer("ka"))).status_code == 200

@@ -337,13 +337,46 @@ def test_head_leaves_the_connection_usable(server: ServerProcess) -> None:
         ("audio", {"voice": "alloy", "format": "mp3"}),
         ("modalities", ["text", "audio"]),
         ("web_search_options", {}),
-        ("reasoning_effort", "high"),
+        ("reasoning_effort", "much"),
         ("verbosity", "low"),
     ],
 )
 def test_what_cannot_be_had_is_refused_by_name(server: ServerProcess, field: str, value: Any) -> None:
     reply = server.post(CHAT, chat(**{field: value}))
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, field)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [
+        (CHAT, chat(reasoning_effort="low"), "reasoning_effort"),
+        (CHAT, chat(reasoning_effort="low", stream=True), "reasoning_effort"),
+        ("/v1/responses", {"input": "x", "reasoning": {"effort": "xhigh"}}, "reasoning.effort"),
+        ("/v1/messages", chat(output_config={"effort": "high"}, ignore_eos=None), "output_config.effort"),
+        ("/api/chat", chat(think="low", max_tokens=None, ignore_eos=None), "think"),
+    ],
+)
+def test_an_effort_that_changes_no_answer_is_named(
+    server: ServerProcess, path: str, body: dict[str, Any], name: str
+) -> None:
+    reply = server.post(path, {"model": "scripted", **body} | {"model": "scripted"})
+    assert reply.status_code == 200, reply.text
+    assert json.loads(reply.headers["x-polargrid-ignored"]) == [name]
+
+
+@pytest.mark.parametrize("path", [TEXT, "/completion"])
+def test_a_prompt_that_is_too_long_is_counted(server: ServerProcess, path: str) -> None:
+    error = server.post(path, {"model": SMOLLM2, "prompt": "word " * 3000}).json()["error"]
+    assert error["n_prompt_tokens"] > 3000 > error["n_ctx"] > 0
+    unknown = server.post(path, {"model": SMOLLM2, "prompt": "word " * 150_000}).json()["error"]
+    assert "n_prompt_tokens" not in unknown and unknown["n_ctx"] == error["n_ctx"]
+    assert "n_ctx" not in server.post(path, {"model": SMOLLM2, "prompt": "x", "top_p": 2}).json()["error"]
+
+
+def test_the_tokens_of_no_input_are_refused_by_its_name(server: ServerProcess) -> None:
+    refused = server.post("/v1/responses/input_tokens", {"model": "scripted"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "input")
+    assert refused.json()["error"]["message"].startswith("input: ")
 
 
 def test_what_changes_no_answer_is_accepted(server: ServerProcess) -> None:
@@ -466,7 +499,8 @@ def test_errors_read_well_in_both_families(
     assert reply.status_code == status, reply.text
     answer = reply.json()
     assert list(answer) == ["detail", "error"]
-    assert list(answer["error"]) == ["message", "type", "code", "param"]
+    counts = ["n_prompt_tokens", "n_ctx"] if code == "context_length_exceeded" else []
+    assert list(answer["error"]) == ["message", "type", "code", "param", *counts]
     assert answer["detail"] == answer["error"]["message"]
     assert answer["detail"].startswith(start)
     assert answer["error"]["code"] == code
@@ -603,7 +637,12 @@ def test_metrics_count(server: ServerProcess) -> None:
         "polargrid_waiting_requests",
         "polargrid_cached_prompt_tokens",
         "polargrid_kv_cells_used",
+        "llamacpp:n_decode",
+        "llamacpp:prompt_tokens",
+        "llamacpp:requests_processing",
+        "llamacpp:requests_deferred",
     } <= families
+    assert server.metric("llamacpp:tokens_predicted_total") >= after[0]
 
 
 def test_openapi_and_docs_need_no_network(server: ServerProcess) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,21 @@ def test_a_missing_file_is_blamed_on_its_adapter(folder: Path) -> None:
         Engine(models_dir=folder, adapters={"thre:french": folder / "two.gguf"})
     with pytest.raises(NotFoundError, match="^chat_template: Unknown model 'won'"):
         Engine(models_dir=folder, chat_template={"won": "chatml"})
+
+
+def test_a_file_that_cannot_be_looked_at_is_blamed_on_its_adapter(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.stat
+
+    def fail(path: Any, **how: Any) -> os.stat_result:
+        if str(path).endswith("french.gguf"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, **how)
+
+    monkeypatch.setattr(os, "stat", fail)
+    with pytest.raises(NotFoundError, match="the file cannot be opened: Permission denied"):
+        Engine(folder / "one.gguf", models_dir=folder, lora=[folder / "french.gguf"])
 
 
 def test_a_model_outside_the_directory_has_adapters_by_its_name(folder: Path, open_engine: Any) -> None:

@@ -21,6 +21,7 @@ from polargrid_local import (
     ValidationError,
 )
 from polargrid_local.chat.template import MAX_OTHERS, ChatTemplate
+from polargrid_local.dialects.logprobs import token_entries
 
 HI = [{"role": "user", "content": "hi <|im_end|> you"}]
 KINDS: list[tuple[str, dict[str, Any]]] = [("chat_completion", {"messages": HI}), ("completion", {"prompt": "a b c"})]
@@ -160,9 +161,9 @@ def test_the_prompts_logprobs_have_vllms_shape(file: Path) -> None:
 
 
 def reads_long(request: dict[str, Any]) -> Iterator[Any]:
-    yield {"kind": "progress", "progress": 0.25, "n_prompt": 8, "n_cached": 1}
+    yield {"kind": "progress", "progress": 0.25, "n_prompt": 8, "n_cached": 1, "queue_ms": 0.5}
     yield {"kind": "progress", "progress": 0.75, "n_prompt": 8, "n_cached": 1, "total_ms": 3.5}
-    yield "a"
+    yield {"kind": "text", "text": "a", "n_prompt": 8, "n_cached": 1, "n_generated": 1, "prefill_ms": 3.0}
 
 
 @pytest.mark.parametrize(("method", "asked"), KINDS)
@@ -172,11 +173,102 @@ def test_progress_is_told_where_asked_for(file: Path, method: str, asked: dict[s
         chunks = list(stream(asked, return_progress=True))
         told = [chunk["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk]
         assert told == [
+            {"total": 8, "cache": 1, "processed": 1, "time_ms": 0.5},
             {"total": 8, "cache": 1, "processed": 2},
             {"total": 8, "cache": 1, "processed": 6, "time_ms": 3.5},
+            {"total": 8, "cache": 1, "processed": 8, "time_ms": 3.0},
         ]
+        places = [i for i, chunk in enumerate(chunks) if "prompt_progress" in chunk]
+        assert places == list(range(places[0], places[0] + 4))  # before the first text, and a chat's role before it
+        assert places[0] == (method == "chat_completion")
         assert not any("prompt_progress" in chunk for chunk in stream(asked))
         assert "prompt_progress" not in getattr(engine, method)(asked, return_progress=True)
+
+
+@pytest.mark.parametrize(("method", "asked"), KINDS)
+def test_progress_of_a_prompt_read_at_once_is_its_ends(file: Path, method: str, asked: dict[str, Any]) -> None:
+    with open_engine(file) as engine:
+        chunks = list(getattr(engine, f"{method}_stream")(asked, return_progress=True, n=2))
+        for index in (0, 1):
+            told = [
+                chunk["prompt_progress"]["processed"] for chunk in chunks
+                if "prompt_progress" in chunk and chunk["choices"][0]["index"] == index
+            ]  # fmt: skip
+            assert told == [1, getattr(engine, method)(asked)["usage"]["prompt_tokens"]]
+
+
+@pytest.mark.parametrize("more", [{}, {"return_progress": True}, {"return_token_ids": True}, {"n": 2}])
+@pytest.mark.parametrize(("method", "asked"), KINDS)
+def test_every_chunk_has_the_usage_so_far_where_asked_for(
+    file: Path, method: str, asked: dict[str, Any], more: dict[str, Any]
+) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    with open_engine(file) as engine:
+        chunks = list(getattr(engine, f"{method}_stream")(asked, stream_options=options, **more))
+        whole = getattr(engine, method)(asked, **more)["usage"]
+    usages = [chunk["usage"] for chunk in chunks]
+    n_prompt = whole["prompt_tokens"]
+    assert {usage["prompt_tokens"] for usage in usages} == {n_prompt}
+    counts = [usage["completion_tokens"] for usage in usages]
+    assert counts == sorted(counts)
+    assert usages[-1] == whole and not chunks[-1]["choices"]
+    if method == "chat_completion":
+        assert chunks[0]["choices"][0]["delta"] == {"role": "assistant"}
+        assert usages[0] == {"prompt_tokens": n_prompt, "completion_tokens": 0, "total_tokens": n_prompt}
+
+
+def test_logprobs_have_the_numbers_of_their_tokens_beside_token_ids(file: Path) -> None:
+    with open_engine(file) as engine:
+        told: Any = engine.completion(prompt="a", logprobs=1, return_token_ids=True)["choices"][0]["logprobs"]
+        assert set(told["token_ids"]) == {7} and told["top_token_ids"][0] == [0, 7]
+        assert [len(ids) for ids in told["top_token_ids"]] == [len(top) for top in told["top_logprobs"]]
+        plain: Any = engine.completion(prompt="a", logprobs=1)["choices"][0]["logprobs"]
+        assert plain == {key: value for key, value in told.items() if not key.endswith("token_ids")}
+    entries = token_entries(told)
+    assert [(entry["id"], [top["id"] for top in entry["top_logprobs"]]) for entry in entries[:1]] == [(7, [0, 7])]
+    assert "id" not in token_entries(plain)[0]
+
+
+# --- what the model said before ---
+
+
+@pytest.mark.parametrize("script", [fakes.words, lambda request: iter(["<think>", "a", "</think>", "b"])])
+def test_an_echo_is_what_the_model_has_said_last_and_goes_on(file: Path, script: Any) -> None:
+    with open_engine(file, script) as engine:
+        for content in ("So far ", [{"type": "text", "text": "So "}, {"type": "text", "text": "far "}]):
+            messages: Any = [*HI, {"role": "assistant", "content": content}]
+            asked: dict[str, Any] = {"messages": messages, "reasoning_format": "deepseek"}
+            answer: Any = engine.chat_completion(asked, echo=True)["choices"][0]["message"]["content"]
+            assert answer == "So far " + engine.chat_completion(asked)["choices"][0]["message"]["content"]
+            pieces = [chunk["choices"][0]["delta"].get("content", "") for chunk in
+                      engine.chat_completion_stream(asked, echo=True)]  # fmt: skip
+            assert pieces[1] == "So far " and "".join(pieces) == answer
+        plain = engine.chat_completion(messages=HI)["choices"]
+        assert engine.chat_completion(messages=HI, echo=True)["choices"] == plain  # the last words are another's
+
+
+@pytest.mark.parametrize("effort", ["minimal", "low", "medium", "high", "xhigh", "max", "default"])
+def test_an_effort_of_a_model_without_levels_is_told_to_do_nothing(
+    file: Path, effort: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "polargrid_local")
+    with open_engine(file) as engine:
+        reply: Any = engine.chat_completion(messages=HI, reasoning_effort=effort)
+        assert reply["pg_metadata"]["ignored_fields"] == ["reasoning_effort"]
+        assert "nothing was made of reasoning_effort" in caplog.text
+        stream = engine.chat_completion_stream(messages=HI, reasoning_effort=effort)
+        assert stream.ignored_fields == ["reasoning_effort"]
+        list(stream)
+        known = OWN + "{{ reasoning_effort }}"
+        shown: Any = engine.chat_completion(messages=HI, reasoning_effort=effort, chat_template=known)
+        assert "ignored_fields" not in shown["pg_metadata"]
+        assert engine.apply_template(messages=HI, reasoning_effort=effort, chat_template=known).endswith(effort)
+        assert "ignored_fields" not in engine.chat_completion(messages=HI, reasoning_effort="none")["pg_metadata"]
+        with pytest.raises(ValidationError, match="reasoning_effort: must be one of none, minimal, .*; got 'much'"):
+            engine.chat_completion(messages=HI, reasoning_effort="much")
+
+
+# --- timings ---
 
 
 @pytest.mark.parametrize(("method", "asked"), KINDS)
@@ -188,6 +280,8 @@ def test_timings_are_llama_servers_where_asked_for(file: Path, method: str, aske
         reply = getattr(engine, method)(asked, timings_per_token=True)
         assert reply["timings"] == timed[-1]
         assert reply["timings"]["prompt_ms"] == 2.0 and reply["timings"]["predicted_ms"] == 11.0
+        assert {"prompt_per_token_ms", "prompt_per_second"} < reply["timings"].keys()
+        assert {"predicted_per_token_ms", "predicted_per_second"} < reply["timings"].keys()
         assert reply["timings"]["prompt_n"] + reply["timings"]["cache_n"] == reply["usage"]["prompt_tokens"]
         assert "timings" not in getattr(engine, method)(asked)
 

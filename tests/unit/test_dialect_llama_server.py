@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from polargrid_local.api.parse import parse_request
-from polargrid_local.dialects.exchange import Moment, Refusal
-from polargrid_local.dialects.llama_server import LlamaCompletion
-from polargrid_local.dialects.score import Score
+from polargrid_local.dialects.exchange import Exchange, Moment, Refusal
+from polargrid_local.dialects.llama_server import LlamaCompletion, LlamaEmbedding
+from polargrid_local.dialects.score import Rerank, Score
 from polargrid_local.errors import ValidationError
 
 NOW = Moment("0123456789abcdef01234567", 1767225600.25)
@@ -22,7 +22,7 @@ def completion(**body: Any) -> LlamaCompletion:
     return LlamaCompletion({"prompt": "Hi", **body}, NOW, "completion")
 
 
-def parsed(exchange: LlamaCompletion | Score) -> Any:
+def parsed(exchange: Exchange) -> Any:
     return parse_request(exchange.kind, exchange.body, max_tokens_limit=None, ignored=exchange.ignored)
 
 
@@ -43,13 +43,26 @@ def test_fields_are_ours() -> None:
 
 
 def test_prompts() -> None:
-    for given, prompt in (("x", "x"), (["x"], "x"), ([1, 2], [1, 2]), ([[1, 2]], [1, 2])):
-        assert parsed(completion(prompt=given)).prompt == prompt
+    several = ["x", [1, 2], ["a", 3], "y"]
+    for given, prompts in (
+        ("x", ["x"]),
+        (["x"], ["x"]),
+        ([1, 2], [[1, 2]]),
+        ([[1, 2]], [[1, 2]]),
+        ([1, "a", 2], [[1, "a", 2]]),
+        (["a", 2], [["a", 2]]),
+        ({"prompt_string": "x"}, ["x"]),
+        ([*several[:3], {"prompt_string": "y"}], several),
+    ):
+        assert parsed(completion(prompt=given)).prompts == prompts
+    assert completion(prompt=["x", {"prompt_string": "y", "new": 1}]).ignored == ["prompt[1].new"]
 
 
 def test_biases() -> None:
     for given in ([[5, 1.5], [6, False]], {"5": 1.5, "6": -100}, [{"id": 5, "bias": 1.5}, [6, -100]]):
         assert parsed(completion(logit_bias=given)).logit_bias == [(5, 1.5), (6, -100)]
+    texts = parsed(completion(logit_bias={" text ": -100, "5": 1, "x": False})).logit_bias
+    assert texts == [(" text ", -100), (5, 1), ("x", -100)]
     for nothing in ([], {}, None):
         assert parsed(completion(logit_bias=nothing)).logit_bias == []
     for no_token in ("9" * 5000, -5, 2**40):
@@ -66,8 +79,12 @@ def test_biases() -> None:
         ({"post_sampling_probs": True}, "post_sampling_probs"),
         ({"t_max_predict_ms": 100}, "t_max_predict_ms"),
         ({"image_data": [{}]}, "image_data"),
-        ({"response_fields": ["content"]}, "response_fields"),
-        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"response_fields": [5]}, "response_fields[0]"),
+        ({"response_fields": "content"}, "response_fields"),
+        ({"prompt": ["a", {}]}, "prompt[1].prompt_string"),
+        ({"prompt": {"prompt_string": "a", "multimodal_data": ["b"]}}, "prompt.multimodal_data"),
+        ({"prompt": [5, "a", ""]}, "prompt[2]"),
+        ({"prompt": ["a", 5, []]}, "prompt[2]"),
         ({"prompt": []}, "prompt"),
         ({"prompt": None}, "prompt"),
         ({"stream": 1}, "stream"),
@@ -115,6 +132,7 @@ def chunks(*texts: str, reason: str = "stop", **last: Any) -> list[dict[str, Any
         {"model": "m", "choices": [choice], "usage": {**USAGE, "completion_tokens": min(i + 1, len(texts))}}
         for i, choice in enumerate(told)
     ]
+    counted[-1] |= {"usage": USAGE, "timings": TIMINGS}
     return [*counted, {"model": "m", "choices": [], "usage": USAGE, "timings": TIMINGS}]
 
 
@@ -162,6 +180,81 @@ def test_probabilities() -> None:
     assert whole["timings"] == {"cache_n": 2, "prompt_n": 3, "predicted_n": 7}
 
 
+def test_the_answers_to_several_prompts() -> None:
+    told = [
+        ("a", 1, {"prompt_token_ids": [1, 2], "token_ids": [7]}),
+        ("b\n", 0, {"prompt_token_ids": [1], "token_ids": [8]}),
+        ("c", 1, {"token_ids": [9]}),
+    ]
+    ends = [("", 1, {"finish_reason": "length"}), ("", 0, {"finish_reason": "stop", "stop_reason": "END"})]
+    stream = completion(prompt=["x", "y"], stream=True)
+    said: list[bytes] = []
+    for text, index, more in (*told, *ends):
+        choice = {"text": text, "index": index, "finish_reason": None, **more}
+        said += stream.chunk({"model": "m", "choices": [choice], "usage": USAGE})
+    said += stream.end()
+    events = [json.loads(line[6:]) for line in said]
+    assert [(event["index"], event["content"], event["stop"], event["tokens_predicted"]) for event in events] == [
+        (1, "a", False, 1), (0, "b\n", False, 1), (1, "c", False, 2), (1, "", True, 2), (0, "", True, 1)
+    ]  # fmt: skip
+    assert [event["tokens"] for event in events[:3]] == [[7], [8], [9]]
+    choices = [
+        {"text": "b\n", "index": 0, "finish_reason": "stop", "stop_reason": "END", **told[1][2]},
+        {"text": "ac", "index": 1, "finish_reason": "length", "prompt_token_ids": [1, 2], "token_ids": [7, 9]},
+    ]
+    replies: Any = completion(prompt=["x", "y"]).reply({"model": "m", "choices": choices, "usage": USAGE})
+    assert [{**reply, "content": ""} for reply in replies] == [events[4], events[3]]
+    assert [reply["content"] for reply in replies] == ["b\n", "ac"]
+
+
+def test_a_reply_has_the_fields_that_are_asked_for() -> None:
+    choice = {"text": "a", "index": 0, "finish_reason": "stop"}
+    answer = {"model": "m", "choices": [choice], "usage": USAGE}
+    paths = ["generation_settings/n_predict", "content", "nothing", "content/nothing"]
+    whole: Any = completion(n_predict=9, response_fields=paths).reply(answer)
+    assert list(whole.items()) == [("generation_settings/n_predict", 9), ("content", "a")]
+    assert completion(response_fields=[]).reply(answer)["stop"] is True
+
+
+def test_embeddings() -> None:
+    for given, inputs in (("x", ["x"]), (["x", [1, 2], [3, "y"]], ["x", [1, 2], [3, "y"]]), ([5, "x"], [[5, "x"]])):
+        for name in ("content", "input"):
+            exchange = LlamaEmbedding({name: given, "unheard_of": 1}, NOW, "embedding")
+            assert parsed(exchange).inputs == inputs and exchange.ignored == ["unheard_of"]
+    data = [{"index": i, "embedding": [0.5, float(i)]} for i in range(2)]
+    assert exchange.reply({"data": data}) == [{"index": i, "embedding": [[0.5, float(i)]]} for i in range(2)]
+    for wrong in ({}, {"content": 5}, {"content": [5, -1]}):
+        with pytest.raises(ValidationError) as caught:
+            parsed(LlamaEmbedding(wrong, NOW, "embedding"))
+        error = caught.value
+        words = LlamaEmbedding.error(Refusal(error.message, error.type, error.code, error.param, 400))
+        assert words["error"]["message"].startswith("content")
+
+
+def test_rankings_in_the_words_of_tei() -> None:
+    results = [{"index": 1, "relevance_score": 2.0, "document": {"text": "b"}}, {"index": 0, "relevance_score": 1.0}]
+    answer = {"model": "m", "results": results, "usage": {}}
+    body = {"query": "q", "texts": ["a", "b"], "return_text": True, "topN": 2, "raw_scores": True, "truncate": False}
+    exchange = Rerank(body, NOW, "rerank")
+    request = parsed(exchange)
+    assert (request.query, request.documents, request.return_documents, request.top_n) == ("q", ["a", "b"], True, 2)
+    assert exchange.ignored == []
+    assert exchange.reply(answer) == [{"index": 1, "score": 2.0, "text": "b"}, {"index": 0, "score": 1.0}]
+    ours = Rerank({"query": "q", "documents": ["a", "b"], "return_text": True}, NOW, "rerank")
+    assert parsed(ours).return_documents and ours.reply(answer) is answer
+    for more, field in (
+        ({"documents": ["a"]}, "texts"),
+        ({"raw_scores": False}, "raw_scores"),
+        ({"truncate": True}, "truncate"),
+        ({"return_text": 1}, "return_text"),
+        ({"texts": ["a", ""]}, "texts[1]"),
+        ({"query": ["q"]}, "query"),
+    ):
+        with pytest.raises(ValidationError) as caught:
+            parsed(Rerank({"query": "q", "texts": ["a", "b"], **more}, NOW, "rerank"))
+        assert caught.value.param == field
+
+
 def test_tokens_timings_and_progress_come_where_they_are_asked_for() -> None:
     stream = completion(stream=True, return_tokens=True, timings_per_token=True, return_progress=True)
     asked = parsed(stream)
@@ -205,9 +298,17 @@ def test_scores() -> None:
         "usage": {"prompt_tokens": 3, "total_tokens": 3},
     }
     assert parsed(Score({"text_1": "q", "text_2": "a"}, NOW, "rerank")).documents == ["a"]
+    for one, other in (("text_1", "text_2"), ("queries", "documents"), ("data_1", "data_2")):
+        pairs = parsed(Score({one: ["q", "r"], other: ["a", "b"]}, NOW, "rerank")).pairs
+        assert pairs == [("q", "a"), ("r", "b")]
+        assert parsed(Score({one: ["q"], other: ["a", "b"]}, NOW, "rerank")).pairs == [("q", "a"), ("q", "b")]
     for wrong, field in (
         ({}, "text_1"),
-        ({"text_1": ["q"], "text_2": "a"}, "text_1"),
+        ({"text_1": ["q", "r"], "text_2": "a"}, "text_1"),
+        ({"queries": ["q", "r"], "documents": ["a", "b", "c"]}, "queries"),
+        ({"queries": "q", "documents": ["a", 5]}, "documents[1]"),
+        ({"data_1": "q"}, "data_2"),
+        ({"text_1": "q", "text_2": "a", "data_1": "q"}, "data_1"),
         ({"text_1": "q", "text_2": []}, "text_2"),
         ({"text_1": "q", "text_2": ["a", ""]}, "text_2[1]"),
         ({"text_1": "q", "text_2": "a", "softmax": True}, "softmax"),

@@ -171,7 +171,14 @@ def test_a_schema_of_the_answer(field: str) -> None:
         "type": "json_schema",
         "json_schema": {"name": "answer", "strict": True, "schema": {"type": "object"}},
     }
-    assert exchange(**given).ignored == (["output_config.effort"] if field == "output_config" else [])
+    assert exchange(**given).ignored == []
+
+
+def test_an_effort_is_for_the_template_to_know() -> None:
+    held = exchange(output_config={"effort": "xhigh"})
+    assert (held.body["reasoning_effort"], held.ignored) == ("xhigh", [])
+    assert held.all_ignored(["reasoning_effort"]) == ["output_config.effort"]  # where it does not
+    assert refusal(output_config={"effort": "none"})[0] == "output_config.effort"
 
 
 @pytest.mark.parametrize("field", HARMLESS)

@@ -57,6 +57,7 @@ def test_an_option_is_one_entry_and_one_member(root, name, uses, shown):
     uses = {f"csrc/{unit}.{ending}" for unit in uses for ending in ("h", "cpp")}
     uses |= {"docs/gpu.md", "polargrid_local/registry.py"}  # a page of its own; what a server's memory budget counts
     uses |= {"polargrid_local/llama_cpp_compat.py"}  # another package's names
+    uses |= {"polargrid_local/ready_model.py"}  # what fixes the bits of an answer
     expected = {**OPTION, "csrc/request.h": 4 if shown else 2} | (
         {"polargrid_local/api/replies.py": 1} if shown else {}
     )  # info()'s type

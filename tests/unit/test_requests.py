@@ -180,8 +180,10 @@ def test_a_bad_field_is_named_with_its_path(fields, path):
         ("completion", {"best_of": 3}, "best_of"),
         ("completion", {"suffix": "x", "echo": True}, "echo"),
         ("completion", {"logprobs": True}, "logprobs"),
-        ("embedding", {"input": ["a", 5]}, "input[1]"),
+        ("embedding", {"input": ["a", None]}, "input[1]"),
         ("embedding", {"dimensions": 0}, "dimensions"),
+        ("rerank", {"query": ["x", "y"]}, "query"),
+        ("rerank", {"query": [5]}, "query[0]"),
         ("generate", {"temperature": 3}, "temperature"),
         ("generate", {"prediction": 5}, "prediction"),
         ("completion", {"prediction": {"type": "content", "content": 5}}, "prediction.content"),
@@ -247,7 +249,8 @@ def test_zero_is_a_value():
 
 
 def test_other_clients_spellings():
-    assert chat(max_completion_tokens=9).max_tokens == 9
+    assert chat(max_completion_tokens=9).max_tokens == chat(n_predict=9).max_tokens == 9
+    assert chat(n_cmpl=2).n == parse_request("completion", {"prompt": "x", "n_cmpl": 2}).n == 2
     assert chat(max_completion_tokens=9, max_tokens=8).max_tokens == 9  # the newer name wins, as at OpenAI
     assert parse_request("chat", {"messages": HI, "max_completion_tokens": 9}, {"max_tokens": 8}).max_tokens == 8
     assert chat(stop="END").stop == ["END"]
@@ -342,14 +345,22 @@ def test_every_field_of_openais_client_is_honoured_harmless_or_refused():
 
 
 VLLM_FIELDS = """add_generation_prompt add_special_tokens allowed_token_ids bad_words cache_salt chat_template
-    chat_template_kwargs continue_final_message documents early_stopping ignore_eos include_stop_str_in_output
-    length_penalty logits_processors min_p min_tokens mm_processor_kwargs priority prompt_logprobs repetition_penalty
-    request_id return_token_ids return_tokens_as_token_ids skip_special_tokens spaces_between_special_tokens
-    stop_token_ids structured_outputs top_k truncate_prompt_tokens use_beam_search"""
-LLAMA_SERVER_FIELDS = """cache_prompt dry_allowed_length dry_base dry_multiplier dry_penalty_last_n
-    dry_sequence_breakers dynatemp_exponent dynatemp_range grammar id_slot ignore_eos json_schema lora min_keep min_p
-    mirostat mirostat_eta mirostat_tau n_keep n_probs repeat_last_n repeat_penalty return_progress return_tokens
-    samplers timings_per_token top_k top_n_sigma typical_p xtc_probability xtc_threshold"""
+    chat_template_kwargs continue_final_message documents early_stopping ec_transfer_params echo ignore_eos
+    include_reasoning include_stop_str_in_output kv_transfer_params length_penalty logits_processors logprob_token_ids
+    media_io_kwargs min_p min_tokens mm_payload mm_processor_kwargs priority prompt_logprobs repetition_detection
+    repetition_penalty request_id return_mm_kwargs return_prompt_text return_token_ids return_token_offsets
+    return_tokens_as_token_ids return_weight_versions routed_experts_prompt_start session_id skip_special_tokens
+    spaces_between_special_tokens stop_token_ids stream_interval structured_outputs thinking_token_budget top_k
+    truncate_prompt_tokens truncation_side use_beam_search vllm_xargs watermarking"""
+LLAMA_SERVER_FIELDS = """adaptive_target backend_sampling cache_prompt dry_allowed_length dry_base dry_multiplier
+    dry_penalty_last_n dry_sequence_breakers dynatemp_exponent dynatemp_range generation_prompt grammar grammar_lazy
+    grammar_triggers id_slot ignore_eos json_schema lora min_keep min_p mirostat mirostat_eta mirostat_tau n_cache_reuse
+    n_cmpl n_discard n_indent n_keep n_predict n_probs parse_tool_calls preserved_tokens reasoning_budget_message
+    reasoning_budget_tokens reasoning_control repeat_last_n repeat_penalty response_fields return_progress return_tokens
+    samplers speculative.n_max sse_ping_interval t_max_predict_ms t_max_prompt_ms thinking_budget_tokens
+    timings_per_token top_k top_n_sigma typical_p verbose xtc_probability xtc_threshold"""
+VLLM_FIELDS_OF_VECTORS = """embed_dtype endianness instruction late_chunking_params max_tokens_per_doc
+    max_tokens_per_query padding priority request_id truncate_prompt_tokens truncation_side use_activation"""
 
 
 @pytest.mark.parametrize("kind", ["chat", "completion"])
@@ -357,6 +368,64 @@ def test_every_field_of_vllm_and_llama_server_is_honoured_harmless_or_refused(ki
     known = keys.REQUEST[kind]
     for field in f"{VLLM_FIELDS} {LLAMA_SERVER_FIELDS} post_sampling_probs".split():
         assert known.aliases.get(field, field) in known.fields, field
+
+
+@pytest.mark.parametrize("kind", ["embedding", "rerank"])
+def test_every_field_of_vllms_vectors_is_honoured_harmless_or_refused(kind):
+    assert {*VLLM_FIELDS_OF_VECTORS.split(), "normalize", "embd_normalize"} <= keys.REQUEST[kind].fields
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "nothing", "something"),
+    [
+        ("embedding", "normalize", True, False),
+        ("embedding", "use_activation", True, False),
+        ("embedding", "embed_dtype", "float32", "float16"),
+        ("embedding", "endianness", "little", "big"),
+        ("embedding", "endianness", "native", "big"),
+        ("embedding", "embd_normalize", 2, -1),
+        ("embedding", "late_chunking_params", None, {}),
+        ("rerank", "use_activation", False, True),
+        ("rerank", "softmax", False, True),
+        ("rerank", "truncate_prompt_tokens", None, 4),
+        ("rerank", "max_tokens_per_query", 0, 5),
+        ("rerank", "instruction", None, "find it"),
+        ("completion", "truncation_side", "left", "right"),
+        ("completion", "logprob_token_ids", [], [5]),
+        ("chat", "logprob_token_ids", [], [5]),
+        ("chat", "thinking_token_budget", -1, 8),
+        ("chat", "reasoning_budget_tokens", -1, 0),
+        ("chat", "include_reasoning", True, False),
+        ("chat", "t_max_predict_ms", -1, 50),
+        ("chat", "adaptive_target", -1, 0.5),
+        ("chat", "watermarking", False, True),
+        ("generate", "echo", False, True),
+    ],
+)
+def test_a_field_of_other_engines_that_asks_for_another_answer_is_refused(kind, field, nothing, something):
+    error = refused(kind, **{field: something})
+    assert error.param == field and error.message.startswith(f"{field}: not supported by this engine")
+    base = {"query": "x", "documents": ["x"]} if kind == "rerank" else {"messages": HI, "prompt": "x", "input": "x"}
+    base = {name: value for name, value in base.items() if name in requests.KINDS[kind].model_fields}
+    ignored = []
+    assert parse_request(kind, {**base, field: nothing}, ignored=ignored) == parse_request(kind, base)
+    assert ignored == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "values", "message"),
+    [
+        ("chat", "top_logprobs", {"top_logprobs": -1, "logprobs": True}, "must be greater than or equal to 0, got -1"),
+        ("chat", "prompt_logprobs", {"prompt_logprobs": -1}, "must be greater than or equal to 0, got -1"),
+        ("completion", "prompt_logprobs", {"prompt_logprobs": -1}, "must be greater than or equal to 0, got -1"),
+        ("completion", "logprobs", {"logprobs": -1}, "must be greater than or equal to 0, got -1"),
+        ("embedding", "truncate_prompt_tokens", {"truncate_prompt_tokens": -2}, "must be greater than or equal to -1"),
+        ("rerank", "max_tokens_per_doc", {"max_tokens_per_doc": -1}, "must be greater than or equal to 0, got -1"),
+    ],
+)
+def test_numbers_that_mean_something_elsewhere_are_refused_with_what_is_allowed(kind, field, values, message):
+    error = refused(kind, **values)
+    assert error.param == field and message in error.message
 
 
 @pytest.mark.parametrize("value", ["float", "base64", "numpy"])
@@ -406,7 +475,7 @@ def test_the_callers_objects_are_left_alone():
     [
         ("chat", {"max_token": 5}, "max_token", "max_tokens"),
         ("chat", {"maxToken": 5}, "maxToken", "max_tokens"),
-        ("chat", {"n_predict": 5}, "n_predict", "max_tokens"),
+        ("chat", {"num_predict": 5}, "num_predict", "max_tokens"),
         ("chat", {"message": HI}, "message", "messages"),
         ("chat", {"zzzz": 1}, "zzzz", None),
         ("completion", {"max_tokns": 5}, "max_tokns", "max_tokens"),
@@ -896,6 +965,9 @@ def test_limits_in_messages_are_the_true_ones():
         ((1, 2.0), [[1, 2]]),
         ([[1, 2], [3]], [[1, 2], [3]]),
         (["x", [3]], ["x", [3]]),
+        ([1, "x", 2.0], [[1, "x", 2]]),
+        (("x", 1), [["x", 1]]),
+        (["x", [3, "y"]], ["x", [3, "y"]]),
     ],
 )
 def test_prompts_are_texts_or_their_tokens(given, each):
@@ -905,7 +977,7 @@ def test_prompts_are_texts_or_their_tokens(given, each):
 
 @pytest.mark.parametrize(
     ("given", "path"),
-    [([], ""), ([[]], "[0]"), ([-1], "[0]"), ([1, "x"], "[1]"), ([[1], [2**31]], "[1][0]"), ([True], "[0]"), (5, "")],
+    [([], ""), ([[]], "[0]"), ([-1], "[0]"), ([1, ""], "[1]"), ([[1], [2**31]], "[1][0]"), ([True], "[0]"), (5, "")],
 )
 def test_what_is_no_prompt_is_refused_by_its_place(given, path):
     for kind, field in (("embedding", "input"), ("completion", "prompt")):

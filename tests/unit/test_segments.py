@@ -81,6 +81,7 @@ WRITTEN = {
         f'<TOOLCALL>[{{"name": "f", "arguments": {JSON}}}',
         ', {"name": "get_time", "arguments": {}}]</TOOLCALL>',
     ],
+    "firefunction2": [f'functools[{{"name": "f", "arguments": {JSON}}}', ', {"name": "get_time", "arguments": {}}]'],
     "deepseek3": [
         f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{JSON}\n```<｜tool▁call▁end｜>",
         "\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>get_time\n```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",

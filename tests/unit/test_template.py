@@ -7,10 +7,13 @@ from pathlib import Path
 
 import jinja2.sandbox
 import pytest
+from fakes import INFO
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from template_zoo import NO_ZOO, ZOO
 
+from polargrid_local.api.parse import parse_request
+from polargrid_local.api.prepare import Target, template_options
 from polargrid_local.chat import compiler as module
 from polargrid_local.chat.formats import CHATML
 from polargrid_local.chat.template import ChatTemplate
@@ -74,6 +77,8 @@ def plain(source, messages, **options):
         add_generation_prompt=True,
         bos_token="<s>",
         eos_token="</s>",
+        date_string="02 Jan 2026",
+        datetime="Jan 02 2026",
         **options,
     )
 
@@ -100,10 +105,10 @@ def user(spans):
 # --- fidelity ---------------------------------------------------------------------------------------------------------
 
 
-def check_fidelity(source):
+def check_fidelity(source, **known):
     for messages in CONVERSATIONS:
         try:
-            expected = plain(source, messages)
+            expected = plain(source, messages, **known)
         except (jinja2.TemplateError, TypeError):  # the template refuses, or fails on these messages
             refused(source, messages)
             continue
@@ -121,7 +126,8 @@ def test_joined_spans_are_the_plain_render(name):
 def test_joined_spans_are_the_plain_render_for_every_model_family():
     assert len(ZOO) > 40
     for path in ZOO:
-        check_fidelity(path.read_text(encoding="utf-8"))
+        known = {"enable_thinking": True} if path.stem in THINK_UNLESS_TOLD else {}
+        check_fidelity(path.read_text(encoding="utf-8"), **known)
 
 
 WORDS = st.lists(
@@ -183,6 +189,93 @@ def test_content_is_exactly_the_untrusted_spans():
     ]
 
 
+# --- variables that are given unasked ---------------------------------------------------------------------------------
+
+# With their makers these think always; their templates ask whether it is off, and what undefined means they do not say.
+THINK_UNLESS_TOLD = {
+    "CohereForAI-c4ai-command-r7b-12-2024-tool_use": "<|START_THINKING|><|END_THINKING|>",
+    "Qwen-QwQ-32B": "</think>",
+    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": "</think>",
+}
+
+
+def of_zoo(stem):
+    return next(path for path in ZOO if path.stem == stem).read_text(encoding="utf-8")
+
+
+def joined(spans):
+    return "".join(text for text, _ in spans)
+
+
+@pytest.mark.skipif(not ZOO, reason=NO_ZOO)
+@pytest.mark.parametrize("stem", THINK_UNLESS_TOLD)
+def test_thinking_is_on_where_a_template_only_asks_whether_it_is_off(stem):
+    source = of_zoo(stem)
+    thinking = joined(render(source))
+    assert thinking == joined(render(source, enable_thinking=True))
+    assert thinking + THINK_UNLESS_TOLD[stem] == joined(render(source, enable_thinking=False))
+    target = Target("M", INFO, chat_template(source))
+    request = parse_request("chat", {"model": "M", "messages": HI, "reasoning_effort": "none"})
+    assert template_options(request, target) == {"enable_thinking": False}
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("not enable_thinking", "no"),
+        ("not enable_thinking | default(false)", "yes"),
+        ("not enable_thinking is defined", "yes"),
+        ("enable_thinking is defined and not enable_thinking", "no"),
+        ("enable_thinking", "no"),
+    ],
+)
+def test_a_template_that_says_what_undefined_means_decides_itself(asked, expected):
+    source = "{{ messages[0].content }} {{ 'yes' if " + asked + " else 'no' }}"
+    assert joined(render(source)) == f"Hi there {expected}"
+
+
+@pytest.mark.skipif(not ZOO, reason=NO_ZOO)
+@pytest.mark.parametrize("model", ["3.1-8B", "3.2-3B", "3.3-70B"])
+def test_llama_3_is_told_the_date(model):
+    source = of_zoo(f"meta-llama-Llama-{model}-Instruct")
+    assert "\nToday Date: 02 Jan 2026\n" in joined(s for s in render(source) if s[1])
+    spans = render(source, date_string="<|eot_id|>")
+    assert ("<|eot_id|>", False) in spans and "Today Date: <|eot_id|>\n" in joined(spans)
+
+
+@pytest.mark.skipif(not ZOO, reason=NO_ZOO)
+def test_firefunction_is_told_functions_as_json_text_and_the_date():
+    template = ChatTemplate(of_zoo("fireworks-ai-llama-3-firefunction-v2"))
+    template.check()
+    assert "spec:\n\nToday is Jan 02 2026.<|eot_id|>" in joined(template.render(HI, now=NOW))
+    tools = [{"type": "function", "function": {"name": "f", "description": 'a <|eot_id|> "q"'}}]
+    spans = template.render(HI, now=NOW, tools=tools)
+    assert f"spec:\n{json.dumps(tools, indent=2)}\nToday is Jan 02 2026.<|eot_id|>" in joined(spans)
+    assert 'a <|eot_id|> \\"q\\"' in user(spans)
+    given = joined(template.render(HI, now=NOW, tools=tools, functions="F <|eot_id|>", datetime="noon"))
+    assert "spec:\nF <|eot_id|>\nToday is noon." in given
+
+
+def test_functions_are_text_only_where_a_template_cannot_do_without():
+    source = "{% for f in functions or [] %}[{{ f }}]{% endfor %}{{ messages[0].content }}{{ tools | length if tools }}"
+    template = ChatTemplate(source)
+    template.check()
+    assert joined(template.render(HI, now=NOW, tools=[{"name": "f"}])) == "Hi there1"
+
+
+def test_a_variable_that_nobody_knows_may_come_with_a_request():
+    template = ChatTemplate("{{ 'As ' + persona }}: {{ messages[0].content }}")
+    template.check()
+    with pytest.raises(TemplateError, match="'persona' is undefined; chat_template_kwargs may give it"):
+        template.render(HI, now=NOW)
+    assert template.render(HI, now=NOW, persona="<s>")[1] == ("<s>", False)
+    with pytest.raises(TemplateError, match="has no attribute"):
+        ChatTemplate("{{ messages[0].nothing.text }}").check()
+
+
+# --- spans ------------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.skipif(not ZOO, reason=NO_ZOO)
 def test_content_is_exactly_the_untrusted_spans_in_llama_3_1():
     source = next(path for path in ZOO if path.name == "meta-llama-Llama-3.1-8B-Instruct.jinja").read_text()
@@ -190,7 +283,7 @@ def test_content_is_exactly_the_untrusted_spans_in_llama_3_1():
         (
             (
                 "<s><|start_header_id|>system<|end_header_id|>\n\n"
-                "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+                "Cutting Knowledge Date: December 2023\nToday Date: 02 Jan 2026\n\n"
             ),
             True,
         ),

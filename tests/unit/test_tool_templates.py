@@ -21,7 +21,6 @@ from polargrid_local.chat.segments import Segmenter, Tools
 from polargrid_local.chat.tagged_parameters import parameter_kinds
 from polargrid_local.chat.taint import Span
 from polargrid_local.chat.template import ChatTemplate
-from polargrid_local.errors import TemplateError
 
 NOW = datetime(2026, 1, 2, tzinfo=timezone.utc)
 # The format of every template that has one of ours; all others are answered in the generic one.
@@ -30,6 +29,7 @@ DETECTED = {
     "deepseek3": {"deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "llama-cpp-deepseek-r1"},
     "deepseek3.1": {"deepseek-ai-DeepSeek-V3.1"},
     "devstral": {"mistralai-Ministral-3-14B-Reasoning-2512", "unsloth-mistral-Devstral-Small-2507"},
+    "firefunction2": {"fireworks-ai-llama-3-firefunction-v2"},
     "functionary3.1": {"meetkai-functionary-medium-v3.1"},
     "granite3": {"ibm-granite-granite-3.3-2B-Instruct"},
     "harmony": {"openai-gpt-oss-120b"},
@@ -55,8 +55,6 @@ DETECTED = {
     "nemotron2": {"NVIDIA-Nemotron-Nano-v2"},
     "qwen3-coder": {"NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", "Qwen3-Coder", "Qwen3.5-4B", "StepFun3.5-Flash"},
 }
-# It asks for variables of its own, and runs for nobody without them.
-REFUSES = "fireworks-ai-llama-3-firefunction-v2"
 # They show no words beside calls, and refuse two turns of the assistant one after the other.
 SILENT = {"Mistral-Small-3.2-24B-Instruct-2506", "mistralai-Mistral-Nemo-Instruct-2407"}
 # It opens the calls of the first turn only.
@@ -166,8 +164,7 @@ def calls_in(template: ChatTemplate, text: str) -> list[tuple[str, Any]]:
 
 def zoo(test: Any) -> Any:
     missing = pytest.mark.skipif(not ZOO, reason=NO_ZOO)
-    paths = [path for path in ZOO if path.stem != REFUSES]
-    return missing(pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)(test))
+    return missing(pytest.mark.parametrize("path", ZOO, ids=lambda path: path.stem)(test))
 
 
 @zoo
@@ -229,10 +226,7 @@ def test_tools_of_every_kind_are_shown(path: Path) -> None:
 @pytest.mark.skipif(not ZOO, reason=NO_ZOO)
 def test_the_table_names_templates_that_there_are() -> None:
     stems = {path.stem for path in ZOO}
-    assert len(ZOO) > 60 and {REFUSES, OPENS_ONCE, *SILENT}.union(*DETECTED.values()) <= stems
-    refusing = next(path for path in ZOO if path.stem == REFUSES)
-    with pytest.raises(TemplateError, match="'functions' is undefined"):
-        render(template_of(refusing), [ASK])
+    assert len(ZOO) > 60 and {OPENS_ONCE, *SILENT}.union(*DETECTED.values()) <= stems
 
 
 # --- templates of our own ---------------------------------------------------------------------------------------------
