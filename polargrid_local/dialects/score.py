@@ -53,7 +53,9 @@ class Score(Exchange):
         self.body = {"query": ones[0] if len(ones) == 1 else ones, "documents": others}
         self.body |= fields.take("model", "max_tokens_per_doc")
         fields.skip("user", "priority", "request_id")
-        fields.refuse({"truncate_prompt_tokens": (), "truncation_side": ()})
+        fields.refuse(
+            {"truncate_prompt_tokens": (), "truncation_side": (), "instruction": (), "max_tokens_per_query": ()}
+        )
         fields.refuse({"activation": (), "softmax": (), "use_activation": (False,)})  # scores are raw
         fields.end()
 
