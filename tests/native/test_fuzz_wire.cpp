@@ -8,11 +8,13 @@ std::vector<std::string> first_inputs() {
     Event event;
     event.text = "a text";
     event.details = {{"key", "value"}};
-    event.logprobs = {{1, -0.5f, "a", {{2, -1, "b", {}}}}};
+    event.logprobs = {{1, -0.5f, 2, "a", {{2, -1, 1, "b", {}}}}};
+    event.tokens = {1};
     event.embedding = {1, 2, 3};
     Request request;
     request.prompt = {{"a prompt", true}, {"more", false}};
     request.sampling.logit_bias = {{1, 2.0f}};
+    request.lora = {{0, 0.5f}};
     ModelInfo info;
     info.devices.resize(2);
     return {wire::Packer().add(std::vector<Event>{event, event}).bytes(), wire::Packer().add(request).bytes(),
