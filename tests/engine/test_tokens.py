@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +127,11 @@ def test_llama31_chat_ids_equal_the_reference_tokenization(llama31: Engine, llam
     reference = llama_cpp.Llama(str(llama_tree / "models/ggml-vocab-llama-bpe.gguf"), vocab_only=True, verbose=False)
     text = (llama_tree / "models/templates/meta-llama-Llama-3.1-8B-Instruct.jinja").read_text()
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["strftime_now"] = lambda form: __import__("datetime").datetime.now().strftime(form)
+    today = datetime.now().strftime("%d %b %Y")
     for content in ("Hello world", "a\n\nb  c", "日本 🎉", "def f():\n\treturn 1", "x" * 300):
         messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": content}]
         rendered = environment.from_string(text).render(
-            messages=messages, add_generation_prompt=True, bos_token="<|begin_of_text|>"
+            messages=messages, add_generation_prompt=True, bos_token="<|begin_of_text|>", date_string=today
         )
         expected = reference.tokenize(rendered.encode(), add_bos=False, special=True)
         assert llama31.tokenize(messages=messages) == expected

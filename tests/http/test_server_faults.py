@@ -36,6 +36,7 @@ CHAT = {"model": "random", "messages": [{"role": "user", "content": SECRET}]}
 class BrokenStream:
     usage = {"total_tokens": 0}
     dropped_keywords: list[str] = []
+    ignored_fields: list[str] = []
     system_fingerprint, seed = "", 0
 
     async def start(self) -> None:

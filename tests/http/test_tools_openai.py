@@ -12,8 +12,11 @@ from jsonschema import Draft202012Validator
 from serving import SMOLLM2
 
 
+CLOSED = {"additionalProperties": False}
+
+
 def tool(name: str, properties: dict[str, Any], *required: str) -> dict[str, Any]:
-    schema = {"type": "object", "properties": properties, "required": [*required], "additionalProperties": False}
+    schema = {"type": "object", "properties": properties, "required": [*required], **CLOSED}
     return {"type": "function", "function": {"name": name, "description": f"To {name}.", "parameters": schema}}
 
 
@@ -24,7 +27,7 @@ TOOLS = [
     tool("weather_all", {"unit": {"enum": ["c", "f"]}}, "unit"),
     tool("add", {"a": DIGIT, "b": DIGIT}, "a", "b"),
     tool("list", {"names": {"type": "array", "items": WORD, "minItems": 1, "maxItems": 2}}, "names"),
-    tool("nest", {"größe": {"type": "object", "properties": {"x": DIGIT}, "required": ["x"]}}, "größe"),
+    tool("nest", {"größe": {"type": "object", "properties": {"x": DIGIT}, **CLOSED, "required": ["x"]}}, "größe"),
     tool("maybe", {"note": {"anyOf": [WORD, {"type": "null"}]}}, "note"),
     tool("flag", {"on": {"type": "boolean"}}, "on"),
     tool("now", {}),

@@ -108,6 +108,21 @@ def test_edit_and_answer_again(page: Any, scripted: ScriptedServer) -> None:
     assert "prediction" not in scripted.asked[4]
 
 
+ONE_IS_STORED = """async () => {
+    const [{ name }] = (await indexedDB.databases()).filter((each) => each.name.startsWith('polargrid'));
+    const database = await new Promise((done) => {
+        const opening = indexedDB.open(name);
+        opening.onsuccess = () => done(opening.result);
+    });
+    const count = await new Promise((done) => {
+        const counting = database.transaction('chats').objectStore('chats').count();
+        counting.onsuccess = () => done(counting.result);
+    });
+    database.close();
+    return count === 1;
+}"""
+
+
 def test_chats_are_kept_renamed_deleted_and_brought_back(page: Any, scripted: ScriptedServer) -> None:
     scripted.say(*answer("red"))
     scripted.say(*answer("blue"))
@@ -138,7 +153,8 @@ def test_chats_are_kept_renamed_deleted_and_brought_back(page: Any, scripted: Sc
     assert page.locator(".body").inner_text() == "red"
     page.locator("#chat-list .chat", has_text="about blue").hover()
     page.get_by_label("Delete about blue").click()
-    page.locator("#chat-list .chat", has_text="about blue").wait_for(state="detached")  # gone from the store, too
+    page.locator("#chat-list .chat", has_text="about blue").wait_for(state="detached")
+    page.wait_for_function(ONE_IS_STORED)  # it leaves the store a moment later
     page.reload()
     page.locator("#chat-list .chat").first.wait_for()
     assert titles.all_inner_texts() == ["Rouge"]
