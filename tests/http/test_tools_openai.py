@@ -11,7 +11,6 @@ import pytest
 from jsonschema import Draft202012Validator
 from serving import SMOLLM2
 
-
 CLOSED = {"additionalProperties": False}
 
 
