@@ -55,6 +55,9 @@ inline void fail(const char * file, int line, const std::string & what) {
     if (!context.empty()) {
         std::cerr << "    in " << context << '\n';
     }
+#if defined(PGL_LIBFUZZER)
+    std::abort();   // libFuzzer keeps the input of a crash, and of nothing else
+#endif
     if (++n_failed >= 20) {
         std::cerr << "20 failures; stopping\n";
         std::exit(1);

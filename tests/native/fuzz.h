@@ -1,6 +1,6 @@
 // Fuzz targets: LLVMFuzzerTestOneInput() over any bytes, and the first inputs. With -DPGL_LIBFUZZER=ON (Clang)
 // libFuzzer drives a target for as long as one likes; else the target is an ordinary test, which alters the first
-// inputs a fixed number of times, the same ones in every run.
+// inputs PGL_FUZZ_INPUTS times, in the same ways in every run.
 #pragma once
 
 #include "check.h"
@@ -15,6 +15,10 @@ std::vector<std::string> first_inputs();
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size);
 
 #if !defined(PGL_LIBFUZZER)
+
+#if !defined(PGL_FUZZ_INPUTS)
+#define PGL_FUZZ_INPUTS 20000
+#endif
 
 namespace fuzz {
 
@@ -54,7 +58,7 @@ inline std::string altered(std::string text, std::mt19937 & bits) {
 
 // The number of inputs may be given.
 int main(int argc, char ** argv) {
-    const long n_inputs = argc > 1 ? std::strtol(argv[1], nullptr, 10) : 20000;
+    const long n_inputs = argc > 1 ? std::strtol(argv[1], nullptr, 10) : PGL_FUZZ_INPUTS;
     const std::vector<std::string> seeds = first_inputs();
     std::mt19937 bits(1);
     const auto run = [](const std::string & input) {
@@ -70,6 +74,25 @@ int main(int argc, char ** argv) {
         run(fuzz::altered(seeds[static_cast<size_t>(i) % seeds.size()], bits));
     }
     return check::result("fuzz");
+}
+
+#else
+
+#include <filesystem>
+#include <fstream>
+
+// Called once: the first inputs join the corpus, which is the first folder among the arguments.
+extern "C" int LLVMFuzzerInitialize(int * argc, char *** argv) {
+    const std::vector<std::string> inputs = first_inputs();
+    for (int i = 1; i < *argc; ++i) {
+        if (const std::filesystem::path folder = (*argv)[i]; std::filesystem::is_directory(folder)) {
+            for (size_t n = 0; n < inputs.size(); ++n) {
+                std::ofstream(folder / ("first-" + std::to_string(n)), std::ios::binary) << inputs[n];
+            }
+            break;
+        }
+    }
+    return 0;
 }
 
 #endif
