@@ -36,8 +36,9 @@ class Check {
         tensors(file_);
         splits();
         out_.vocab_only = out_.n_tensors == 0;
-        if (names_.count("output.weight") == 0) {
-            out_.output_bytes += tied_bytes_;
+        out_.tied = names_.count("output.weight") == 0;
+        if (out_.tied) {
+            out_.output_bytes += table_bytes_;
         }
         if (role_ == GgufRole::model) {
             embedding();
@@ -566,7 +567,7 @@ class Check {
     std::vector<GgufFile> splits_;                 // beside file_; the names below are views into them
     std::unordered_set<std::string_view> names_;   // of tensors, over all splits
     std::map<uint32_t, uint64_t> bytes_by_type_;
-    uint64_t tied_bytes_ = 0;  // of the token table, which a model without one of its own takes for its output
+    uint64_t table_bytes_ = 0;  // of the token table
     uint64_t dense_out_ = 0;   // rows of the layer after the pooling; 0 = there is none
 };
 
@@ -627,7 +628,7 @@ void Check::place(const GgufFile::Tensor & tensor) {
     }
     const bool input = contains("token_embd") || contains("position_embd") || contains("token_types");
     (input ? out_.input_bytes : out_.output_bytes) += tensor.n_bytes;
-    tied_bytes_ = tensor.name == "token_embd.weight" ? tensor.n_bytes : tied_bytes_;
+    table_bytes_ = tensor.name == "token_embd.weight" ? tensor.n_bytes : table_bytes_;
 }
 
 void Check::splits() {

@@ -44,6 +44,7 @@ struct GgufSummary {
     };
     std::vector<Layer> layers;
     uint64_t input_bytes = 0, output_bytes = 0;
+    bool tied = false;  // the output is computed with the token table: it has none of its own
 
     std::map<std::string, std::string> metadata;  // scalar keys; strings cut at 256 bytes, on a character
 

@@ -60,8 +60,9 @@ MemoryEstimate estimate_memory(const std::string & path, const EngineOptions & g
         parts = memory_parts(pooler.context());
     }
     estimate.weights_bytes = parts.weights;
-    if (options.mmap && options.kernels && plan.n_gpu_layers == 0) {
+    if (options.mmap && plan.n_gpu_layers == 0 && (options.kernels || !summary.tied)) {
         // Of a mapped token table only the rows of tokens that occur come into memory; half of them is a fair guess.
+        // Where it is the output too, our kernels have a copy for that, and ggml's read all of it.
         estimate.weights_bytes -= std::min(parts.weights, summary.input_bytes / 2);
     }
     estimate.cache_bytes = parts.cache;

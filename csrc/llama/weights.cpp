@@ -94,11 +94,11 @@ void Weights::load(const std::string & path, const GgufSummary & summary, const 
     params.no_host = plan.n_gpu_layers > 0 && plan.n_gpu_layers <= static_cast<int32_t>(summary.layers.size());
     struct Progress {
         const std::function<bool(float)> & report;
-        std::string release;   // the mapped file, where its weights are copied and not computed on in place
+        std::string release;   // the mapped file: what is computed on in place comes back when it is read
         float step;            // of progress between two releases: each reads the process's list of mappings
         float released = 0;
         bool stopped = false;
-    } progress{on_progress, options_.kernels && mmap && plan.n_gpu_layers == 0 ? path : "",
+    } progress{on_progress, mmap && plan.n_gpu_layers == 0 ? path : "",
                std::max(0.02f, static_cast<float>(64 * kMiB) / static_cast<float>(summary.file_bytes))};
     params.progress_callback_user_data = &progress;
     params.progress_callback = [](float value, void * data) {
