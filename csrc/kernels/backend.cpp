@@ -20,6 +20,7 @@
 #include "kernels/loaded_weights.h"
 #include "kernels/matmul/layout.h"
 #include "kernels/matmul/matmul.h"
+#include "kernels/matmul/plan.h"
 #include "platform/pages.h"
 
 namespace pgl::kernels {
@@ -247,6 +248,10 @@ void register_backend() {
         }
         registered = true;
     });
+}
+
+void begin_pass() {
+    forget_plan();
 }
 
 void set_enabled(bool value) {

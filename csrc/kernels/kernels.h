@@ -22,6 +22,10 @@ void set_enabled(bool enabled);
 /// The same for every thread, for good: what a failed self-test does.
 void disable_for_all();
 
+/// Call it before every pass that llama.cpp computes on the calling thread. What an earlier one planned and never came
+/// to compute, because it was stopped or failed, is forgotten: its tensors may be gone.
+void begin_pass();
+
 /// What the graphs that the calling thread planned since watch_foreign() leave, first of all, to ggml's own kernels in
 /// a way that may depend on how many rows there are: the operation and its weights. "" = nothing: then a row's bits do
 /// not depend on the others.

@@ -314,6 +314,7 @@ bool Model::decode(const Batch & batch) {
     std::string fault;
     try {
         weights_->set_adapters(context_.get(), batch.adapters);
+        kernels::begin_pass();
         const int32_t status = llama_decode(context_.get(), native);
         log::expect_abort(false);
         if (status == 0) {

@@ -1,6 +1,7 @@
 #include "llama/pooler.h"
 
 #include "gguf/check.h"
+#include "kernels/kernels.h"
 #include "llama/log.h"
 #include "llama/memory_plan.h"
 #include "platform/machine.h"
@@ -107,6 +108,7 @@ void Pooler::compute(Token * tokens, int32_t n_tokens) {
     std::vector<int8_t> outputs(static_cast<size_t>(n_tokens), 1);   // every token's row is wanted
     batch.logits = outputs.data();
     const bool encode = llama_get_memory(context_.get()) == nullptr || llama_model_has_encoder(weights_.model());
+    kernels::begin_pass();
     const int32_t status = encode ? llama_encode(context_.get(), batch) : llama_decode(context_.get(), batch);
     log::expect_abort(false);
     if (status == 2) {

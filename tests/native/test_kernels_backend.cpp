@@ -153,6 +153,25 @@ void shared_activations_are_never_stale() {
     }
 }
 
+/// A pass that is stopped before its first product leaves a plan, and its tensors may be freed. A sanitizer sees a
+/// later pass that still looks at them.
+void a_plan_that_was_never_computed_is_forgotten() {
+    constexpr int64_t n = 64, k = 512;
+    Product product(GGML_TYPE_Q4_K, n, k, trained_rows(GGML_TYPE_Q4_K, n, k, 60), our_buffer_type());
+    const auto x = normal_values(k, 61);
+    const auto expected = product(x.data(), 1);
+    for (int round = 0; round < 8; ++round) {
+        ggml_context * context = ggml_init({ggml_tensor_overhead() * 8 + ggml_graph_overhead(), nullptr, true});
+        ggml_tensor * input = ggml_new_tensor_2d(context, GGML_TYPE_F32, k, 1);
+        ggml_cgraph * graph = ggml_new_graph(context);
+        ggml_build_forward_expand(graph, ggml_mul_mat(context, product.weight, input));
+        ggml_graph_plan(graph, 1, nullptr);
+        ggml_free(context);
+        kernels::begin_pass();
+        CHECK(same_bits(product(x.data(), 1).data(), expected.data(), expected.size()));
+    }
+}
+
 /// Two graphs at once on two threads, as two engines run them: each has its own scratch.
 void engines_do_not_share_scratch() {
     constexpr int64_t n = 32, k = 512, m = 33;
@@ -237,6 +256,7 @@ int main() {
     weights_come_back();
     three_dimensional_input();
     shared_activations_are_never_stale();
+    a_plan_that_was_never_computed_is_forgotten();
     engines_do_not_share_scratch();
     reference_flag_gives_the_same_bits();
     names_choose();

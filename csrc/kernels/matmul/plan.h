@@ -33,7 +33,8 @@ struct ProductPlan {
 /// size, quantise alike and may share.
 void plan_product(const ggml_tensor * op, Form form, int block, size_t scratch_bytes);
 /// The next planned product starts a new graph: nothing is carried over, tensors keep their addresses but not their
-/// data.
+/// data. A graph that is planned and not computed has to be forgotten too, before its tensors are freed or another one
+/// is planned: what is remembered here points to them.
 void forget_plan();
 ProductPlan plan_of(const ggml_tensor * op);
 /// Takes some of units [0, n) of a planned product, an even number but for the last: many at first, few at the end, so
