@@ -184,7 +184,7 @@ def list_models(
     from polargrid_local.models.store import Store
 
     store = Store(models_dir)
-    on_disk = store.list()
+    on_disk = store.list(lambda cause: typer.echo(f"left out: {cause.filename}: {cause.strerror}", err=True))
     rows: list[dict[str, Any]] = []
     for id in dict.fromkeys([*store.catalog.entries, *on_disk]):
         entry, found = store.catalog.entries.get(id), on_disk.get(id)

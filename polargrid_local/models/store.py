@@ -6,8 +6,9 @@ import contextlib
 import errno
 import glob
 import json
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,13 @@ from polargrid_local.models.partial import file_sha256, require_space, storage_e
 from polargrid_local.models.transfer import Progress
 from polargrid_local.shards import model_files, shard_of
 
+log = logging.getLogger(__name__)
+
 _PRIVATE = ".store"  # the folder of locks, partial downloads, and what `pull` verified
+
+
+def _log_left_out(cause: OSError) -> None:
+    log.warning("a folder of models is left out: %s: %s", cause.filename, cause.strerror)
 
 
 @dataclass(frozen=True)
@@ -128,14 +135,14 @@ class Store:
                 error.args = (error.message,)
             raise
 
-    def list(self) -> dict[str, ResolvedModel]:
+    def list(self, left_out: Callable[[OSError], None] = _log_left_out) -> dict[str, ResolvedModel]:
         """What is on disk, by id: models of the catalogue first, then every other .gguf file of the models directory
         and of the folders in it; a split model once, and only when all its shards are there.
 
-        Folders that cannot be read are left out; raises ServerError, code storage_error, if the models directory itself
-        cannot be read."""
+        A folder that cannot be read is left out, and `left_out` called with the reason; raises ServerError, code
+        storage_error, if the models directory itself cannot be read."""
         found: dict[str, ResolvedModel] = {}
-        for folder, prefix, files in self._walk():
+        for folder, prefix, files in self._walk(left_out):
             names = names_of(files)
             for file in dict.fromkeys(names.values()):
                 shard = shard_of(file)
@@ -147,7 +154,7 @@ class Store:
         models = sorted(found.values(), key=lambda model: rank.index(model.id) if model.entry else len(rank))
         return {model.id: model for model in models}
 
-    def _walk(self) -> Iterator[tuple[Path, str, Sequence[str]]]:
+    def _walk(self, left_out: Callable[[OSError], None]) -> Iterator[tuple[Path, str, Sequence[str]]]:
         """(folder, its name before a model's, its .gguf files); the upper ones first, each real folder once."""
         seen, waiting = set(), [(self.models_dir, "")]
         while waiting:
@@ -168,24 +175,28 @@ class Store:
                         details={"path": str(folder), "errno": cause.errno},
                         path=str(folder),
                     ) from cause
+                left_out(cause)
                 continue
             yield folder, prefix, files
             waiting += [(folder / name, f"{prefix}{name}/") for name in folders]
 
     def _find(self, name: str) -> Path | None:
+        """The file that a name stands for; None as well where a folder on the way cannot be read."""
+        with contextlib.suppress(OSError):
+            return self._look_up(name)
+        return None
+
+    def _look_up(self, name: str) -> Path | None:
         """The file that a name stands for. It is looked up in what each folder holds, never joined to a path, so that
-        no name leads out of the models directory."""
+        no name leads out of the models directory. Raises OSError for a folder that cannot be read."""
         *folders, last = name.split("/")
         place = self.models_dir
-        try:
-            for part in folders:
-                inside = next((name for name in scan(place)[1] if part in (name, readable(name))), None)
-                if inside is None:
-                    return None
-                place = place / inside
-            file = names_of(scan(place)[0]).get(last)
-        except OSError:
-            return None
+        for part in folders:
+            inside = next((name for name in scan(place)[1] if part in (name, readable(name))), None)
+            if inside is None:
+                return None
+            place = place / inside
+        file = names_of(scan(place)[0]).get(last)
         return place / file if file else None
 
     def _resolved(self, path: Path) -> ResolvedModel:
@@ -233,11 +244,12 @@ class Store:
 
         files, problem = [], ""
         try:
+            self._look_up(name)
             files = scan(self.models_dir)[0]
         except FileNotFoundError:
             pass
         except OSError as cause:
-            problem = f" ({cause.strerror})"
+            problem = f" ({readable(str(cause.filename))}: {cause.strerror})"
         names = {short_name(file).lower(): readable(short_name(file)) for file in files[:500]}  # comparing takes time
         names.update((name, entry.id) for name, entry in self.catalog.by_name.items())
         near = difflib.get_close_matches(name[:80].lower(), names, n=1)

@@ -2,14 +2,17 @@
 
 import errno
 import os
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import polargrid_local.models.catalog
+from polargrid_local.cli.commands import app
 from polargrid_local.errors import InvalidModelError, NotFoundError, ServerError, ValidationError
 from polargrid_local.models.catalog import HubSource, WheelSource, parse_source
 from polargrid_local.models.store import Store
@@ -198,7 +201,7 @@ def test_what_is_no_file_hides_nothing_else(store):
             store.resolve(name, paths=False)
 
 
-def test_a_folder_that_cannot_be_read_hides_nothing_else(store, monkeypatch):
+def test_a_folder_that_cannot_be_read_hides_nothing_else_and_is_told(store, monkeypatch, caplog):
     (store.models_dir / "shut").mkdir()
     put(store, "shut/in.gguf"), put(store, "good.gguf")
     real = os.scandir
@@ -209,9 +212,13 @@ def test_a_folder_that_cannot_be_read_hides_nothing_else(store, monkeypatch):
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
+    told = f"{store.models_dir / 'shut'}: Permission denied"
     assert list(store.list()) == ["good"] and store.resolve("good")
-    with pytest.raises(NotFoundError):
+    assert [record.getMessage() for record in caplog.records] == [f"a folder of models is left out: {told}"]
+    with pytest.raises(NotFoundError, match=re.escape(told)):
         store.resolve("shut/in", paths=False)
+    listed = CliRunner().invoke(app, ["list", "--models-dir", str(store.models_dir)])
+    assert listed.exit_code == 0 and f"left out: {told}" in listed.stderr
 
 
 def test_the_layout_of_the_hubs_own_cache_works(store):
