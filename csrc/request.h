@@ -74,6 +74,8 @@ struct SamplingParams {
     std::vector<std::string> bad_words;     // texts that are not said, as far as their own tokens go
     uint64_t seed = 0;
     int32_t n_logprobs = -1;            // -1 = none; else the chosen token plus this many alternatives
+    std::vector<Token> logprob_token_ids;   // in place of the likeliest: these and the chosen one; empty = off
+    bool post_sampling_probs = false;   // logprobs are those the token was drawn by, not the model's own
     std::vector<std::pair<Token, float>> logit_bias;
 
     template <typename Visit> static constexpr void fields(Visit && field) {
@@ -103,6 +105,8 @@ struct SamplingParams {
         field("bad_words", &SamplingParams::bad_words);
         field("seed", &SamplingParams::seed);
         field("n_logprobs", &SamplingParams::n_logprobs, Range{-1, 100});
+        field("logprob_token_ids", &SamplingParams::logprob_token_ids);
+        field("post_sampling_probs", &SamplingParams::post_sampling_probs);
         field("logit_bias", &SamplingParams::logit_bias);
     }
 };
@@ -136,7 +140,8 @@ struct Request {
     Task task = Task::generate;
     std::vector<Span> prompt;  // to rank: query and document, or a template of the model filled in
     std::vector<Token> prompt_tokens;  // in place of a prompt in text
-    int32_t keep_last_tokens = 0;  // of the prompt: what comes before them is cut off; 0 = all are kept
+    int32_t keep_tokens = 0;  // of the prompt: its last ones, what comes before them is cut off; 0 = all are kept
+    bool keep_first = false;  // its first ones instead
     int32_t n_prompt_logprobs = -1;  // as n_logprobs, of the prompt's own tokens: it is computed anew then
     int32_t max_tokens = 150;  // capped by the room left in the context; 0 = the prompt is read, and that is all
     int32_t min_tokens = 0;  // before so many no token ends the answer, and no stop string
@@ -161,7 +166,8 @@ struct Request {
         field("task", &Request::task);
         field("prompt", &Request::prompt);
         field("prompt_tokens", &Request::prompt_tokens);
-        field("keep_last_tokens", &Request::keep_last_tokens, Range{0, 1 << 30});
+        field("keep_tokens", &Request::keep_tokens, Range{0, 1 << 30});
+        field("keep_first", &Request::keep_first);
         field("n_prompt_logprobs", &Request::n_prompt_logprobs, Range{-1, 100});
         field("max_tokens", &Request::max_tokens);
         field("min_tokens", &Request::min_tokens, Range{0, 1 << 30});
@@ -471,6 +477,7 @@ struct Stats {
     uint64_t n_requests = 0, n_finished = 0, n_cancelled = 0, n_failed = 0;
     uint64_t n_prompt_tokens = 0, n_cached_tokens = 0, n_generated_tokens = 0, n_steps = 0;
     uint64_t n_accepted_tokens = 0, n_rejected_tokens = 0;  // of drafts
+    double prompt_seconds = 0, generation_seconds = 0;  // of all answers that have ended, those side by side added up
     int32_t n_cells = 0, n_cells_used = 0;  // KV cache, tokens; used = by running streams and held prefixes
     uint64_t prefix_cache_bytes = 0;  // host copies
     std::map<std::string, uint64_t> device_bytes;  // held of each GPU, by its name
@@ -488,6 +495,8 @@ struct Stats {
         field("n_steps", &Stats::n_steps);
         field("n_accepted_tokens", &Stats::n_accepted_tokens);
         field("n_rejected_tokens", &Stats::n_rejected_tokens);
+        field("prompt_seconds", &Stats::prompt_seconds);
+        field("generation_seconds", &Stats::generation_seconds);
         field("n_cells", &Stats::n_cells);
         field("n_cells_used", &Stats::n_cells_used);
         field("prefix_cache_bytes", &Stats::prefix_cache_bytes);

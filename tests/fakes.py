@@ -175,7 +175,7 @@ class Engine:
             "constraint",
             "prediction",
             "prompt_tokens",
-            "keep_last_tokens",
+            "keep_tokens",
             "n_prompt_logprobs",
             "min_tokens",
             "stop_token_ids",

@@ -258,6 +258,7 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
         {"prompt", &request.prompt_tokens},
         {"stop_token_ids", &request.stop_token_ids},
         {"allowed_token_ids", &request.sampling.allowed_token_ids},
+        {"logprob_token_ids", &request.sampling.logprob_token_ids},
     };
     for (const auto & [name, tokens] : lists) {
         for (const Token token : *tokens) {
@@ -284,7 +285,7 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
                     {{"n_prompt", std::to_string(n_prompt)}, {"n_ctx", std::to_string(n_ctx)}});
     };
     const size_t least = n_bytes(request.prompt) / model->tokenizer().longest_piece();
-    if (least > static_cast<size_t>(n_ctx) && request.keep_last_tokens == 0) {
+    if (least > static_cast<size_t>(n_ctx) && request.keep_tokens == 0) {
         refuse(static_cast<int64_t>(least), "at least ");
     }
     std::vector<Token> prompt = std::exchange(request.prompt_tokens, {});
@@ -293,8 +294,10 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
             std::move(request.prompt), shared_.log, poll,
             [model, task](const std::vector<Span> & spans) { return tokens_for(task, spans, model->tokenizer()); });
     }
-    if (const auto n = static_cast<size_t>(request.keep_last_tokens); n > 0 && prompt.size() > n) {
-        prompt.erase(prompt.begin(), prompt.end() - static_cast<std::ptrdiff_t>(n));
+    if (const auto n = static_cast<size_t>(request.keep_tokens); n > 0 && prompt.size() > n) {
+        const auto n_cut = static_cast<std::ptrdiff_t>(prompt.size() - n);
+        const auto begin = request.keep_first ? prompt.end() - n_cut : prompt.begin();
+        prompt.erase(begin, begin + n_cut);
     }
     if (prompt.empty()) {
         throw Error("invalid_request", "the prompt is empty");

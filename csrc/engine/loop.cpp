@@ -67,6 +67,14 @@ int32_t number_among(std::vector<AdapterScales> & list, const AdapterScales & ad
     return n;
 }
 
+// Of an answer that has ended, as far as it came.
+void add_seconds(Stats & stats, const Timings & timings) {
+    if (timings.prefill_ms >= 0) {
+        stats.prompt_seconds += (timings.prefill_ms - std::max(timings.queue_ms, 0.0)) / 1e3;
+        stats.generation_seconds += std::max(timings.total_ms - timings.prefill_ms, 0.0) / 1e3;
+    }
+}
+
 void add_generated(Stats & stats, const Usage & usage) {
     stats.n_generated_tokens += static_cast<uint64_t>(usage.n_generated);
     stats.n_accepted_tokens += static_cast<uint64_t>(usage.n_accepted);
@@ -659,6 +667,7 @@ void Loop::pool(Sequence & sequence) {
     note_memory();
     {
         const std::lock_guard lock(shared_.mutex);
+        ++shared_.stats.n_steps;
         if (shared_.closing && event.code == "cancelled") {
             const Error reason = engine_closed();
             event.code = reason.code;
@@ -720,6 +729,7 @@ void Loop::count() {
             shared_.stats.n_prompt_tokens += static_cast<uint64_t>(event.usage.n_prompt);
             shared_.stats.n_cached_tokens += static_cast<uint64_t>(event.usage.n_cached);
             add_generated(of_ended_, event.usage);
+            add_seconds(shared_.stats, event.timings);
         }
     }
     Stats generated = of_ended_;

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <set>
 #include <utility>
 
 namespace pgl {
@@ -66,7 +68,7 @@ Sampler::Sampler(const SamplingParams & params, const std::vector<Token> & promp
 
 Token Sampler::sample(float * logits, TokenLogprob * logprob, Guide * guide, bool goes_on) {
     std::vector<float> raw;
-    if (logprob != nullptr) {
+    if (logprob != nullptr && !params_.post_sampling_probs) {
         raw.assign(logits, logits + n_vocab_);
     }
     if (guide != nullptr) {
@@ -84,6 +86,7 @@ Token Sampler::sample(float * logits, TokenLogprob * logprob, Guide * guide, boo
     const bool greedy = params_.temperature <= 0 || params_.top_k == 1 || params_.top_p <= 0;
     if (greedy) {
         chosen = static_cast<Token>(std::find(logits, logits + n_vocab_, best) - logits);
+        candidates_.assign(1, {best, chosen, 1});
     } else if (params_.mirostat > 0) {
         gather(logits, best);
         chosen = draw_by_surprise();
@@ -98,7 +101,9 @@ Token Sampler::sample(float * logits, TokenLogprob * logprob, Guide * guide, boo
     }
     remember(chosen);
     if (logprob != nullptr) {
-        *logprob = describe(raw.data(), n_vocab_, chosen, params_.n_logprobs);
+        *logprob = params_.post_sampling_probs
+                       ? describe_drawn(chosen)
+                       : describe(raw.data(), n_vocab_, chosen, params_.n_logprobs, params_.logprob_token_ids);
     }
     return chosen;
 }
@@ -357,37 +362,77 @@ Token Sampler::draw_by_surprise() {
     return chosen;
 }
 
-TokenLogprob Sampler::describe(const float * logits, int32_t n_vocab, Token chosen, int32_t n_top) {
+TokenLogprob Sampler::describe(const float * logits, int32_t n_vocab, Token chosen, int32_t n_top,
+                               const std::vector<Token> & ids) {
     const float best = maximum(logits, n_vocab);
     double total = 0;
     for (Token token = 0; token < n_vocab; ++token) {
         total += std::exp(static_cast<double>(logits[token] - best));
     }
     const double log_total = static_cast<double>(best) + std::log(total);
-    const auto logprob = [&](Token token) {
+    const auto comes_first = [&](Token a, Token b) {
+        return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
+    };
+    const auto rank_of = [&](Token token) {
+        int32_t rank = 1;
+        for (Token other = 0; other < n_vocab; ++other) {
+            rank += comes_first(other, token) ? 1 : 0;
+        }
+        return rank;
+    };
+    const auto told = [&](Token token, int32_t rank) {
         TokenLogprob entry;
         entry.token = token;
         entry.logprob = static_cast<float>(logits[token] - log_total);
+        entry.rank = rank;
         return entry;
     };
-    TokenLogprob result = logprob(chosen);
-    result.rank = 1;
-    for (Token token = 0; token < n_vocab; ++token) {
-        result.rank += logits[token] > logits[chosen] || (logits[token] == logits[chosen] && token < chosen) ? 1 : 0;
+    TokenLogprob result = told(chosen, rank_of(chosen));
+    if (!ids.empty()) {
+        std::set<Token, decltype(comes_first)> asked(ids.begin(), ids.end(), comes_first);
+        asked.insert(chosen);
+        for (const Token token : asked) {
+            result.top.push_back(told(token, rank_of(token)));
+        }
+        return result;
     }
-    const auto n = static_cast<size_t>(std::clamp(n_top, 0, n_vocab));
     std::vector<Token> order(static_cast<size_t>(n_vocab));
-    for (size_t i = 0; i < order.size(); ++i) {
-        order[i] = static_cast<Token>(i);
+    std::iota(order.begin(), order.end(), 0);
+    const int32_t n = std::clamp(n_top, 0, n_vocab);
+    std::partial_sort(order.begin(), order.begin() + n, order.end(), comes_first);
+    for (int32_t i = 0; i < n; ++i) {
+        result.top.push_back(told(order[static_cast<size_t>(i)], i + 1));
     }
-    std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(n), order.end(),
-                      [&](Token a, Token b) {
-                          const float x = logits[a], y = logits[b];
-                          return x > y || (x == y && a < b);
-                      });
-    for (size_t i = 0; i < n; ++i) {
-        result.top.push_back(logprob(order[i]));
-        result.top.back().rank = static_cast<int32_t>(i) + 1;
+    return result;
+}
+
+// What cannot be drawn is not told of.
+TokenLogprob Sampler::describe_drawn(Token chosen) const {
+    std::vector<Candidate> order = candidates_;
+    std::sort(order.begin(), order.end(), [](const Candidate & a, const Candidate & b) {
+        return a.weight > b.weight || (a.weight == b.weight && a.token < b.token);
+    });
+    double total = 0;
+    for (const Candidate & c : order) {
+        total += c.weight;
+    }
+    const std::vector<Token> & ids = params_.logprob_token_ids;
+    TokenLogprob result;
+    for (size_t i = 0; i < order.size(); ++i) {
+        TokenLogprob entry;
+        entry.token = order[i].token;
+        entry.logprob = static_cast<float>(std::log(order[i].weight / total));
+        entry.rank = static_cast<int32_t>(i) + 1;
+        const bool is_asked = ids.empty() ? static_cast<int32_t>(i) < params_.n_logprobs
+                                          : std::find(ids.begin(), ids.end(), entry.token) != ids.end();
+        if (is_asked || (!ids.empty() && entry.token == chosen)) {
+            result.top.push_back(entry);
+        }
+        if (entry.token == chosen) {
+            result.token = entry.token;
+            result.logprob = entry.logprob;
+            result.rank = entry.rank;
+        }
     }
     return result;
 }

@@ -32,14 +32,17 @@ class Sampler {
             SamplerTokens tokens = {});
 
     // Chooses from `logits` [n_vocab] (penalties are applied in place) and remembers the choice. `logprob`, where asked
-    // for, describes the model's own distribution, before penalties and temperature; its `bytes` are left empty.
+    // for, describes the model's own distribution, before penalties and temperature, or with `post_sampling_probs` the
+    // one that is drawn from; its `bytes` are left empty.
     // `guide`: chooses only what it allows, and tells it the choice. `goes_on`: chooses none of the tokens that end an
     // answer. Throws Error("numeric_error") on NaN, on +infinity, or when every token is ruled out; and what the guide
     // throws.
     Token sample(float * logits, TokenLogprob * logprob, Guide * guide = nullptr, bool goes_on = false);
 
-    // How likely `chosen` was, and the `n` likeliest tokens. `logits` [n_vocab], the model's own.
-    static TokenLogprob describe(const float * logits, int32_t n_vocab, Token chosen, int32_t n);
+    // How likely `chosen` was, and the `n` likeliest tokens, or `ids` and `chosen` in their place. `logits` [n_vocab],
+    // the model's own.
+    static TokenLogprob describe(const float * logits, int32_t n_vocab, Token chosen, int32_t n,
+                                 const std::vector<Token> & ids = {});
 
   private:
     struct Candidate {
@@ -57,6 +60,7 @@ class Sampler {
     void exclude_top_choices();
     Token draw();
     Token draw_by_surprise();
+    TokenLogprob describe_drawn(Token chosen) const;
     void remember(Token token);
 
     SamplingParams params_;

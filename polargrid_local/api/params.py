@@ -162,6 +162,7 @@ class _GeneratingParams(TypedDict, total=False):
     include_stop_str_in_output: bool | None
     min_tokens: int | None
     truncate_prompt_tokens: int | None
+    truncation_side: Literal["left", "right"] | None
     prediction: str | PredictionParam | None  # text that the answer may repeat: it comes faster, and stays the same
     stream_options: StreamOptions | None
     user: str | None
@@ -169,6 +170,8 @@ class _GeneratingParams(TypedDict, total=False):
     skip_special_tokens: bool | None
     return_token_ids: bool | None
     return_tokens_as_token_ids: bool | None
+    logprob_token_ids: Sequence[int] | None
+    post_sampling_probs: bool | None
     prompt_logprobs: int | None
     timings_per_token: bool | None
     return_progress: bool | None
@@ -247,7 +250,8 @@ class EmbeddingOptions(TypedDict, total=False):
     model: str | None
     user: str | None
     dimensions: int | None
-    truncate_prompt_tokens: int | None  # the last ones; -1 = what the model takes
+    truncate_prompt_tokens: int | None  # -1 = what the model takes
+    truncation_side: Literal["left", "right"] | None
 
 
 class _Embedding(EmbeddingOptions, total=False):
@@ -255,7 +259,7 @@ class _Embedding(EmbeddingOptions, total=False):
 
 
 class EmbeddingParams(_Embedding):
-    input: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+    input: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Sequence[str | Sequence[int]]
 
 
 class RerankOptions(TypedDict, total=False):

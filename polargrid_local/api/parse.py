@@ -98,6 +98,8 @@ def _check_supported(request: Any) -> None:
         constraint_asked(request)
         if request.samplers is not None:
             without_the_others(request.samplers, request.model_dump(include=set(Sampling.model_fields)))
+        if request.logprob_token_ids and request.n_logprobs < 0:
+            raise refused("logprob_token_ids", "needs logprobs")
     if isinstance(request, ChatCompletionRequest):
         tools_asked(request)
         if request.top_logprobs and not request.logprobs:

@@ -123,7 +123,7 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         if request.dimensions is not None and request.dimensions > n_embd:
             problem = f"must be between 1 and {n_embd}, the width of this model, got {request.dimensions}"
             raise refused("dimensions", problem, le=n_embd)
-        common = {"task": task, **_kept(request.truncate_prompt_tokens, target.info.get("n_ctx_train"))}
+        common = {"task": task, **_kept(request, target.info.get("n_ctx_train"))}
         limited = request.truncate_prompt_tokens is None
         prompts = [_prompt(given, False, target, "input", task, limited=limited) for given in request.inputs]
         requests = [{**common, **prompt} for prompt in prompts]
@@ -212,7 +212,7 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         "ignore_eos": request.ignore_eos,
         **adapters_asked(request, target),
     }
-    common |= _kept(request.truncate_prompt_tokens, (target.info.get("n_ctx") or 2**30) - 1)
+    common |= _kept(request, (target.info.get("n_ctx") or 2**30) - 1)
     if marks:
         common["marks"] = marks
     if constraint is not None:
@@ -285,11 +285,13 @@ def _joined(
     return ids
 
 
-def _kept(n_asked: int | None, n_most: int | None) -> dict[str, Any]:
-    """How many of its last tokens are left of a prompt, as a native request has it; `n_most` are what -1 asks for."""
+def _kept(request: ChatCompletionRequest | CompletionRequest | EmbeddingRequest, n_most: int | None) -> dict[str, Any]:
+    """How many tokens are left of a prompt, as a native request has it; `n_most` are what -1 asks for."""
+    n_asked = request.truncate_prompt_tokens
     if n_asked is None:
         return {}
-    return {"keep_last_tokens": n_most or 2**30 if n_asked == -1 else max(n_asked, 1)}
+    kept = {"keep_tokens": n_most or 2**30 if n_asked == -1 else max(n_asked, 1)}
+    return {**kept, "keep_first": True} if request.truncation_side == "right" else kept
 
 
 def _beginning(text: str, n_tokens: int, target: Target) -> str:
@@ -509,6 +511,8 @@ def _sampling(request: ChatCompletionRequest | CompletionRequest, target: Target
         "top_k": max(values["top_k"], 0),
         "seed": seed,
         "n_logprobs": request.n_logprobs,
+        "logprob_token_ids": request.logprob_token_ids,
+        "post_sampling_probs": request.post_sampling_probs,
         "logit_bias": _biases(cast(Any, request.logit_bias), target),  # pairs, whatever form they came in
     }
 

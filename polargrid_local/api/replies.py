@@ -670,6 +670,8 @@ class ModelStats(TypedDict):
     n_steps: int
     n_accepted_tokens: int  # of drafts
     n_rejected_tokens: int
+    prompt_seconds: float  # of answers that have ended: to read their prompts, and to say them; side by side added up
+    generation_seconds: float
     n_cells: int
     n_cells_used: int
     prefix_cache_bytes: int

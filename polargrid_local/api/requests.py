@@ -34,6 +34,7 @@ MAX_STOP_BYTES = 256
 MAX_PROMPTS = 2048
 MAX_LOGIT_BIAS = 1024
 MAX_LOGPROBS = 20
+MAX_LOGPROB_IDS = 128
 MAX_FILTER = 64
 MAX_TOOLS = 256
 MAX_CHOICES = 128
@@ -163,8 +164,10 @@ BadWords = Annotated[list[str], BeforeValidator(_as_stop), AfterValidator(_strin
 Breakers = Annotated[list[str], BeforeValidator(_as_stop), AfterValidator(_strings(MAX_STOP, "sequence breakers"))]
 TokenId = Annotated[Whole, Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], BeforeValidator(_as_list), Field(max_length=MAX_TOKEN_IDS)]
+LogprobIds = Annotated[list[TokenId], BeforeValidator(_as_list), Field(max_length=MAX_LOGPROB_IDS)]
 PromptIds = Annotated[list[TokenId], BeforeValidator(_as_list), Field(min_length=1)]
-KeptTokens = Annotated[Whole, Field(ge=-1, lt=2**30)]  # the last ones of a prompt; -1 = what fits
+KeptTokens = Annotated[Whole, Field(ge=-1, lt=2**30)]  # of a prompt; -1 = what fits
+KeptSide = Literal["left", "right"]  # where a prompt is cut: what is left are its last tokens, or its first
 LookBack = Annotated[Whole, Field(ge=-1, lt=2**30)]
 Processors = Annotated[list[Any], BeforeValidator(_processors), Field(max_length=MAX_FILTER)]
 
@@ -440,6 +443,7 @@ class _GeneratingRequest(Sampling):
     include_stop_str_in_output: bool = False
     min_tokens: Annotated[Whole, Field(ge=0, lt=2**30)] = 0  # before so many nothing but a filter ends the answer
     truncate_prompt_tokens: KeptTokens | None = None
+    truncation_side: KeptSide = "left"
     prediction: Annotated[Prediction, BeforeValidator(_prediction)] | None = None
     stream: bool = False
     stream_options: dict[str, bool] = {}
@@ -448,6 +452,8 @@ class _GeneratingRequest(Sampling):
     skip_special_tokens: bool = True  # False: control tokens of the answer are told by their names
     return_token_ids: bool = False  # of the prompt, and of the answer
     return_tokens_as_token_ids: bool = False  # logprobs name every token `token_id:` and its number
+    logprob_token_ids: LogprobIds = []  # logprobs tell these and the chosen one, in place of the likeliest
+    post_sampling_probs: bool = False  # logprobs are those that a token was drawn by, not the model's own
     prompt_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None  # alternatives of the prompt's tokens
     timings_per_token: bool = False  # every chunk tells how long it took so far, and the whole answer too
     return_progress: bool = False  # streams tell how much of the prompt has been read
@@ -543,13 +549,36 @@ class CompletionRequest(_GeneratingRequest):
         return -1 if self.logprobs is None else self.logprobs
 
 
+def _input(value: Any) -> Any:
+    """An input, or each of several, with llama-server's objects as the texts that they hold."""
+    return [_input_text(item) for item in value] if isinstance(value, (list, tuple)) else _input_text(value)
+
+
+def _input_text(value: Any) -> Any:
+    """That of `{"prompt_string": text}`, and of `{"content": ...}` as a message has it; all else as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    if len(value) == 1 and isinstance(value.get("prompt_string"), str):
+        return value["prompt_string"]
+    content = value.get("content") if len(value) == 1 else None
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not parts or not isinstance(parts, (list, tuple)) or not all(_is_text_part(part) for part in parts):
+        raise PydanticCustomError("input_type", 'an object must be {"prompt_string": text} or {"content": text parts}')
+    return "".join(part["text"] for part in parts)
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
 class EmbeddingRequest(StrictModel):
-    input: Prompts
+    input: Annotated[Prompts, BeforeValidator(_input)]
     model: ModelName | None = None
     user: str | None = None
     encoding_format: Annotated[Literal["float", "base64", "numpy"], WrapValidator(_encoding)] = "float"
     dimensions: Annotated[Whole, Field(ge=1, lt=2**31)] | None = None  # the first so many, of length 1 again
     truncate_prompt_tokens: KeptTokens | None = None
+    truncation_side: KeptSide = "left"
 
     @property
     def inputs(self) -> list[Prompt]:

@@ -22,10 +22,11 @@ def server_timings(n_prompt: int, n_generated: int, timings: Mapping[str, Any]) 
     if timings.get("total_ms") is None:
         return told
     told["predicted_ms"] = ms = timings["total_ms"] - timings["prefill_ms"]
-    told["predicted_per_token_ms"], told["predicted_per_second"] = _rates(n_generated, ms)
+    # The first token comes with the prompt's last pass, so it costs no time of its own.
+    told["predicted_per_token_ms"], told["predicted_per_second"] = _rates(max(n_generated - 1, 0), ms)
     return told
 
 
 def _rates(n_tokens: int, ms: float) -> tuple[float, float]:
     """Milliseconds per token, and tokens per second; 0 where there is nothing to divide by."""
-    return ms / n_tokens if n_tokens else 0.0, n_tokens / ms * 1e3 if ms > 0 else 0.0
+    return (ms / n_tokens if n_tokens else 0.0), (n_tokens / ms * 1e3 if ms > 0 else 0.0)

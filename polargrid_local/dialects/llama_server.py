@@ -15,7 +15,7 @@ from polargrid_local.api.requests import Sampling
 from polargrid_local.api.timings import server_timings
 from polargrid_local.dialects.exchange import Exchange, Kind, Moment, Refusal, Words, account_of, event
 from polargrid_local.dialects.fields import Fields
-from polargrid_local.dialects.logprobs import token_entries
+from polargrid_local.dialects.logprobs import token_entries, token_probs
 from polargrid_local.errors import refused
 
 SAME = (
@@ -26,6 +26,7 @@ SAME = (
     "json_schema",
     "ignore_eos",
     "lora",
+    "post_sampling_probs",
     "samplers",
     "return_progress",
 )
@@ -33,6 +34,7 @@ RENAMED = {"n_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
 OUR_NAMES = {ours: theirs for theirs, ours in RENAMED.items()}
 DEFAULTS: Words = {OUR_NAMES.get(name, name): field.get_default() for name, field in Sampling.model_fields.items()}
 DEFAULTS["seed"] = -1  # another one for every answer
+DEFAULTS["logit_bias"] = []
 HARMLESS = ("cache_prompt", "id_slot", "n_discard", "n_keep")
 CANNOT: dict[str, tuple[Any, ...]] = {
     "image_data": ([],),
@@ -40,7 +42,6 @@ CANNOT: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "n_cmpl": (1,),
     "n_indent": (0,),
-    "post_sampling_probs": (False,),
     "t_max_predict_ms": (0, -1),
 }
 
@@ -54,6 +55,7 @@ class LlamaCompletionReply(TypedDict):
     tokens: list[int]  # of the content: in events, and where `return_tokens` asks for them
     stop: bool
     model: str
+    prompt: NotRequired[str]  # of text, as it was sent
     tokens_predicted: int
     tokens_evaluated: int
     stop_type: str  # eos, limit, word, or none: a filter of this server's
@@ -109,6 +111,7 @@ class LlamaCompletion(LlamaExchange):
             self.body["max_tokens"] = -1
         if n_probs := fields.get("n_probs", int):
             self.body["logprobs"] = n_probs
+        self._after_sampling = self.body.get("post_sampling_probs") is True
         self._timings_per_token = fields.get("timings_per_token", bool) is True
         if self.streaming:
             self.body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
@@ -132,14 +135,16 @@ class LlamaCompletion(LlamaExchange):
         for choice in answer["choices"]:
             self._answers[choice["index"]].add(choice)
             more = _tokens(choice) if self._tells_tokens else {}
-            replies.append(self._last(choice, choice["text"], **more, **_probabilities(choice)))
+            replies.append(self._last(choice, choice["text"], **more, **self._probabilities(choice)))
         return replies if self._several else replies[0]
 
     def chunk(self, chunk: Mapping[str, Any]) -> Iterable[bytes]:
         self._known |= account_of(chunk)
         for choice in chunk["choices"]:
             self._answers[choice["index"]].add(choice)
-            more = _probabilities(choice) | _tokens(choice) | ({"content": choice["text"]} if choice["text"] else {})
+            more = (
+                self._probabilities(choice) | _tokens(choice) | ({"content": choice["text"]} if choice["text"] else {})
+            )
             if "prompt_progress" in chunk:
                 more["prompt_progress"] = chunk["prompt_progress"]
             if more and self._timings_per_token:
@@ -178,10 +183,22 @@ class LlamaCompletion(LlamaExchange):
             "truncated": False,
             "has_new_line": self._answers[choice["index"]].has_new_line,
             "generation_settings": self._settings | self._seed(),
+            **self._asked(choice["index"]),
             "timings": self._timings(),
             **more,
         }
         return told if not self._paths else _parts(told, self._paths)
+
+    def _probabilities(self, choice: Mapping[str, Any]) -> Words:
+        """Of the tokens told, where they are asked for."""
+        if not choice.get("logprobs"):
+            return {}
+        told = token_probs if self._after_sampling else token_entries
+        return {"completion_probabilities": told(choice["logprobs"])}
+
+    def _asked(self, index: int) -> Words:
+        prompt = self.body["prompt"][index] if self._several else self.body["prompt"]
+        return {"prompt": prompt} if isinstance(prompt, str) else {}
 
     def _seed(self) -> Words:
         """That of the answer, where it is told."""
@@ -232,6 +249,9 @@ class LlamaInfill(LlamaCompletion):
         prefix, typed = fields.need("input_prefix", str), fields.get("prompt", str) or ""
         words: Words = {"prompt": prefix + typed, "suffix": fields.need("input_suffix", str), "input_extra": []}
         return {**words, **fields.take("input_extra", "spm_infill")}
+
+    def _asked(self, index: int) -> Words:
+        return {}  # what the model reads is more than any one text of the request
 
     @staticmethod
     def error(refusal: Refusal) -> Words:
@@ -319,8 +339,3 @@ _TOKEN_ID = re.compile(r"-?[0-9]{1,20}")
 def _tokens(choice: Mapping[str, Any]) -> Words:
     """Where there are any."""
     return {"tokens": choice["token_ids"]} if choice.get("token_ids") else {}
-
-
-def _probabilities(choice: Mapping[str, Any]) -> Words:
-    logprobs = choice.get("logprobs")
-    return {"completion_probabilities": token_entries(logprobs)} if logprobs else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,19 @@ def token_entries(logprobs: Mapping[str, Any]) -> list[Words]:
         {"id": id, **entry, "top_logprobs": [{"id": id, **top} for id, top in zip(top_ids, entry["top_logprobs"])]}
         for entry, id, top_ids in zip(entries, logprobs["token_ids"], logprobs["top_token_ids"])
     ]
+
+
+def token_probs(logprobs: Mapping[str, Any]) -> list[Words]:
+    """The same with probabilities in place of their logarithms, which are lists by other names."""
+    return [
+        {**_as_prob(entry), "top_probs": [_as_prob(top) for top in entry["top_logprobs"]]}
+        for entry in token_entries(logprobs)
+    ]
+
+
+def _as_prob(entry: Words) -> Words:
+    told = {name: value for name, value in entry.items() if name not in ("logprob", "top_logprobs")}
+    return {**told, "prob": math.exp(entry["logprob"])}
 
 
 def _entry(token: str, logprob: float) -> Words:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, cast
 
@@ -34,19 +35,45 @@ _GAUGES = {
     "n_cells_used": ("kv_cells_used", "Tokens held in the KV cache"),
     "prefix_cache_bytes": ("prefix_cache_bytes", "Host memory held by cached prefixes"),
 }
+_SECONDS = {
+    "prompt_seconds": ("prompt_seconds", "Time to read the prompts of answers that have ended"),
+    "generation_seconds": ("generation_seconds", "Time to say those answers"),
+}
+
+
+def _rate(n_tokens: float, seconds: float) -> float:
+    return n_tokens / seconds if seconds > 0 else 0.0
+
+
+def _n_read(stats: Mapping[str, float]) -> float:
+    return stats["n_prompt_tokens"] - stats["n_cached_tokens"]
+
+
 # What llama-server measures too, by its names, of all models together.
-_LLAMA_SERVER: dict[
-    str, tuple[type[CounterMetricFamily] | type[GaugeMetricFamily], str, Callable[[Mapping[str, int]], int]]
-] = {
-    "prompt_tokens": (
-        CounterMetricFamily,
-        "Tokens of prompts, without cached ones",
-        lambda stats: stats["n_prompt_tokens"] - stats["n_cached_tokens"],
+_LLAMA_SERVER_COUNTERS: dict[str, tuple[str, Callable[[Mapping[str, float]], float]]] = {
+    "prompt_tokens": ("Tokens of prompts, without cached ones", _n_read),
+    "prompt_tokens_cached": ("Tokens of prompts taken from the cache", lambda stats: stats["n_cached_tokens"]),
+    "prompt_seconds": ("Time to read prompts", lambda stats: stats["prompt_seconds"]),
+    "tokens_predicted": ("Tokens generated", lambda stats: stats["n_generated_tokens"]),
+    "tokens_predicted_seconds": ("Time to generate them", lambda stats: stats["generation_seconds"]),
+    "n_decode": ("Batches computed", lambda stats: stats["n_steps"]),
+    "spec_decode_num_draft_tokens": (
+        "Draft tokens that were checked",
+        lambda stats: stats["n_accepted_tokens"] + stats["n_rejected_tokens"],
     ),
-    "tokens_predicted": (CounterMetricFamily, "Tokens generated", lambda stats: stats["n_generated_tokens"]),
-    "n_decode": (CounterMetricFamily, "Batches computed", lambda stats: stats["n_steps"]),
-    "requests_processing": (GaugeMetricFamily, "Streams in the batch", lambda stats: stats["n_running"]),
-    "requests_deferred": (GaugeMetricFamily, "Requests in the queue", lambda stats: stats["n_waiting"]),
+    "spec_decode_num_accepted_tokens": ("Those that came true", lambda stats: stats["n_accepted_tokens"]),
+}
+_LLAMA_SERVER_GAUGES: dict[str, tuple[str, Callable[[Mapping[str, float]], float]]] = {
+    "prompt_tokens_seconds": (
+        "Tokens read a second, on average",
+        lambda stats: _rate(_n_read(stats), stats["prompt_seconds"]),
+    ),
+    "predicted_tokens_seconds": (
+        "Tokens generated a second by one stream, on average",
+        lambda stats: _rate(stats["n_generated_tokens"], stats["generation_seconds"]),
+    ),
+    "requests_processing": ("Streams in the batch", lambda stats: stats["n_running"]),
+    "requests_deferred": ("Requests in the queue", lambda stats: stats["n_waiting"]),
 }
 
 
@@ -75,6 +102,7 @@ class Metrics:
 
     def __init__(self, stats: Callable[[], Mapping[str, ModelStats]]) -> None:
         self.stats = stats
+        self.started = int(time.time())
         self.requests: Counter[tuple[str, int]] = Counter()  # (route, HTTP status)
         self.key_requests: Counter[tuple[str, int]] = Counter()  # (name of the key, HTTP status)
         self.first_token = Histogram(FIRST_TOKEN_BOUNDS_S)
@@ -100,14 +128,18 @@ class Metrics:
         yield self.between_tokens.family("polargrid_token_seconds", "Between two events of one stream")
         stats = self.stats()
         yield GaugeMetricFamily("polargrid_loaded_models", "Models in memory", value=len(stats))
-        for kind, rows in ((CounterMetricFamily, _COUNTERS), (GaugeMetricFamily, _GAUGES)):
+        for kind, rows in ((CounterMetricFamily, _COUNTERS | _SECONDS), (GaugeMetricFamily, _GAUGES)):
             for field, (name, text) in rows.items():
                 family = kind(f"polargrid_{name}", text, labels=["model"])
                 for model, values in sorted(stats.items()):
-                    family.add_metric([model], cast("Mapping[str, int]", values).get(field, 0))
+                    family.add_metric([model], cast("Mapping[str, float]", values).get(field, 0))
                 yield family
-        total: Counter[str] = Counter()
+        total: defaultdict[str, float] = defaultdict(float)
         for values in stats.values():
-            total.update({field: count for field, count in values.items() if isinstance(count, int)})
-        for name, (kind, text, of) in _LLAMA_SERVER.items():
-            yield kind(f"llamacpp:{name}", text, value=of(total))
+            for field, value in values.items():
+                if isinstance(value, (int, float)):
+                    total[field] += value
+        for name, (text, of) in _LLAMA_SERVER_COUNTERS.items():
+            yield CounterMetricFamily(f"llamacpp:{name}", text, value=of(total))
+        for name, (text, of) in _LLAMA_SERVER_GAUGES.items():
+            yield GaugeMetricFamily(f"llamacpp:{name}", text, value=of(total))

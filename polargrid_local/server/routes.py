@@ -153,7 +153,8 @@ def api(
         return JsonReply(reply, status_code=503 if not_ok else 200, headers=list_header(IGNORED, ignored))
 
     async def prometheus(request: Request, endpoint: Endpoint) -> Response:
-        return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        started = {"Process-Start-Time-Unix": str(metrics.started)}  # which llama-server's readers look for
+        return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8", headers=started)
 
     def add(endpoint: Endpoint, handle: Callable[[Request, Endpoint], Awaitable[Response]]) -> None:
         async def route(request: Request) -> Response:

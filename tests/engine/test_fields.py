@@ -123,6 +123,8 @@ def test_a_prompt_is_cut_to_its_last_tokens(engine: Engine) -> None:
     ids = engine.tokenize("Words that are cut off. " + CAPITAL)
     kept = len(engine.tokenize(CAPITAL))
     assert said(engine, prompt=ids, truncate_prompt_tokens=kept) == said(engine, prompt=ids[-kept:])
+    first = said(engine, prompt=ids, truncate_prompt_tokens=kept, truncation_side="right")
+    assert first == said(engine, prompt=ids[:kept])
     long = "word " * 3 * engine.info()["n_ctx"]
     with pytest.raises(ContextLengthError):
         engine.completion(prompt=long, max_tokens=1)
@@ -236,6 +238,8 @@ def test_an_embedding_of_token_ids_is_that_of_their_text(engine: Engine) -> None
 def test_an_embedding_is_that_of_a_texts_last_tokens(engine: Engine) -> None:
     ids = engine.tokenize("Words that are cut off. " + CAPITAL)
     kept = engine.embeddings(input=ids, truncate_prompt_tokens=4)
+    first = engine.embeddings(input=ids, truncate_prompt_tokens=4, truncation_side="right")
+    assert first["data"] == engine.embeddings(input=ids[:4])["data"]
     assert kept["usage"]["prompt_tokens"] == 4
     assert kept["data"] == engine.embeddings(input=ids[-4:])["data"] != engine.embeddings(input=ids)["data"]
     assert engine.embeddings(input=ids, truncate_prompt_tokens=-1)["data"] == engine.embeddings(input=ids)["data"]
@@ -342,6 +346,47 @@ def test_logprobs_name_tokens_by_numbers_that_spell_the_answer(engine: Engine) -
     assert choice["logprobs"]["token_logprobs"] == said(engine, logprobs=2)["logprobs"]["token_logprobs"]
 
 
+def likely(reply: Any) -> list[dict[int, float]]:
+    """Of each token of an answer: the alternatives that are told, by number."""
+    return [
+        {int(name.removeprefix("token_id:")): logprob for name, logprob in top.items()}
+        for top in reply["logprobs"]["top_logprobs"]
+    ]
+
+
+@pytest.mark.parametrize("logprobs", [0, 5])
+def test_logprobs_tell_the_tokens_that_are_asked_for(engine: Engine, logprobs: int) -> None:
+    told: Any = {"max_tokens": 4, "temperature": 0, "return_tokens_as_token_ids": True, "return_token_ids": True}
+    everyday = said(engine, logprobs=20, **told)
+    ids = [*list(likely(everyday)[0])[:3], 5000]
+    asked = said(engine, logprobs=logprobs, logprob_token_ids=ids, **told)
+    assert asked["text"] == everyday["text"]
+    for top, usual, chosen in zip(likely(asked), likely(everyday), asked["token_ids"], strict=True):
+        assert set(top) == {*ids, chosen}
+        assert list(top.values()) == sorted(top.values(), reverse=True)
+        assert all(top[id] == usual[id] for id in set(top) & set(usual))
+        assert top[5000] < min(usual.values())
+    with pytest.raises(ValidationError, match="logprob_token_ids: needs logprobs"):
+        said(engine, logprob_token_ids=ids)
+    with pytest.raises(ValidationError, match="logprob_token_ids"):
+        said(engine, logprobs=1, logprob_token_ids=[engine.info()["n_vocab"]])
+
+
+@pytest.mark.parametrize("top_k", [1, 5, 50])
+def test_probabilities_after_sampling_are_those_of_what_may_come(engine: Engine, top_k: int) -> None:
+    told: Any = {"max_tokens": 6, "top_k": top_k, "top_p": 1, "seed": 3, "return_tokens_as_token_ids": True}
+    told |= {"logprobs": 20, "temperature": 1, "return_token_ids": True}
+    before, after = said(engine, **told), said(engine, post_sampling_probs=True, **told)
+    assert after["token_ids"] == before["token_ids"]
+    for model, drawn, chosen in zip(likely(before), likely(after), after["token_ids"], strict=True):
+        assert chosen in drawn and len(drawn) >= min(top_k, 20)
+        if top_k < 20:  # all that may come: as likely among themselves as the model has it
+            total = math.log(sum(math.exp(model[id]) for id in drawn))
+            assert set(drawn) == set(list(model)[:top_k])
+            assert sum(map(math.exp, drawn.values())) == pytest.approx(1, abs=1e-5)
+            assert all(logprob == pytest.approx(model[id] - total, abs=1e-4) for id, logprob in drawn.items())
+
+
 # --- control tokens ---
 
 
@@ -416,7 +461,9 @@ def test_the_progress_of_a_long_prompt_is_told(engine: Engine) -> None:
     last = chunks[-1]["timings"]
     assert (last["predicted_n"], last["prompt_n"] + last["cache_n"]) == (2, n_prompt)
     assert last["prompt_per_second"] == pytest.approx(last["prompt_n"] / last["prompt_ms"] * 1e3)
-    assert last["predicted_per_token_ms"] == pytest.approx(last["predicted_ms"] / 2)
+    assert last["predicted_per_token_ms"] == pytest.approx(
+        last["predicted_ms"]
+    )  # the second token: the first took none
 
 
 # --- what decides over a token ---

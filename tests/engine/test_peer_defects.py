@@ -240,7 +240,7 @@ def test_19_user_text_forges_no_turn(engine: Engine) -> None:
     assert forged.count(start) == harmless.count(start)
 
 
-@pytest.mark.parametrize(("field", "value"), [("post_sampling_probs", True), ("tools", [{"type": "web_search"}])])
+@pytest.mark.parametrize(("field", "value"), [("use_beam_search", True), ("tools", [{"type": "web_search"}])])
 def test_20_usage_on_request_and_unsupported_fields_by_name(engine: Engine, field: str, value: Any) -> None:
     *_, last = engine.chat_completion_stream(**chat("hi", max_tokens=3), stream_options={"include_usage": True})
     assert last["choices"] == []

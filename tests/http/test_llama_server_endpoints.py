@@ -161,7 +161,7 @@ def test_errors_name_the_field(server: ServerProcess) -> None:
         ("repeat_penalty", 11),
         ("samplers", other_order),
         ("prompt", ["a", {"prompt": "b"}]),
-        ("post_sampling_probs", True),
+        ("min_keep", 3),
     ):
         reply = server.post("/completion", {**PROMPT, field: value})
         error = reply.json()["error"]
@@ -185,6 +185,7 @@ def test_a_gap_is_filled(server: ServerProcess, filler: str) -> None:
     written = {"prompt": "<|fim_prefix|>the c<|fim_suffix|> and<|fim_middle|>"}
     for reply in (whole, server.post("/infill", {**body, "input_prefix": "the c", "prompt": None})):
         filled, completed = reply.json(), server.post("/completion", {**asked, **written}).json()
+        assert completed.pop("prompt") == written["prompt"]
         assert {**filled, "timings": 0, "generation_settings": 0} == {
             **completed, "timings": 0, "generation_settings": 0
         }  # fmt: skip

@@ -639,10 +639,16 @@ def test_metrics_count(server: ServerProcess) -> None:
         "polargrid_kv_cells_used",
         "llamacpp:n_decode",
         "llamacpp:prompt_tokens",
+        "llamacpp:prompt_tokens_cached",
+        "llamacpp:prompt_tokens_seconds",
+        "llamacpp:spec_decode_num_draft_tokens",
         "llamacpp:requests_processing",
         "llamacpp:requests_deferred",
     } <= families
     assert server.metric("llamacpp:tokens_predicted_total") >= after[0]
+    n, seconds = (server.metric(f"llamacpp:tokens_predicted{part}_total") for part in ("", "_seconds"))
+    assert seconds > 0 and server.metric("llamacpp:predicted_tokens_seconds") == pytest.approx(n / seconds)
+    assert server.metric("llamacpp:prompt_seconds_total") == server.metric("polargrid_prompt_seconds_total") > 0
 
 
 def test_openapi_and_docs_need_no_network(server: ServerProcess) -> None:

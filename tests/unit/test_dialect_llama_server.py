@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -76,7 +77,6 @@ def test_biases() -> None:
         ({"samplers": ["top_p", "top_k"], "top_k": 5}, "samplers"),
         ({"min_keep": 2}, "min_keep"),
         ({"n": 2}, "n"),
-        ({"post_sampling_probs": True}, "post_sampling_probs"),
         ({"t_max_predict_ms": 100}, "t_max_predict_ms"),
         ({"image_data": [{}]}, "image_data"),
         ({"response_fields": [5]}, "response_fields[0]"),
@@ -136,6 +136,26 @@ def chunks(*texts: str, reason: str = "stop", **last: Any) -> list[dict[str, Any
     return [*counted, {"model": "m", "choices": [], "usage": USAGE, "timings": TIMINGS}]
 
 
+def test_probabilities_after_sampling_have_names_of_their_own() -> None:
+    choice = {"text": "a", "index": 0, "finish_reason": "stop", "logprobs": LOGPROBS}
+    answer = {"model": "m", "choices": [choice], "usage": USAGE, "timings": TIMINGS}
+    reply = completion(n_probs=2, post_sampling_probs=True)
+    assert parsed(reply).post_sampling_probs is True
+    (entry,) = reply.reply(answer)["completion_probabilities"]
+    a, b = math.exp(-1), math.exp(-2)
+    top = [{"token": "a", "bytes": [97], "prob": a}, {"token": "b", "bytes": [98], "prob": b}]
+    assert entry == {"token": "a", "bytes": [97], "prob": a, "top_probs": top}
+
+
+def test_a_reply_repeats_a_prompt_of_text() -> None:
+    choices = [{"text": "x", "index": i, "finish_reason": "stop"} for i in range(2)]
+    answer = {"model": "m", "choices": choices, "usage": USAGE, "timings": TIMINGS}
+    one, other = completion(prompt=["a", [5]]).reply(answer)
+    assert one["prompt"] == "a" and "prompt" not in other
+    (reply,) = completion(prompt="a", response_fields=["prompt"]).reply({**answer, "choices": choices[:1]}).values()
+    assert reply == "a"
+
+
 @pytest.mark.parametrize(
     ("reason", "more", "stop_type", "word"),
     [
@@ -166,8 +186,8 @@ def test_joined_events_are_the_whole_answer(reason: str, more: dict[str, Any], s
         "prompt_per_second": 500.0,
         "predicted_n": 7,
         "predicted_ms": 14.0,
-        "predicted_per_token_ms": 2.0,
-        "predicted_per_second": 500.0,
+        "predicted_per_token_ms": 14 / 6,  # the first came with the prompt
+        "predicted_per_second": 6 / 14 * 1e3,
     }
 
 

@@ -81,5 +81,5 @@ def test_what_the_native_sampler_takes_is_what_requests_give(root):
     from polargrid_local.api.requests import Sampling
 
     native = re.findall(r'field\("(\w+)", &SamplingParams::', (root / "csrc" / "request.h").read_text())
-    given = [*Sampling.model_fields, "seed", "n_logprobs", "logit_bias"]
+    given = [*Sampling.model_fields, "seed", "n_logprobs", "logprob_token_ids", "post_sampling_probs", "logit_bias"]
     assert sorted(native) == sorted(given)

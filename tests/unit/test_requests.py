@@ -344,6 +344,35 @@ def test_every_field_of_openais_client_is_honoured_harmless_or_refused():
     assert tables <= set(OPENAI_FIELDS["chat"].split())
 
 
+@pytest.mark.parametrize(
+    ("given", "texts"),
+    [
+        ({"prompt_string": "a"}, ["a"]),
+        ({"content": "a"}, ["a"]),
+        ({"content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}, ["a b"]),
+        (["a", {"prompt_string": "b"}, [5]], ["a", "b", [5]]),
+    ],
+)
+def test_inputs_in_llama_servers_words(given, texts):
+    assert parse_request("embedding", {"input": given}).inputs == texts
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"prompt_string": 5},
+        {"prompt_string": "a", "multimodal_data": ["b"]},
+        {"content": []},
+        {"content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+        ["a", {"content": [{"type": "text"}]}],
+    ],
+)
+def test_an_input_that_is_no_text_is_refused(given):
+    error = refused("embedding", input=given)
+    assert error.param == "input" and "prompt_string" in error.message
+
+
 VLLM_FIELDS = """add_generation_prompt add_special_tokens allowed_token_ids bad_words cache_salt chat_template
     chat_template_kwargs continue_final_message documents early_stopping ec_transfer_params echo ignore_eos
     include_reasoning include_stop_str_in_output kv_transfer_params length_penalty logits_processors logprob_token_ids
@@ -390,9 +419,8 @@ def test_every_field_of_vllms_vectors_is_honoured_harmless_or_refused(kind):
         ("rerank", "truncate_prompt_tokens", None, 4),
         ("rerank", "max_tokens_per_query", 0, 5),
         ("rerank", "instruction", None, "find it"),
-        ("completion", "truncation_side", "left", "right"),
-        ("completion", "logprob_token_ids", [], [5]),
-        ("chat", "logprob_token_ids", [], [5]),
+        ("embedding", "logprob_token_ids", [], [5]),
+        ("embedding", "post_sampling_probs", False, True),
         ("chat", "thinking_token_budget", -1, 8),
         ("chat", "reasoning_budget_tokens", -1, 0),
         ("chat", "include_reasoning", True, False),
@@ -938,7 +966,6 @@ def test_an_unknown_key_that_says_nothing_is_tolerated_where_strangers_send(mess
         ("ebnf", None, "root ::= x"),
         ("length_penalty", 1.0, 1.1),
         ("min_keep", 1, 2),
-        ("post_sampling_probs", False, True),
         ("use_beam_search", False, True),
     ],
 )
