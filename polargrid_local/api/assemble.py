@@ -558,9 +558,15 @@ def _encoded(vector: Any, encoding_format: str) -> Any:
     return numpy.array(vector, dtype=numpy.float32)
 
 
+def _logistic(x: float) -> float:
+    """1 / (1 + e^-x), for large |x| too."""
+    e = math.exp(-abs(x))
+    return (1 if x >= 0 else e) / (1 + e)
+
+
 class RerankAssembler(Assembler[dict[str, Any], RerankResponse]):
     """The last event of each choice holds a document's scores, one for each of the model's labels; the score at index
-    `label` is its relevance."""
+    `label` is its relevance, or the logistic function of it is."""
 
     prefix = "rerank-"
 
@@ -572,10 +578,11 @@ class RerankAssembler(Assembler[dict[str, Any], RerankResponse]):
         seed: int,
         request: RerankRequest,
         label: int = 0,
+        logistic: bool = False,
     ) -> None:
         super().__init__(model, id, created, seed, len(request.texts))
         self._request = request
-        self._label = label
+        self._label, self._logistic = label, logistic
 
     def _chunk(self, index: int, text: str | None, logprobs: Any, reason: str | None) -> dict[str, Any]:
         return {}
@@ -591,6 +598,9 @@ class RerankAssembler(Assembler[dict[str, Any], RerankResponse]):
             for result in results:
                 result["document"] = {"text": request.texts[result["index"]]}
         results.sort(key=lambda result: -result["relevance_score"])  # stable: equal ones stay in the caller's order
+        if self._logistic:  # after the order is made: of large scores it is 1
+            for result in results:
+                result["relevance_score"] = _logistic(result["relevance_score"])
         prompt = self.usage["prompt_tokens"]
         return {
             "id": self.id,

@@ -26,8 +26,8 @@ from polargrid_local.api.requests import (
     Whole,
 )
 from polargrid_local.api.requests import RerankRequest as OurRerankRequest
-from polargrid_local.dialects import llama_server, message_request, ollama_request
-from polargrid_local.dialects.score import PAIRS
+from polargrid_local.dialects import cohere, llama_server, message_request, ollama_request
+from polargrid_local.dialects.score import ACTIVATION, PAIRS
 
 NO_EFFECT = "accepted: changes no answer"
 
@@ -125,7 +125,8 @@ _SCORED: dict[str, Any] = {name: (_TEXTS | None, None) for pair in PAIRS for nam
 ScoreRequest = described(
     "ScoreRequest",
     OurRerankRequest,
-    ("model", "max_tokens_per_doc"),
+    ("model", "max_tokens_per_doc", "truncate_prompt_tokens", "truncation_side"),
+    dict.fromkeys(ACTIVATION, "use_activation"),
     harmless=("user", "priority", "request_id"),
     **_SCORED,
 )
@@ -134,9 +135,11 @@ RerankRequest = described(
     "RerankRequest",
     OurRerankRequest,
     [name for name in OurRerankRequest.model_fields if name != "documents"],
+    dict.fromkeys(ACTIVATION, "use_activation"),
     documents=(_TEXTS | None, Field(None, description="required, unless there are texts")),
     texts=(_TEXTS | None, Field(None, description="documents by the name at TEI; the answer is then a bare list")),
     return_text=(bool, False),
+    raw_scores=(bool, Field(True, description="false: use_activation, by the name at TEI")),
 )
 
 # --- Anthropic --------------------------------------------------------------------------------------------------------
@@ -220,6 +223,33 @@ MessagesRequest = described(
     harmless=message_request.HARMLESS,
     max_tokens=(Annotated[Whole, Field(ge=0, lt=2**31)], ...),
     **_MESSAGES,
+)
+
+# --- Cohere -----------------------------------------------------------------------------------------------------------
+
+
+class CohereInput(TypedDict):
+    content: Annotated[list[TextBlock], Field(min_length=1)]
+
+
+CohereEmbedRequest = described(
+    "CohereEmbedRequest",
+    EmbeddingRequest,
+    ("model",),
+    {"output_dimension": "dimensions"},
+    harmless=("priority",),
+    texts=(_TEXTS | None, Field(None, description="required, unless there are inputs")),
+    inputs=(list[CohereInput] | None, None),
+    embedding_types=(list[cohere.VectorType], ["float"]),
+    max_tokens=(Annotated[Whole, Field(ge=1, lt=2**30)] | None, Field(None, description="of each text")),
+    truncate=(Literal["NONE", "START", "END"], "END"),
+)
+CohereRerankRequest = described(
+    "CohereRerankRequest",
+    OurRerankRequest,
+    [name for name in cohere.RERANK_SAME if name != "use_activation"],
+    harmless=("priority",),
+    use_activation=(bool, True),
 )
 
 # --- Ollama -----------------------------------------------------------------------------------------------------------

@@ -60,6 +60,18 @@ class Fields:
         """The object in a field; an empty one where it is not there."""
         return self.inside(field, self._left.pop(field, {}))
 
+    def texts(self, field: str) -> list[str]:
+        """One text, or several; none of them is empty."""
+        given = self.any(field)
+        if not isinstance(given, (str, list)) or not given:
+            raise refused(self.path(field), "must be a text, or a list of texts; and not empty")
+        if isinstance(given, str):
+            return [given]
+        for i, text in enumerate(given):
+            if not isinstance(text, str) or not text:
+                raise refused(self.path(f"{field}[{i}]"), "must be a text, which is not empty")
+        return given
+
     def objects(self, field: str) -> list[Fields]:
         """The objects of a list."""
         return [self.inside(f"{field}[{i}]", item) for i, item in enumerate(self.get(field, list) or [])]

@@ -14,6 +14,7 @@ from polargrid_local.errors import refused
 
 # What is scored goes by several names: those of one side, and those of the other.
 PAIRS = (("text_1", "text_2"), ("queries", "documents"), ("data_1", "data_2"))
+ACTIVATION = ("use_activation", "activation", "softmax")  # vLLM's name, and its older ones
 
 
 class ScoreData(TypedDict):
@@ -47,16 +48,14 @@ class Score(Exchange):
         self._moment = moment
         fields = Fields(body, "", self.ignored)
         one, other = _names(fields)
-        ones, others = _texts(one, fields.any(one)), _texts(other, fields.any(other))
+        ones, others = fields.texts(one), fields.texts(other)
         if len(ones) not in (1, len(others)):
             raise refused(one, f"must be one text, or as many as {other}, {len(others)}; got {len(ones)}")
         self.body = {"query": ones[0] if len(ones) == 1 else ones, "documents": others}
-        self.body |= fields.take("model", "max_tokens_per_doc")
+        self.body |= fields.take("model", "max_tokens_per_doc", "truncate_prompt_tokens", "truncation_side")
+        self.body |= fields.take(*ACTIVATION)
         fields.skip("user", "priority", "request_id")
-        fields.refuse(
-            {"truncate_prompt_tokens": (), "truncation_side": (), "instruction": (), "max_tokens_per_query": ()}
-        )
-        fields.refuse({"activation": (), "softmax": (), "use_activation": (False,)})  # scores are raw
+        fields.refuse({"instruction": (), "max_tokens_per_query": ()})
         fields.end()
 
     def reply(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -82,15 +81,19 @@ class Rerank(Exchange):
         own = ("texts", "return_text", "raw_scores", "truncate")
         super().__init__({name: value for name, value in body.items() if name not in own}, moment, kind)
         fields = Fields({name: body[name] for name in own if name in body}, "", self.ignored)
-        fields.refuse({"raw_scores": (True,), "truncate": (False,)})  # what is so here anyway
+        fields.refuse({"truncate": (False,)})
+        if (raw := fields.get("raw_scores", bool)) is not None:
+            for name in ACTIVATION:
+                if body.get(name) is not None:
+                    raise refused("raw_scores", f"must be left out beside {name}, which says the same")
+            self.body["use_activation"] = not raw
         if fields.get("return_text", bool):
             self.body["return_documents"] = True
-        texts = fields.any("texts")
-        self._is_list = texts is not None
-        if texts is not None:
+        self._is_list = fields.has("texts")
+        if self._is_list:
             if self.body.get("documents") is not None:
                 raise refused("texts", "must be left out beside documents, which are the same")
-            self.body["documents"] = _texts("texts", texts)
+            self.body["documents"] = fields.texts("texts")
 
     def reply(self, answer: Mapping[str, Any]) -> Any:
         if not self._is_list:
@@ -110,14 +113,3 @@ def _names(fields: Fields) -> tuple[str, str]:
     if len(given) > 1:
         raise refused(given[1][0], f"must be left out beside {given[0][0]}, which is the same")
     return given[0] if given else PAIRS[0]
-
-
-def _texts(field: str, given: Any) -> list[str]:
-    if not isinstance(given, (str, list)) or not given:
-        raise refused(field, "must be a text, or a list of texts; and not empty")
-    if isinstance(given, str):
-        return [given]
-    for i, text in enumerate(given):
-        if not isinstance(text, str) or not text:
-            raise refused(f"{field}[{i}]", "must be a text, which is not empty")
-    return given

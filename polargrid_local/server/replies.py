@@ -45,7 +45,7 @@ def list_header(name: str, paths: Sequence[str]) -> dict[str, str]:
 
 
 # The folders of a file's path; an address of the API is none.
-_PATH = re.compile(r"(?<![\w./])/(?!(?:v1|api)/)(?:[^\s/:;,'\"]+/)+(?=[^\s/])")
+_PATH = re.compile(r"(?<![\w./])/(?!(?:v[12]|api)/)(?:[^\s/:;,'\"]+/)+(?=[^\s/])")
 
 
 def refusal_of(error: PolarGridError, request_id: str | None = None) -> Refusal:

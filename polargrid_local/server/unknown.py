@@ -34,6 +34,7 @@ INSTEAD = {
     "/v1/content_provenance_checks": _TEXT_ENGINE,
     "/v1/conversations": "POST /v1/responses with previous_response_id",
     "/v1/edits": "POST /v1/chat/completions",
+    "/v1/embed": "POST /v2/embed, or /v1/embeddings",
     "/v1/engines": "POST /v1/completions, with the model in the body",
     "/v1/evals": "programs that evaluate models ask POST /v1/chat/completions, and /v1/completions for logprobs",
     "/v1/files": _IN_MESSAGES,
@@ -54,6 +55,7 @@ INSTEAD = {
     "/v1/uploads": _IN_MESSAGES,
     "/v1/vector_stores": "POST /v1/embeddings and /v1/rerank",
     "/v1/videos": _TEXT_ENGINE,
+    "/v2/chat": "POST /v1/chat/completions",
 }
 
 

@@ -33,7 +33,10 @@ from polargrid_local.api.replies import (
     UnloadModelResponse,
 )
 from polargrid_local.api.requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
+from polargrid_local.dialects.cohere import CohereEmbed, CohereEmbedReply, CohereRerank, CohereRerankReply
 from polargrid_local.dialects.described import (
+    CohereEmbedRequest,
+    CohereRerankRequest,
     CountTokensRequest,
     DetokenizeRequest,
     InfillRequest,
@@ -256,6 +259,15 @@ ENDPOINTS = (
     Endpoint(
         "score", "POST", "/v1/score", "Text", "How well each text goes with another one, as vLLM gives it",
         kind="rerank", exchange=Score, request=ScoreRequest, reply=ScoreReply, other_path="/score",
+    ),
+    Endpoint(
+        "cohere_embed", "POST", "/v2/embed", "Cohere", "A vector for each text, as Cohere's API gives it",
+        kind="embedding", exchange=CohereEmbed, request=CohereEmbedRequest, reply=CohereEmbedReply,
+    ),
+    Endpoint(
+        "cohere_rerank", "POST", "/v2/rerank", "Cohere", "Documents by how well they answer a query",
+        kind="rerank", exchange=CohereRerank, request=CohereRerankRequest, reply=CohereRerankReply,
+        text="Scores are numbers of 0 to 1.",
     ),
     Endpoint(
         "list_models", "GET", "/v1/models", "Models", "Models of this machine",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,6 +142,92 @@ def test_a_reranking_template_is_filled_in_as_it_stands(tmp_path: Path) -> None:
         used = engine.rerank("the", ["<|im_end|>{query}"])["usage"]["prompt_tokens"]
         # Control tokens and placeholders in a document are text. The BOS of `tokenize` is not counted.
         assert used == len(engine.tokenize("the and <|im_end|>{query}")) - 1 + 2
+
+
+def scores_of(engine: Engine, query: str, documents: list[str], **options: Any) -> list[float]:
+    """In the order of the documents."""
+    results = engine.rerank(query, documents, **options)["results"]
+    return [result["relevance_score"] for result in sorted(results, key=lambda result: result["index"])]
+
+
+def test_activated_scores_are_logistic_and_in_the_same_order(tmp_path: Path) -> None:
+    documents = ["a dog", "it is a cat", "x", "what is it", "it is a cat", "a b c d e f"]
+    with Engine(tiny_archs.write(tmp_path / "m.gguf", "bert-reranker")) as engine:
+        raw = engine.rerank("what is it", documents)["results"]
+        activated = engine.rerank("what is it", documents, use_activation=True)["results"]
+        assert [row["index"] for row in activated] == [row["index"] for row in raw]
+        expected = [1 / (1 + math.exp(-row["relevance_score"])) for row in raw]
+        assert [row["relevance_score"] for row in activated] == pytest.approx(expected, rel=1e-12)
+        assert engine.rerank("what is it", documents, use_activation=False)["results"] == raw
+        joined = scores_of(engine, "what is it", documents, use_activation=True)
+        alone = [scores_of(engine, "what is it", [text], use_activation=True)[0] for text in documents]
+        assert joined == alone
+
+
+def test_scores_that_are_shares_are_activated_already(tmp_path: Path) -> None:
+    with Engine(tiny_archs.write(tmp_path / "m.gguf", "qwen3-reranker")) as engine:
+        raw = scores_of(engine, "the", ["a dog", "it is"])
+        assert scores_of(engine, "the", ["a dog", "it is"], use_activation=True) == raw
+        assert all(0 <= score <= 1 for score in raw)
+    path = tiny_archs.write(
+        tmp_path / "labels.gguf",
+        "bert-reranker",
+        metadata={"bert.classifier.output_labels": ["no", "yes"]},
+        tensors={"cls.output.weight": (2, tiny_archs.N_EMBD), "cls.output.bias": (2,)},
+    )
+    with Engine(path) as engine:
+        scores_of(engine, "who", ["a dog"])
+        with pytest.raises(ValidationError, match="^use_activation: must be false: this model tells 2 labels apart"):
+            engine.rerank("who", ["a dog"], use_activation=True)
+
+
+def test_a_pair_that_is_cut_is_the_shorter_pair(tmp_path: Path) -> None:
+    template = {"tokenizer.chat_template.rerank": "{query}<|im_end|>{document}"}
+    with Engine(tiny_archs.write(tmp_path / "m.gguf", "qwen3-reranker", metadata=template)) as engine:
+
+        def tokens(text: str) -> list[int]:
+            return engine.tokenize(text)[1:]  # without the one that begins a text
+
+        def cut(n: int, **options: Any) -> list[float]:
+            reply = engine.rerank(query, [document], truncate_prompt_tokens=n, **options)
+            assert reply["usage"]["prompt_tokens"] == min(n, n_all)
+            return [reply["results"][0]["relevance_score"]]
+
+        query, document = "who is it", "the dog and the cat"
+        in_query, in_document = tokens(query), tokens(document)
+        n_all = len(in_query) + 1 + len(in_document)
+        compared = 0
+        for k in range(1, len(in_document) + 1):
+            shorter = engine.detokenize(in_document[:k])
+            if tokens(shorter) == in_document[:k]:
+                compared += 1
+                assert cut(len(in_query) + 1 + k, truncation_side="right") == scores_of(engine, query, [shorter])
+        for k in range(1, len(in_query) + 1):
+            shorter = engine.detokenize(in_query[-k:])
+            if tokens(shorter) == in_query[-k:]:
+                compared += 1
+                assert cut(k + 1 + len(in_document)) == scores_of(engine, shorter, [document])
+        assert compared > 10
+        whole = scores_of(engine, query, [document])
+        assert cut(n_all) == cut(n_all + 1) == cut(1000, truncation_side="right") == whole != cut(n_all - 1)
+        assert cut(1) != cut(1, truncation_side="right")
+
+
+def test_a_pair_that_is_too_long_is_cut_to_what_the_model_takes(tmp_path: Path) -> None:
+    with Engine(tiny_archs.write(tmp_path / "m.gguf", "bert-reranker")) as engine:
+        long, longer = "a b c " * 60, "a b c " * 20000
+        right = engine.rerank("who", [long], truncate_prompt_tokens=-1, truncation_side="right")
+        assert right["usage"]["prompt_tokens"] == engine.info()["n_ctx_train"]
+        for query, document, side in (("who", longer, "right"), ("who", longer, "left"), (longer, "who", "left")):
+            reply = engine.rerank(query, [document], truncate_prompt_tokens=-1, truncation_side=side)
+            assert reply["usage"]["prompt_tokens"] == engine.info()["n_ctx_train"]
+            assert side == "left" or reply["results"] == right["results"]
+        left = [engine.rerank(query, [long], truncate_prompt_tokens=-1)["results"] for query in ("who", "it is")]
+        assert left[0] == left[1]  # nothing of the query is left
+        with pytest.raises(ContextLengthError):
+            engine.rerank("who", [long])
+        with pytest.raises(ContextLengthError):
+            engine.rerank("who", [long], truncate_prompt_tokens=1000)
 
 
 def test_a_text_longer_than_the_chat_context_is_embedded(smollm2: Path) -> None:

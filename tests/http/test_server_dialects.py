@@ -22,8 +22,8 @@ from polargrid_local.server import ServeConfig, create_app
 URL = "http://127.0.0.1:8484"
 KEY = {"Authorization": "Bearer k"}
 PATHS = ["/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/messages/batches", "/api/chat",
-         "/api/show", "/api/pull", "/v1/responses", "/nope"]  # fmt: skip
-SERVED = ["/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens", "/api/chat", "/api/show"]
+         "/api/show", "/api/pull", "/v1/responses", "/v2/embed", "/v2/chat", "/nope"]  # fmt: skip
+SERVED = ["/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens", "/api/chat", "/api/show", "/v2/embed"]
 SAY: Any = [{"role": "user", "content": "x"}]
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -57,6 +57,8 @@ def check(reply: httpx.Response, path: str, status: int, kind: str, code: str) -
             assert list(told) == ["error"] and isinstance(told["error"], str)
         else:
             assert told["error"]["code"] == code and told["detail"] == told["error"]["message"]
+            if path == "/v2/embed":
+                assert told["message"] == told["detail"]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -87,7 +89,7 @@ async def test_a_wrong_method_and_a_wrong_body_are_told_in_the_words_of_the_path
         check(reply, path, 400, "invalid_request_error", code)
 
 
-@pytest.mark.parametrize("path", ["/v1/messages/batches", "/api/pull", "/api/nope", "/nope"])
+@pytest.mark.parametrize("path", ["/v1/messages/batches", "/api/pull", "/api/nope", "/v2/chat", "/nope"])
 async def test_what_is_not_served_is_told_in_the_words_of_the_path(http: httpx.AsyncClient, path: str) -> None:
     check(await http.post(path, json={}, headers=KEY), path, 404, "not_found_error", "not_found")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import math
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +21,10 @@ BODIES = {
     "/v1/completions/stream": {"prompt": "hello"},
     "/v1/embeddings": {"input": "hello"},
     "/v1/rerank": {"query": "hello", "documents": ["world", "hello"]},
+    "/v2/embed": {"texts": ["hello"]},
+    "/v2/rerank": {"query": "hello", "documents": ["world", "hello"]},
 }
-TASK = {"/v1/embeddings": "embed", "/v1/rerank": "rank"}
+TASK = {"/v1/embeddings": "embed", "/v1/rerank": "rank", "/v2/embed": "embed", "/v2/rerank": "rank"}
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +76,78 @@ def test_reranking_has_the_shape_that_clients_know(server: ServerProcess) -> Non
     for wrong, field in (({"documents": []}, "documents"), ({"query": None}, "query"), ({"top_n": 0}, "top_n")):
         answer = server.post("/v1/rerank", {**body, **wrong})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+
+
+def test_scores_of_0_to_1_by_every_name(server: ServerProcess) -> None:
+    body = {"model": "bert-reranker", "query": "what is it", "documents": ["a dog", "it is a cat", "x"]}
+    raw = server.post("/v1/rerank", body).json()["results"]
+    order = [row["index"] for row in raw]
+    expected = [1 / (1 + math.exp(-row["relevance_score"])) for row in raw]
+    for path, more in (
+        ("/v1/rerank", {"use_activation": True}),
+        ("/rerank", {"activation": True}),
+        ("/v1/rerank", {"softmax": True}),
+        ("/v2/rerank", {}),
+    ):
+        activated = server.post(path, {**body, **more}).json()["results"]
+        assert [row["index"] for row in activated] == order
+        assert [row["relevance_score"] for row in activated] == pytest.approx(expected)
+    texts = {"model": "bert-reranker", "query": body["query"], "texts": body["documents"]}
+    for given, scores in ({"raw_scores": False}, expected), ({}, [row["relevance_score"] for row in raw]):
+        assert [row["score"] for row in server.post("/rerank", {**texts, **given}).json()] == pytest.approx(scores)
+    pairs = {"model": "bert-reranker", "text_1": body["query"], "text_2": body["documents"], "use_activation": True}
+    scored = server.post("/v1/score", pairs).json()["data"]
+    assert [scored[index]["score"] for index in order] == pytest.approx(expected)
+    assert server.post("/v2/rerank", {**body, "use_activation": False}).json()["results"] == raw
+
+
+def test_pairs_are_cut_by_every_name(server: ServerProcess) -> None:
+    long = "a b c " * 200
+    cut = {"model": "bert-reranker", "truncate_prompt_tokens": -1, "truncation_side": "right"}
+    for path, body in (
+        ("/v1/rerank", {"query": "what is it", "documents": [long]}),
+        ("/rerank", {"query": "what is it", "texts": [long]}),
+        ("/v2/rerank", {"query": "what is it", "documents": [long]}),
+        ("/v1/score", {"text_1": "what is it", "text_2": long}),
+    ):
+        refused = server.post(path, {"model": "bert-reranker", **body})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+        assert server.post(path, {**cut, **body}).status_code == 200
+
+
+def test_vectors_in_coheres_words(server: ServerProcess) -> None:
+    texts = ["hello there", "good night"]
+    body = {"model": "bert", "texts": texts, "embedding_types": ["float", "base64", "ubinary", "int8"]}
+    answer = server.post("/v2/embed", {**body, "input_type": "search_query", "unheard_of": 1})
+    assert answer.headers["x-polargrid-ignored"] == '["input_type","unheard_of"]'
+    told = answer.json()
+    plain = server.post("/v1/embeddings", {"model": "bert", "input": texts}).json()
+    vectors = [row["embedding"] for row in plain["data"]]
+    assert list(told) == ["id", "embeddings", "texts", "meta", "response_type"]
+    assert told["embeddings"]["float"] == vectors and told["texts"] == texts
+    assert told["meta"]["billed_units"]["input_tokens"] == plain["usage"]["prompt_tokens"]
+    for vector, text, bits in zip(vectors, told["embeddings"]["base64"], told["embeddings"]["ubinary"], strict=True):
+        assert list(struct.unpack(f"<{len(vector)}f", base64.b64decode(text))) == vector
+        assert "".join(f"{byte:08b}" for byte in bits) == "".join("01"[x >= 0] for x in vector)
+    parts = [{"content": [{"type": "text", "text": text}]} for text in texts]
+    inputs = {"model": "bert", "inputs": parts, "embedding_types": ["int8"], "output_dimension": 64}
+    assert server.post("/v2/embed", inputs).json()["embeddings"] == {"int8": told["embeddings"]["int8"]}
+
+
+def test_texts_that_are_too_long_are_cut_as_cohere_cuts_them(server: ServerProcess) -> None:
+    start, end = "a b c " * 30, "x y z " * 30  # 180 tokens, where the model takes 128
+    body = {"model": "bert", "texts": [start + end]}
+
+    def vector(**more: object) -> list[float]:
+        reply = server.post("/v2/embed", {**body, **more})
+        assert reply.status_code == 200, reply.text
+        return list(reply.json()["embeddings"]["float"][0])
+
+    assert vector() == vector(truncate="END") == vector(texts=[start + end + end])
+    assert vector(truncate="START") == vector(texts=[start + start + end], truncate="START") != vector()
+    assert vector(max_tokens=9) == vector(texts=["a b c " * 30], max_tokens=9) != vector()
+    refused = server.post("/v2/embed", {**body, "truncate": "NONE"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+    wide = server.post("/v2/embed", {**body, "output_dimension": 65})
+    assert (wide.status_code, wide.json()["error"]["param"]) == (400, "output_dimension")
+    assert wide.json()["message"].startswith("output_dimension: must be between 1 and 64")

@@ -260,11 +260,16 @@ def test_rankings_in_the_words_of_tei() -> None:
     assert (request.query, request.documents, request.return_documents, request.top_n) == ("q", ["a", "b"], True, 2)
     assert exchange.ignored == []
     assert exchange.reply(answer) == [{"index": 1, "score": 2.0, "text": "b"}, {"index": 0, "score": 1.0}]
+    for raw, activated in ((None, False), (True, False), (False, True)):
+        scores = Rerank({"query": "q", "texts": ["a"], "raw_scores": raw}, NOW, "rerank")
+        assert parsed(scores).use_activation is activated
     ours = Rerank({"query": "q", "documents": ["a", "b"], "return_text": True}, NOW, "rerank")
     assert parsed(ours).return_documents and ours.reply(answer) is answer
     for more, field in (
         ({"documents": ["a"]}, "texts"),
-        ({"raw_scores": False}, "raw_scores"),
+        ({"raw_scores": 1}, "raw_scores"),
+        ({"raw_scores": False, "use_activation": True}, "raw_scores"),
+        ({"raw_scores": True, "softmax": False}, "raw_scores"),
         ({"truncate": True}, "truncate"),
         ({"return_text": 1}, "return_text"),
         ({"texts": ["a", ""]}, "texts[1]"),
@@ -318,6 +323,13 @@ def test_scores() -> None:
         "usage": {"prompt_tokens": 3, "total_tokens": 3},
     }
     assert parsed(Score({"text_1": "q", "text_2": "a"}, NOW, "rerank")).documents == ["a"]
+    for name in ("use_activation", "activation", "softmax"):
+        for activated in (True, False, None):
+            asked = parsed(Score({"text_1": "q", "text_2": "a", name: activated}, NOW, "rerank"))
+            assert asked.use_activation is bool(activated)
+    cut = {"truncate_prompt_tokens": 5, "truncation_side": "right", "max_tokens_per_doc": 3}
+    request = parsed(Score({"text_1": "q", "text_2": "a", **cut}, NOW, "rerank"))
+    assert {name: getattr(request, name) for name in cut} == cut
     for one, other in (("text_1", "text_2"), ("queries", "documents"), ("data_1", "data_2")):
         pairs = parsed(Score({one: ["q", "r"], other: ["a", "b"]}, NOW, "rerank")).pairs
         assert pairs == [("q", "a"), ("r", "b")]
@@ -331,7 +343,8 @@ def test_scores() -> None:
         ({"text_1": "q", "text_2": "a", "data_1": "q"}, "data_1"),
         ({"text_1": "q", "text_2": []}, "text_2"),
         ({"text_1": "q", "text_2": ["a", ""]}, "text_2[1]"),
-        ({"text_1": "q", "text_2": "a", "softmax": True}, "softmax"),
+        ({"text_1": "q", "text_2": "a", "softmax": 1}, "use_activation"),
+        ({"text_1": "q", "text_2": "a", "instruction": "find it"}, "instruction"),
     ):
         with pytest.raises(ValidationError) as caught:
             parsed(Score(wrong, NOW, "rerank"))
