@@ -128,6 +128,22 @@ struct Constraint {
     }
 };
 
+// The thinking of an answer, which ends with its closing tag, or is ended after so many tokens.
+struct ThoughtLimit {
+    int32_t max_tokens = -1;       // without its tags; -1 = it ends by itself
+    std::string opening, closing;  // the tags, as they are written
+    std::string answer;            // what is written before the answer proper, after the closing tag
+    bool opened = false;           // by the prompt
+
+    template <typename Visit> static constexpr void fields(Visit && field) {
+        field("max_tokens", &ThoughtLimit::max_tokens, Range{-1, 1 << 30});
+        field("opening", &ThoughtLimit::opening);
+        field("closing", &ThoughtLimit::closing);
+        field("answer", &ThoughtLimit::answer);
+        field("opened", &ThoughtLimit::opened);
+    }
+};
+
 // One factor for each adapter of the load, in its order; 0 = left out. Empty where no adapter was loaded.
 using AdapterScales = std::vector<float>;
 
@@ -156,6 +172,7 @@ struct Request {
     std::optional<std::vector<std::pair<int32_t, float>>> lora;
     SamplingParams sampling;
     Constraint constraint;
+    ThoughtLimit thought;
     std::string prediction;  // what the answer may repeat: drafts are taken from it, the answer stays the same
     bool ignore_eos = false;  // benchmarks: run to max_tokens
     std::vector<Token> replay;  // benchmarks: the answer begins with these, whatever the model says
@@ -183,6 +200,7 @@ struct Request {
         field("replay", &Request::replay);
         field("sampling", &Request::sampling);
         field("constraint", &Request::constraint);
+        field("thought", &Request::thought);
         field("prediction", &Request::prediction);
     }
 };

@@ -108,6 +108,9 @@ SamplerTokens sampler_tokens(const Request & request, const Tokenizer & tokenize
             }
         }
     }
+    if (const ThoughtLimit & thought = request.thought; thought.max_tokens >= 0) {
+        tokens.thought_ending = tokenizer.tokenize({{thought.closing + thought.answer, true}}, false);
+    }
     return tokens;
 }
 

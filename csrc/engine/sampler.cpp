@@ -66,7 +66,7 @@ Sampler::Sampler(const SamplingParams & params, const std::vector<Token> & promp
     }
 }
 
-Token Sampler::sample(float * logits, TokenLogprob * logprob, Guide * guide, bool goes_on) {
+Token Sampler::sample(float * logits, TokenLogprob * logprob, Guide * guide, bool goes_on, Token due) {
     std::vector<float> raw;
     if (logprob != nullptr && !params_.post_sampling_probs) {
         raw.assign(logits, logits + n_vocab_);
@@ -74,27 +74,11 @@ Token Sampler::sample(float * logits, TokenLogprob * logprob, Guide * guide, boo
     if (guide != nullptr) {
         guide->mask(logits);
     }
-    rule_out(logits, goes_on);
-    penalise(logits);
-    const float best = maximum(logits, n_vocab_);
-    if (!std::isfinite(best)) {
-        throw Error("numeric_error", std::isnan(best) ? "the model produced NaN logits"
-                                     : best > 0       ? "the model produced infinite logits"
-                                                      : "every token is ruled out");
-    }
-    Token chosen;
-    const bool greedy = params_.temperature <= 0 || params_.top_k == 1 || params_.top_p <= 0;
-    if (greedy) {
-        chosen = static_cast<Token>(std::find(logits, logits + n_vocab_, best) - logits);
-        candidates_.assign(1, {best, chosen, 1});
-    } else if (params_.mirostat > 0) {
-        gather(logits, best);
-        chosen = draw_by_surprise();
+    Token chosen = due;
+    if (due >= 0 && std::isfinite(logits[due])) {
+        candidates_.assign(1, {logits[due], due, 1});
     } else {
-        gather(logits, best);
-        filter();
-        exclude_top_choices();
-        chosen = draw();
+        chosen = choose(logits, goes_on);
     }
     if (guide != nullptr) {
         guide->chosen(chosen);
@@ -106,6 +90,29 @@ Token Sampler::sample(float * logits, TokenLogprob * logprob, Guide * guide, boo
                        : describe(raw.data(), n_vocab_, chosen, params_.n_logprobs, params_.logprob_token_ids);
     }
     return chosen;
+}
+
+Token Sampler::choose(float * logits, bool goes_on) {
+    rule_out(logits, goes_on);
+    penalise(logits);
+    const float best = maximum(logits, n_vocab_);
+    if (!std::isfinite(best)) {
+        throw Error("numeric_error", std::isnan(best) ? "the model produced NaN logits"
+                                     : best > 0       ? "the model produced infinite logits"
+                                                      : "every token is ruled out");
+    }
+    if (params_.temperature <= 0 || params_.top_k == 1 || params_.top_p <= 0) {
+        const auto chosen = static_cast<Token>(std::find(logits, logits + n_vocab_, best) - logits);
+        candidates_.assign(1, {best, chosen, 1});
+        return chosen;
+    }
+    gather(logits, best);
+    if (params_.mirostat > 0) {
+        return draw_by_surprise();
+    }
+    filter();
+    exclude_top_choices();
+    return draw();
 }
 
 void Sampler::remember(Token token) {

@@ -18,6 +18,7 @@ struct SamplerTokens {
     std::vector<std::vector<Token>> bad;   // sequences of bad_words, none empty
     std::unordered_set<Token> breakers;    // every token with one of dry_sequence_breakers in it
     std::vector<Token> ends;               // those that end an answer
+    std::vector<Token> thought_ending;     // what ends a thought that has a limit
 };
 
 // Penalties over the answer, temperature, then top_n_sigma, top_k, top_p, min_p, typical_p and XTC in that order, then
@@ -35,9 +36,9 @@ class Sampler {
     // for, describes the model's own distribution, before penalties and temperature, or with `post_sampling_probs` the
     // one that is drawn from; its `bytes` are left empty.
     // `guide`: chooses only what it allows, and tells it the choice. `goes_on`: chooses none of the tokens that end an
-    // answer. Throws Error("numeric_error") on NaN, on +infinity, or when every token is ruled out; and what the guide
-    // throws.
-    Token sample(float * logits, TokenLogprob * logprob, Guide * guide = nullptr, bool goes_on = false);
+    // answer. `due`: the token that is chosen if it is not ruled out; -1 = none. Throws Error("numeric_error") on NaN,
+    // on +infinity, or when every token is ruled out; and what the guide throws.
+    Token sample(float * logits, TokenLogprob * logprob, Guide * guide = nullptr, bool goes_on = false, Token due = -1);
 
     // How likely `chosen` was, and the `n` likeliest tokens, or `ids` and `chosen` in their place. `logits` [n_vocab],
     // the model's own.
@@ -51,6 +52,7 @@ class Sampler {
         float weight;  // exp(logit - best logit)
     };
 
+    Token choose(float * logits, bool goes_on);
     void rule_out(float * logits, bool goes_on) const;
     void penalise(float * logits) const;
     float temperature(const float * logits, float best) const;

@@ -21,6 +21,7 @@ Sequence::Sequence(RequestId id, Request request, std::vector<Token> prompt, int
                    AdapterScales adapters)
     : id_(id), request_(std::move(request)), prompt_(std::move(prompt)),
       max_tokens_(std::min(request_.max_tokens, n_room)), guide_(std::move(guide)),
+      thought_(request_.thought, std::exchange(tokens.thought_ending, {})),
       sampler_(request_.sampling, prompt_, n_vocab, std::move(tokens)),
       text_(request_.stop, request_.filter, request_.include_stop), drafter_(std::move(drafter)),
       adapters_(std::move(adapters)) {
@@ -141,7 +142,8 @@ Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
     const bool wants_logprobs = request_.sampling.n_logprobs >= 0;
     const bool goes_on = usage_.n_generated < request_.min_tokens;
     process(logits, tokenizer.n_vocab());
-    next_token_ = sampler_.sample(logits, wants_logprobs ? &logprob : nullptr, guide_.get(), goes_on);
+    const Token due = thought_.due();
+    next_token_ = sampler_.sample(logits, wants_logprobs ? &logprob : nullptr, guide_.get(), goes_on, due);
     if (timings_.first_token_ms < 0) {
         timings_.first_token_ms = elapsed_ms();
     }
@@ -153,6 +155,10 @@ Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
     }
     if (request_.logits_processor) {
         answer_.push_back(next_token_);
+    }
+    if (request_.thought.max_tokens >= 0) {
+        const std::string bytes = tokenizer.bytes(next_token_);
+        thought_.said(next_token_, bytes.empty() ? tokenizer.literal(next_token_) : bytes);
     }
     const bool foretold = n_foretold_ < draft_.size() && draft_[n_foretold_] == next_token_;
     if (foretold) {

@@ -5,6 +5,7 @@
 #include "engine/guide.h"
 #include "engine/sampler.h"
 #include "engine/text.h"
+#include "engine/thought.h"
 #include "llama/tokenizer.h"
 #include "request.h"
 
@@ -115,6 +116,7 @@ class Sequence {
     std::vector<Token> prompt_;
     int32_t max_tokens_;
     std::shared_ptr<Guide> guide_;  // the mask worker's too, while it computes
+    Thought thought_;
     Sampler sampler_;
     TextStream text_;
     std::unique_ptr<Drafter> drafter_;

@@ -33,15 +33,30 @@ class Segments(Protocol):
     def finish(self) -> list[Segment]: ...
 
 
+class ThoughtTags(NamedTuple):
+    """How the engine knows a thought, and what it writes to end one. The fields of a native `thought`."""
+
+    opening: str
+    closing: str
+    answer: str  # what follows before the answer proper
+    opened: bool  # by the prompt
+
+
 class AnswerForm(NamedTuple):
     """`marks`: the control tokens that the engine is to tell of. `segments`: None for an answer that is content
-    alone. `begun`: what the prompt has said of that content already."""
+    alone. `begun`: what the prompt has said of that content already. `thought`: None of a model that does not think."""
 
     constraint: Constraint | None
     dropped: list[str]  # paths of keywords that the answer is not held to
     marks: list[str]
     segments: Segments | None
     begun: str = ""
+    thought: ThoughtTags | None = None
+
+
+HARMONY_THOUGHT = ThoughtTags(
+    "<|channel|>analysis<|message|>", "<|end|>", "<|start|>assistant<|channel|>final<|message|>", False
+)
 
 
 def answer_form(
@@ -54,15 +69,16 @@ def answer_form(
 ) -> AnswerForm:
     """The form of the answer to `spans`, the rendered prompt. Raises SchemaError, ValidationError, ServerError."""
     answer, dropped = constraint_of(request, compile)
-    inline = request.reasoning_format == "none"
+    inline = request.inline_reasoning
     calls = asked.calls != "none"
     harmony = template.tool_format.channels
     tags = template.reasoning_tags
     opened = _opened_block(spans, tags[0]) if template.thinks else ""
+    thought = HARMONY_THOUGHT if harmony else ThoughtTags(*tags, "", bool(opened)) if template.thinks else None
     begun = opened if inline and answer is None else ""
     silent_tags = template.thinks and answer is None and not control_tokens.keys().isdisjoint(tags)
     if inline and not calls and not harmony and not silent_tags:
-        return AnswerForm(answer, dropped, [], None, begun)
+        return AnswerForm(answer, dropped, [], None, begun, thought)
 
     reasoning = None
     # Where content is held to a schema, reasoning inside it would break the promise: then none may come.
@@ -90,7 +106,7 @@ def answer_form(
         if answer is not None:  # then calls are the whole answer, and a string in it begins none
             format = format._replace(anywhere=False)
         segments = Segmenter(Tools(format, kinds) if calls else None, reasoning)
-    return AnswerForm(constraint, dropped, marks, segments, begun)
+    return AnswerForm(constraint, dropped, marks, segments, begun, thought)
 
 
 def _opened_block(spans: Sequence[Span], tag: str) -> str:

@@ -121,7 +121,7 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
             self._reasoning[index].told(event)
         if event.kind == "finished" and not parts.stopped:
             deltas += parts.finish()
-        if self._logprobs:
+        if self._logprobs and not parts.hides:
             offset = sum(map(len, choice.parts))
             self._untold[index] += [PlacedLogprob(offset, entry) for entry in event.logprobs]
         chunks = []

@@ -79,7 +79,6 @@ OTHERS_ASK: dict[str, tuple[Any, ...]] = {
     "guided_decoding_backend": (),
     "guided_whitespace_pattern": (),
     "image_data": ([],),
-    "include_reasoning": (True,),
     "kv_transfer_params": ({},),
     "length_penalty": (1,),
     "logits_processors": ([],),
@@ -97,9 +96,7 @@ OTHERS_ASK: dict[str, tuple[Any, ...]] = {
     "preserved_tokens": ([],),
     "priority": (0,),
     "prompt_embeds": (),
-    "reasoning_budget": (-1,),
     "reasoning_budget_message": ("",),
-    "reasoning_budget_tokens": (-1,),
     "reasoning_control": (False,),
     "repetition_detection": (),
     "response_fields": ([],),
@@ -111,8 +108,6 @@ OTHERS_ASK: dict[str, tuple[Any, ...]] = {
     "t_max_predict_ms": (0, -1),
     "t_max_prompt_ms": (0, -1),
     "tfs_z": (1,),
-    "thinking_budget_tokens": (-1,),
-    "thinking_token_budget": (-1,),
     "top_a": (0,),
     "use_beam_search": (False,),
     "verbose": (False,),
@@ -150,11 +145,11 @@ OTHERS_ASK: dict[str, tuple[Any, ...]] = {
     "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
     "documents": ([],),
+    "include_reasoning": (True,),
     "reasoning_effort": ("none",),
     "reasoning_format": ("none",),
+    "thinking_token_budget": (-1,),
 }
-# Scores are told as the model gives them.
-ASKS_NOTHING_OF_RANKS = dict.fromkeys(("activation", "softmax", "use_activation"), (False,))
 
 
 def _camel(name: str) -> str:
@@ -177,7 +172,6 @@ def keys_of(fields: Iterable[str], idle: Iterable[str] = (), **aliases: str) -> 
 
 
 _EXTRA = ("max_completion_tokens", *NO_EFFECT, *OTHERS_NO_EFFECT, *ASKS_NOTHING, *OTHERS_ASK)
-_EXTRA_OF = {"rerank": tuple(ASKS_NOTHING_OF_RANKS)}
 _OTHER_NAMES = {
     "repeat_penalty": "repetition_penalty",
     "typ_p": "typical_p",
@@ -187,9 +181,15 @@ _OTHER_NAMES = {
     "nCmpl": "n",
     "return_tokens": "return_token_ids",
     "returnTokens": "return_token_ids",
+    **dict.fromkeys(
+        ("reasoning_budget", "reasoning_budget_tokens", "thinking_budget", "thinking_budget_tokens"),
+        "thinking_token_budget",
+    ),
 }
+_OTHER_NAMES_OF = {"rerank": dict.fromkeys(("activation", "softmax"), "use_activation")}
 REQUEST = {
-    kind: keys_of((*cls.model_fields, *_EXTRA, *_EXTRA_OF.get(kind, ())), **_OTHER_NAMES) for kind, cls in KINDS.items()
+    kind: keys_of((*cls.model_fields, *_EXTRA), **_OTHER_NAMES, **_OTHER_NAMES_OF.get(kind, {}))
+    for kind, cls in KINDS.items()
 }
 # An answer of this or another server may be sent back as it came.
 MESSAGE = keys_of(
@@ -258,8 +258,7 @@ def known_fields(kind: str, sources: Iterable[dict[Any, Any]], ignored: list[str
             fields["max_tokens"] = fields.pop("max_completion_tokens")
         data |= fields
     _take_n_probs(kind, data)
-    of_kind = ASKS_NOTHING_OF_RANKS if kind == "rerank" else {}
-    for field, nothing in {**ASKS_NOTHING, **OTHERS_ASK, **of_kind}.items():
+    for field, nothing in {**ASKS_NOTHING, **OTHERS_ASK}.items():
         if field in data and field not in KINDS[kind].model_fields and data[field] not in nothing:
             only = f"; only {' or '.join(map(repr, nothing))} is accepted" if nothing else ""
             raise refused(field, f"not supported by this engine{only}")

@@ -205,6 +205,8 @@ class ToolRunOptions(_GeneratingParams, total=False):
     echo: bool | None
     chat_template: str | None
     documents: Sequence[Mapping[str, Any]] | None
+    thinking_token_budget: int | None
+    include_reasoning: bool | None
     reasoning_format: Literal["none", "deepseek"] | None
     tool_choice: Literal["none", "auto", "required", "any"] | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
@@ -269,6 +271,9 @@ class RerankOptions(TypedDict, total=False):
     top_n: int | None
     return_documents: bool | None
     max_tokens_per_doc: int | None
+    truncate_prompt_tokens: int | None  # of query and document together; -1 = what the model takes
+    truncation_side: Literal["left", "right"] | None
+    use_activation: bool | None
     user: str | None
 
 

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from typing_extensions import NamedTuple  # generic, which typing's is since Python 3.11
 
-from polargrid_local.api.answer_form import answer_form
+from polargrid_local.api.answer_form import AnswerForm, answer_form
 from polargrid_local.api.assemble import (
     Assembler,
     EmbeddingAssembler,
@@ -66,6 +66,9 @@ LONGEST_PIECE_BYTES = 512
 
 # What a model without levels of its own may be asked for. All but the first change no answer of it.
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "default")
+
+# Architectures whose scores are a label's share among all of them.
+SHARES = ("qwen3", "qwen3vl")
 
 C = TypeVar("C")  # a chunk
 R = TypeVar("R")  # the whole answer
@@ -130,21 +133,25 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         encoding, dimensions = request.encoding_format, request.dimensions
         return Job(requests, EmbeddingAssembler(name, id, created, seed, len(requests), encoding, dimensions))
     if isinstance(request, RerankRequest):
-        for query in {query for query, _ in request.pairs}:
+        limited = request.truncate_prompt_tokens is None
+        for query in {query for query, _ in request.pairs if limited}:
             check_length([(query, False)], target, "query", task)
         template = target.info.get("rerank_template", "")
         n_first = request.max_tokens_per_doc
         pairs = [(query, _beginning(text, n_first, target) if n_first else text) for query, text in request.pairs]
         spans = [_pair(template, query, text) for query, text in pairs]
-        for prompt in spans:
+        for prompt in spans if limited else ():
             check_length(prompt, target, "documents", task)
-        requests = [{"task": "rank", "prompt": prompt} for prompt in spans]
+        common = {"task": task, **_kept(request, target.info.get("n_ctx_train"))}
+        requests = [{**common, "prompt": prompt} for prompt in spans]
         labels = target.info.get("labels") or []
         label = labels.index("yes") if "yes" in labels else 0
-        return Job(requests, RerankAssembler(name, id, created, seed, request, label))
+        logistic = request.use_activation and _has_logits(labels, target)
+        return Job(requests, RerankAssembler(name, id, created, seed, request, label, logistic))
 
     seed = seed if request.seed is None or request.seed == -1 else request.seed % 2**64
     stop, marks = list(request.stop), list[str]()
+    thought: dict[str, Any] | None = None
     n_prompt_logprobs = -1 if request.prompt_logprobs is None else request.prompt_logprobs
     more: dict[str, Any] = {}
     ignored: list[str] = []
@@ -166,12 +173,14 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
             request, asked, target.template, prompt, target.info.get("control_tokens", {}), target.compile
         )
         constraint, dropped, marks = form.constraint, form.dropped, form.marks
+        if form.thought is not None and request.thinking_token_budget not in (None, -1):
+            thought = {**form.thought._asdict(), "max_tokens": request.thinking_token_budget}
         begun = _said_last(request.messages) + form.begun if request.echo else form.begun
         more |= {"begun": begun, "min_tokens": request.min_tokens}
-        ignored = _idle_fields(request, target)
+        ignored = _idle_fields(request, target, form)
         if form.segments is not None:
             segments = [form.segments, *(copy.deepcopy(form.segments) for _ in range(1, request.n))]
-            if request.reasoning_format != "none":
+            if not request.inline_reasoning:
                 more["reasoning"] = [ReasoningTokens(own, target.detokenize) for own in segments]
             more["parts"] = [
                 SegmentedAnswer(
@@ -180,6 +189,7 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
                     f"{(int(id, 16) + (i << 32)) % 16**24:024x}",  # each choice counts calls of its own
                     legacy=asked.legacy,
                     include_stop=request.include_stop_str_in_output,
+                    tells_reasoning=request.include_reasoning,
                 )
                 for i in range(request.n)
             ]
@@ -217,6 +227,8 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         common["marks"] = marks
     if constraint is not None:
         common["constraint"] = constraint._asdict()
+    if thought is not None:
+        common["thought"] = thought
     if request.prediction is not None and request.prediction.text:
         common["prediction"] = request.prediction.text
     if n_prompt_logprobs >= 0:
@@ -285,7 +297,20 @@ def _joined(
     return ids
 
 
-def _kept(request: ChatCompletionRequest | CompletionRequest | EmbeddingRequest, n_most: int | None) -> dict[str, Any]:
+def _has_logits(labels: Sequence[str], target: Target) -> bool:
+    """Whether a model's scores are still to be made numbers of 0 to 1. Raises ValidationError where they cannot be in
+    the order of the scores."""
+    if len(labels) < 2:
+        return True
+    if target.info.get("architecture") in SHARES:
+        return False
+    problem = f"must be false: this model tells {len(labels)} labels apart, and its scores are not shares of them"
+    raise refused("use_activation", problem)
+
+
+def _kept(
+    request: ChatCompletionRequest | CompletionRequest | EmbeddingRequest | RerankRequest, n_most: int | None
+) -> dict[str, Any]:
     """How many tokens are left of a prompt, as a native request has it; `n_most` are what -1 asks for."""
     n_asked = request.truncate_prompt_tokens
     if n_asked is None:
@@ -360,10 +385,14 @@ def template_options(request: ChatCompletionRequest, target: Target) -> dict[str
     return options
 
 
-def _idle_fields(request: ChatCompletionRequest, target: Target) -> list[str]:
+def _idle_fields(request: ChatCompletionRequest, target: Target, form: AnswerForm) -> list[str]:
     """Those that clients send to every model and that change no answer of this one."""
-    idle = request.reasoning_effort not in (None, "none") and not target.template.mentions("reasoning_effort")
-    return ["reasoning_effort"] if idle else []
+    idle = []
+    if request.reasoning_effort not in (None, "none") and not target.template.mentions("reasoning_effort"):
+        idle.append("reasoning_effort")
+    if request.thinking_token_budget not in (None, -1) and form.thought is None:
+        idle.append("thinking_token_budget")
+    return idle
 
 
 def chat_of(request: GenerateRequest) -> ChatCompletionRequest:

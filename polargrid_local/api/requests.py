@@ -166,6 +166,7 @@ TokenId = Annotated[Whole, Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], BeforeValidator(_as_list), Field(max_length=MAX_TOKEN_IDS)]
 LogprobIds = Annotated[list[TokenId], BeforeValidator(_as_list), Field(max_length=MAX_LOGPROB_IDS)]
 PromptIds = Annotated[list[TokenId], BeforeValidator(_as_list), Field(min_length=1)]
+Budget = Annotated[Whole, Field(ge=-1, lt=2**30)]  # of tokens; -1 = none
 KeptTokens = Annotated[Whole, Field(ge=-1, lt=2**30)]  # of a prompt; -1 = what fits
 KeptSide = Literal["left", "right"]  # where a prompt is cut: what is left are its last tokens, or its first
 LookBack = Annotated[Whole, Field(ge=-1, lt=2**30)]
@@ -503,12 +504,19 @@ class ChatCompletionRequest(_GeneratingRequest):
     echo: bool = False  # what the model has said last comes before the answer, as a part of it
     chat_template: Annotated[str, Field(min_length=1, max_length=MAX_SOURCE_BYTES)] | None = None  # for this chat alone
     documents: Annotated[list[dict[str, Any]], BeforeValidator(_as_list)] = []  # for templates that show them
+    thinking_token_budget: Budget | None = None  # a thought is ended after so many tokens; -1 = it ends by itself
+    include_reasoning: bool = True  # False: a thought is told apart, and not told
     reasoning_format: Literal["none", "deepseek"] = "none"  # inline as `<think>...</think>`, or in a field of its own
     tools: ToolList | None = None
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool = True
     functions: Functions | None = None  # tools and tool_choice by their older names
     function_call: FunctionChoice = None
+
+    @property
+    def inline_reasoning(self) -> bool:
+        """Whether a thought is content, tags and all."""
+        return self.reasoning_format == "none" and self.include_reasoning
 
     @property
     def n_logprobs(self) -> int:
@@ -614,6 +622,9 @@ class RerankRequest(StrictModel):
     top_n: Annotated[Whole, Field(ge=1, lt=2**31)] | None = None  # results, None = all
     return_documents: bool = False
     max_tokens_per_doc: Annotated[Whole, Field(ge=0, lt=2**30)] = 0  # the first so many of each; 0 = all
+    truncate_prompt_tokens: KeptTokens | None = None  # of query and document together
+    truncation_side: KeptSide = "left"
+    use_activation: bool = False  # scores are made numbers of 0 to 1, in the same order
     user: str | None = None
 
     @property

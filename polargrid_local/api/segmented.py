@@ -13,12 +13,20 @@ from polargrid_local.chat.stop_text import StopText
 class SegmentedAnswer:
     """Text in, deltas out. `stops` end the content, and nothing else; `include_stop`: the one that does is content
     too. `id`: 24 hex digits, from which those of the calls are made. `legacy`: calls are told in the older form,
-    `function_call`."""
+    `function_call`. `tells_reasoning`: False = what is thought is left out."""
 
     def __init__(
-        self, segments: Segments, stops: Sequence[str], id: str, *, legacy: bool = False, include_stop: bool = False
+        self,
+        segments: Segments,
+        stops: Sequence[str],
+        id: str,
+        *,
+        legacy: bool = False,
+        include_stop: bool = False,
+        tells_reasoning: bool = True,
     ) -> None:
         self._segments, self._id, self._legacy = segments, id, legacy
+        self._tells_reasoning = tells_reasoning
         self._stop = StopText(stops, include=include_stop)
         self.may_stop = bool(stops)
         self._reasoning: list[str] = []
@@ -33,6 +41,11 @@ class SegmentedAnswer:
     def found(self) -> str | None:
         """Which stop string that was."""
         return self._stop.found
+
+    @property
+    def hides(self) -> bool:
+        """Whether what comes now is a thought, and left out."""
+        return not self._tells_reasoning and self._segments.thought and not self._segments.answers
 
     @property
     def reason_of_calls(self) -> FinishReason:
@@ -84,7 +97,7 @@ class SegmentedAnswer:
                 deltas += self._content(self._stop.push(segment.text, on_hold=on_hold))
                 continue
             deltas += self._content(self._stop.finish())
-            if not self.stopped:
+            if not self.stopped and (self._tells_reasoning or segment.kind != "reasoning"):
                 deltas.append(self._part(segment))
         return deltas
 

@@ -100,12 +100,19 @@ def _is_fed(fd: int) -> bool:
             parent = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return True
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and int(process.name) not in family:
-            with contextlib.suppress(OSError):  # another user's, or gone
-                for held in (process / "fd").iterdir():
-                    if os.readlink(held) == pipe and _is_writable(process / "fdinfo" / held.name):
-                        return True
+    others = (one for one in Path("/proc").iterdir() if one.name.isdigit() and int(one.name) not in family)
+    return any(_writes_into(pipe, process) for process in others)
+
+
+def _writes_into(pipe: str, process: Path) -> bool:
+    try:
+        descriptors = os.listdir(process / "fd")
+    except OSError:  # another user's, or gone
+        return False
+    for fd in descriptors:
+        with contextlib.suppress(OSError):  # closed meanwhile: there may be others
+            if os.readlink(process / "fd" / fd) == pipe and _is_writable(process / "fdinfo" / fd):
+                return True
     return False
 
 

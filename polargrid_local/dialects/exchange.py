@@ -47,7 +47,7 @@ class Exchange:
     timed: ClassVar[bool] = False  # whether its usage chunks have our `timings` too
     form_bodies: ClassVar[bool] = False  # whether JSON may be called a form, as `curl -d` does
     request_id_header: ClassVar[str | None] = None  # where its clients look for an id, beside x-request-id
-    effort: ClassVar[str] = "reasoning_effort"  # how its requests call that field of ours
+    field_names: ClassVar[Mapping[str, str]] = {}  # of fields of ours that its requests call otherwise
     streams: ClassVar[bool | None] = None  # whether an answer is a stream; None: where `stream` says so
 
     keep_alive_s: float | None = None  # how long its model then stays in memory; negative: always; None: as before
@@ -63,7 +63,7 @@ class Exchange:
     def all_ignored(self, by_model: Sequence[str]) -> list[str]:
         """Paths of all fields that nothing was made of; `by_model`: our own names of those that its model has no use
         for."""
-        return [*self.ignored, *(self.effort if field == "reasoning_effort" else field for field in by_model)]
+        return [*self.ignored, *(self.field_names.get(field, field) for field in by_model)]
 
     def reply(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
         """The whole answer, out of one of our own. Those of text tell the fingerprint, and what of the prompt was

@@ -228,8 +228,12 @@ def _thinking(fields: Fields) -> Words:
     display = thinking.get("display", str)
     if display not in (None, "summarized", "omitted"):
         raise refused(thinking.path("display"), f"must be summarized or omitted, got {shown(display)}")
-    thinking.end()  # budget_tokens too: no model can be held to it
-    return {"enable_thinking": kind != "disabled"}
+    budget = thinking.get("budget_tokens", int)
+    if budget is not None and budget < 1:
+        raise refused(thinking.path("budget_tokens"), f"must be 1 or more, got {budget}")
+    thinking.end()
+    words: Words = {"enable_thinking": kind != "disabled"}
+    return {**words, "thinking_token_budget": budget} if budget is not None and kind == "enabled" else words
 
 
 def _format(fields: Fields) -> Words:

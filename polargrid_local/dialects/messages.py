@@ -31,7 +31,7 @@ NAMES = (
 
 class MessagesExchange(Exchange):
     timed = True
-    effort = "output_config.effort"
+    field_names = {"reasoning_effort": "output_config.effort", "thinking_token_budget": "thinking.budget_tokens"}
     request_id_header = "request-id"
 
     def __init__(self, body: Words, moment: Moment, kind: Kind) -> None:

@@ -29,7 +29,7 @@ class OllamaExchange(Exchange):
     form_bodies = True
     comments = False
     timed = True
-    effort = "think"
+    field_names = {"reasoning_effort": "think"}
     streams = False
 
     def __init__(self, body: Words, moment: Moment, kind: Kind) -> None:

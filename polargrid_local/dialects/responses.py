@@ -92,7 +92,7 @@ class ResponsesExchange(Exchange):
     with its request, and those from before."""
 
     timed = True
-    effort = "reasoning.effort"
+    field_names = {"reasoning_effort": "reasoning.effort"}
 
     def __init__(self, body: Words, moment: Moment, kind: Kind) -> None:
         asked = read_response_request(body)

@@ -70,7 +70,7 @@ def _aliases(value: Any) -> Any:
 # Fields of a request that may have defaults of a server's own: how tokens are chosen, and what becomes of reasoning.
 MAY_DEFAULT = (
     *Sampling.model_fields, "seed", "stop", "reasoning_format", "reasoning_effort", "enable_thinking",
-    "chat_template_kwargs",
+    "thinking_token_budget", "chat_template_kwargs",
 )  # fmt: skip
 
 

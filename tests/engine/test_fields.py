@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -385,6 +386,69 @@ def test_probabilities_after_sampling_are_those_of_what_may_come(engine: Engine,
             assert set(drawn) == set(list(model)[:top_k])
             assert sum(map(math.exp, drawn.values())) == pytest.approx(1, abs=1e-5)
             assert all(logprob == pytest.approx(model[id] - total, abs=1e-4) for id, logprob in drawn.items())
+
+
+# --- thoughts ---
+
+OPENS = (  # a template that lets a thought begin
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+PARIS: dict[str, Any] = {**chat("What is the capital of France?", max_tokens=64), "chat_template": OPENS}
+PARIS["temperature"] = 0
+CITY = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 12}}, "additionalProperties": False}
+
+
+@pytest.mark.parametrize("budget", [0, 1, 5])
+def test_a_thought_ends_with_its_budget(engine: Engine, budget: int) -> None:
+    asked: Any = {**PARIS, "thinking_token_budget": budget, "return_token_ids": True}
+    inline: Any = engine.chat_completion(**asked)
+    thought, _, answer = content_of(inline).partition("</think>")
+    assert answer and thought.startswith("<think>\n")
+    closing = engine.tokenize("</think>")
+    ids = inline["choices"][0]["token_ids"]
+    assert ids[budget : budget + len(closing)] == closing
+    free: Any = engine.chat_completion(**{**asked, "thinking_token_budget": -1})
+    assert ids[:budget] == free["choices"][0]["token_ids"][:budget]  # until then nothing is another
+    apart: Any = engine.chat_completion(**asked, reasoning_format="deepseek")
+    assert apart["choices"][0]["token_ids"] == ids
+    message = apart["choices"][0]["message"]
+    assert message["content"] == answer.lstrip()
+    assert message.get("reasoning_content", "") == thought.removeprefix("<think>\n").strip()
+    chunks: list[Any] = list(engine.chat_completion_stream(**asked))
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == content_of(inline)
+
+
+def test_a_thought_that_is_not_to_be_told_is_thought_all_the_same(engine: Engine) -> None:
+    asked: Any = {**PARIS, "thinking_token_budget": 5, "logprobs": True}
+    told: Any = engine.chat_completion(**asked, reasoning_format="deepseek")
+    hidden: Any = engine.chat_completion(**asked, include_reasoning=False)
+    message = told["choices"][0]["message"]
+    assert message.pop("reasoning_content") and hidden["choices"][0]["message"] == message
+    details = (reply["usage"]["completion_tokens_details"]["reasoning_tokens"] for reply in (told, hidden))
+    assert len(set(details)) == 1
+    n_hidden, n_told = (len(reply["choices"][0]["logprobs"]["content"]) for reply in (hidden, told))
+    assert 0 < n_hidden < n_told  # none of what was thought
+    chunks: list[Any] = list(engine.chat_completion_stream(**asked, include_reasoning=False))
+    assert all("reasoning_content" not in chunk["choices"][0]["delta"] for chunk in chunks)
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == message["content"]
+
+
+@pytest.mark.parametrize("budget", [0, 4])
+def test_an_answer_with_a_schema_has_a_budget_for_its_thought(engine: Engine, budget: int) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "city", "strict": True, "schema": CITY}}
+    asked: Any = {**PARIS, "thinking_token_budget": budget, "response_format": form, "reasoning_format": "deepseek"}
+    reply: Any = engine.chat_completion(**asked, return_token_ids=True)
+    closing = engine.tokenize("</think>")
+    assert reply["choices"][0]["token_ids"][budget : budget + len(closing)] == closing
+    assert set(json.loads(content_of(reply))) <= {"city"}
+
+
+def test_a_budget_of_a_model_that_does_not_think_is_named(engine: Engine) -> None:
+    asked: Any = {**chat("Hi", max_tokens=4), "temperature": 0}
+    reply: Any = engine.chat_completion(**asked, thinking_token_budget=2)
+    assert reply["pg_metadata"]["ignored_fields"] == ["thinking_token_budget"]
+    assert content_of(reply) == content_of(engine.chat_completion(**asked))
 
 
 # --- control tokens ---

@@ -166,6 +166,17 @@ def test_a_pipe_that_was_left_unblocking_is_read_to_its_end(tmp_path):
     os.close(reader)
 
 
+def test_a_file_that_is_closed_meanwhile_does_not_hide_a_pipe(monkeypatch):
+    reader, writer = os.pipe()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[writer]) as holder:
+        os.close(writer)
+        real = os.listdir
+        monkeypatch.setattr(os, "listdir", lambda path: ["999999", *real(path)])
+        assert piped._is_fed(reader)
+        holder.communicate(b"\n")
+    os.close(reader)
+
+
 def test_who_feeds_a_pipe(tmp_path):
     reader, writer = os.pipe()
     try:

@@ -160,7 +160,10 @@ def test_thinking() -> None:
     for kind, thinks in (("enabled", True), ("adaptive", True), ("disabled", False)):
         assert asked(thinking={"type": kind})["enable_thinking"] is thinks
     held = exchange(thinking={"type": "enabled", "budget_tokens": 1024})
-    assert held.ignored == ["thinking.budget_tokens"]
+    assert held.body["thinking_token_budget"] == 1024 and held.ignored == []
+    assert held.all_ignored(["thinking_token_budget"]) == ["thinking.budget_tokens"]  # of a model that does not think
+    with pytest.raises(ValidationError, match="thinking.budget_tokens: must be 1 or more, got 0"):
+        exchange(thinking={"type": "enabled", "budget_tokens": 0})
 
 
 @pytest.mark.parametrize("field", ["output_config", "output_format"])

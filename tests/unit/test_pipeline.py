@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from datetime import datetime, timezone
 
 import polargrid.types as sdk
@@ -109,6 +110,48 @@ def test_a_request_without_a_model_is_answered_by_the_targets_name():
     request = parse_request("chat", {"messages": HI})
     made = prepare(request, Target("default", INFO, ChatTemplate(None)), now=NOW, id=ID, seed=1)
     assert made.assembler.start()[0]["model"] == "default"
+
+
+# --- rankings ---------------------------------------------------------------------------------------------------------
+
+RANKS = {**INFO, "tasks": ["rank"], "n_ctx_train": 512}
+SCORES = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False) | st.floats(-50, 50), min_size=1)
+
+
+def ranking(info=RANKS, scores=(), **fields):
+    """The native requests, and the results where each document has one of `scores`."""
+    documents = ["x"] * max(len(scores), 1)
+    request = parse_request("rerank", {"query": "q", "documents": documents, **fields})
+    made = prepare(request, Target("default", info, ChatTemplate(None)), now=NOW, id=ID, seed=42)
+    for index, score in enumerate(scores):
+        feed(made.assembler, [Event(1, "embedding", embedding=[score], **COUNTS)], index)
+    return made.requests, made.assembler.response()["results"] if scores else []
+
+
+@given(SCORES)
+def test_activated_scores_are_logistic_and_keep_the_order(scores):
+    raw = ranking(scores=scores)[1]
+    activated = ranking(scores=scores, use_activation=True)[1]
+    assert [row["index"] for row in activated] == [row["index"] for row in raw]
+    told = [row["relevance_score"] for row in activated]
+    assert told == sorted(told, reverse=True) and all(0 <= score <= 1 for score in told)
+    for row, score in zip(raw, told, strict=True):
+        x = row["relevance_score"]
+        expected = 1 / (1 + math.exp(-x)) if abs(x) < 700 else float(x > 0)
+        assert score == pytest.approx(expected, rel=1e-12, abs=1e-300)
+
+
+def test_what_is_left_of_a_pair_is_said_to_the_engine():
+    (plain,), _ = ranking()
+    assert plain == {"task": "rank", "prompt": [("q", False), ("x", False)]}
+    for given_, native in [
+        ({"truncate_prompt_tokens": 5}, {"keep_tokens": 5}),
+        ({"truncate_prompt_tokens": -1}, {"keep_tokens": 512}),
+        ({"truncate_prompt_tokens": 5, "truncation_side": "right"}, {"keep_tokens": 5, "keep_first": True}),
+        ({"truncation_side": "right"}, {}),
+    ]:
+        (request,), _ = ranking(**given_)
+        assert request == {**plain, **native}
 
 
 # --- the stream contract ----------------------------------------------------------------------------------------------
@@ -624,3 +667,35 @@ def test_what_ended_an_answer_is_told_in_its_last_chunk():
         chunks = run(made, [end(**fields)])
         assert chunks[-1]["choices"] == [{"index": 0, "delta": {}, "finish_reason": "stop", "stop_reason": expected}]
         assert made.assembler.response()["choices"][0]["stop_reason"] == expected
+
+
+# --- thoughts ---------------------------------------------------------------------------------------------------------
+
+THINKS = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+
+@pytest.mark.parametrize(
+    ("source", "tool_format", "thought"),
+    [
+        (THINKS, None, None),
+        (THINKS + "{# <think> #}", None, {"opening": "<think>", "closing": "</think>", "answer": "", "opened": False}),
+        (THINKS + "<think>\n", None, {"opening": "<think>", "closing": "</think>", "answer": "", "opened": True}),
+        (
+            THINKS,
+            "harmony",
+            {
+                "opening": "<|channel|>analysis<|message|>",
+                "closing": "<|end|>",
+                "answer": "<|start|>assistant<|channel|>final<|message|>",
+                "opened": False,
+            },
+        ),
+    ],
+)
+def test_what_ends_a_thought_with_a_budget(source, tool_format, thought):
+    target = Target("default", INFO, ChatTemplate(source, tool_format=tool_format), compile=lambda constraint: None)
+    made = job(target=target, thinking_token_budget=7)
+    assert made.requests[0].get("thought") == (thought and {**thought, "max_tokens": 7})
+    assert made.assembler.ignored_fields == ([] if thought else ["thinking_token_budget"])
+    for unlimited in ({}, {"thinking_token_budget": -1}):
+        assert "thought" not in job(target=target, **unlimited).requests[0]

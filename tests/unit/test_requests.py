@@ -414,16 +414,13 @@ def test_every_field_of_vllms_vectors_is_honoured_harmless_or_refused(kind):
         ("embedding", "endianness", "native", "big"),
         ("embedding", "embd_normalize", 2, -1),
         ("embedding", "late_chunking_params", None, {}),
-        ("rerank", "use_activation", False, True),
-        ("rerank", "softmax", False, True),
-        ("rerank", "truncate_prompt_tokens", None, 4),
         ("rerank", "max_tokens_per_query", 0, 5),
         ("rerank", "instruction", None, "find it"),
         ("embedding", "logprob_token_ids", [], [5]),
         ("embedding", "post_sampling_probs", False, True),
-        ("chat", "thinking_token_budget", -1, 8),
-        ("chat", "reasoning_budget_tokens", -1, 0),
-        ("chat", "include_reasoning", True, False),
+        ("completion", "thinking_token_budget", -1, 8),
+        ("completion", "include_reasoning", True, False),
+        ("chat", "reasoning_budget_message", "", "Now."),
         ("chat", "t_max_predict_ms", -1, 50),
         ("chat", "adaptive_target", -1, 0.5),
         ("chat", "watermarking", False, True),
@@ -454,6 +451,15 @@ def test_a_field_of_other_engines_that_asks_for_another_answer_is_refused(kind, 
 def test_numbers_that_mean_something_elsewhere_are_refused_with_what_is_allowed(kind, field, values, message):
     error = refused(kind, **values)
     assert error.param == field and message in error.message
+
+
+@pytest.mark.parametrize("name", ["use_activation", "useActivation", "activation", "softmax"])
+def test_names_of_activated_scores(name):
+    base = {"query": "x", "documents": ["x"]}
+    for value in (True, False):
+        assert parse_request("rerank", {**base, name: value}).use_activation is value
+    assert parse_request("rerank", {**base, name: None}) == parse_request("rerank", base)
+    assert refused("rerank", **{name: "yes"}).param == "use_activation"
 
 
 @pytest.mark.parametrize("value", ["float", "base64", "numpy"])
