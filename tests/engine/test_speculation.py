@@ -39,6 +39,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "filter": {"temperature": 0, "content_filter": ["item 2"]},
     "schema": {"temperature": 0.5, "seed": 4, "json_schema": SCHEMA},
     "pattern": {"temperature": 1, "seed": 8, "regex": "(item [0-9]: [a-z ]{1,20}\n){3}"},
+    "thought": {"temperature": 0, "thinking_token_budget": 12, "chat_template": tiny_model.CHATML + "<think>\n"},
     "short": {"temperature": 0, "max_tokens": 3},
 }
 
