@@ -34,7 +34,7 @@ from polargrid_local.api.replies import (
     Usage,
 )
 from polargrid_local.api.requests import RerankRequest
-from polargrid_local.api.timings import server_timings
+from polargrid_local.api.timings import prompt_timings, server_timings
 from polargrid_local.errors import from_code
 
 Predicate = Callable[[str], Any]
@@ -293,7 +293,7 @@ class Assembler(Generic[C, R]):
             chunks = [*self._opened(event, index), *self._progress(event, index), *chunks]
         if self._extras.timings_per_token:
             for chunk in chunks:
-                chunk |= self._timings_told
+                chunk.setdefault("timings", self._timings_told["timings"])
         if self._continuous_usage:
             for chunk in chunks:
                 chunk.setdefault("usage", self.usage)
@@ -346,7 +346,10 @@ class Assembler(Generic[C, R]):
             if ms >= 0:
                 progress["time_ms"] = ms
             chunk: Any = self._chunk(index, None, None, None)
-            chunks.append(chunk | {"prompt_progress": progress})
+            chunk["prompt_progress"] = progress
+            if self._extras.timings_per_token:
+                chunk["timings"] = prompt_timings(progress, event.queue_ms)
+            chunks.append(chunk)
         return chunks
 
     def _with_extras(self, chunks: list[Any], event: Event, index: int) -> list[Any]:

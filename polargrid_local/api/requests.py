@@ -563,13 +563,12 @@ def _input(value: Any) -> Any:
 
 
 def _input_text(value: Any) -> Any:
-    """That of `{"prompt_string": text}`, and of `{"content": ...}` as a message has it; all else as it is."""
+    """That of `{"prompt_string": text}`, and of `{"content": [...]}` as a message has it; all else as it is."""
     if not isinstance(value, Mapping):
         return value
     if len(value) == 1 and isinstance(value.get("prompt_string"), str):
         return value["prompt_string"]
-    content = value.get("content") if len(value) == 1 else None
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    parts = value.get("content") if len(value) == 1 else None
     if not parts or not isinstance(parts, (list, tuple)) or not all(_is_text_part(part) for part in parts):
         raise PydanticCustomError("input_type", 'an object must be {"prompt_string": text} or {"content": text parts}')
     return "".join(part["text"] for part in parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from polargrid_local.api.replies import ServerTimings
+from polargrid_local.api.replies import PromptProgress, ServerTimings
 
 
 def server_timings(n_prompt: int, n_generated: int, timings: Mapping[str, Any]) -> ServerTimings:
@@ -25,6 +25,24 @@ def server_timings(n_prompt: int, n_generated: int, timings: Mapping[str, Any]) 
     # The first token comes with the prompt's last pass, so it costs no time of its own.
     told["predicted_per_token_ms"], told["predicted_per_second"] = _rates(max(n_generated - 1, 0), ms)
     return told
+
+
+def prompt_timings(progress: PromptProgress, began_ms: float) -> ServerTimings:
+    """While a prompt is being read; `began_ms`: when that began, since submit."""
+    n_read = progress["processed"] - progress["cache"]
+    ms = max(progress.get("time_ms", 0.0) - began_ms, 0.0) if n_read else 0.0
+    per_token, per_second = _rates(n_read, ms)
+    return {
+        "cache_n": progress["cache"],
+        "prompt_n": n_read,
+        "prompt_ms": ms,
+        "prompt_per_token_ms": per_token,
+        "prompt_per_second": per_second,
+        "predicted_n": 0,
+        "predicted_ms": 0.0,
+        "predicted_per_token_ms": 0.0,
+        "predicted_per_second": 0.0,
+    }
 
 
 def _rates(n_tokens: int, ms: float) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from typing_extensions import NotRequired, TypedDict
 from polargrid_local.api.plain import shown
 from polargrid_local.api.replies import PromptProgress, ServerTimings
 from polargrid_local.api.requests import Sampling
-from polargrid_local.api.timings import server_timings
+from polargrid_local.api.timings import prompt_timings, server_timings
 from polargrid_local.dialects.exchange import Exchange, Kind, Moment, Refusal, Words, account_of, event
 from polargrid_local.dialects.fields import Fields
 from polargrid_local.dialects.logprobs import token_entries, token_probs
@@ -35,6 +35,7 @@ OUR_NAMES = {ours: theirs for theirs, ours in RENAMED.items()}
 DEFAULTS: Words = {OUR_NAMES.get(name, name): field.get_default() for name, field in Sampling.model_fields.items()}
 DEFAULTS["seed"] = -1  # another one for every answer
 DEFAULTS["logit_bias"] = []
+DEFAULTS |= {"adaptive_target": -1.0, "adaptive_decay": 0.9}  # a sampler that is not here: off
 HARMLESS = ("cache_prompt", "id_slot", "n_discard", "n_keep")
 CANNOT: dict[str, tuple[Any, ...]] = {
     "image_data": ([],),
@@ -111,6 +112,7 @@ class LlamaCompletion(LlamaExchange):
             self.body["max_tokens"] = -1
         if n_probs := fields.get("n_probs", int):
             self.body["logprobs"] = n_probs
+        self._n_probs = n_probs or 0
         self._after_sampling = self.body.get("post_sampling_probs") is True
         self._timings_per_token = fields.get("timings_per_token", bool) is True
         if self.streaming:
@@ -146,9 +148,12 @@ class LlamaCompletion(LlamaExchange):
                 self._probabilities(choice) | _tokens(choice) | ({"content": choice["text"]} if choice["text"] else {})
             )
             if "prompt_progress" in chunk:
-                more["prompt_progress"] = chunk["prompt_progress"]
+                more["prompt_progress"] = progress = chunk["prompt_progress"]
+                timings = prompt_timings(progress, self._answers[choice["index"]].began(progress))
+            else:
+                timings = self._timings()
             if more and self._timings_per_token:
-                more["timings"] = self._timings()
+                more["timings"] = timings
             if more:
                 index = choice["index"]
                 counts = self._counts(index)
@@ -180,7 +185,7 @@ class LlamaCompletion(LlamaExchange):
             **self._counts(choice["index"]),
             "stop_type": "word" if isinstance(word, str) else stop_type,
             "stopping_word": word if isinstance(word, str) else "",
-            "truncated": False,
+            "truncated": self._is_cut_by_context(choice),
             "has_new_line": self._answers[choice["index"]].has_new_line,
             "generation_settings": self._settings | self._seed(),
             **self._asked(choice["index"]),
@@ -194,7 +199,13 @@ class LlamaCompletion(LlamaExchange):
         if not choice.get("logprobs"):
             return {}
         told = token_probs if self._after_sampling else token_entries
-        return {"completion_probabilities": told(choice["logprobs"])}
+        return {"completion_probabilities": told(choice["logprobs"], self._n_probs)}
+
+    def _is_cut_by_context(self, choice: Mapping[str, Any]) -> bool:
+        """Whether the context was full before the answer had as many tokens as it may have."""
+        most = self.body.get("max_tokens")
+        n_said = self._counts(choice["index"])["tokens_predicted"]
+        return choice["finish_reason"] == "length" and most is not None and (most < 0 or n_said < most)
 
     def _asked(self, index: int) -> Words:
         prompt = self.body["prompt"][index] if self._several else self.body["prompt"]
@@ -267,7 +278,14 @@ class _Answer:
 
     def __init__(self) -> None:
         self.has_new_line = False
+        self._began_ms: float | None = None  # to be read
         self.n_prompt = self.n_tokens = 0
+
+    def began(self, progress: PromptProgress) -> float:
+        """When its prompt began to be read, since submit: at its first progress."""
+        if self._began_ms is None:
+            self._began_ms = progress.get("time_ms", 0.0)
+        return self._began_ms
 
     def add(self, choice: Mapping[str, Any]) -> None:
         self.has_new_line |= "\n" in choice["text"]

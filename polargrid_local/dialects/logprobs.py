@@ -13,11 +13,12 @@ _BYTE = re.compile(r"\\x([0-9a-f]{2})")
 _NO_TEXT = re.compile(r"token_id:\d+")
 
 
-def token_entries(logprobs: Mapping[str, Any]) -> list[Words]:
-    """`logprobs`: the lists that a choice of a completion has. Entries have an `id` where those have one."""
+def token_entries(logprobs: Mapping[str, Any], n_top: int | None = None) -> list[Words]:
+    """`logprobs`: the lists that a choice of a completion has. Entries have an `id` where those have one, and `n_top`
+    alternatives at most, the likeliest."""
     lists = zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"])
     entries = [
-        {**_entry(token, logprob), "top_logprobs": [_entry(*likely) for likely in top.items()]}
+        {**_entry(token, logprob), "top_logprobs": [_entry(*likely) for likely in top.items()][:n_top]}
         for token, logprob, top in lists
     ]
     if "token_ids" not in logprobs:
@@ -28,11 +29,11 @@ def token_entries(logprobs: Mapping[str, Any]) -> list[Words]:
     ]
 
 
-def token_probs(logprobs: Mapping[str, Any]) -> list[Words]:
+def token_probs(logprobs: Mapping[str, Any], n_top: int | None = None) -> list[Words]:
     """The same with probabilities in place of their logarithms, which are lists by other names."""
     return [
         {**_as_prob(entry), "top_probs": [_as_prob(top) for top in entry["top_logprobs"]]}
-        for entry in token_entries(logprobs)
+        for entry in token_entries(logprobs, n_top)
     ]
 
 

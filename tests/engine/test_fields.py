@@ -522,12 +522,15 @@ def test_the_progress_of_a_long_prompt_is_told(engine: Engine) -> None:
     assert processed == sorted(set(processed)) and len(processed) > 2
     assert (processed[0], processed[-1]) == (told[0]["cache"], n_prompt)
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == said(engine, **asked)["text"]
+    read = [chunk["timings"] for chunk in chunks if "prompt_progress" in chunk]
+    assert [timings["cache_n"] + timings["prompt_n"] for timings in read] == processed
+    assert read[0]["prompt_ms"] == 0 == read[-1]["predicted_n"]
     last = chunks[-1]["timings"]
+    times = [timings["prompt_ms"] for timings in (*read, last)]
+    assert times == sorted(times)
     assert (last["predicted_n"], last["prompt_n"] + last["cache_n"]) == (2, n_prompt)
     assert last["prompt_per_second"] == pytest.approx(last["prompt_n"] / last["prompt_ms"] * 1e3)
-    assert last["predicted_per_token_ms"] == pytest.approx(
-        last["predicted_ms"]
-    )  # the second token: the first took none
+    assert last["predicted_per_token_ms"] == pytest.approx(last["predicted_ms"])  # the first token took none
 
 
 # --- what decides over a token ---

@@ -81,6 +81,8 @@ def test_tokens_timings_and_samplers(server: ServerProcess) -> None:
     assert text["content"] == whole["content"]
     *told, last = events(server, {**body, "timings_per_token": True, "return_progress": True})
     assert [token for event in told for token in event["tokens"]] == whole["tokens"] and last["tokens"] == []
+    times = [event["timings"].get("prompt_ms", 0.0) for event in told if "prompt_progress" in event]
+    assert times == sorted(times) and times[0] == 0
     counts = [event["timings"]["predicted_n"] for event in told if event["content"]]
     assert counts == sorted(counts) and counts[-1] == 8
 

@@ -198,6 +198,16 @@ def test_probabilities() -> None:
     (entry,) = whole["completion_probabilities"]
     assert (entry["token"], entry["bytes"], [top["token"] for top in entry["top_logprobs"]]) == ("a", [97], ["a", "b"])
     assert whole["timings"] == {"cache_n": 2, "prompt_n": 3, "predicted_n": 7}
+    (likeliest,) = completion(n_probs=1).reply(answer)["completion_probabilities"]
+    assert [top["token"] for top in likeliest["top_logprobs"]] == ["a"]  # as many as are asked for
+
+
+@pytest.mark.parametrize(("n_predict", "cut"), [(-1, True), (-2, True), (8, True), (7, False)])
+@pytest.mark.parametrize("reason", ["length", "stop"])
+def test_an_answer_that_fills_the_context_is_truncated(n_predict: int, cut: bool, reason: str) -> None:
+    choice = {"text": "a", "index": 0, "finish_reason": reason}
+    reply: Any = completion(n_predict=n_predict).reply({"model": "m", "choices": [choice], "usage": USAGE})
+    assert reply["truncated"] is (cut and reason == "length")  # of 7 tokens
 
 
 def test_the_answers_to_several_prompts() -> None:

@@ -348,7 +348,6 @@ def test_every_field_of_openais_client_is_honoured_harmless_or_refused():
     ("given", "texts"),
     [
         ({"prompt_string": "a"}, ["a"]),
-        ({"content": "a"}, ["a"]),
         ({"content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}, ["a b"]),
         (["a", {"prompt_string": "b"}, [5]], ["a", "b", [5]]),
     ],
@@ -363,6 +362,7 @@ def test_inputs_in_llama_servers_words(given, texts):
         {},
         {"prompt_string": 5},
         {"prompt_string": "a", "multimodal_data": ["b"]},
+        {"content": "a"},
         {"content": []},
         {"content": [{"type": "image_url", "image_url": {"url": "x"}}]},
         ["a", {"content": [{"type": "text"}]}],
