@@ -29,7 +29,7 @@ from polargrid_local.chat.tool_formats import mark_of
 
 class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
     """`parts`: of answers that may be more than content, for each choice. `begun`: content that the prompt has said
-    already."""
+    already. `prompt_text`: the prompt, where it is to be told."""
 
     prefix = "chatcmpl-"
 
@@ -38,12 +38,14 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
         *args: Any,
         parts: Sequence[SegmentedAnswer] = (),
         begun: str = "",
+        prompt_text: str | None = None,
         min_tokens: int = 0,
         reasoning: Sequence[ReasoningTokens] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._parts, self._begun, self._min_tokens = parts, begun, min_tokens
+        self._prompt_text = prompt_text
         self._reasoning = reasoning  # of each choice, where that is told apart
         self._raw: list[list[str]] = [[] for _ in self.choices]  # all text, as the model wrote it
         self._untold: list[list[PlacedLogprob]] = [[] for _ in self.choices]  # logprobs of text that waits
@@ -53,7 +55,8 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
         """Where the first chunk is to tell of the prompt, or how long that is, it waits until that is known."""
         chunks = []
         for index, choice in enumerate(self.choices):
-            chunks.append(self._with([{"index": index, "delta": {"role": "assistant"}, "finish_reason": None}]))
+            first = self._with([{"index": index, "delta": {"role": "assistant"}, "finish_reason": None}])
+            chunks.append(first if self._prompt_text is None else {**first, "prompt_text": self._prompt_text})
             if self._begun:
                 choice.parts.append(self._begun)
                 chunks.append(self._chunk(index, self._begun, None, None))
@@ -175,6 +178,8 @@ class ChatAssembler(Assembler[ChatCompletionChunk, ChatCompletionResponse]):
             "pg_metadata": self.pg_metadata,
         }
         extras = {**(self.choices[0].of_prompt or {}), **self._timings_told}
+        if self._prompt_text is not None:
+            extras["prompt_text"] = self._prompt_text
         return self._as_asked(cast(ChatCompletionResponse, {**reply, **extras}))
 
     def _choice(self, index: int, choice: Choice) -> ChatChoice:

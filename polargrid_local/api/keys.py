@@ -101,7 +101,6 @@ OTHERS_ASK: dict[str, tuple[Any, ...]] = {
     "repetition_detection": (),
     "response_fields": ([],),
     "return_mm_kwargs": (False,),
-    "return_prompt_text": (False,),
     "return_token_offsets": (False,),
     "return_weight_versions": (False,),
     "routed_experts_prompt_start": (0,),
@@ -110,7 +109,6 @@ OTHERS_ASK: dict[str, tuple[Any, ...]] = {
     "tfs_z": (1,),
     "top_a": (0,),
     "use_beam_search": (False,),
-    "verbose": (False,),
     "vllm_xargs": ({},),
     "watermarking": (False,),
     # Of vectors and scores.
@@ -148,6 +146,7 @@ OTHERS_ASK: dict[str, tuple[Any, ...]] = {
     "include_reasoning": (True,),
     "reasoning_effort": ("none",),
     "reasoning_format": ("none",),
+    "return_prompt_text": (False,),
     "thinking_token_budget": (-1,),
 }
 
@@ -181,6 +180,7 @@ _OTHER_NAMES = {
     "nCmpl": "n",
     "return_tokens": "return_token_ids",
     "returnTokens": "return_token_ids",
+    "verbose": "return_prompt_text",
     **dict.fromkeys(
         ("reasoning_budget", "reasoning_budget_tokens", "thinking_budget", "thinking_budget_tokens"),
         "thinking_token_budget",

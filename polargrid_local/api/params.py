@@ -205,6 +205,7 @@ class ToolRunOptions(_GeneratingParams, total=False):
     echo: bool | None
     chat_template: str | None
     documents: Sequence[Mapping[str, Any]] | None
+    return_prompt_text: bool | None
     thinking_token_budget: int | None
     include_reasoning: bool | None
     reasoning_format: Literal["none", "deepseek"] | None

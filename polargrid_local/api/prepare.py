@@ -177,6 +177,8 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
             thought = {**form.thought._asdict(), "max_tokens": request.thinking_token_budget}
         begun = _said_last(request.messages) + form.begun if request.echo else form.begun
         more |= {"begun": begun, "min_tokens": request.min_tokens}
+        if request.return_prompt_text:
+            more["prompt_text"] = "".join(text for text, _ in prompt)
         ignored = _idle_fields(request, target, form)
         if form.segments is not None:
             segments = [form.segments, *(copy.deepcopy(form.segments) for _ in range(1, request.n))]

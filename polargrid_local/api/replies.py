@@ -172,6 +172,7 @@ class ChatCompletionChunk(TypedDict):
     prompt_token_ids: NotRequired[list[int]]  # in the first chunk alone
     prompt_logprobs: NotRequired[PromptLogprobs]  # likewise
     prompt_progress: NotRequired[PromptProgress]
+    prompt_text: NotRequired[str]  # in the first chunk alone, where `return_prompt_text` asks for it
     timings: NotRequired[ServerTimings]
 
 
@@ -205,6 +206,7 @@ class ChatCompletionResponse(TypedDict):
     system_fingerprint: NotRequired[str]  # over HTTP, as OpenAI has it; in process pg_metadata tells it
     prompt_token_ids: NotRequired[list[int]]
     prompt_logprobs: NotRequired[PromptLogprobs]
+    prompt_text: NotRequired[str]
     timings: NotRequired[ServerTimings]
 
 

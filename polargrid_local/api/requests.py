@@ -488,7 +488,9 @@ class _GeneratingRequest(Sampling):
 
     @property
     def continuous_usage(self) -> bool:
-        return self.stream_options.get("continuous_usage_stats") is True
+        """Not where the other option says that no usage is to be told."""
+        asked = self.stream_options.get("continuous_usage_stats") is True
+        return asked and self.stream_options.get("include_usage") is not False
 
 
 class ChatCompletionRequest(_GeneratingRequest):
@@ -504,6 +506,7 @@ class ChatCompletionRequest(_GeneratingRequest):
     echo: bool = False  # what the model has said last comes before the answer, as a part of it
     chat_template: Annotated[str, Field(min_length=1, max_length=MAX_SOURCE_BYTES)] | None = None  # for this chat alone
     documents: Annotated[list[dict[str, Any]], BeforeValidator(_as_list)] = []  # for templates that show them
+    return_prompt_text: bool = False  # what the template has made of the chat
     thinking_token_budget: Budget | None = None  # a thought is ended after so many tokens; -1 = it ends by itself
     include_reasoning: bool = True  # False: a thought is told apart, and not told
     reasoning_format: Literal["none", "deepseek"] = "none"  # inline as `<think>...</think>`, or in a field of its own

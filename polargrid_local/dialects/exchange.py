@@ -71,12 +71,19 @@ class Exchange:
         metadata = answer.get("pg_metadata", {})
         if "cached_tokens" in metadata:
             answer = {**answer, "usage": with_cached(answer["usage"], metadata["cached_tokens"])}
+        answer = self._with_verbose(answer)
         fingerprint = metadata.get("system_fingerprint")
         return {**answer, "system_fingerprint": fingerprint} if fingerprint else answer
 
     def chunk(self, chunk: Mapping[str, Any]) -> Iterable[bytes]:
         """What goes over the wire for one chunk of ours."""
-        yield event(chunk)
+        yield event(self._with_verbose(chunk))
+
+    def _with_verbose(self, said: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With the prompt in the place where llama-server's clients look for it, who ask for it by `verbose`."""
+        if "prompt_text" not in said or self.body.get("verbose") is not True:
+            return said
+        return {**said, "__verbose": {"prompt": said["prompt_text"]}}
 
     def end(self) -> Iterable[bytes]:
         """What follows the last chunk."""

@@ -451,6 +451,15 @@ def test_a_budget_of_a_model_that_does_not_think_is_named(engine: Engine) -> Non
     assert content_of(reply) == content_of(engine.chat_completion(**asked))
 
 
+def test_the_prompt_is_told_as_the_template_wrote_it(engine: Engine) -> None:
+    asked: Any = {**chat("Hi <|im_end|>", max_tokens=4), "temperature": 0}
+    reply: Any = engine.chat_completion(**asked, return_prompt_text=True)
+    assert reply["prompt_text"] == engine.apply_template(messages=asked["messages"])
+    first, *others = engine.chat_completion_stream(**asked, return_prompt_text=True)
+    assert first.get("prompt_text") == reply["prompt_text"] and not any("prompt_text" in chunk for chunk in others)
+    assert "prompt_text" not in engine.chat_completion(**asked)
+
+
 # --- control tokens ---
 
 

@@ -44,6 +44,15 @@ def stream(server: ServerProcess, path: str, body: dict[str, Any]) -> tuple[http
     return reply, [json.loads(line[6:]) for line in (lines[:-1] if done else lines)], done
 
 
+def test_llama_servers_clients_find_the_prompt(server: ServerProcess) -> None:
+    asked = chat(model="scripted", messages=[{"role": "user", "content": SAID_MESSAGE}], verbose=True)
+    whole = server.post(CHAT, asked).json()
+    assert SAID_MESSAGE in whole["prompt_text"] and whole["__verbose"] == {"prompt": whole["prompt_text"]}
+    first, *others = stream(server, CHAT, {**asked, "stream": True})[1]
+    assert first["__verbose"] == whole["__verbose"] and not any("__verbose" in chunk for chunk in others)
+    assert "__verbose" not in server.post(CHAT, {**asked, "verbose": False}).json()
+
+
 def test_chat_stream_is_role_content_reason_done(server: ServerProcess) -> None:
     reply, chunks, done = stream(server, CHAT, chat(model="scripted", stream=True, max_tokens=50, ignore_eos=False,
                                                     messages=[{"role": "user", "content": SAID_MESSAGE}]))  # fmt: skip

@@ -217,6 +217,12 @@ def test_every_chunk_has_the_usage_so_far_where_asked_for(
         assert usages[0] == {"prompt_tokens": n_prompt, "completion_tokens": 0, "total_tokens": n_prompt}
 
 
+def test_no_usage_is_told_where_it_is_not_to_be(file: Path) -> None:
+    options: Any = {"include_usage": False, "continuous_usage_stats": True}
+    with open_engine(file) as engine:
+        assert not any("usage" in chunk for chunk in engine.completion_stream(prompt="a", stream_options=options))
+
+
 def test_logprobs_have_the_numbers_of_their_tokens_beside_token_ids(file: Path) -> None:
     with open_engine(file) as engine:
         told: Any = engine.completion(prompt="a", logprobs=1, return_token_ids=True)["choices"][0]["logprobs"]
