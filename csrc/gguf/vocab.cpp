@@ -46,7 +46,7 @@ void rwkv_first_bytes(const std::vector<std::string_view> & tokens) {
     bool begins[256] = {}, whole[256] = {};
     for (const std::string_view token : tokens) {
         if (token.empty()) {
-            begins['['] = true;   // renamed, as in unique_tokens
+            begins[size_t{'['}] = true;   // renamed, as in unique_tokens
             continue;
         }
         size_t used = 1;

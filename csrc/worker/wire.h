@@ -17,7 +17,7 @@ class Packer {
   public:
     template <typename T> Packer & add(const T & value) {
         if constexpr (has_fields<T>) {
-            visit_fields(value, [this](const char *, const auto & member, const auto &...) { add(member); });
+            visit_fields(value, [this](const char *, const auto & member, const auto &...) { this->add(member); });
         } else {
             static_assert(std::is_arithmetic_v<T> || std::is_enum_v<T>);
             bytes_.append(reinterpret_cast<const char *>(&value), sizeof value);
@@ -97,7 +97,7 @@ class Unpacker {
 
     template <typename T> void read(T & value) {
         if constexpr (has_fields<T>) {
-            visit_fields(value, [this](const char *, auto & member, const auto &...) { read(member); });
+            visit_fields(value, [this](const char *, auto & member, const auto &...) { this->read(member); });
         } else if constexpr (std::is_enum_v<T>) {
             const auto number = get<std::underlying_type_t<T>>();
             if (static_cast<size_t>(number) >= names(T{}).size()) {
