@@ -5,6 +5,20 @@
 
 namespace pgl {
 
+namespace {
+
+// How many bytes a text in UTF-8 lacks at its end, where `before` were lacking before it.
+int32_t missing_bytes(const std::string & text, int32_t before) {
+    for (const char c : text) {
+        const auto byte = static_cast<unsigned char>(c);
+        const bool continues = (byte & 0xC0) == 0x80;
+        before = continues ? std::max(before - 1, 0) : byte >= 0xF0 ? 3 : byte >= 0xE0 ? 2 : byte >= 0xC0 ? 1 : 0;
+    }
+    return before;
+}
+
+}  // namespace
+
 Thought::Thought(const ThoughtLimit & limit, std::vector<Token> ending)
     : limit_(limit), ending_(std::move(ending)), state_(limit.opened ? State::within : State::before) {
     if (limit_.max_tokens < 0 || ending_.empty()) {
@@ -13,8 +27,13 @@ Thought::Thought(const ThoughtLimit & limit, std::vector<Token> ending)
 }
 
 Token Thought::due() const {
-    const bool spent = state_ == State::within && n_tokens_ >= limit_.max_tokens;
-    return spent || state_ == State::ending ? ending_[n_ended_] : -1;
+    return is_spent() || state_ == State::ending ? ending_[n_ended_] : -1;
+}
+
+// A character that is not finished is waited for, as long as it may be one: no more than three tokens.
+bool Thought::is_spent() const {
+    const int32_t n_over = n_tokens_ - limit_.max_tokens;
+    return state_ == State::within && n_over >= 0 && (n_missing_ == 0 || n_over >= 3);
 }
 
 void Thought::said(Token token, const std::string & text) {
@@ -29,6 +48,7 @@ void Thought::said(Token token, const std::string & text) {
         open();
     } else if (state_ == State::within) {
         ++n_tokens_;
+        n_missing_ = missing_bytes(text, n_missing_);
         go_on(text);
     }
 }

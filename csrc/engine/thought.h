@@ -23,6 +23,7 @@ class Thought {
   private:
     enum class State { before, within, ending, over };
 
+    bool is_spent() const;
     void open();
     void go_on(const std::string & text);
 
@@ -31,6 +32,7 @@ class Thought {
     State state_;
     std::string seen_;      // before: all that was said; within: what may be a beginning of the closing tag
     int32_t n_tokens_ = 0;  // of the thought, without its tags
+    int32_t n_missing_ = 0; // bytes of the character that the last token has left unfinished
     size_t n_ended_ = 0;    // of `ending_`, that have been said
 };
 

@@ -444,6 +444,15 @@ def test_an_answer_with_a_schema_has_a_budget_for_its_thought(engine: Engine, bu
     assert set(json.loads(content_of(reply))) <= {"city"}
 
 
+@pytest.mark.parametrize("budget", range(1, 6))
+def test_a_thought_is_not_ended_within_a_character(engine: Engine, budget: int) -> None:
+    asked: Any = {**PARIS, "regex": "\U0001f600{3}", "thinking_token_budget": budget, "reasoning_format": "deepseek"}
+    pieces = engine.tokenize("\U0001f600")
+    asked["logit_bias"] = dict.fromkeys(pieces, 100.0)  # of which the model then thinks
+    message: Any = engine.chat_completion(**asked)["choices"][0]["message"]
+    assert len(pieces) == 3 and message["reasoning_content"] == "\U0001f600" * math.ceil(budget / 3)
+
+
 def test_a_budget_of_a_model_that_does_not_think_is_named(engine: Engine) -> None:
     asked: Any = {**chat("Hi", max_tokens=4), "temperature": 0}
     reply: Any = engine.chat_completion(**asked, thinking_token_budget=2)

@@ -66,6 +66,21 @@ void tags_may_come_in_any_pieces() {
     CHECK(thought.due() == -1);
 }
 
+void no_character_is_cut() {
+    Thought thought(limit(2, true), ending);
+    for (const std::string piece : {"a", "\xF0\x9F", "\x98", "\x80"}) {
+        CHECK(thought.due() == -1);
+        thought.said(1, piece);
+    }
+    CHECK(thought.due() == kEnding);
+    Thought broken(limit(1, true), ending);
+    for (int i = 0; i < 4; ++i) {
+        CHECK(broken.due() == -1);
+        broken.said(1, "\xF0");  // never a character
+    }
+    CHECK(broken.due() == kEnding);
+}
+
 void what_leads_elsewhere_in_the_midst_of_the_ending_is_let_go() {
     Thought thought(limit(0, true), ending);
     thought.said(kEnding, "</");
@@ -80,6 +95,7 @@ int main() {
     a_thought_ends_where_its_budget_does();
     one_that_ends_before_is_left_alone();
     tags_may_come_in_any_pieces();
+    no_character_is_cut();
     what_leads_elsewhere_in_the_midst_of_the_ending_is_let_go();
     return check::result("thought");
 }
