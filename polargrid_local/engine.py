@@ -256,7 +256,7 @@ class Engine(_Settings, RunsTools):
     def embeddings(
         self,
         *,
-        input: str | Sequence[str],
+        input: str | Sequence[str] | None = None,
         encoding_format: Literal["float"] | None = None,
         **options: Unpack[EmbeddingOptions],
     ) -> EmbeddingResponse[list[float]]: ...
@@ -264,7 +264,7 @@ class Engine(_Settings, RunsTools):
     def embeddings(
         self,
         *,
-        input: str | Sequence[str],
+        input: str | Sequence[str] | None = None,
         encoding_format: Literal["base64"],
         **options: Unpack[EmbeddingOptions],
     ) -> EmbeddingResponse[str]: ...
@@ -272,14 +272,14 @@ class Engine(_Settings, RunsTools):
     def embeddings(
         self,
         *,
-        input: str | Sequence[str],
+        input: str | Sequence[str] | None = None,
         encoding_format: Literal["numpy"],
         **options: Unpack[EmbeddingOptions],
     ) -> EmbeddingResponse[FloatArray]: ...
     def embeddings(self, request: Any = None, **kwargs: Any) -> EmbeddingResponse[Any]:
-        """One vector per input text, in `data[i]["embedding"]`: a list of n_embd floats, with
-        `encoding_format="base64"` the base64 of little-endian float32, with "numpy" a float32 array of shape
-        (n_embd,)."""
+        """One vector per input text, or that of a chat's prompt with `messages` in place of `input`, in
+        `data[i]["embedding"]`: a list of n_embd floats, with `encoding_format="base64"` the base64 of little-endian
+        float32, with "numpy" a float32 array of shape (n_embd,)."""
         return BulkCall().run(*self._begin(EMBEDDING, request, kwargs))
 
     @overload
@@ -295,7 +295,8 @@ class Engine(_Settings, RunsTools):
     ) -> RerankResponse: ...
     def rerank(self, query: Any = None, documents: Any = None, **kwargs: Any) -> RerankResponse:
         """Documents by how well they answer the query, the best first: `results` of index and relevance_score (what the
-        model computes, higher is better). For reranking models; `query` may be a whole request too."""
+        model computes, higher is better). For reranking models, and for those that only embed, by the cosine of their
+        vectors; `query` may be a whole request too."""
         return BulkCall().run(*self._begin(RERANK, *query_or_request(query, documents, kwargs)))
 
     def _begin(self, kind: Kind[C, R], request: Any, kwargs: dict[str, Any]) -> tuple[LoadedModel, Job[C, R]]:
@@ -538,7 +539,7 @@ class AsyncEngine(_Settings, AsyncRunsTools):
     async def embeddings(
         self,
         *,
-        input: str | Sequence[str],
+        input: str | Sequence[str] | None = None,
         encoding_format: Literal["float"] | None = None,
         **options: Unpack[EmbeddingOptions],
     ) -> EmbeddingResponse[list[float]]: ...
@@ -546,7 +547,7 @@ class AsyncEngine(_Settings, AsyncRunsTools):
     async def embeddings(
         self,
         *,
-        input: str | Sequence[str],
+        input: str | Sequence[str] | None = None,
         encoding_format: Literal["base64"],
         **options: Unpack[EmbeddingOptions],
     ) -> EmbeddingResponse[str]: ...
@@ -554,7 +555,7 @@ class AsyncEngine(_Settings, AsyncRunsTools):
     async def embeddings(
         self,
         *,
-        input: str | Sequence[str],
+        input: str | Sequence[str] | None = None,
         encoding_format: Literal["numpy"],
         **options: Unpack[EmbeddingOptions],
     ) -> EmbeddingResponse[FloatArray]: ...

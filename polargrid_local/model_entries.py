@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from polargrid_local.api.ranking import ranks_by
 from polargrid_local.api.replies import FileSummary, ModelInfo, ModelMeta, NativeInfo, Task
 
 
@@ -37,9 +38,12 @@ def model_entries(
     if info is not None:
         row["tasks"] = list(info.get("tasks", []))
         row["max_model_len"], row["max_streams"] = info["n_ctx"], info["max_streams"]
+    adapted = row.copy()
+    if (ranked := ranks_by(row["tasks"])) is not None:
+        row["ranks_by"] = ranked
     rows = [row]
     for name in filter(None, adapters):
-        rows.append({**row, "id": f"{id}:{name}", "parent": id, "tasks": of_adapter(row["tasks"])})
+        rows.append({**adapted, "id": f"{id}:{name}", "parent": id, "tasks": of_adapter(row["tasks"])})
     return rows
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 from polargrid_local.api.parse import parse_request
 from polargrid_local.api.plain import plain
 from polargrid_local.api.prepare import CHAT, Job, Kind, Target, chat_prompt, check_length, prepare
+from polargrid_local.api.ranking import ranks_by
 from polargrid_local.api.replies import (
     Device,
     FileSummary,
@@ -615,6 +616,7 @@ class Models:
             "chat_format": said,
             "tool_format": _tool_format(template),
             "isolation": "process" if ready.model.isolated else "thread",
+            "ranks_by": ranks_by(ready.target.info.get("tasks", [])),
             "adapters": ready.adapter_infos(),
             "system_fingerprint": ready.fingerprint,
         }

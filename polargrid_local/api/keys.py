@@ -137,7 +137,7 @@ OTHERS_ASK: dict[str, tuple[Any, ...]] = {
     "samplers": (),
     "skip_special_tokens": (True,),
     "timings_per_token": (False,),
-    # Of chats alone.
+    # Of chats alone, but for what embeddings have of it.
     "add_generation_prompt": (True,),
     "chat_template": (),
     "chat_template_kwargs": ({},),

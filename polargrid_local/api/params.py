@@ -250,6 +250,10 @@ class CompletionChanges(_Completion, total=False):
 class EmbeddingOptions(TypedDict, total=False):
     """All but `input` and `encoding_format`, which the type of the answer hangs on."""
 
+    messages: Messages | None  # in place of `input`
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    chat_template_kwargs: Mapping[str, Any] | None
     model: str | None
     user: str | None
     dimensions: int | None
@@ -257,12 +261,9 @@ class EmbeddingOptions(TypedDict, total=False):
     truncation_side: Literal["left", "right"] | None
 
 
-class _Embedding(EmbeddingOptions, total=False):
+class EmbeddingParams(EmbeddingOptions, total=False):
+    input: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Sequence[str | Sequence[int]] | None
     encoding_format: Literal["float", "base64", "numpy"] | None
-
-
-class EmbeddingParams(_Embedding):
-    input: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Sequence[str | Sequence[int]]
 
 
 class RerankOptions(TypedDict, total=False):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError as PydanticError
@@ -18,7 +18,9 @@ from polargrid_local.api.requests import (
     KINDS,
     ChatCompletionRequest,
     CompletionRequest,
+    EmbeddingRequest,
     ImagePart,
+    Message,
     RerankRequest,
     Sampling,
     check_filter,
@@ -104,22 +106,20 @@ def _check_supported(request: Any) -> None:
         tools_asked(request)
         if request.top_logprobs and not request.logprobs:
             raise refused("top_logprobs", "needs logprobs: true")
-        asks_both = "add_generation_prompt" in request.model_fields_set and request.add_generation_prompt
-        if request.continue_final_message and asks_both:
-            raise refused("add_generation_prompt", "must be false with continue_final_message")
         if request.documents and "documents" in request.chat_template_kwargs:
             raise refused("documents", "are given in chat_template_kwargs, too")
-        for name in TEMPLATE_OWN & request.chat_template_kwargs.keys():
-            raise refused(f"chat_template_kwargs.{name}", "has a field of its own in the request")
-        for i, message in enumerate(request.messages):
-            for j, part in enumerate(message.content if isinstance(message.content, list) else ()):
-                if isinstance(part, ImagePart):
-                    name = request.model or "this model"
-                    raise ValidationError(
-                        f"model '{name}' does not support image input",
-                        param=f"messages[{i}].content[{j}]",
-                        details={"field": f"messages[{i}].content[{j}]"},
-                    )
+        _check_chat(request, request.messages)
+    if isinstance(request, EmbeddingRequest):
+        if request.messages is not None:
+            if request.input is not None:
+                raise refused("messages", "must be left out beside input, whose place they take")
+            _check_chat(request, request.messages)
+        elif request.input is None:
+            raise refused("input", "required; or messages in its place")
+        else:
+            for name in ("add_generation_prompt", "continue_final_message", "chat_template_kwargs"):
+                if getattr(request, name):
+                    raise refused(name, "needs messages")
     if isinstance(request, RerankRequest) and isinstance(request.query, list):
         n_queries, n = len(request.query), len(request.documents)
         if n_queries != n:
@@ -137,6 +137,24 @@ def _check_supported(request: Any) -> None:
                 raise refused("echo", "the prompt of an answer before a suffix is not told, so it must be false")
             if request.truncate_prompt_tokens is not None:
                 raise refused("truncate_prompt_tokens", "a prompt before a suffix is not cut: send shorter texts")
+
+
+def _check_chat(request: ChatCompletionRequest | EmbeddingRequest, messages: Sequence[Message]) -> None:
+    """What a chat is made of, whatever is to become of it."""
+    asks_both = "add_generation_prompt" in request.model_fields_set and request.add_generation_prompt
+    if request.continue_final_message and asks_both:
+        raise refused("add_generation_prompt", "must be false with continue_final_message")
+    for name in TEMPLATE_OWN & request.chat_template_kwargs.keys():
+        raise refused(f"chat_template_kwargs.{name}", "has a field of its own in the request")
+    for i, message in enumerate(messages):
+        for j, part in enumerate(message.content if isinstance(message.content, list) else ()):
+            if isinstance(part, ImagePart):
+                name = request.model or "this model"
+                raise ValidationError(
+                    f"model '{name}' does not support image input",
+                    param=f"messages[{i}].content[{j}]",
+                    details={"field": f"messages[{i}].content[{j}]"},
+                )
 
 
 def explained(error: PydanticError, *where: str) -> ValidationError:

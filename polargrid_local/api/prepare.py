@@ -17,6 +17,7 @@ from typing_extensions import NamedTuple  # generic, which typing's is since Pyt
 from polargrid_local.api.answer_form import AnswerForm, answer_form
 from polargrid_local.api.assemble import (
     Assembler,
+    CosineAssembler,
     EmbeddingAssembler,
     Extras,
     Predicate,
@@ -29,6 +30,7 @@ from polargrid_local.api.infill import cannot_fill, infill_prompt
 from polargrid_local.api.logits_processor import CheckedProcessor
 from polargrid_local.api.messages import messages_of, texts_of
 from polargrid_local.api.plain import shown
+from polargrid_local.api.ranking import ranks_by
 from polargrid_local.api.reasoning_tokens import Detokenize, ReasoningTokens
 from polargrid_local.api.replies import (
     ChatCompletionChunk,
@@ -119,7 +121,7 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
     if isinstance(request, EmbeddingRequest):
         task = "embed"
     elif isinstance(request, RerankRequest):
-        task = "rank"
+        task = "embed" if ranks_by(target.info.get("tasks", [])) == "cosine" else "rank"
     _check_task(task, target.info.get("tasks"), name)
     if isinstance(request, EmbeddingRequest):
         n_embd = target.info.get("n_embd") or 2**31
@@ -128,18 +130,28 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
             raise refused("dimensions", problem, le=n_embd)
         common = {"task": task, **_kept(request, target.info.get("n_ctx_train"))}
         limited = request.truncate_prompt_tokens is None
-        prompts = [_prompt(given, False, target, "input", task, limited=limited) for given in request.inputs]
+        if request.messages is not None:
+            tokens = _embedded_chat(request, request.messages, target, now, limited)
+            prompts: list[dict[str, Any]] = [{"prompt": [], "prompt_tokens": tokens}]
+        else:
+            prompts = [_prompt(given, False, target, "input", task, limited=limited) for given in request.inputs]
         requests = [{**common, **prompt} for prompt in prompts]
         encoding, dimensions = request.encoding_format, request.dimensions
         return Job(requests, EmbeddingAssembler(name, id, created, seed, len(requests), encoding, dimensions))
+    if isinstance(request, RerankRequest) and task == "embed":
+        prompts, pairs = _texts_of(request, target)
+        idle = ["use_activation"] if request.use_activation else []
+        return Job(prompts, CosineAssembler(name, id, created, seed, request, pairs, len(prompts), idle))
     if isinstance(request, RerankRequest):
         limited = request.truncate_prompt_tokens is None
         for query in {query for query, _ in request.pairs if limited}:
             check_length([(query, False)], target, "query", task)
         template = target.info.get("rerank_template", "")
         n_first = request.max_tokens_per_doc
-        pairs = [(query, _beginning(text, n_first, target) if n_first else text) for query, text in request.pairs]
-        spans = [_pair(template, query, text) for query, text in pairs]
+        spans = [
+            _pair(template, query, _beginning(text, n_first, target) if n_first else text)
+            for query, text in request.pairs
+        ]
         for prompt in spans if limited else ():
             check_length(prompt, target, "documents", task)
         common = {"task": task, **_kept(request, target.info.get("n_ctx_train"))}
@@ -299,6 +311,44 @@ def _joined(
     return ids
 
 
+def _embedded_chat(
+    request: EmbeddingRequest, messages: Sequence[Message], target: Target, now: datetime, limited: bool
+) -> list[int]:
+    """The tokens of a chat's prompt: the engine reads no control tokens in a text that it is to embed."""
+    assert target.tokenize is not None  # every loaded model has one
+    options = dict(request.chat_template_kwargs)
+    if not request.add_generation_prompt:
+        options["add_generation_prompt"] = False
+    spans = chat_prompt(
+        messages,
+        target,
+        now=now,
+        options=options,
+        limited=limited,
+        open_ended=request.continue_final_message,
+        task="embed",
+    )
+    return target.tokenize(spans, True)
+
+
+def _texts_of(request: RerankRequest, target: Target) -> tuple[list[dict[str, Any]], list[tuple[int, int]]]:
+    """A native request for each distinct text of a ranking, and the place of query and document in them."""
+    limited, n_first = request.truncate_prompt_tokens is None, request.max_tokens_per_doc
+    places: dict[str, int] = {}
+
+    def place(text: str, field: str) -> int:
+        if text not in places and limited:
+            check_length([(text, False)], target, field, "embed")
+        return places.setdefault(text, len(places))
+
+    pairs = [
+        (place(query, "query"), place(_beginning(text, n_first, target) if n_first else text, "documents"))
+        for query, text in request.pairs
+    ]
+    common = {"task": "embed", **_kept(request, target.info.get("n_ctx_train"))}
+    return [{**common, "prompt": [(text, False)]} for text in places], pairs
+
+
 def _has_logits(labels: Sequence[str], target: Target) -> bool:
     """Whether a model's scores are still to be made numbers of 0 to 1. Raises ValidationError where they cannot be in
     the order of the scores."""
@@ -413,13 +463,14 @@ def chat_prompt(
     limited: bool = True,
     open_ended: bool = False,
     hint: str = "",
+    task: Task = "generate",
 ) -> list[Span]:
     """The prompt of a chat, by the model's template. `options`: variables for it. `open_ended`: it ends where the last
     message's text does. Raises TemplateError and, where the prompt is `limited`, ContextLengthError: for texts that
     cannot fit whatever the template makes of them already before it runs, which would take long. `hint` is added to
     that error's message."""
     if limited:
-        check_length(texts_of(messages), target, "messages", hint=hint)
+        check_length(texts_of(messages), target, "messages", task, hint)
     template = target.template
     spans, refusal = None, None
     if tools and template.shows_tools:
@@ -440,7 +491,7 @@ def chat_prompt(
     if open_ended:
         spans = _cut_behind(spans, messages[-1])
     if limited:
-        check_length(spans, target, "messages", hint=hint)
+        check_length(spans, target, "messages", task, hint)
     return spans
 
 

@@ -354,12 +354,14 @@ class RerankResponse(TypedDict):
     model: str
     results: list[RerankResult]
     usage: EmbeddingUsage
+    pg_metadata: NotRequired[PGMetadata]  # where fields were ignored
 
 
 # --- replies about models and the machine -----------------------------------------------------------------------------
 
 LoadStatus = Literal["loading", "loaded", "unloaded", "failed"]
 Task = Literal["generate", "embed", "rank"]
+RanksBy = Literal["scores", "cosine"]  # its own scores, or its vectors
 
 
 class ModelMeta(TypedDict):
@@ -386,6 +388,7 @@ class ModelInfo(TypedDict):
     root: str
     parent: str | None
     tasks: list[Task]
+    ranks_by: NotRequired[RanksBy]  # of what can rank alone
     max_model_len: NotRequired[int]  # tokens of prompt and answer; of a model that is not loaded at most so many
     max_completion_tokens: NotRequired[int]  # of an answer; a server's list only
     max_streams: NotRequired[int]  # that run at once
@@ -653,6 +656,7 @@ class LoadedModelInfo(NativeInfo):
     chat_format: str
     tool_format: str
     isolation: Literal["thread", "process"]  # where the engine runs: in this process, or in one of its own
+    ranks_by: RanksBy | None  # None: it cannot rank
     adapters: list[AdapterInfo]
     system_fingerprint: str  # equal where all that fixes an answer's bits, the request aside, is equal
 

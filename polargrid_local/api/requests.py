@@ -581,8 +581,19 @@ def _is_text_part(part: Any) -> bool:
     return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
+EmbeddingInput = Annotated[Prompts, BeforeValidator(_input)]
+
+
 class EmbeddingRequest(StrictModel):
-    input: Annotated[Prompts, BeforeValidator(_input)]
+    """Of an input, or of a chat: that of the prompt which the model's template makes of it."""
+
+    input: EmbeddingInput | None = None
+    messages: (
+        Annotated[list[Message], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_MESSAGES)] | None
+    ) = None
+    add_generation_prompt: bool = False  # the chat ends with what comes before an answer
+    continue_final_message: bool = False  # the chat ends where its last message does
+    chat_template_kwargs: dict[str, Any] = {}  # variables for the template
     model: ModelName | None = None
     user: str | None = None
     encoding_format: Annotated[Literal["float", "base64", "numpy"], WrapValidator(_encoding)] = "float"
@@ -592,7 +603,7 @@ class EmbeddingRequest(StrictModel):
 
     @property
     def inputs(self) -> list[Prompt]:
-        return _each(self.input)
+        return [] if self.input is None else _each(self.input)
 
 
 def _document(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from typing_extensions import NotRequired, TypedDict
@@ -127,11 +127,16 @@ class CohereRerank(CohereExchange):
     def __init__(self, body: Words, moment: Moment, kind: Kind) -> None:
         super().__init__({}, moment, kind)
         fields = Fields(body, "", self.ignored)
+        self._asks_activation = fields.has("use_activation")
         self.body = {"use_activation": True, **fields.take(*RERANK_SAME)}
         fields.skip("priority")
         fields.refuse({"relevant_spans": ({"mode": "disabled"},), "rank_fields": ([],)})
         fields.refuse({"instruction": (), "max_tokens_per_query": (0,)})
         fields.end()
+
+    def all_ignored(self, by_model: Sequence[str]) -> list[str]:
+        """A model that ranks by cosine makes nothing of `use_activation`, which is told where it was sent."""
+        return super().all_ignored(by_model if self._asks_activation else ())
 
     def reply(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"id": answer["id"], "results": answer["results"], "meta": _meta(answer)}

@@ -17,6 +17,7 @@ from polargrid_local.api.requests import (
     ChatCompletionRequest,
     CompletionPrompts,
     CompletionRequest,
+    EmbeddingInput,
     EmbeddingRequest,
     InfillExtra,
     MaxTokens,
@@ -27,7 +28,7 @@ from polargrid_local.api.requests import (
 )
 from polargrid_local.api.requests import RerankRequest as OurRerankRequest
 from polargrid_local.dialects import cohere, llama_server, message_request, ollama_request
-from polargrid_local.dialects.score import ACTIVATION, PAIRS
+from polargrid_local.dialects.score import ACTIVATION, ITEMS, PAIRS
 
 NO_EFFECT = "accepted: changes no answer"
 
@@ -78,7 +79,11 @@ LlamaCompletionRequest = described(
     prompt=(CompletionPrompts | PromptObject, ...),
 )
 LlamaEmbeddingRequest = described(
-    "LlamaEmbeddingRequest", EmbeddingRequest, ("model", "dimensions"), {"content": "input"}, ("user",)
+    "LlamaEmbeddingRequest",
+    EmbeddingRequest,
+    ("model", "dimensions"),
+    harmless=("user",),
+    content=(EmbeddingInput, ...),
 )
 InfillRequest = described(
     "InfillRequest",
@@ -120,8 +125,15 @@ TokenizeRequest = described(
 DetokenizeRequest = described(
     "DetokenizeRequest", CompletionRequest, ("model",), tokens=(list[TokenId], ...), skip_special_tokens=(bool, False)
 )
+
+PoolingRequest = described(
+    "PoolingRequest",
+    EmbeddingRequest,
+    tuple(EmbeddingRequest.model_fields),
+    task=(Literal["embed"], "embed"),
+)
 _TEXTS = NonEmptyText | Annotated[list[NonEmptyText], Field(min_length=1)]
-_SCORED: dict[str, Any] = {name: (_TEXTS | None, None) for pair in PAIRS for name in pair}
+_SCORED: dict[str, Any] = {name: (_TEXTS | None, None) for pair in (*PAIRS, (ITEMS,)) for name in pair}
 ScoreRequest = described(
     "ScoreRequest",
     OurRerankRequest,
@@ -315,16 +327,17 @@ OllamaGenerateRequest = described(
 OllamaEmbedRequest = described(
     "OllamaEmbedRequest",
     EmbeddingRequest,
-    ("model", "input", "dimensions"),
+    ("model", "dimensions"),
     harmless=(*ollama_request.HARMLESS, "options"),
+    input=(EmbeddingInput, ...),
     **_KEEP_ALIVE,
 )
 OllamaEmbeddingsRequest = described(
     "OllamaEmbeddingsRequest",
     EmbeddingRequest,
     ("model", "dimensions"),
-    {"prompt": "input"},
-    (*ollama_request.HARMLESS, "options"),
+    harmless=(*ollama_request.HARMLESS, "options"),
+    prompt=(EmbeddingInput, ...),
     **_KEEP_ALIVE,
 )
 OllamaShowRequest = described(

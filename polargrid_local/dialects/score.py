@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from typing_extensions import NotRequired, TypedDict
@@ -14,6 +14,7 @@ from polargrid_local.errors import refused
 
 # What is scored goes by several names: those of one side, and those of the other.
 PAIRS = (("text_1", "text_2"), ("queries", "documents"), ("data_1", "data_2"))
+ITEMS = "items"  # another name of `documents`
 ACTIVATION = ("use_activation", "activation", "softmax")  # vLLM's name, and its older ones
 
 
@@ -53,10 +54,14 @@ class Score(Exchange):
             raise refused(one, f"must be one text, or as many as {other}, {len(others)}; got {len(ones)}")
         self.body = {"query": ones[0] if len(ones) == 1 else ones, "documents": others}
         self.body |= fields.take("model", "max_tokens_per_doc", "truncate_prompt_tokens", "truncation_side")
+        self._activation = next(filter(fields.has, ACTIVATION), "")
         self.body |= fields.take(*ACTIVATION)
         fields.skip("user", "priority", "request_id")
         fields.refuse({"instruction": (), "max_tokens_per_query": ()})
         fields.end()
+
+    def all_ignored(self, by_model: Sequence[str]) -> list[str]:
+        return [*self.ignored, *(self._activation for field in by_model if field == "use_activation")]
 
     def reply(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
         results = sorted(answer["results"], key=lambda result: result["index"])
@@ -80,6 +85,7 @@ class Rerank(Exchange):
     def __init__(self, body: Words, moment: Moment, kind: Kind) -> None:
         own = ("texts", "return_text", "raw_scores", "truncate")
         super().__init__({name: value for name, value in body.items() if name not in own}, moment, kind)
+        self._activation = next((name for name in (*ACTIVATION, "raw_scores") if body.get(name) is not None), "")
         fields = Fields({name: body[name] for name in own if name in body}, "", self.ignored)
         fields.refuse({"truncate": (False,)})
         if (raw := fields.get("raw_scores", bool)) is not None:
@@ -95,6 +101,9 @@ class Rerank(Exchange):
                 raise refused("texts", "must be left out beside documents, which are the same")
             self.body["documents"] = fields.texts("texts")
 
+    def all_ignored(self, by_model: Sequence[str]) -> list[str]:
+        return [*self.ignored, *(self._activation for field in by_model if field == "use_activation")]
+
     def reply(self, answer: Mapping[str, Any]) -> Any:
         if not self._is_list:
             return answer
@@ -109,7 +118,12 @@ class Rerank(Exchange):
 
 def _names(fields: Fields) -> tuple[str, str]:
     """By which the request names the two sides."""
-    given = [pair for pair in PAIRS if any(map(fields.has, pair))]
+    pairs: tuple[tuple[str, str], ...] = PAIRS
+    if fields.has(ITEMS):
+        if fields.has("documents"):
+            raise refused(ITEMS, "must be left out beside documents, which are the same")
+        pairs = tuple((one, ITEMS if other == "documents" else other) for one, other in PAIRS)
+    given = [pair for pair in pairs if any(map(fields.has, pair))]
     if len(given) > 1:
-        raise refused(given[1][0], f"must be left out beside {given[0][0]}, which is the same")
+        raise refused(next(filter(fields.has, given[1])), f"must be left out beside {given[0][0]}, which is the same")
     return given[0] if given else PAIRS[0]

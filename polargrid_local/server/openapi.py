@@ -123,7 +123,8 @@ def _as_over_http(schemas: dict[str, Any]) -> None:
     nothing."""
     for name, limit in LIMITS:
         schemas[name]["properties"][limit] |= {"default": -1, "description": "-1: what the context leaves"}
-    schemas["EmbeddingRequest"]["properties"]["encoding_format"]["enum"] = list(ENCODINGS)
+    for name in ("EmbeddingRequest", "PoolingRequest"):
+        schemas[name]["properties"]["encoding_format"]["enum"] = list(ENCODINGS)
     for name in ("ChatCompletionRequest", "CompletionRequest", "EmbeddingRequest", "RerankRequest"):
         fields = schemas[name]["properties"]
         for harmless in sorted({"user", *NO_EFFECT, *OTHERS_NO_EFFECT}):

@@ -48,6 +48,7 @@ from polargrid_local.dialects.described import (
     OllamaEmbedRequest,
     OllamaGenerateRequest,
     OllamaShowRequest,
+    PoolingRequest,
     RerankRequest,
     ScoreRequest,
     TokenizeRequest,
@@ -76,6 +77,7 @@ from polargrid_local.dialects.ollama_replies import (
     OllamaRunning,
     OllamaVersion,
 )
+from polargrid_local.dialects.pooling import Pooling, PoolingReply
 from polargrid_local.dialects.response_request import CountedResponseRequest, ResponseRequest
 from polargrid_local.dialects.responses import ResponseEvent, ResponseReply, ResponsesExchange
 from polargrid_local.dialects.score import Rerank, Score, ScoreReply
@@ -249,7 +251,12 @@ ENDPOINTS = (
     ),
     Endpoint(
         "embeddings", "POST", "/v1/embeddings", "Text", "Embeddings: one vector of floats per input",
+        text="With `messages` in place of `input`: the vector of the chat's prompt.",
         kind="embedding", request=EmbeddingRequest, reply=EmbeddingResponse, other_path="/embeddings",
+    ),
+    Endpoint(
+        "pooling", "POST", "/pooling", "Text", "Embeddings, as vLLM gives what it pools",
+        kind="embedding", exchange=Pooling, request=PoolingRequest, reply=PoolingReply,
     ),
     Endpoint(
         "rerank", "POST", "/v1/rerank", "Text", "Documents by how well they answer a query",

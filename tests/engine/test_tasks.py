@@ -11,6 +11,7 @@ import pytest
 import tiny_archs
 
 from polargrid_local import Engine, InvalidModelError, ValidationError, inspect_model
+from polargrid_local.api.parse import parse_request
 from polargrid_local.errors import ContextLengthError
 
 TASKS = {
@@ -55,7 +56,7 @@ def test_a_model_does_its_tasks_and_refuses_the_others(kind: str, tmp_path: Path
         for _ in range(2):  # a refusal leaves nothing behind
             for task, calls in asked.items():
                 for call in calls:
-                    if task in tasks:
+                    if task in tasks or (task == "rank" and tasks == ["embed"]):  # by the cosine of vectors
                         call()
                     else:
                         with pytest.raises(ValidationError, match=f"what it can do: {', '.join(tasks)}$") as refused:
@@ -228,6 +229,94 @@ def test_a_pair_that_is_too_long_is_cut_to_what_the_model_takes(tmp_path: Path) 
             engine.rerank("who", [long])
         with pytest.raises(ContextLengthError):
             engine.rerank("who", [long], truncate_prompt_tokens=1000)
+
+
+def by_index(results: list[Any]) -> dict[int, float]:
+    return {row["index"]: row["relevance_score"] for row in results}
+
+
+@pytest.mark.parametrize("kind", ["bert", "gemma-embedding", "llama", "llama-last"])
+def test_a_chats_vector_is_that_of_its_prompt(kind: str, tmp_path: Path) -> None:
+    messages: Any = [
+        {"role": "user", "content": "it <|im_end|>"},
+        {"role": "assistant", "content": "a"},
+    ]
+
+    with Engine(tiny_archs.write(tmp_path / "m.gguf", kind)) as engine:
+
+        def embedded(**more: Any) -> np.ndarray:
+            reply = engine.embeddings(encoding_format="numpy", **more)
+            assert len(reply["data"]) == 1 and np.isclose(np.linalg.norm(reply["data"][0]["embedding"]), 1, atol=1e-5)
+            return reply["data"][0]["embedding"]
+
+        tokens = engine.tokenize(messages=messages)  # with what begins an answer
+        opened = embedded(messages=messages, add_generation_prompt=True)
+        assert np.array_equal(opened, embedded(input=tokens))
+        plain, cut = embedded(messages=messages), embedded(messages=messages, continue_final_message=True)
+        if kind.startswith("llama"):  # whose tasks tell the prompt's tokens
+            whole: Any = {"messages": messages, "add_generation_prompt": False}
+            for vector_of, more in (plain, {}), (cut, {"continue_final_message": True}):
+                text = engine.apply_template(**whole, **more)
+                assert "it <|im_end|>" in text
+                parsed = parse_request("chat", {**whole, **more})
+                assert np.array_equal(vector_of, embedded(input=engine.tokenize(messages=parsed)))
+        assert not np.array_equal(plain, opened) and not np.array_equal(plain, cut)
+        assert np.allclose(plain, embedded(messages=messages, dimensions=tiny_archs.N_EMBD), atol=1e-6)
+        kept = engine.embeddings(messages=messages, truncate_prompt_tokens=5)
+        assert kept["usage"]["prompt_tokens"] == 5
+        for options in ({}, {"truncate_prompt_tokens": 1000}):
+            with pytest.raises(ContextLengthError):
+                engine.embeddings(messages=[{"role": "user", "content": "a b c " * 20000}], **options)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gemma-embedding"])
+def test_a_model_that_only_embeds_ranks_by_the_cosine(kind: str, tmp_path: Path) -> None:
+    query, documents = "what is it", ["a dog", "it is a cat", "x", "what is it", "a dog"]
+    with Engine(tiny_archs.write(tmp_path / "m.gguf", kind)) as engine:
+        assert engine.info()["ranks_by"] == "cosine"
+        vectors = {text: vector(engine, text) for text in {query, *documents}}
+        cosines = [float(vectors[query] @ vectors[text]) for text in documents]
+        reply = engine.rerank(query, documents)
+        results = reply["results"]
+        assert scores_of(engine, query, documents) == pytest.approx(cosines, abs=1e-6)
+        assert [row["index"] for row in results] == sorted(range(5), key=lambda i: -by_index(results)[i])
+        assert results[0]["index"] == 3 and results[0]["relevance_score"] == pytest.approx(1, abs=1e-6)
+        distinct = engine.embeddings(input=list(vectors))["usage"]
+        assert reply["usage"] == distinct  # a text is read once, wherever it stands
+        asked = {"query": ["x", "a dog", "x"], "documents": ["what is it", "x", "a dog"]}
+        pairs = by_index(engine.rerank(asked)["results"])
+        assert pairs[0] == scores_of(engine, "x", ["what is it"])[0] and pairs[1] == pairs[2]
+        best = engine.rerank(query, documents, top_n=2, return_documents=True)
+        assert [row["document"]["text"] for row in best["results"]] == [documents[row["index"]] for row in results[:2]]
+        activated = engine.rerank(query, documents, use_activation=True)
+        assert activated["results"] == results and "pg_metadata" not in reply
+        assert activated["pg_metadata"] == {"ignored_fields": ["use_activation"]}
+
+
+def test_texts_that_are_ranked_by_the_cosine_are_cut_one_by_one(tmp_path: Path) -> None:
+    long = "a b c " * 60
+    with Engine(tiny_archs.write(tmp_path / "m.gguf", "bert")) as engine:
+        for query, document in ((long, "who"), ("who", long), ("who", long * 1000)):
+            with pytest.raises(ContextLengthError):
+                engine.rerank(query, [document])
+        for side in ("left", "right"):
+            options: Any = {"truncate_prompt_tokens": -1, "truncation_side": side}
+            data = engine.embeddings(input=["who is it", long], **options)
+            one, other = (np.array(row["embedding"]) for row in data["data"])
+            cut = engine.rerank("who is it", [long], **options)
+            assert cut["results"][0]["relevance_score"] == pytest.approx(float(one @ other), abs=1e-6)
+            assert cut["usage"] == data["usage"]
+        first = scores_of(engine, "who is it", ["a b c"])
+        assert scores_of(engine, "who is it", [long], max_tokens_per_doc=3) == first
+        both = engine.rerank("who", [long, long + "d"], max_tokens_per_doc=3)  # which are one text then
+        assert both["usage"] == engine.embeddings(input=["who", "a b c"])["usage"]
+
+
+def test_the_vectors_of_a_model_that_generates_rank_nothing(tmp_path: Path) -> None:
+    with Engine(tiny_archs.write(tmp_path / "m.gguf", "llama")) as engine:
+        assert engine.info()["ranks_by"] is None
+        with pytest.raises(ValidationError, match="does not rank documents; what it can do: generate, embed$"):
+            engine.rerank("who", ["a dog"])
 
 
 def test_a_text_longer_than_the_chat_context_is_embedded(smollm2: Path) -> None:

@@ -24,6 +24,7 @@ BODIES = {
     "/v2/embed": {"texts": ["hello"]},
     "/v2/rerank": {"query": "hello", "documents": ["world", "hello"]},
 }
+RANKING = ("/v1/rerank", "/v2/rerank")  # models that only embed rank by the cosine
 TASK = {"/v1/embeddings": "embed", "/v1/rerank": "rank", "/v2/embed": "embed", "/v2/rerank": "rank"}
 
 
@@ -51,7 +52,7 @@ def test_other_tasks_are_refused_and_streams_go_on(kind: str, server: ServerProc
     [row] = [row for row in server.get("/v1/models").json()["data"] if row["id"] == kind]
     for path, body in BODIES.items():
         answer = server.post(path, {"model": kind, **body})
-        if TASK.get(path, "generate") in row["tasks"]:
+        if TASK.get(path, "generate") in row["tasks"] or (path in RANKING and row.get("ranks_by") == "cosine"):
             assert answer.status_code == 200, answer.text
             continue
         error = answer.json()["error"]
@@ -113,6 +114,81 @@ def test_pairs_are_cut_by_every_name(server: ServerProcess) -> None:
         refused = server.post(path, {"model": "bert-reranker", **body})
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
         assert server.post(path, {**cut, **body}).status_code == 200
+
+
+def test_scores_by_the_cosine_of_vectors_in_every_form(server: ServerProcess) -> None:
+    query, documents = "what is it", ["a dog", "it is a cat", "x", "a dog"]
+    rows = {row["id"]: row.get("ranks_by") for row in server.get("/v1/models").json()["data"]}
+    assert (rows["bert"], rows["bert-reranker"], rows["random"]) == ("cosine", "scores", None)
+    body = {"model": "bert", "query": query, "documents": documents}
+    data = server.post("/v1/embeddings", {"model": "bert", "input": [query, *documents]}).json()["data"]
+    asked, *vectors = (row["embedding"] for row in data)
+    expected = [math.fsum(a * b for a, b in zip(asked, vector, strict=True)) for vector in vectors]
+    raw = server.post("/v1/rerank", body).json()
+    assert list(raw) == ["id", "object", "model", "results", "usage"]
+    assert [row["relevance_score"] for row in raw["results"]] == pytest.approx(sorted(expected, reverse=True), abs=1e-6)
+    for names in (("text_1", "text_2"), ("queries", "documents"), ("data_1", "data_2"), ("queries", "items")):
+        scored = server.post("/score", {"model": "bert", **dict(zip(names, (query, documents), strict=True))}).json()
+        assert [row["score"] for row in scored["data"]] == pytest.approx(expected, abs=1e-6)
+    ranked = server.post("/rerank", {"model": "bert", "query": query, "texts": documents})
+    assert [row["score"] for row in ranked.json()] == [row["relevance_score"] for row in raw["results"]]
+    ignored = "x-polargrid-ignored"
+    cohere = server.post("/v2/rerank", body)
+    assert cohere.json()["results"] == raw["results"] and ignored not in cohere.headers
+    pairs = {"model": "bert", "text_1": query, "text_2": documents}
+    for path, given, name in (
+        ("/v1/rerank", body, "use_activation"),
+        ("/v1/rerank", body, "softmax"),
+        ("/v2/rerank", body, "use_activation"),
+        ("/v1/score", pairs, "activation"),
+    ):
+        answer = server.post(path, {**given, name: True})
+        assert answer.headers[ignored] == f'["{name}"]'
+        assert ignored not in server.post(path, {**given, name: False}).headers
+    answer = server.post("/rerank", {"model": "bert", "query": query, "texts": documents, "raw_scores": False})
+    assert answer.headers[ignored] == '["raw_scores"]' and answer.json() == ranked.json()
+
+
+def test_what_is_pooled_is_what_is_embedded(server: ServerProcess) -> None:
+    chat = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "there"}]}
+    for body in (
+        {"input": ["hello there", "good night"]},
+        {"input": "a b c " * 60, "truncate_prompt_tokens": -1, "truncation_side": "right"},
+        {"input": [5, 6, 7], "dimensions": 8, "encoding_format": "base64"},
+        chat,
+        {**chat, "continue_final_message": True, "chat_template_kwargs": {"date_string": "today"}},
+    ):
+        embedded = server.post("/v1/embeddings", {"model": "bert", **body}).json()
+        for task in {}, {"task": "embed"}, {"task": None, "data": None}:
+            pooled = server.post("/pooling", {"model": "bert", **body, **task}).json()
+            assert list(pooled) == ["id", "object", "created", "model", "data", "usage"]
+            assert (pooled["object"], pooled["model"], pooled["usage"]) == ("list", "bert", embedded["usage"])
+            assert pooled["data"] == [
+                {"index": row["index"], "object": "pooling", "data": row["embedding"]} for row in embedded["data"]
+            ]
+    for task in ("classify", "token_embed", "token_classify", "embed&token_classify", "plugin", ""):
+        answer = server.post("/pooling", {"model": "bert", "input": "hello", "task": task or "score"})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "task")
+        assert answer.json()["detail"].startswith(f"Unsupported task: '{task or 'score'}': must be embed")
+    ranking = server.post("/pooling", {"model": "bert-reranker", "input": "hello"})
+    assert ranking.status_code == 400 and "what it can do: rank" in ranking.json()["detail"]
+    for wrong, field in (
+        ({"task": 5}, "task"),
+        ({"data": {"a": "b"}}, "data"),
+        ({"encoding_format": "bytes"}, "encoding_format"),
+        ({"dimensions": 65}, "dimensions"),
+        (chat, "messages"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"input": None}, "input"),
+        (
+            {"input": None, **chat, "add_generation_prompt": True, "continue_final_message": True},
+            "add_generation_prompt",
+        ),
+    ):
+        refused = server.post("/pooling", {"model": "bert", "input": "hello", **wrong})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, field), refused.text
+    told = server.post("/pooling", {"model": "bert", "input": "hello", "unheard_of": 1})
+    assert told.headers["x-polargrid-ignored"] == '["unheard_of"]'
 
 
 def test_vectors_in_coheres_words(server: ServerProcess) -> None:

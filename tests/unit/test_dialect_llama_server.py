@@ -340,7 +340,7 @@ def test_scores() -> None:
     cut = {"truncate_prompt_tokens": 5, "truncation_side": "right", "max_tokens_per_doc": 3}
     request = parsed(Score({"text_1": "q", "text_2": "a", **cut}, NOW, "rerank"))
     assert {name: getattr(request, name) for name in cut} == cut
-    for one, other in (("text_1", "text_2"), ("queries", "documents"), ("data_1", "data_2")):
+    for one, other in (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2")):
         pairs = parsed(Score({one: ["q", "r"], other: ["a", "b"]}, NOW, "rerank")).pairs
         assert pairs == [("q", "a"), ("r", "b")]
         assert parsed(Score({one: ["q"], other: ["a", "b"]}, NOW, "rerank")).pairs == [("q", "a"), ("q", "b")]
@@ -351,6 +351,8 @@ def test_scores() -> None:
         ({"queries": "q", "documents": ["a", 5]}, "documents[1]"),
         ({"data_1": "q"}, "data_2"),
         ({"text_1": "q", "text_2": "a", "data_1": "q"}, "data_1"),
+        ({"text_1": "q", "text_2": "a", "items": "q"}, "items"),
+        ({"queries": "q", "documents": "a", "items": "q"}, "items"),
         ({"text_1": "q", "text_2": []}, "text_2"),
         ({"text_1": "q", "text_2": ["a", ""]}, "text_2[1]"),
         ({"text_1": "q", "text_2": "a", "softmax": 1}, "use_activation"),
