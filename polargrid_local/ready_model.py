@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from polargrid_local.api.prepare import Target
+from polargrid_local.api.prompts import Target
 from polargrid_local.api.replies import AdapterInfo
 from polargrid_local.model_entries import of_adapter
 from polargrid_local.models.adapters import Adapter, unknown_adapter

@@ -18,7 +18,8 @@ from typing import Any, Literal, TypeVar
 
 from polargrid_local.api.parse import parse_request
 from polargrid_local.api.plain import plain
-from polargrid_local.api.prepare import CHAT, Job, Kind, Target, chat_prompt, check_length, prepare
+from polargrid_local.api.prepare import CHAT, Job, Kind, prepare
+from polargrid_local.api.prompts import Target, chat_prompt, check_length
 from polargrid_local.api.ranking import ranks_by
 from polargrid_local.api.replies import (
     Device,

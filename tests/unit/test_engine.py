@@ -33,7 +33,7 @@ from polargrid_local import (
     sentences,
     text_of,
 )
-from polargrid_local.api.prepare import LONGEST_PIECE_BYTES
+from polargrid_local.api.prompts import LONGEST_PIECE_BYTES
 from polargrid_local.machine import gpu_status_reply
 from polargrid_local.streams import BulkCall
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polargrid_local.api.parse import parse_request
-from polargrid_local.api.prepare import Target, prepare, split_filters
+from polargrid_local.api.prepare import prepare, split_filters
+from polargrid_local.api.prompts import Target
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.errors import ContextLengthError, EngineClosed, NumericError, ValidationError
 

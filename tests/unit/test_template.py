@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from template_zoo import NO_ZOO, ZOO
 
 from polargrid_local.api.parse import parse_request
-from polargrid_local.api.prepare import Target, template_options
+from polargrid_local.api.prompts import Target, template_options
 from polargrid_local.chat import compiler as module
 from polargrid_local.chat.formats import CHATML
 from polargrid_local.chat.template import ChatTemplate

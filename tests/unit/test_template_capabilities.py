@@ -13,7 +13,7 @@ import pytest
 
 from polargrid_local.api.messages import messages_of
 from polargrid_local.api.parse import parse_request
-from polargrid_local.api.prepare import Target
+from polargrid_local.api.prompts import Target
 from polargrid_local.chat.capabilities import Capabilities
 from polargrid_local.chat.formats import FORMATS, format_name
 from polargrid_local.chat.template import ChatTemplate

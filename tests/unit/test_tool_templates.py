@@ -14,7 +14,7 @@ from fakes import INFO
 from template_zoo import NO_ZOO, ZOO
 
 from polargrid_local.api.parse import parse_request
-from polargrid_local.api.prepare import Target, chat_prompt
+from polargrid_local.api.prompts import Target, chat_prompt
 from polargrid_local.api.tools import tools_asked
 from polargrid_local.chat.harmony import HarmonySegmenter, harmony_markers
 from polargrid_local.chat.segments import Segmenter, Tools

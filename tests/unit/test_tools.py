@@ -10,7 +10,8 @@ import pytest
 from fakes import INFO, Event
 
 from polargrid_local.api.parse import parse_request
-from polargrid_local.api.prepare import Target, prepare
+from polargrid_local.api.prepare import prepare
+from polargrid_local.api.prompts import Target
 from polargrid_local.chat.template import ChatTemplate
 from polargrid_local.chat.tool_formats import mark_of
 from polargrid_local.errors import SchemaError, ValidationError
