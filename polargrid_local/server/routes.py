@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.responses import Response
 
-from polargrid_local.dialects.exchange import Kind, Moment
+from polargrid_local.dialects.exchange import Exchange, Moment
 from polargrid_local.dialects.message_models import PAGE_PARAMETERS
 from polargrid_local.errors import PolarGridError, TimeoutError
 from polargrid_local.server.body import read_json
@@ -33,7 +33,7 @@ from polargrid_local.server.replies import (
 from polargrid_local.server.requests import check_ignored, read_request
 from polargrid_local.server.sse import EventStream, while_connected
 from polargrid_local.server.telemetry import RequestSpan
-from polargrid_local.service.endpoints import ENDPOINTS, Endpoint
+from polargrid_local.service.endpoints import ENDPOINTS, Endpoint, meant_by
 from polargrid_local.service.given import Given
 from polargrid_local.service.service import Service
 
@@ -83,17 +83,20 @@ def api(
         assert endpoint.kind is not None
         span = RequestSpan(endpoint.kind, caller_of(request.scope).request_id, request.headers)
         try:
-            return await answered(request, endpoint, endpoint.kind, span)
+            given = await body(request, endpoint)
+            if endpoint.is_any:
+                endpoint = meant_by(given)
+            assert endpoint.kind is not None
+            moment = Moment(secrets.token_hex(12), time.time(), service.kept)
+            return await answered(request, endpoint, endpoint.exchange(given, moment, endpoint.kind), span)
         except BaseException as error:
             span.failed(error)
             span.end()
             raise
 
-    async def answered(request: Request, endpoint: Endpoint, kind: Kind, span: RequestSpan) -> Response:
+    async def answered(request: Request, endpoint: Endpoint, exchange: Exchange, span: RequestSpan) -> Response:
         """The reply, or a stream that goes on; either ends the span."""
         caller = caller_of(request.scope)
-        moment = Moment(secrets.token_hex(12), time.time(), service.kept)
-        exchange = endpoint.exchange(await body(request, endpoint), moment, kind)
         asked = read_request(exchange, config)
         span.asked(exchange.kind, asked)
         if exchange.ignored:

@@ -80,13 +80,14 @@ from polargrid_local.dialects.ollama_replies import (
 from polargrid_local.dialects.pooling import Pooling, PoolingReply
 from polargrid_local.dialects.response_request import CountedResponseRequest, ResponseRequest
 from polargrid_local.dialects.responses import ResponseEvent, ResponseReply, ResponsesExchange
-from polargrid_local.dialects.score import Rerank, Score, ScoreReply
+from polargrid_local.dialects.score import PAIRS, Rerank, Score, ScoreReply
 from polargrid_local.errors import ValidationError
 from polargrid_local.service import llama_server, ollama, responses
 from polargrid_local.service.given import Given
 from polargrid_local.service.kept import DeletedResponse, ResponseItems
 from polargrid_local.service.llama_server import (
     ListedAdapter,
+    Load,
     Prompt,
     Props,
     Slot,
@@ -134,6 +135,7 @@ class Endpoint(NamedTuple):
     other_path: str | None = None  # as of clients whose base URL has no version; served too, not documented
     reads_all: bool = False  # `answer` itself tells which of the fields it does not know
     to_anthropic: Callable[[Any, Given], Any] | None = None  # the reply in the words of that API, for its clients
+    is_any: bool = False  # its body is one of several others': see meant_by()
 
     def match(self, method: str, path: str) -> dict[str, str] | None:
         """The parameters in `path` where it is this endpoint's, None where it is not."""
@@ -253,6 +255,11 @@ ENDPOINTS = (
         "embeddings", "POST", "/v1/embeddings", "Text", "Embeddings: one vector of floats per input",
         text="With `messages` in place of `input`: the vector of the chat's prompt.",
         kind="embedding", request=EmbeddingRequest, reply=EmbeddingResponse, other_path="/embeddings",
+    ),
+    Endpoint(
+        "invocations", "POST", "/invocations", "Text", "One path for all: the fields say which request it is",
+        kind="chat", is_any=True, text="As /v1/chat/completions with `messages`, /v1/completions with `prompt`, "
+        "/v1/embeddings with `input`, /v1/rerank with `query`, else /v1/score.",
     ),
     Endpoint(
         "pooling", "POST", "/pooling", "Text", "Embeddings, as vLLM gives what it pools",
@@ -385,6 +392,10 @@ ENDPOINTS = (
         answer=llama_server.version, exchange=LlamaExchange, reply=Version,
     ),
     Endpoint(
+        "server_load", "GET", "/load", "llama-server", "How many requests there are, as vLLM tells it",
+        answer=llama_server.load, exchange=LlamaExchange, reply=Load,
+    ),
+    Endpoint(
         "slots", "GET", "/slots", "llama-server", "The streams that a model may have",
         answer=llama_server.slots, exchange=LlamaExchange, reply=list[Slot], query=("model",),
     ),
@@ -421,6 +432,24 @@ ENDPOINTS = (
         answer=lambda service, given: ollama.version(), exchange=OllamaExchange, reply=OllamaVersion,
     ),
 )  # fmt: skip
+
+
+# The path whose requests alone have a field.
+_MEANT = {
+    "messages": "/v1/chat/completions",
+    "prompt": "/v1/completions",
+    "input": "/v1/embeddings",
+    "query": "/v1/rerank",
+    **dict.fromkeys((name for pair in PAIRS for name in pair if name != "documents"), "/v1/score"),
+}
+
+
+def meant_by(body: Mapping[str, Any]) -> Endpoint:
+    """The endpoint that a body is for, which came to a path for all. Raises ValidationError where none can be told."""
+    path = next((path for field, path in _MEANT.items() if body.get(field) is not None), None)
+    if path is None:
+        raise ValidationError(f"the body must have one of {', '.join(_MEANT)}: they say which request it is")
+    return next(endpoint for endpoint in ENDPOINTS if endpoint.path == path)
 
 
 def find_endpoint(method: str, path: str) -> tuple[Endpoint, dict[str, str]] | None:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import PurePath
 from typing import Any
 
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from polargrid_local import __version__
 from polargrid_local.api.logprobs import piece_text
@@ -35,16 +35,22 @@ class Tokens(TypedDict):
 
 class CountedTokens(TypedDict):
     """As vLLM tells them. `token_strs`, with `return_token_strs`: the text of each, `bytes:` and escapes for a piece
-    of a character."""
+    of a character; else null."""
 
     count: int
     max_model_len: int
     tokens: list[int]
-    token_strs: NotRequired[list[str]]
+    token_strs: list[str] | None
 
 
 class Version(TypedDict):
     version: str
+
+
+class Load(TypedDict):
+    """As vLLM tells it: requests that are being answered or wait."""
+
+    server_load: int
 
 
 class Text(TypedDict):
@@ -144,6 +150,10 @@ async def version(service: Service, given: Given) -> Version:
     return {"version": __version__}
 
 
+async def load(service: Service, given: Given) -> Load:
+    return {"server_load": sum(stats["n_running"] + stats["n_waiting"] for stats in service.stats().values())}
+
+
 async def detokenize(service: Service, given: Given) -> Text:
     fields = Fields(given, "", given.ignored)
     tokens = fields.need("tokens", list)
@@ -227,10 +237,9 @@ def _readable(piece: bytes) -> str | list[int]:
 
 async def _counted(service: Service, model: str, tokens: list[int], with_texts: bool) -> CountedTokens:
     n_ctx = service.engine.info(model)["n_ctx"]
-    told: CountedTokens = {"count": len(tokens), "max_model_len": n_ctx, "tokens": tokens}
-    if with_texts:
-        told["token_strs"] = [piece_text(piece) for piece in await service.engine.token_pieces(tokens, model=model)]
-    return told
+    pieces = await service.engine.token_pieces(tokens, model=model) if with_texts else None
+    texts = None if pieces is None else [piece_text(piece) for piece in pieces]
+    return {"count": len(tokens), "max_model_len": n_ctx, "tokens": tokens, "token_strs": texts}
 
 
 async def _writes_bos(service: Service, chat: ChatCompletionRequest, model: str) -> bool:

@@ -21,7 +21,7 @@ from polargrid_local.service.endpoints import ENDPOINTS, find_endpoint
 LISTED = {(endpoint.method, endpoint.path) for endpoint in ENDPOINTS}
 OF_OTHERS = {"Responses", "Anthropic", "Cohere", "Ollama", "llama-server"}  # tags of what speaks another API's words
 NOT_IN_THE_SDK = {("POST", "/v1/rerank"), ("POST", "/v1/score"), ("GET", "/livez"), ("GET", "/metrics")}
-NOT_IN_THE_SDK |= {("POST", "/v1/chat/completions/input_tokens"), ("POST", "/pooling")}
+NOT_IN_THE_SDK |= {("POST", "/v1/chat/completions/input_tokens"), ("POST", "/pooling"), ("POST", "/invocations")}
 NOT_IN_THE_SDK |= {(endpoint.method, endpoint.path) for endpoint in ENDPOINTS if endpoint.tag in OF_OTHERS}
 MESSAGES = [{"role": "user", "content": "x"}]
 ARGUMENTS: dict[str, tuple[Any, ...]] = {

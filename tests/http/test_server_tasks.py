@@ -41,6 +41,33 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         process.stop()
 
 
+@pytest.mark.parametrize(
+    ("model", "path", "body"),
+    [
+        ("random", "/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]}),
+        ("random", "/v1/completions", {"prompt": "hello"}),
+        ("bert", "/v1/embeddings", {"input": "hello"}),
+        ("bert-reranker", "/v1/rerank", {"query": "hello", "documents": ["world", "hello"]}),
+        ("bert-reranker", "/v1/score", {"text_1": "hello", "text_2": ["world", "hello"]}),
+        ("bert-reranker", "/v1/score", {"queries": "hello", "documents": ["world", "hello"]}),
+    ],
+)
+def test_one_path_for_all_requests(server: ServerProcess, model: str, path: str, body: dict[str, object]) -> None:
+    asked = {"model": model, **body} | ({"max_tokens": 6, "seed": 1} if model == "random" else {})
+    direct, other = (server.post(place, asked).json() for place in (path, "/invocations"))
+    apart = ("id", "created", "pg_metadata", "usage")  # which tells what is cached by then
+    assert {**direct, **dict.fromkeys(apart)} == {**other, **dict.fromkeys(apart)}
+    if model == "random":
+        lines = server.post("/invocations", {**asked, "stream": True}).text
+        assert lines.endswith("data: [DONE]\n\n")
+
+
+def test_a_body_that_may_be_any_request_is_refused(server: ServerProcess) -> None:
+    for body in ({}, {"model": "random"}, {"documents": ["x"]}, {"prompt": None}):
+        reply = server.post("/invocations", body)
+        assert reply.status_code == 400 and "messages, prompt, input, query" in reply.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_tasks_are_refused_and_streams_go_on(kind: str, server: ServerProcess) -> None:
     stream: list[int] = []

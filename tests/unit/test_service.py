@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fakes
@@ -13,6 +14,8 @@ import pytest
 
 from polargrid_local import AsyncEngine, DeviceLostError
 from polargrid_local.errors import InvalidModelError, MemoryEstimateError, ServerError
+from polargrid_local.service.given import Given
+from polargrid_local.service.llama_server import load
 from polargrid_local.service.memory import MemoryBudget
 from polargrid_local.service.service import Service
 from polargrid_local.service.settings import ServiceSettings
@@ -183,3 +186,9 @@ def test_a_model_alone_may_have_what_is_free_unless_a_budget_was_given(monkeypat
     assert MemoryBudget(0).next_to_unload("new", 95, [], []) is None
     with pytest.raises(MemoryEstimateError, match="needs 51 bytes, the memory budget leaves 50"):
         MemoryBudget(50).next_to_unload("new", 51, [], [])
+
+
+async def test_how_many_requests_there_are() -> None:
+    counts = {"one": {"n_running": 2, "n_waiting": 1}, "other": {"n_running": 1, "n_waiting": 0}}
+    service: Any = SimpleNamespace(stats=lambda: counts)
+    assert await load(service, Given()) == {"server_load": 4}
