@@ -245,6 +245,7 @@ RequestId Engine::submit(Request request, const machine::Poll & poll) {
                     {{"field", "model"}, {"tasks", names_of(info.tasks)}});
     }
     check_ranges(request);
+    check_ranges(request.thought);
     check_sampling(request.sampling, info.n_vocab);
     AdapterScales adapters = adapter_scales(request, info.lora_scales);
     if (!generate && adapters != info.lora_scales) {

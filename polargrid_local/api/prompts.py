@@ -12,10 +12,7 @@ from typing_extensions import NamedTuple  # generic, which typing's is since Pyt
 from polargrid_local.api.messages import messages_of, texts_of
 from polargrid_local.api.plain import shown
 from polargrid_local.api.reasoning_tokens import Detokenize
-from polargrid_local.api.replies import (
-    NativeInfo,
-    Task,
-)
+from polargrid_local.api.replies import NativeInfo, Task
 from polargrid_local.api.requests import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -33,7 +30,6 @@ from polargrid_local.errors import ContextLengthError, TemplateError, refused
 # The length of the longest token's text, where a model does not say its own: no vocabulary has a longer one. A prompt
 # of more than n_ctx times so many bytes need not be tokenized to be refused.
 LONGEST_PIECE_BYTES = 512
-
 
 # What a model without levels of its own may be asked for. All but the first change no answer of it.
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "default")

@@ -17,7 +17,7 @@ template <typename T> constexpr size_t n_fields() {
     return n;
 }
 
-static_assert(n_fields<Usage>() == 5 && n_fields<Timings>() == 4 && n_fields<SamplingParams>() == 27);
+static_assert(n_fields<Usage>() == 5 && n_fields<Timings>() == 4 && n_fields<SamplingParams>() == 29);
 static_assert(has_fields<EngineOptions> && has_fields<GgufSummary> && !has_fields<int32_t> && !has_fields<std::string>);
 
 std::string refusal(const SamplingParams & params) {
