@@ -153,7 +153,8 @@ async def test_a_model_that_cannot_be_loaded_is_not_its_askers_fault(
     engine: BrokenEngine, client: httpx.AsyncClient, path: str, error: PolarGridError
 ) -> None:
     engine.load_error = error
-    reply = await client.post(path, json={**CHAT, "prompt": "x", "input": "x", "stream": False})
+    body = {"model": CHAT["model"], "input": "x"} if path == "/v1/embeddings" else {**CHAT, "prompt": "x"}
+    reply = await client.post(path, json={**body, "stream": False})
     said = reply.json()["error"]
     assert reply.status_code == (error.status if error.status >= 500 else 503)
     assert said["code"] == (error.code if error.status >= 500 else "model_unavailable")
