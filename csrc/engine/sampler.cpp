@@ -50,6 +50,14 @@ double uniform(uint64_t seed, uint64_t index) {
     return static_cast<double>(z >> 11) * 0x1.0p-53;
 }
 
+TokenLogprob entry_of(Token token, float logprob, int32_t rank) {
+    TokenLogprob entry;
+    entry.token = token;
+    entry.logprob = logprob;
+    entry.rank = rank;
+    return entry;
+}
+
 }  // namespace
 
 Sampler::Sampler(const SamplingParams & params, const std::vector<Token> & prompt, int32_t n_vocab,
@@ -241,10 +249,7 @@ void Sampler::filter() {
         };
         const auto limit = use_top_k ? static_cast<size_t>(params_.top_k) : candidates_.size();
         std::vector<Candidate> kept;
-        double total = 0;
-        for (const Candidate & c : candidates_) {
-            total += c.weight;
-        }
+        double total = total_weight(candidates_);
         std::make_heap(candidates_.begin(), candidates_.end(), less);
         const auto pop = [&] {
             std::pop_heap(candidates_.begin(), candidates_.end(), less);
@@ -255,10 +260,7 @@ void Sampler::filter() {
             while (kept.size() < limit) {
                 pop();
             }
-            total = 0;
-            for (const Candidate & c : kept) {
-                total += c.weight;
-            }
+            total = total_weight(kept);
             double mass = 0;
             size_t n = 0;
             while (n < kept.size() && (n == 0 || (mass < params_.top_p * total && kept[n].weight >= params_.min_p))) {
@@ -276,10 +278,8 @@ void Sampler::filter() {
         candidates_ = std::move(kept);
     }
     if (params_.typical_p < 1) {
-        double total = 0, entropy = 0;
-        for (const Candidate & c : candidates_) {
-            total += c.weight;
-        }
+        const double total = total_weight(candidates_);
+        double entropy = 0;
         const double log_total = std::log(total);
         for (const Candidate & c : candidates_) {
             entropy -= c.weight / total * (c.logit - log_total);
@@ -302,10 +302,7 @@ void Sampler::exclude_top_choices() {
         uniform(params_.seed, n_drawn_++) >= params_.xtc_probability) {
         return;
     }
-    double total = 0;
-    for (const Candidate & c : candidates_) {
-        total += c.weight;
-    }
+    const double total = total_weight(candidates_);
     std::stable_sort(candidates_.begin(), candidates_.end(),
                      [](const Candidate & a, const Candidate & b) { return a.weight > b.weight; });
     const auto likely = [&](const Candidate & c) { return c.weight / total >= params_.xtc_threshold; };
@@ -315,11 +312,16 @@ void Sampler::exclude_top_choices() {
     }
 }
 
-Token Sampler::draw() {
+double Sampler::total_weight(const std::vector<Candidate> & candidates) {
     double total = 0;
-    for (const Candidate & c : candidates_) {
+    for (const Candidate & c : candidates) {
         total += c.weight;
     }
+    return total;
+}
+
+Token Sampler::draw() {
+    const double total = total_weight(candidates_);
     double rest = uniform(params_.seed, n_drawn_++) * total;
     for (const Candidate & c : candidates_) {
         rest -= c.weight;
@@ -335,10 +337,7 @@ Token Sampler::draw() {
 Token Sampler::draw_by_surprise() {
     std::stable_sort(candidates_.begin(), candidates_.end(),
                      [](const Candidate & a, const Candidate & b) { return a.weight > b.weight; });
-    double total = 0;
-    for (const Candidate & c : candidates_) {
-        total += c.weight;
-    }
+    const double total = total_weight(candidates_);
     size_t n = 0;
     if (params_.mirostat == 1) {
         constexpr size_t kFitted = 100;
@@ -359,13 +358,10 @@ Token Sampler::draw_by_surprise() {
     }
     candidates_.resize(std::clamp<size_t>(n, 1, candidates_.size()));
     const Token chosen = draw();
-    total = 0;
-    double weight = 0;
-    for (const Candidate & c : candidates_) {
-        total += c.weight;
-        weight = c.token == chosen ? static_cast<double>(c.weight) : weight;
-    }
-    aim_ -= params_.mirostat_eta * static_cast<float>(-std::log2(weight / total) - params_.mirostat_tau);
+    const auto drawn =
+        std::find_if(candidates_.begin(), candidates_.end(), [&](const Candidate & c) { return c.token == chosen; });
+    const double share = static_cast<double>(drawn->weight) / total_weight(candidates_);
+    aim_ -= params_.mirostat_eta * static_cast<float>(-std::log2(share) - params_.mirostat_tau);
     return chosen;
 }
 
@@ -388,11 +384,7 @@ TokenLogprob Sampler::describe(const float * logits, int32_t n_vocab, Token chos
         return rank;
     };
     const auto told = [&](Token token, int32_t rank) {
-        TokenLogprob entry;
-        entry.token = token;
-        entry.logprob = static_cast<float>(logits[token] - log_total);
-        entry.rank = rank;
-        return entry;
+        return entry_of(token, static_cast<float>(logits[token] - log_total), rank);
     };
     TokenLogprob result = told(chosen, rank_of(chosen));
     if (!ids.empty()) {
@@ -419,28 +411,25 @@ TokenLogprob Sampler::describe_drawn(Token chosen) const {
     std::sort(order.begin(), order.end(), [](const Candidate & a, const Candidate & b) {
         return a.weight > b.weight || (a.weight == b.weight && a.token < b.token);
     });
-    double total = 0;
-    for (const Candidate & c : order) {
-        total += c.weight;
-    }
+    const double total = total_weight(order);
     const std::vector<Token> & ids = params_.logprob_token_ids;
+    const auto is_asked = [&](size_t i) {
+        return ids.empty() ? static_cast<int32_t>(i) < params_.n_logprobs
+                           : order[i].token == chosen || std::find(ids.begin(), ids.end(), order[i].token) != ids.end();
+    };
     TokenLogprob result;
+    std::vector<TokenLogprob> top;
     for (size_t i = 0; i < order.size(); ++i) {
-        TokenLogprob entry;
-        entry.token = order[i].token;
-        entry.logprob = static_cast<float>(std::log(order[i].weight / total));
-        entry.rank = static_cast<int32_t>(i) + 1;
-        const bool is_asked = ids.empty() ? static_cast<int32_t>(i) < params_.n_logprobs
-                                          : std::find(ids.begin(), ids.end(), entry.token) != ids.end();
-        if (is_asked || (!ids.empty() && entry.token == chosen)) {
-            result.top.push_back(entry);
+        const auto logprob = static_cast<float>(std::log(order[i].weight / total));
+        const TokenLogprob told = entry_of(order[i].token, logprob, static_cast<int32_t>(i) + 1);
+        if (told.token == chosen) {
+            result = told;
         }
-        if (entry.token == chosen) {
-            result.token = entry.token;
-            result.logprob = entry.logprob;
-            result.rank = entry.rank;
+        if (is_asked(i)) {
+            top.push_back(told);
         }
     }
+    result.top = std::move(top);
     return result;
 }
 

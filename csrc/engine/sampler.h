@@ -52,6 +52,8 @@ class Sampler {
         float weight;  // exp(logit - best logit)
     };
 
+    static double total_weight(const std::vector<Candidate> & candidates);
+
     Token choose(float * logits, bool goes_on);
     void rule_out(float * logits, bool goes_on) const;
     void penalise(float * logits) const;

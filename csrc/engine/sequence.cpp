@@ -14,6 +14,12 @@ TokenLogprob with_bytes(TokenLogprob entry, const Tokenizer & tokenizer) {
     return entry;
 }
 
+// A token's bytes; of a control token, which has none, its name.
+std::string written(Token token, const Tokenizer & tokenizer) {
+    std::string bytes = tokenizer.bytes(token);
+    return bytes.empty() ? tokenizer.literal(token) : bytes;
+}
+
 }  // namespace
 
 Sequence::Sequence(RequestId id, Request request, std::vector<Token> prompt, int32_t n_room, int32_t n_vocab,
@@ -128,8 +134,7 @@ void Sequence::process(float * logits, int32_t n_vocab) {
 
 // Of a token of the answer; "" for a control token that is not shown.
 std::string Sequence::bytes_of(Token token, const Tokenizer & tokenizer) const {
-    const std::string bytes = tokenizer.bytes(token);
-    return bytes.empty() && request_.show_special ? tokenizer.literal(token) : bytes;
+    return request_.show_special ? written(token, tokenizer) : tokenizer.bytes(token);
 }
 
 bool Sequence::is_stop(Token token) const {
@@ -157,8 +162,7 @@ Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
         answer_.push_back(next_token_);
     }
     if (request_.thought.max_tokens >= 0) {
-        const std::string bytes = tokenizer.bytes(next_token_);
-        thought_.said(next_token_, bytes.empty() ? tokenizer.literal(next_token_) : bytes);
+        thought_.said(next_token_, written(next_token_, tokenizer));
     }
     const bool foretold = n_foretold_ < draft_.size() && draft_[n_foretold_] == next_token_;
     if (foretold) {
@@ -171,8 +175,7 @@ Event Sequence::sample(float * logits, const Tokenizer & tokenizer) {
     const bool stops = is_stop(next_token_);
     if (stops || ((!request_.ignore_eos || guide_ != nullptr) && tokenizer.is_end(next_token_))) {
         if (stops && request_.include_stop) {
-            const std::string bytes = tokenizer.bytes(next_token_);
-            take(text_.push(bytes.empty() ? tokenizer.literal(next_token_) : bytes), result);
+            take(text_.push(written(next_token_, tokenizer)), result);
         }
         take(text_.finish(), result);
         if (wants_logprobs && describes_prompt()) {

@@ -20,7 +20,7 @@ from polargrid_local.api.assemble import (
     TextAssembler,
 )
 from polargrid_local.api.assemble_chat import ChatAssembler
-from polargrid_local.api.assemble_ranking import CosineAssembler, RerankAssembler
+from polargrid_local.api.assemble_ranking import RankingAssembler
 from polargrid_local.api.assemble_vectors import EmbeddingAssembler
 from polargrid_local.api.constraints import constraint_of
 from polargrid_local.api.infill import cannot_fill, infill_prompt
@@ -114,11 +114,8 @@ def prepare(request: Request, target: Target, *, now: datetime, id: str, seed: i
         encoding, dimensions = request.encoding_format, request.dimensions
         return Job(requests, EmbeddingAssembler(name, id, created, seed, len(requests), encoding, dimensions))
     if isinstance(request, RerankRequest):
-        if task == "embed":
-            requests, pairs, idle = by_vectors(request, target)
-            return Job(requests, CosineAssembler(name, id, created, seed, request, pairs, len(requests), idle))
-        requests, label, logistic = by_scores(request, target)
-        return Job(requests, RerankAssembler(name, id, created, seed, request, label, logistic))
+        ranking = by_vectors(request, target) if task == "embed" else by_scores(request, target)
+        return Job(ranking.requests, RankingAssembler(name, id, created, seed, request, ranking))
 
     seed = seed if request.seed is None or request.seed == -1 else request.seed % 2**64
     stop, marks = list(request.stop), list[str]()

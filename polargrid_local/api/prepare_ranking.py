@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from polargrid_local.api.prompts import Target, check_length, kept_of
 from polargrid_local.api.requests import RerankRequest
@@ -15,9 +15,18 @@ from polargrid_local.errors import refused
 SHARES = ("qwen3", "qwen3vl")
 
 
-def by_vectors(request: RerankRequest, target: Target) -> tuple[list[dict[str, Any]], list[tuple[int, int]], list[str]]:
-    """A native request for each distinct text, the places of each query and document among them, and the fields that
-    change nothing of it."""
+class Ranking(NamedTuple):
+    """`scores`: of the documents in their order, out of what a model makes of each of the requests."""
+
+    requests: list[dict[str, Any]]  # native ones
+    scores: Callable[[Sequence[Any]], list[float]]
+    logistic: bool = False  # whether the scores are still to be made numbers of 0 to 1
+    ignored: Sequence[str] = ()  # fields that change nothing of it
+
+
+def by_vectors(request: RerankRequest, target: Target) -> Ranking:
+    """By the cosine of a query's and a document's vector: their dot product, since they have the length 1. Each
+    distinct text is embedded once."""
     limited, n_first = request.truncate_prompt_tokens is None, request.max_tokens_per_doc
     places: dict[str, int] = {}
 
@@ -30,14 +39,20 @@ def by_vectors(request: RerankRequest, target: Target) -> tuple[list[dict[str, A
         (place(query, "query"), place(_beginning(text, n_first, target) if n_first else text, "documents"))
         for query, text in request.pairs
     ]
+
+    def scores(made: Sequence[Any]) -> list[float]:
+        import numpy  # imported here because a program that only chats starts sooner without it
+
+        vectors = [numpy.asarray(vector, numpy.float64) for vector in made]
+        return [float(vectors[query] @ vectors[document]) for query, document in pairs]
+
     common = {"task": "embed", **kept_of(request, target.info.get("n_ctx_train"))}
     requests = [{**common, "prompt": [(text, False)]} for text in places]
-    return requests, pairs, ["use_activation"] if request.use_activation else []
+    return Ranking(requests, scores, ignored=["use_activation"] if request.use_activation else [])
 
 
-def by_scores(request: RerankRequest, target: Target) -> tuple[list[dict[str, Any]], int, bool]:
-    """A native request for each document, the place of its relevance among the model's labels, and whether that is
-    still to be made a number of 0 to 1."""
+def by_scores(request: RerankRequest, target: Target) -> Ranking:
+    """By the score of a pair of query and document; of a model with several labels, by that of "yes", or the first."""
     limited = request.truncate_prompt_tokens is None
     for query in {query for query, _ in request.pairs if limited}:
         check_length([(query, False)], target, "query", "rank")
@@ -50,8 +65,11 @@ def by_scores(request: RerankRequest, target: Target) -> tuple[list[dict[str, An
     common = {"task": "rank", **kept_of(request, target.info.get("n_ctx_train"))}
     labels = target.info.get("labels") or []
     label = labels.index("yes") if "yes" in labels else 0
-    requests = [{**common, "prompt": prompt} for prompt in spans]
-    return requests, label, request.use_activation and _has_logits(labels, target)
+    return Ranking(
+        [{**common, "prompt": prompt} for prompt in spans],
+        lambda made: [float(scores[label]) for scores in made],
+        logistic=request.use_activation and _has_logits(labels, target),
+    )
 
 
 def _has_logits(labels: Sequence[str], target: Target) -> bool:

@@ -387,6 +387,9 @@ class Message(StrictModel):
         return [] if self.content is None else [self.content]
 
 
+Messages = Annotated[list[Message], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_MESSAGES)]
+
+
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
@@ -494,7 +497,7 @@ class _GeneratingRequest(Sampling):
 
 
 class ChatCompletionRequest(_GeneratingRequest):
-    messages: Annotated[list[Message], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Messages
     max_tokens: MaxTokens = 150
     logprobs: bool = False
     top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] = 0
@@ -588,9 +591,7 @@ class EmbeddingRequest(StrictModel):
     """Of an input, or of a chat: that of the prompt which the model's template makes of it."""
 
     input: EmbeddingInput | None = None
-    messages: (
-        Annotated[list[Message], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_MESSAGES)] | None
-    ) = None
+    messages: Messages | None = None
     add_generation_prompt: bool = False  # the chat ends with what comes before an answer
     continue_final_message: bool = False  # the chat ends where its last message does
     chat_template_kwargs: dict[str, Any] = {}  # variables for the template

@@ -113,12 +113,7 @@ class CohereEmbed(CohereExchange):
     @staticmethod
     def error(refusal: Refusal) -> Words:
         """Our parser knows some fields by other names."""
-        message, param = refusal.message, refusal.param or ""
-        for ours, theirs in OUR_NAMES.items():
-            if param.partition("[")[0] == ours:
-                message = theirs + message.removeprefix(ours) if message.startswith(ours) else message
-                refusal = refusal._replace(message=message, param=theirs + param.removeprefix(ours))
-        return CohereExchange.error(refusal)
+        return CohereExchange.error(refusal.named(OUR_NAMES))
 
 
 class CohereRerank(CohereExchange):

@@ -34,6 +34,16 @@ class Refusal(NamedTuple):
     request_id: str | None = None
     counts: Mapping[str, int] = MappingProxyType({})  # of a prompt that is too long, by llama-server's names for them
 
+    def named(self, names: Mapping[str, str]) -> Refusal:
+        """With another API's name of the field that is wrong, with which the message mostly begins. `names`: our names
+        -> those; a longer one of ours comes before its beginning."""
+        param, message = self.param or "", self.message
+        for ours, theirs in names.items():
+            if param == ours or param.startswith((f"{ours}.", f"{ours}[")):
+                message = theirs + message.removeprefix(ours) if message.startswith(ours) else message
+                return self._replace(message=message, param=theirs + param.removeprefix(ours))
+        return self
+
 
 class Exchange:
     """This API's own words. Those of another API are a subclass: it makes `body`, the fields of one of our requests, in
@@ -47,9 +57,9 @@ class Exchange:
     timed: ClassVar[bool] = False  # whether its usage chunks have our `timings` too
     form_bodies: ClassVar[bool] = False  # whether JSON may be called a form, as `curl -d` does
     request_id_header: ClassVar[str | None] = None  # where its clients look for an id, beside x-request-id
-    field_names: ClassVar[Mapping[str, str]] = {}  # of fields of ours that its requests call otherwise
     streams: ClassVar[bool | None] = None  # whether an answer is a stream; None: where `stream` says so
 
+    field_names: Mapping[str, str] = MappingProxyType({})  # our names of fields -> what its requests call them
     keep_alive_s: float | None = None  # how long its model then stays in memory; negative: always; None: as before
 
     def __init__(self, body: Words, moment: Moment, kind: Kind) -> None:

@@ -83,10 +83,7 @@ class LlamaExchange(Exchange):
 
     @staticmethod
     def error(refusal: Refusal) -> Words:
-        message, param = refusal.message, refusal.param
-        for theirs, ours in {**RENAMED, "n_probs": "logprobs"}.items():
-            if param == ours:
-                message = theirs + message.removeprefix(ours) if message.startswith(ours) else message
+        message = refusal.named({**OUR_NAMES, "logprobs": "n_probs"}).message
         return {"error": {"code": refusal.status, "message": message, "type": refusal.type, **refusal.counts}}
 
     def failure(self, refusal: Refusal) -> Iterable[bytes]:
@@ -144,16 +141,13 @@ class LlamaCompletion(LlamaExchange):
         self._known |= account_of(chunk)
         for choice in chunk["choices"]:
             self._answers[choice["index"]].add(choice)
-            more = (
-                self._probabilities(choice) | _tokens(choice) | ({"content": choice["text"]} if choice["text"] else {})
-            )
+            more = self._probabilities(choice) | _tokens(choice)
+            if choice["text"]:
+                more["content"] = choice["text"]
             if "prompt_progress" in chunk:
-                more["prompt_progress"] = progress = chunk["prompt_progress"]
-                timings = prompt_timings(progress, self._answers[choice["index"]].began(progress))
-            else:
-                timings = self._timings()
+                more["prompt_progress"] = chunk["prompt_progress"]
             if more and self._timings_per_token:
-                more["timings"] = timings
+                more["timings"] = self._timings_of(chunk, choice["index"])
             if more:
                 index = choice["index"]
                 counts = self._counts(index)
@@ -216,6 +210,11 @@ class LlamaCompletion(LlamaExchange):
         metadata = self._known.get("pg_metadata", {})
         return {"seed": metadata["seed"]} if "seed" in metadata else {}
 
+    def _timings_of(self, chunk: Mapping[str, Any], index: int) -> ServerTimings:
+        if "prompt_progress" not in chunk:
+            return self._timings()
+        return prompt_timings(chunk["prompt_progress"], self._answers[index].began(chunk["prompt_progress"]))
+
     def _timings(self) -> ServerTimings:
         """What is known of them."""
         usage = self._known.get("usage", {})
@@ -246,10 +245,7 @@ class LlamaEmbedding(LlamaExchange):
     @staticmethod
     def error(refusal: Refusal) -> Words:
         """Our parser knows the prompts as `input`."""
-        message = refusal.message
-        if (refusal.param or "").startswith("input") and message.startswith("input"):
-            message = "content" + message.removeprefix("input")
-        return LlamaExchange.error(refusal._replace(message=message))
+        return LlamaExchange.error(refusal.named({"input": "content"}))
 
 
 class LlamaInfill(LlamaCompletion):
@@ -267,10 +263,7 @@ class LlamaInfill(LlamaCompletion):
     @staticmethod
     def error(refusal: Refusal) -> Words:
         """The suffix is what our request calls `input_suffix`."""
-        message = refusal.message
-        if refusal.param == "suffix" and message.startswith("suffix"):
-            message = f"input_{message}"
-        return LlamaCompletion.error(refusal._replace(message=message))
+        return LlamaCompletion.error(refusal.named({"suffix": "input_suffix"}))
 
 
 class _Answer:

@@ -12,8 +12,8 @@ from polargrid_local.dialects.fields import Fields
 from polargrid_local.dialects.logprobs import token_entries
 from polargrid_local.dialects.ollama_request import (
     HARMLESS,
+    OUR_NAMES,
     format_fields,
-    in_their_names,
     keep_alive_seconds,
     logprobs_fields,
     message_fields,
@@ -29,7 +29,7 @@ class OllamaExchange(Exchange):
     form_bodies = True
     comments = False
     timed = True
-    field_names = {"reasoning_effort": "think"}
+    field_names = OUR_NAMES
     streams = False
 
     def __init__(self, body: Words, moment: Moment, kind: Kind) -> None:
@@ -42,7 +42,7 @@ class OllamaExchange(Exchange):
 
     @staticmethod
     def error(refusal: Refusal) -> Words:
-        return {"error": in_their_names(refusal.message, refusal.param)}
+        return {"error": refusal.named(OUR_NAMES).message}
 
     def failure(self, refusal: Refusal) -> Iterable[bytes]:
         yield _line(self.error(refusal))

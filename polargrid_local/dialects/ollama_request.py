@@ -34,7 +34,7 @@ CANNOT_OPTIONS: dict[str, tuple[Any, ...]] = {
     "tfs_z": (1,),
 }
 # What our parser's errors call a field that has another name there.
-_THEIRS = {
+OUR_NAMES = {
     "max_tokens": "options.num_predict",
     "repetition_penalty": "options.repeat_penalty",
     "response_format.json_schema.schema": "format",
@@ -42,15 +42,6 @@ _THEIRS = {
     "reasoning_effort": "think",
     **{name: f"options.{name}" for name in SAME_OPTIONS if name != "repetition_penalty"},
 }
-
-
-def in_their_names(message: str, param: str | None) -> str:
-    """An error's message, which begins with the name of the field that is wrong."""
-    for ours, theirs in _THEIRS.items():
-        if param is not None and (param == ours or param.startswith((f"{ours}.", f"{ours}["))):
-            return theirs + message.removeprefix(ours) if message.startswith(ours) else message
-    return message
-
 
 _DURATION = re.compile(r"-?(?:\d+(?:\.\d+)?(?:ms|s|m|h))+")
 _PARTS = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")

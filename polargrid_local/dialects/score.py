@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from typing_extensions import NotRequired, TypedDict
@@ -54,14 +54,11 @@ class Score(Exchange):
             raise refused(one, f"must be one text, or as many as {other}, {len(others)}; got {len(ones)}")
         self.body = {"query": ones[0] if len(ones) == 1 else ones, "documents": others}
         self.body |= fields.take("model", "max_tokens_per_doc", "truncate_prompt_tokens", "truncation_side")
-        self._activation = next(filter(fields.has, ACTIVATION), "")
+        self.field_names = {"use_activation": next(filter(fields.has, ACTIVATION), "")}
         self.body |= fields.take(*ACTIVATION)
         fields.skip("user", "priority", "request_id")
         fields.refuse({"instruction": (), "max_tokens_per_query": ()})
         fields.end()
-
-    def all_ignored(self, by_model: Sequence[str]) -> list[str]:
-        return [*self.ignored, *(self._activation for field in by_model if field == "use_activation")]
 
     def reply(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
         results = sorted(answer["results"], key=lambda result: result["index"])
@@ -85,7 +82,8 @@ class Rerank(Exchange):
     def __init__(self, body: Words, moment: Moment, kind: Kind) -> None:
         own = ("texts", "return_text", "raw_scores", "truncate")
         super().__init__({name: value for name, value in body.items() if name not in own}, moment, kind)
-        self._activation = next((name for name in (*ACTIVATION, "raw_scores") if body.get(name) is not None), "")
+        sent = next((name for name in (*ACTIVATION, "raw_scores") if body.get(name) is not None), "")
+        self.field_names = {"use_activation": sent}
         fields = Fields({name: body[name] for name in own if name in body}, "", self.ignored)
         fields.refuse({"truncate": (False,)})
         if (raw := fields.get("raw_scores", bool)) is not None:
@@ -100,9 +98,6 @@ class Rerank(Exchange):
             if self.body.get("documents") is not None:
                 raise refused("texts", "must be left out beside documents, which are the same")
             self.body["documents"] = fields.texts("texts")
-
-    def all_ignored(self, by_model: Sequence[str]) -> list[str]:
-        return [*self.ignored, *(self._activation for field in by_model if field == "use_activation")]
 
     def reply(self, answer: Mapping[str, Any]) -> Any:
         if not self._is_list:

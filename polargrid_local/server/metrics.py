@@ -27,6 +27,8 @@ _COUNTERS = {
     "n_steps": ("engine_steps", "Batches computed"),
     "n_accepted_tokens": ("accepted_draft_tokens", "Draft tokens that came true"),
     "n_rejected_tokens": ("rejected_draft_tokens", "Draft tokens that did not come true"),
+    "prompt_seconds": ("prompt_seconds", "Time to read the prompts of answers that have ended"),
+    "generation_seconds": ("generation_seconds", "Time to say those answers"),
 }
 _GAUGES = {
     "n_running": ("running_requests", "Streams in the batch"),
@@ -34,10 +36,6 @@ _GAUGES = {
     "n_cells": ("kv_cells", "Size of the KV cache in tokens"),
     "n_cells_used": ("kv_cells_used", "Tokens held in the KV cache"),
     "prefix_cache_bytes": ("prefix_cache_bytes", "Host memory held by cached prefixes"),
-}
-_SECONDS = {
-    "prompt_seconds": ("prompt_seconds", "Time to read the prompts of answers that have ended"),
-    "generation_seconds": ("generation_seconds", "Time to say those answers"),
 }
 
 
@@ -128,7 +126,7 @@ class Metrics:
         yield self.between_tokens.family("polargrid_token_seconds", "Between two events of one stream")
         stats = self.stats()
         yield GaugeMetricFamily("polargrid_loaded_models", "Models in memory", value=len(stats))
-        for kind, rows in ((CounterMetricFamily, _COUNTERS | _SECONDS), (GaugeMetricFamily, _GAUGES)):
+        for kind, rows in ((CounterMetricFamily, _COUNTERS), (GaugeMetricFamily, _GAUGES)):
             for field, (name, text) in rows.items():
                 family = kind(f"polargrid_{name}", text, labels=["model"])
                 for model, values in sorted(stats.items()):
@@ -139,7 +137,9 @@ class Metrics:
             for field, value in values.items():
                 if isinstance(value, (int, float)):
                     total[field] += value
-        for name, (text, of) in _LLAMA_SERVER_COUNTERS.items():
-            yield CounterMetricFamily(f"llamacpp:{name}", text, value=of(total))
-        for name, (text, of) in _LLAMA_SERVER_GAUGES.items():
-            yield GaugeMetricFamily(f"llamacpp:{name}", text, value=of(total))
+        for kind, told in (
+            (CounterMetricFamily, _LLAMA_SERVER_COUNTERS),
+            (GaugeMetricFamily, _LLAMA_SERVER_GAUGES),
+        ):
+            for name, (text, of) in told.items():
+                yield kind(f"llamacpp:{name}", text, value=of(total))
