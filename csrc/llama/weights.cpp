@@ -94,7 +94,7 @@ void Weights::load(const std::string & path, const GgufSummary & summary, const 
     params.no_host = plan.n_gpu_layers > 0 && plan.n_gpu_layers <= static_cast<int32_t>(summary.layers.size());
     struct Progress {
         const std::function<bool(float)> & report;
-        std::string release;   // the mapped file: what is computed on in place comes back when it is read
+        std::string release;   // the mapped file: its pages are given back while it loads; used ones are read again
         float step;            // of progress between two releases: each reads the process's list of mappings
         float released = 0;
         bool stopped = false;

@@ -491,7 +491,7 @@ class _GeneratingRequest(Sampling):
 
     @property
     def continuous_usage(self) -> bool:
-        """Not where the other option says that no usage is to be told."""
+        """Whether every chunk tells the usage so far; `include_usage: false` says that none is told at all."""
         asked = self.stream_options.get("continuous_usage_stats") is True
         return asked and self.stream_options.get("include_usage") is not False
 

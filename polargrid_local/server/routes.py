@@ -84,7 +84,7 @@ def api(
         span = RequestSpan(endpoint.kind, caller_of(request.scope).request_id, request.headers)
         try:
             given = await body(request, endpoint)
-            if endpoint.is_any:
+            if endpoint.takes_any:
                 endpoint = meant_by(given)
             assert endpoint.kind is not None
             moment = Moment(secrets.token_hex(12), time.time(), service.kept)

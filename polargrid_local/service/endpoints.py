@@ -135,7 +135,7 @@ class Endpoint(NamedTuple):
     other_path: str | None = None  # as of clients whose base URL has no version; served too, not documented
     reads_all: bool = False  # `answer` itself tells which of the fields it does not know
     to_anthropic: Callable[[Any, Given], Any] | None = None  # the reply in the words of that API, for its clients
-    is_any: bool = False  # its body is one of several others': see meant_by()
+    takes_any: bool = False  # its body may be that of several other endpoints; meant_by() tells of which
 
     def match(self, method: str, path: str) -> dict[str, str] | None:
         """The parameters in `path` where it is this endpoint's, None where it is not."""
@@ -258,7 +258,7 @@ ENDPOINTS = (
     ),
     Endpoint(
         "invocations", "POST", "/invocations", "Text", "One path for all: the fields say which request it is",
-        kind="chat", is_any=True, text="As /v1/chat/completions with `messages`, /v1/completions with `prompt`, "
+        kind="chat", takes_any=True, text="As /v1/chat/completions with `messages`, /v1/completions with `prompt`, "
         "/v1/embeddings with `input`, /v1/rerank with `query`, else /v1/score.",
     ),
     Endpoint(
